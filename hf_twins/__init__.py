@@ -1,0 +1,54 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Twins vision transformers for the Hugging Face ecosystem.
+
+Importing this package registers Twins with transformers' Auto classes.
+"""
+
+from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+
+from .configuration_twins import TwinsConfig
+from .image_processing_pil_twins import TwinsImageProcessorPil
+from .image_processing_twins import TwinsImageProcessor
+from .modeling_twins import TwinsBackbone, TwinsForImageClassification, TwinsModel, TwinsPreTrainedModel
+from .remote_code import save_remote_code
+from .variants_twins import TWINS_VARIANTS, TwinsVariant
+
+
+__version__ = "0.1.0.dev0"
+
+# exist_ok: so that importing the package again (a reload, or a copy beside it) is no error, and transformers' own Twins,
+# should it get one, does not break this import.
+AutoConfig.register(TwinsConfig.model_type, TwinsConfig, exist_ok=True)
+AutoModel.register(TwinsConfig, TwinsModel, exist_ok=True)
+AutoModelForImageClassification.register(TwinsConfig, TwinsForImageClassification, exist_ok=True)
+AutoBackbone.register(TwinsConfig, TwinsBackbone, exist_ok=True)
+AutoImageProcessor.register(
+    TwinsConfig,
+    image_processor_classes={"torchvision": TwinsImageProcessor, "pil": TwinsImageProcessorPil},
+    exist_ok=True,
+)
+
+__all__ = [
+    "TWINS_VARIANTS",
+    "TwinsBackbone",
+    "TwinsConfig",
+    "TwinsForImageClassification",
+    "TwinsImageProcessor",
+    "TwinsImageProcessorPil",
+    "TwinsModel",
+    "TwinsPreTrainedModel",
+    "TwinsVariant",
+    "save_remote_code",
+]

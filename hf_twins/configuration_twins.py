@@ -1,0 +1,228 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Twins model configuration"""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneConfigMixin
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import auto_docstring
+
+from .variants_twins import TWINS_VARIANTS
+
+
+WINDOW_PADDING_MODES = ("masked", "zeros", "authors_segmentation")
+
+
+@auto_docstring(checkpoint="twins-svt-small")
+@strict
+class TwinsConfig(BackboneConfigMixin, PreTrainedConfig):
+    r"""
+    patch_size (`int`, *optional*, defaults to 4):
+        Side of the first stage's patches in pixels. Every later stage halves the resolution.
+    hidden_sizes (`list[int]`, *optional*, defaults to `[64, 128, 256, 512]`):
+        Channels of each stage; their number is the number of stages.
+    num_attention_heads (`list[int]`, *optional*, defaults to `[2, 4, 8, 16]`):
+        Attention heads of each stage; each must divide the stage's hidden size.
+    depths (`list[int]`, *optional*, defaults to `[2, 2, 10, 4]`):
+        Blocks of each stage, at least one: the position encoding follows the first.
+    mlp_ratios (`list[float]`, *optional*, defaults to `[4, 4, 4, 4]`):
+        Width of each stage's MLP as a multiple of its hidden size.
+    sr_ratios (`list[int]`, *optional*, defaults to `[8, 4, 2, 1]`):
+        Sub-sampling ratio of each stage's global attention: keys and values are computed from one token for every
+        `sr_ratio x sr_ratio` square. 1 means plain global attention.
+    window_size (`int`, *optional*, defaults to 7):
+        Side of the locally-grouped attention's windows in tokens. With a number, the even blocks of a stage (0, 2, ...)
+        attend within windows and the odd ones globally (Twins-SVT); with `None`, all blocks attend globally
+        (Twins-PCPVT).
+    window_padding (`str`, *optional*, defaults to `"masked"`):
+        What happens where a feature map is not a multiple of `window_size`, and so gets padded at its right and bottom.
+        All three are equal where it is one (224 x 224, 448 x 448, ...).
+
+        - `"masked"`: padding is never attended to.
+        - `"zeros"`: padding takes part in the attention as zeros, as in timm and in the authors' detection code.
+        - `"authors_segmentation"`: masked where both sides need padding, zeros where only one does: what the authors'
+          segmentation code and mmsegmentation compute, and their published ADE20K results were measured with.
+    patch_padding (`bool`, *optional*, defaults to `False`):
+        Whether images and feature maps are zero-padded at the right and bottom to whole patches, as in mmsegmentation
+        (maps are then `ceil(size / stride)`), or incomplete patches are left out (`floor(size / stride)`).
+    use_stage_norm (`bool`, *optional*, defaults to `False`):
+        Whether each stage ends in a layer norm whose output is also what the next stage consumes, as in the authors'
+        segmentation models of Twins-SVT.
+    layer_norm_eps (`float`, *optional*, defaults to 1e-6):
+        Epsilon of the layer norms of blocks, stages and model. Those after the patch embeddings' and the sub-sampling's
+        convolutions always have 1e-5.
+
+    Raises:
+        ValueError: if a field's value is out of range or does not fit the other fields'. The message names the field,
+            what was expected and what came.
+
+    Example:
+
+    ```python
+    >>> from hf_twins import TwinsConfig, TwinsModel
+
+    >>> # Initializing a twins-svt-small style configuration
+    >>> configuration = TwinsConfig.from_variant("twins-svt-small")
+
+    >>> # Initializing a model (with random weights) from it
+    >>> model = TwinsModel(configuration)
+
+    >>> # Accessing the model configuration
+    >>> configuration = model.config
+    ```"""
+
+    model_type = "twins"
+    base_model_fsdp_plan = {
+        "encoder.patch_embeddings.*": "free_full_weight",
+        "encoder.stages.*.layers.*": "free_full_weight",
+        "layernorm": "keep_full_weight",
+    }
+
+    num_channels: int = 3
+    patch_size: int = 4
+    hidden_sizes: list[int] | tuple[int, ...] = (64, 128, 256, 512)
+    num_attention_heads: list[int] | tuple[int, ...] = (2, 4, 8, 16)
+    depths: list[int] | tuple[int, ...] = (2, 2, 10, 4)
+    mlp_ratios: list[float | int] | tuple[float | int, ...] = (4, 4, 4, 4)
+    sr_ratios: list[int] | tuple[int, ...] = (8, 4, 2, 1)
+    window_size: int | None = 7
+    window_padding: str = "masked"
+    patch_padding: bool = False
+    use_stage_norm: bool = False
+    qkv_bias: bool = True
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    drop_path_rate: float | int = 0.0
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-6
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        # Lists, because JSON knows no tuples: a reloaded configuration equals the saved one.
+        for name in ("hidden_sizes", "num_attention_heads", "depths", "mlp_ratios", "sr_ratios"):
+            setattr(self, name, list(getattr(self, name)))
+        # `@strict` calls this again, but wraps what it raises into an error that is no ValueError.
+        self.validate_architecture()
+        self.set_output_features_output_indices(
+            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
+        )
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_variant(cls, name: str, **overrides: Any) -> "TwinsConfig":
+        """The configuration of a published variant.
+
+        Args:
+            name: one of `TWINS_VARIANTS`, e.g. `"twins-svt-small"`.
+            overrides: any other field of the configuration, e.g. `num_labels=10`. Without `num_labels` or `id2label`
+                there are 1000 labels, as in the published classifiers.
+
+        Raises:
+            ValueError: if no variant has that name.
+        """
+        if name not in TWINS_VARIANTS:
+            raise ValueError(f"name must be one of {', '.join(TWINS_VARIANTS)}, got {name!r}.")
+        variant = TWINS_VARIANTS[name]
+        fields: dict[str, Any] = {
+            field: getattr(variant, field)
+            for field in ("hidden_sizes", "num_attention_heads", "depths", "mlp_ratios", "window_size")
+        }
+        if overrides.get("id2label") is None:
+            fields["num_labels"] = 1000
+        return cls(**fields | overrides)
+
+    @property
+    def stage_names(self) -> list[str]:
+        """`["stem", "stage1", ...]`: what a backbone can return."""
+        return ["stem"] + [f"stage{index}" for index in range(1, len(self.depths) + 1)]
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of stages: each gives one of the hidden states."""
+        return len(self.depths)
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels of the last stage."""
+        return self.hidden_sizes[-1]
+
+    @property
+    def min_image_size(self) -> int:
+        """Smallest height and width in pixels at which every stage has a token to attend to."""
+        strides = [self.patch_size * 2**stage for stage in range(len(self.depths))]
+        if self.patch_padding:
+            return max(stride * (ratio - 1) + 1 for stride, ratio in zip(strides, self.sr_ratios))
+        return max(stride * ratio for stride, ratio in zip(strides, self.sr_ratios))
+
+    def validate_architecture(self) -> None:
+        """Raise a ValueError that names the first field that is out of range or does not fit the others."""
+        if not self.hidden_sizes:
+            raise ValueError("hidden_sizes must have one number for each stage, got an empty list.")
+        for name in ("hidden_sizes", "num_attention_heads", "depths", "mlp_ratios", "sr_ratios"):
+            values = getattr(self, name)
+            if len(values) != len(self.hidden_sizes):
+                raise ValueError(
+                    f"{name} must have one number for each of the {len(self.hidden_sizes)} stages in "
+                    f"hidden_sizes={self.hidden_sizes}, got {values}."
+                )
+            if not all(0 < value < float("inf") for value in values):
+                raise ValueError(f"{name} must be positive numbers, got {values}.")
+        for name in ("num_channels", "patch_size", "window_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        for hidden_size, num_heads in zip(self.hidden_sizes, self.num_attention_heads):
+            if hidden_size % num_heads != 0:
+                raise ValueError(
+                    f"num_attention_heads must divide hidden_sizes stage by stage, but {num_heads} does not divide "
+                    f"{hidden_size} (num_attention_heads={self.num_attention_heads}, hidden_sizes={self.hidden_sizes})."
+                )
+        for hidden_size, mlp_ratio in zip(self.hidden_sizes, self.mlp_ratios):
+            if int(hidden_size * mlp_ratio) < 1:
+                raise ValueError(
+                    f"mlp_ratios must leave at least one channel, but {mlp_ratio} x {hidden_size} leaves none "
+                    f"(mlp_ratios={self.mlp_ratios}, hidden_sizes={self.hidden_sizes})."
+                )
+        if self.window_padding not in WINDOW_PADDING_MODES:
+            raise ValueError(
+                f"window_padding must be one of {', '.join(WINDOW_PADDING_MODES)}, got {self.window_padding!r}."
+            )
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be a probability in [0, 1), got {getattr(self, name)}.")
+        for name in ("initializer_range", "layer_norm_eps"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}.")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act must be one of {', '.join(ACT2FN)}, got {self.hidden_act!r}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as a dictionary, without an `auto_map` that the saved folder would not live up to.
+
+        Code files are only saved beside the configuration where its class was registered for an Auto class, as remote
+        code is. Saving with the installed package a model that was published with its code must not leave an
+        `auto_map` that points at files which are not there.
+        """
+        output = super().to_dict()
+        if self._auto_class is None:
+            output.pop("auto_map", None)
+        return output
+
+
+__all__ = ["TwinsConfig"]

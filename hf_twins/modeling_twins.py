@@ -1,0 +1,762 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""PyTorch Twins model.
+
+Twins: Revisiting the Design of Spatial Attention in Vision Transformers (https://huggingface.co/papers/2104.13840),
+following the authors' code, https://github.com/Meituan-AutoML/Twins. Both families are one model: Twins-PCPVT attends
+globally in every block, Twins-SVT in every other block, and within windows in the rest.
+
+Inside a stage, tokens keep their place in the image: (batch_size, height, width, channels). Images padded to a common
+size come with `token_mask`, (batch_size, height, width) and True on the image, at every resolution; it is None where no
+image is padded.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BackboneOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import (
+    ModelOutput,
+    TransformersKwargs,
+    auto_docstring,
+    is_torchdynamo_compiling,
+    is_torchdynamo_exporting,
+)
+from transformers.utils.generic import can_return_tuple, is_flash_attention_requested, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs, maybe_install_capturing_hooks
+
+from .configuration_twins import TwinsConfig
+
+
+@dataclass
+class TwinsEncoderOutput(ModelOutput):
+    """What the encoder gives to the model and the backbone.
+
+    Args:
+        last_hidden_state (`torch.Tensor` of shape `(batch_size, height * width, hidden_size)`):
+            Output of the last stage.
+        grids (`tuple(tuple(int, int))`):
+            Height and width in tokens of each hidden state.
+        token_mask (`torch.BoolTensor` of shape `(batch_size, height, width)`, *optional*):
+            Which tokens of the last stage lie on the image; None if no `pixel_mask` was given.
+        hidden_states (`tuple(torch.Tensor)`, *optional*):
+            First patch embeddings and output of each stage, each `(batch_size, height * width, hidden_size)`.
+        attentions (`tuple(torch.Tensor)`, *optional*):
+            Attention weights of each block.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    grids: tuple[tuple[int, int], ...] | None = None
+    token_mask: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+    @property
+    def reshaped_hidden_states(self) -> tuple[torch.Tensor | None, ...] | None:
+        """The hidden states as images; those that `output_hidden_states=[...]` did not select are None."""
+        if self.hidden_states is None or self.grids is None:
+            return None
+        # Copies: `torch.compile` cannot return a tensor and a view of it.
+        return tuple(
+            None if hidden_state is None else tokens_to_image(hidden_state, grid).contiguous()
+            for hidden_state, grid in zip(self.hidden_states, self.grids)
+        )
+
+
+@auto_docstring(
+    custom_intro="""
+    Twins model's outputs that also contains a pooling of the last hidden states.
+    """
+)
+@dataclass
+class TwinsModelOutput(ModelOutput):
+    r"""
+    last_hidden_state (`torch.Tensor` of shape `(batch_size, height * width, hidden_size)`):
+        Output of the last stage after the final layer norm, row by row. Zero outside the image where a `pixel_mask` was
+        given.
+    pooler_output (`torch.Tensor` of shape `(batch_size, hidden_size)`):
+        Mean of the last hidden state over the image.
+    attentions (`tuple(torch.Tensor)`, *optional*, returned when `output_attentions=True` is passed or when `config.output_attentions=True`):
+        Attention weights of each block, `sum(depths)` of them. Of a locally-grouped block
+        `(batch_size * num_windows, num_heads, window_size ** 2, window_size ** 2)`, with each image's windows row by
+        row; of a global block `(batch_size, num_heads, height * width, reduced_height * reduced_width)`.
+    reshaped_hidden_states (`tuple(torch.Tensor)`, *optional*, returned when `output_hidden_states=True` is passed or when `config.output_hidden_states=True`):
+        Tuple of `torch.Tensor` (one for the output of the first patch embeddings + one for the output of each stage) of
+        shape `(batch_size, hidden_size, height, width)`: the hidden states as images.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    reshaped_hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+@auto_docstring(
+    custom_intro="""
+    Twins outputs for image classification.
+    """
+)
+@dataclass
+class TwinsImageClassifierOutput(ModelOutput):
+    r"""
+    loss (`torch.Tensor` of shape `(1,)`, *optional*, returned when `labels` is provided):
+        Classification (or regression if config.num_labels==1) loss.
+    logits (`torch.Tensor` of shape `(batch_size, config.num_labels)`):
+        Classification (or regression if config.num_labels==1) scores (before SoftMax).
+    attentions (`tuple(torch.Tensor)`, *optional*, returned when `output_attentions=True` is passed or when `config.output_attentions=True`):
+        Attention weights of each block, as in [`TwinsModelOutput`].
+    reshaped_hidden_states (`tuple(torch.Tensor)`, *optional*, returned when `output_hidden_states=True` is passed or when `config.output_hidden_states=True`):
+        Tuple of `torch.Tensor` (one for the output of the first patch embeddings + one for the output of each stage) of
+        shape `(batch_size, hidden_size, height, width)`: the hidden states as images.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    reshaped_hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+def tokens_to_image(hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """(batch_size, height * width, channels) -> (batch_size, channels, height, width), in channels-last memory."""
+    return hidden_states.unflatten(1, grid).permute(0, 3, 1, 2)
+
+
+def window_partition(hidden_states: torch.Tensor, window_size: int) -> torch.Tensor:
+    """(batch_size, height, width, channels) -> (batch_size * num_windows, window_size**2, channels)."""
+    rows, columns = hidden_states.shape[1] // window_size, hidden_states.shape[2] // window_size
+    windows = hidden_states.unflatten(2, (columns, window_size)).unflatten(1, (rows, window_size))
+    return windows.transpose(2, 3).flatten(3, 4).flatten(0, 2)
+
+
+def window_reverse(windows: torch.Tensor, window_size: int, grid: tuple[int, int, int]) -> torch.Tensor:
+    """(batch_size * num_windows, window_size**2, channels) -> (batch_size, height, width, channels).
+
+    `grid` is the batch size, and the number of rows and columns of windows.
+    """
+    windows = windows.unflatten(1, (window_size, window_size)).unflatten(0, grid)
+    return windows.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def clear_padding(hidden_states: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
+    """Zero the tokens (batch_size, height, width, channels) that lie outside the image."""
+    if token_mask is None:
+        return hidden_states
+    # Filled, not multiplied: NaN times zero is NaN.
+    # Filled rather than multiplied: NaN times zero is NaN.
+    return hidden_states.masked_fill(~token_mask.unsqueeze(-1), 0)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    attn_weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        attn_weights = attn_weights + attention_mask
+    attn_weights = nn.functional.softmax(attn_weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    attn_weights = nn.functional.dropout(attn_weights, p=dropout, training=module.training)
+    attn_output = torch.matmul(attn_weights, value).transpose(1, 2).contiguous()
+    return attn_output, attn_weights
+
+
+class TwinsDropPath(nn.Module):
+    """Stochastic depth per image, for residual branches (https://huggingface.co/papers/1603.09382)."""
+
+    def __init__(self, drop_prob: float):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.drop_prob == 0.0 or not self.training:
+            return hidden_states
+        keep_prob = 1 - self.drop_prob
+        kept = hidden_states.new_empty(hidden_states.shape[0], 1, 1, 1).bernoulli_(keep_prob)
+        return hidden_states * kept.div_(keep_prob)
+
+    def extra_repr(self) -> str:
+        return f"p={self.drop_prob}"
+
+
+class TwinsPatchEmbeddings(nn.Module):
+    """A stage's patches: a convolution whose kernel is its stride, and a layer norm."""
+
+    def __init__(self, config: TwinsConfig, stage: int):
+        super().__init__()
+        num_channels = config.num_channels if stage == 0 else config.hidden_sizes[stage - 1]
+        self.patch_size = config.patch_size if stage == 0 else 2
+        self.patch_padding = config.patch_padding
+        self.projection = nn.Conv2d(
+            num_channels, config.hidden_sizes[stage], kernel_size=self.patch_size, stride=self.patch_size
+        )
+        # eps 1e-5 here and in `TwinsSequenceReduction`, whatever `layer_norm_eps`: so the authors' weights were trained.
+        self.layernorm = nn.LayerNorm(config.hidden_sizes[stage], eps=1e-5)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self, image: torch.Tensor, token_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, tuple[int, int], torch.Tensor | None]:
+        """Image or feature map `(batch_size, channels, height, width)` to tokens, their grid and their mask."""
+        if self.patch_padding:
+            height, width = image.shape[2:]
+            image = nn.functional.pad(image, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        if token_mask is not None:
+            # A patch is on the image if its last pixel is or, where incomplete patches are padded, its first.
+            start = 0 if self.patch_padding else self.patch_size - 1
+            token_mask = token_mask[:, start :: self.patch_size, start :: self.patch_size]
+        image = self.projection(image)
+        hidden_states = self.dropout(self.layernorm(image.permute(0, 2, 3, 1)))
+        hidden_states = clear_padding(hidden_states, token_mask).flatten(1, 2)
+        return hidden_states, (image.shape[2], image.shape[3]), token_mask
+
+
+class TwinsPositionEncoding(nn.Module):
+    """Positional Encoding Generator (PEG): a 3x3 depthwise convolution, added to its input (paper, section 3.1)."""
+
+    def __init__(self, config: TwinsConfig, stage: int):
+        super().__init__()
+        hidden_size = config.hidden_sizes[stage]
+        self.projection = nn.Conv2d(hidden_size, hidden_size, kernel_size=3, padding=1, groups=hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
+        # The convolution's own padding is zero, so padding within the batch has to be.
+        hidden_states = clear_padding(hidden_states, token_mask)
+        return hidden_states + self.projection(hidden_states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class TwinsAttention(nn.Module):
+    """Multi-head attention from some tokens to others. The subclasses choose which: a window, or a sub-sampled image."""
+
+    def __init__(self, config: TwinsConfig, stage: int):
+        super().__init__()
+        hidden_size = config.hidden_sizes[stage]
+        self.config = config
+        self.head_dim = hidden_size // config.num_attention_heads[stage]
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.is_causal = False
+
+        self.q_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(hidden_size, hidden_size)
+
+    def split_heads(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(batch_size, num_tokens, hidden_size) -> (batch_size, num_heads, num_tokens, head_dim)."""
+        return hidden_states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def attend(
+        self,
+        query_states: torch.Tensor,
+        key_value_states: torch.Tensor,
+        key_mask: torch.Tensor | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attention from `(batch_size, num_queries, hidden_size)` to `(batch_size, num_keys, hidden_size)`.
+
+        `key_mask`, `(batch_size, num_keys)`, is True on the keys that may be attended to, at least one for each query.
+        """
+        query = self.split_heads(self.q_proj(query_states))
+        key = self.split_heads(self.k_proj(key_value_states))
+        value = self.split_heads(self.v_proj(key_value_states))
+
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attention_mask: Any = None
+        if key_mask is not None and is_flash_attention_requested(self.config):
+            # The flash attention functions mask keys only where these are the queries too, which the sub-sampled are not.
+            attention_interface = ALL_ATTENTION_FUNCTIONS["sdpa"]
+            attention_mask = key_mask[:, None, None, :]
+        elif key_mask is not None:
+            attention_mask = create_bidirectional_mask(
+                self.config, query_states, key_mask, key_value_states, allow_is_bidirectional_skip=False
+            )
+
+        attn_output, attn_weights = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.o_proj(attn_output.flatten(2)), attn_weights
+
+
+class TwinsLocalAttention(TwinsAttention):
+    """Locally-grouped self-attention (LSA): every token attends to the tokens of its window (paper, section 3.2)."""
+
+    def __init__(self, config: TwinsConfig, stage: int, window_size: int):
+        super().__init__(config, stage)
+        self.window_size = window_size
+        self.window_padding = config.window_padding
+
+    def forward(
+        self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        batch_size, height, width, _ = hidden_states.shape
+        rows, columns = -(-height // self.window_size), -(-width // self.window_size)
+        padding = (0, columns * self.window_size - width, 0, rows * self.window_size - height)
+        # Padding by nothing would copy. In a graph with symbolic sizes, "nothing" is not to be decided on.
+        is_padded = is_torchdynamo_exporting() or any(padding)
+        key_mask = None
+        if self.window_padding != "zeros" and (is_padded or token_mask is not None):
+            key_mask = self.window_key_mask(hidden_states, token_mask, padding)
+        hidden_states = clear_padding(hidden_states, token_mask)
+        if is_padded:
+            hidden_states = nn.functional.pad(hidden_states, (0, 0, *padding))
+        windows = window_partition(hidden_states, self.window_size)
+        windows, attn_weights = self.attend(windows, windows, key_mask, **kwargs)
+        hidden_states = window_reverse(windows, self.window_size, (batch_size, rows, columns))
+        if is_padded:
+            # Cropped by negative padding: unlike a slice, its memory layout does not depend on the amount.
+            hidden_states = nn.functional.pad(hidden_states, (0, 0, *(-pad for pad in padding)))
+        return hidden_states, attn_weights
+
+    def window_key_mask(
+        self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None, padding: tuple[int, int, int, int]
+    ) -> torch.Tensor:
+        """Which tokens of each window may be attended to, `(batch_size * num_windows, window_size**2)`."""
+        if token_mask is None:
+            token_mask = hidden_states.new_ones(hidden_states.shape[:3], dtype=torch.bool)
+        padded_mask = nn.functional.pad(token_mask, padding)
+        if self.window_padding == "authors_segmentation":
+            # The authors mark padding by the slice `[-pad:]`, which marks everything where `pad` is 0, and then mask
+            # between marked and unmarked tokens: nothing is masked in an image unless both its sides need padding.
+            image_sizes = torch.stack([token_mask[:, :, 0].sum(1), token_mask[:, 0, :].sum(1)], dim=1)
+            both_sides_padded = (image_sizes % self.window_size != 0).all(1)
+            padded_mask = padded_mask | ~both_sides_padded[:, None, None]
+        key_mask = window_partition(padded_mask.unsqueeze(-1), self.window_size).squeeze(-1)
+        # A window beyond the image attends to its own zeros: attending to nothing would be NaN.
+        return key_mask | ~key_mask.any(1, keepdim=True)
+
+
+class TwinsSequenceReduction(nn.Module):
+    """Sub-sampling of the global attention's keys and values: a convolution whose kernel is its stride, and a norm."""
+
+    def __init__(self, hidden_size: int, sr_ratio: int):
+        super().__init__()
+        self.projection = nn.Conv2d(hidden_size, hidden_size, kernel_size=sr_ratio, stride=sr_ratio)
+        self.layernorm = nn.LayerNorm(hidden_size, eps=1e-5)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.layernorm(self.projection(hidden_states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+
+
+class TwinsGlobalAttention(TwinsAttention):
+    """Global sub-sampled attention (GSA): every token attends to a summary of every square of `sr_ratio` tokens."""
+
+    def __init__(self, config: TwinsConfig, stage: int):
+        super().__init__(config, stage)
+        self.sr_ratio = config.sr_ratios[stage]
+        if self.sr_ratio > 1:
+            self.sequence_reduction = TwinsSequenceReduction(config.hidden_sizes[stage], self.sr_ratio)
+
+    def forward(
+        self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        height, width = hidden_states.shape[1:3]
+        key_value_states = self.sequence_reduction(hidden_states) if self.sr_ratio > 1 else hidden_states
+        key_mask = None
+        if token_mask is not None:
+            # A square is on the image if its last token is.
+            key_mask = token_mask[:, self.sr_ratio - 1 :: self.sr_ratio, self.sr_ratio - 1 :: self.sr_ratio].flatten(1)
+        hidden_states, attn_weights = self.attend(
+            hidden_states.flatten(1, 2), key_value_states.flatten(1, 2), key_mask, **kwargs
+        )
+        return hidden_states.unflatten(1, (height, width)), attn_weights
+
+
+class TwinsMLP(nn.Module):
+    def __init__(self, config: TwinsConfig, stage: int):
+        super().__init__()
+        hidden_size = config.hidden_sizes[stage]
+        intermediate_size = int(hidden_size * config.mlp_ratios[stage])
+        self.fc1 = nn.Linear(hidden_size, intermediate_size)
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(intermediate_size, hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+
+
+class TwinsLayer(GradientCheckpointingLayer):
+    """One block: attention and MLP, each after a layer norm and added to its input."""
+
+    def __init__(self, config: TwinsConfig, stage: int, layer: int, drop_path_rate: float):
+        super().__init__()
+        hidden_size = config.hidden_sizes[stage]
+        self.layernorm_before = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        # Paper, figure 2: within a stage of Twins-SVT, LSA and GSA take turns.
+        self.attention: TwinsAttention
+        if config.window_size is not None and layer % 2 == 0:
+            self.attention = TwinsLocalAttention(config, stage, config.window_size)
+        else:
+            self.attention = TwinsGlobalAttention(config, stage)
+        self.layernorm_after = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.mlp = TwinsMLP(config, stage)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.drop_path = TwinsDropPath(drop_path_rate)
+
+    def forward(
+        self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]
+    ) -> torch.Tensor:
+        attn_output, _ = self.attention(self.layernorm_before(hidden_states), token_mask, **kwargs)
+        hidden_states = hidden_states + self.drop_path(self.dropout(attn_output))
+        mlp_output = self.mlp(self.layernorm_after(hidden_states))
+        return hidden_states + self.drop_path(self.dropout(mlp_output))
+
+
+class TwinsStage(nn.Module):
+    """The blocks of one resolution, the position encoding after the first of them."""
+
+    def __init__(self, config: TwinsConfig, stage: int):
+        super().__init__()
+        first_layer = sum(config.depths[:stage])
+        drop_path_step = config.drop_path_rate / max(sum(config.depths) - 1, 1)
+        self.layers = nn.ModuleList(
+            [
+                TwinsLayer(config, stage, layer, drop_path_rate=drop_path_step * (first_layer + layer))
+                for layer in range(config.depths[stage])
+            ]
+        )
+        self.position_encoding = TwinsPositionEncoding(config, stage)
+        self.layernorm = (
+            nn.LayerNorm(config.hidden_sizes[stage], eps=config.layer_norm_eps)
+            if config.use_stage_norm
+            else nn.Identity()
+        )
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        grid: tuple[int, int],
+        token_mask: torch.Tensor | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        hidden_states = hidden_states.unflatten(1, grid)
+        for index, layer in enumerate(self.layers):
+            hidden_states = layer(hidden_states, token_mask, **kwargs)
+            if index == 0:
+                hidden_states = self.position_encoding(hidden_states, token_mask)
+        return clear_padding(self.layernorm(hidden_states), token_mask).flatten(1, 2)
+
+
+@auto_docstring
+class TwinsPreTrainedModel(PreTrainedModel):
+    config: TwinsConfig
+    base_model_prefix = "twins"
+    main_input_name = "pixel_values"
+    input_modalities = ["image"]
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["TwinsPatchEmbeddings", "TwinsPositionEncoding", "TwinsLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": TwinsStage, "attentions": TwinsAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialize the weights as the authors do"""
+        if isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            fan_out = module.out_channels * module.kernel_size[0] * module.kernel_size[1] // module.groups
+            init.normal_(module.weight, mean=0.0, std=(2.0 / fan_out) ** 0.5)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+
+
+class TwinsEncoder(TwinsPreTrainedModel):
+    """The stages, each after its patch embeddings: all of Twins but the final layer norm, which a backbone lacks."""
+
+    def __init__(self, config: TwinsConfig):
+        super().__init__(config)
+        stages = range(len(config.depths))
+        self.patch_embeddings = nn.ModuleList([TwinsPatchEmbeddings(config, stage) for stage in stages])
+        self.stages = nn.ModuleList([TwinsStage(config, stage) for stage in stages])
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.get_submodule("patch_embeddings.0.projection")
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TwinsEncoderOutput:
+        self.check_inputs(pixel_values, pixel_mask)
+        image, token_mask = pixel_values, None
+        if pixel_mask is not None:
+            token_mask = pixel_mask.bool()
+            image = image.masked_fill(~token_mask.unsqueeze(1), 0)
+        grids = []
+        for patch_embeddings, stage in zip(self.patch_embeddings, self.stages):
+            hidden_states, grid, token_mask = patch_embeddings(image, token_mask)
+            hidden_states = stage(hidden_states, grid, token_mask, **kwargs)
+            image = tokens_to_image(hidden_states, grid)
+            grids.append(grid)
+        return TwinsEncoderOutput(last_hidden_state=hidden_states, grids=(grids[0], *grids), token_mask=token_mask)
+
+    def check_inputs(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> None:
+        """Raise a ValueError that says what is wrong with the inputs, and what was expected."""
+        num_channels, min_size = self.config.num_channels, self.config.min_image_size
+        if pixel_values.ndim != 4:
+            raise ValueError(
+                "pixel_values must have the shape (batch_size, num_channels, height, width), got "
+                f"{tuple(pixel_values.shape)}."
+            )
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"pixel_values must be floating point, got {pixel_values.dtype}. The image processor rescales and "
+                "normalizes integer pixels."
+            )
+        if pixel_values.shape[1] != num_channels:
+            raise ValueError(
+                f"pixel_values must have num_channels={num_channels} channels, got {pixel_values.shape[1]} (shape "
+                f"{tuple(pixel_values.shape)})."
+            )
+        if pixel_values.shape[2] < min_size or pixel_values.shape[3] < min_size:
+            raise ValueError(
+                f"pixel_values must be at least {min_size} pixels high and wide, which patch_size="
+                f"{self.config.patch_size} and sr_ratios={self.config.sr_ratios} need, got "
+                f"{pixel_values.shape[2]} x {pixel_values.shape[3]}."
+            )
+        if pixel_mask is None:
+            return
+        expected_shape = (pixel_values.shape[0], pixel_values.shape[2], pixel_values.shape[3])
+        if pixel_mask.shape != expected_shape:
+            raise ValueError(
+                f"pixel_mask must have pixel_values' (batch_size, height, width), {expected_shape}, got "
+                f"{tuple(pixel_mask.shape)}."
+            )
+        # What follows reads the mask, which a graph under construction cannot.
+        if is_torchdynamo_compiling():
+            return
+        rows, columns = pixel_mask.bool().any(2), pixel_mask.bool().any(1)
+        sizes = torch.stack([rows.sum(1), columns.sum(1)], dim=1)
+        top_left = torch.ones_like(pixel_mask, dtype=torch.bool)
+        top_left &= (torch.arange(rows.shape[1], device=rows.device) < sizes[:, :1]).unsqueeze(2)
+        top_left &= (torch.arange(columns.shape[1], device=rows.device) < sizes[:, 1:]).unsqueeze(1)
+        if not torch.equal(top_left, pixel_mask.bool()):
+            raise ValueError(
+                "pixel_mask must be 1 on one rectangle at the top left of each image, and 0 on the padding at its right "
+                "and bottom."
+            )
+        if (sizes < min_size).any():
+            raise ValueError(
+                f"pixel_mask must leave each image at least {min_size} pixels high and wide, got images of "
+                f"{', '.join(f'{height} x {width}' for height, width in sizes.tolist())}."
+            )
+
+
+@auto_docstring
+class TwinsModel(TwinsPreTrainedModel):
+    def __init__(self, config: TwinsConfig):
+        super().__init__(config)
+        self.encoder = TwinsEncoder(config)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+        # Now rather than at first use, which may come after `torch.compile`, where hooks can no longer be installed.
+        maybe_install_capturing_hooks(self)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.encoder.get_input_embeddings()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TwinsModelOutput:
+        r"""
+        pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
+            1 on the image, 0 on the padding at its right and bottom, whose content then changes nothing: each image of
+            the batch gives the same result as alone.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from hf_twins import TwinsConfig, TwinsModel
+
+        >>> model = TwinsModel(TwinsConfig.from_variant("twins-svt-small")).eval()
+        >>> with torch.no_grad():
+        ...     outputs = model(torch.rand(1, 3, 224, 224), output_hidden_states=True)
+        >>> list(outputs.last_hidden_state.shape), list(outputs.pooler_output.shape)
+        ([1, 49, 512], [1, 512])
+        >>> [list(hidden_state.shape) for hidden_state in outputs.reshaped_hidden_states]
+        [[1, 64, 56, 56], [1, 64, 56, 56], [1, 128, 28, 28], [1, 256, 14, 14], [1, 512, 7, 7]]
+        ```"""
+        encoder_outputs = self.encoder(pixel_values, pixel_mask, **kwargs)
+        hidden_states = self.layernorm(encoder_outputs.last_hidden_state)
+        if encoder_outputs.token_mask is None:
+            pooled_output = hidden_states.mean(1)
+        else:
+            token_mask = encoder_outputs.token_mask.flatten(1).unsqueeze(2)
+            hidden_states = hidden_states.masked_fill(~token_mask, 0)
+            pooled_output = hidden_states.sum(1) / token_mask.sum(1).to(hidden_states.dtype)
+        return TwinsModelOutput(
+            last_hidden_state=hidden_states,
+            pooler_output=pooled_output,
+            hidden_states=encoder_outputs.hidden_states,
+            attentions=encoder_outputs.attentions,
+            reshaped_hidden_states=encoder_outputs.reshaped_hidden_states,
+        )
+
+
+@auto_docstring(
+    custom_intro="""
+    Twins Model transformer with an image classification head on top (a linear layer on top of the mean of the final
+    hidden states) e.g. for ImageNet.
+    """
+)
+class TwinsForImageClassification(TwinsPreTrainedModel):
+    def __init__(self, config: TwinsConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.twins = TwinsModel(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels else nn.Identity()
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TwinsImageClassifierOutput:
+        r"""
+        pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
+            1 on the image, 0 on the padding at its right and bottom, whose content then changes nothing: each image of
+            the batch gives the same result as alone.
+        labels (`torch.Tensor`, *optional*):
+            Class indices of shape `(batch_size,)`; or floating point targets of shape `(batch_size, num_labels)`, for
+            regression or multi-label classification (`config.problem_type`).
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from hf_twins import TwinsConfig, TwinsForImageClassification
+
+        >>> model = TwinsForImageClassification(TwinsConfig.from_variant("twins-pcpvt-small", num_labels=10))
+        >>> outputs = model(torch.rand(2, 3, 97, 63), labels=torch.tensor([3, 7]))
+        >>> list(outputs.logits.shape), list(outputs.loss.shape)
+        ([2, 10], [])
+        ```"""
+        outputs = self.twins(pixel_values, pixel_mask, **kwargs)
+        logits = self.classifier(outputs.pooler_output)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels, logits, self.config, **kwargs)
+        return TwinsImageClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            reshaped_hidden_states=outputs.reshaped_hidden_states,
+        )
+
+
+@auto_docstring(
+    custom_intro="""
+    Twins backbone, to be used with frameworks like UperNet, DETR and MaskFormer.
+    """
+)
+class TwinsBackbone(BackboneMixin, TwinsPreTrainedModel):
+    # What a classifier's checkpoint holds beyond the backbone.
+    _keys_to_ignore_on_load_unexpected = [r"^(twins\.)?layernorm\.", r"^classifier\."]
+
+    def __init__(self, config: TwinsConfig):
+        super().__init__(config)
+        self.num_features = [config.hidden_sizes[0], *config.hidden_sizes]
+        self.encoder = TwinsEncoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.encoder.get_input_embeddings()
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BackboneOutput:
+        r"""
+        pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
+            1 on the image, 0 on the padding at its right and bottom, whose content then changes nothing. Feature maps
+            are zero there.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from hf_twins import TwinsBackbone, TwinsConfig
+
+        >>> config = TwinsConfig.from_variant("twins-svt-small", out_features=["stage1", "stage2", "stage3", "stage4"])
+        >>> feature_maps = TwinsBackbone(config)(torch.rand(1, 3, 224, 224)).feature_maps
+        >>> [list(feature_map.shape) for feature_map in feature_maps]
+        [[1, 64, 56, 56], [1, 128, 28, 28], [1, 256, 14, 14], [1, 512, 7, 7]]
+        ```"""
+        outputs = self.encoder(pixel_values, pixel_mask, **kwargs)
+        hidden_states = outputs.reshaped_hidden_states
+        return BackboneOutput(
+            feature_maps=tuple(
+                hidden_state
+                for stage_name, hidden_state in zip(self.stage_names, hidden_states)
+                if stage_name in self.out_features
+            ),
+            hidden_states=hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+__all__ = ["TwinsBackbone", "TwinsForImageClassification", "TwinsModel", "TwinsPreTrainedModel"]

@@ -1,0 +1,75 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Publishing a model together with its code, for users who have transformers but not this package."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+
+# One entry for every Auto class, whichever class the model was saved from.
+CONFIG_AUTO_MAP = {
+    "AutoConfig": "configuration_twins.TwinsConfig",
+    "AutoModel": "modeling_twins.TwinsModel",
+    "AutoModelForImageClassification": "modeling_twins.TwinsForImageClassification",
+    "AutoBackbone": "modeling_twins.TwinsBackbone",
+}
+PROCESSOR_AUTO_MAP = {
+    "AutoImageProcessor": {
+        "torchvision": "image_processing_twins.TwinsImageProcessor",
+        "pil": "image_processing_pil_twins.TwinsImageProcessorPil",
+    }
+}
+
+
+def save_remote_code(save_directory: str | os.PathLike) -> list[str]:
+    """Add to a saved model the code that computes it, so that `trust_remote_code=True` loads it without this package.
+
+    Args:
+        save_directory: a folder that `save_pretrained` wrote; `config.json` must be there, `preprocessor_config.json`
+            may be.
+
+    Returns:
+        The paths of the code files written.
+
+    Raises:
+        FileNotFoundError: if `save_directory` holds no `config.json`.
+        ValueError: if its model is not a Twins model.
+    """
+    save_directory = Path(save_directory)
+    config_file = save_directory / "config.json"
+    if not config_file.is_file():
+        raise FileNotFoundError(
+            f"{save_directory} has no config.json: save the model there first, with model.save_pretrained."
+        )
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    if config.get("model_type") != "twins":
+        raise ValueError(
+            f"{config_file} must be of a Twins model (model_type 'twins'), got {config.get('model_type')!r}."
+        )
+    code_files = [shutil.copy(source, save_directory) for source in sorted(Path(__file__).parent.glob("*_twins.py"))]
+    write_json(config_file, config | {"auto_map": CONFIG_AUTO_MAP})
+    processor_file = save_directory / "preprocessor_config.json"
+    if processor_file.is_file():
+        processor = json.loads(processor_file.read_text(encoding="utf-8"))
+        write_json(processor_file, processor | {"auto_map": PROCESSOR_AUTO_MAP})
+    return [str(path) for path in code_files]
+
+
+def write_json(path: Path, content: dict) -> None:
+    """As transformers writes its JSON files, and whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,137 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The six published Twins variants: what they are made of and what their authors measured with them.
+
+Architectures: the authors' released code, https://github.com/Meituan-AutoML/Twins (the paper's table 1 gives
+PCPVT-S and PCPVT-B a second stage of depth 3; the released code and weights have 4).
+Results: the authors' README, tables 2 and 5 of the paper (https://huggingface.co/papers/2104.13840), and timm's
+`results-imagenet.csv`.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TwinsVariant:
+    """One published variant.
+
+    Args:
+        hidden_sizes: channels of each stage.
+        num_attention_heads: heads of each stage.
+        depths: blocks of each stage.
+        mlp_ratios: MLP width of each stage, as a multiple of its channels.
+        window_size: side of the locally-grouped attention's windows in tokens; `None` for PCPVT, which has none.
+        num_parameters: with the 1000-class head.
+        flops: multiply-adds in units of 1e9, of one 224 x 224 image (the paper).
+        imagenet_top1: percent on the ImageNet-1k validation set (the authors' README; crop 224 of 256).
+        imagenet_top1_timm: percent, as measured by timm (crop 0.9).
+        ade20k_upernet_miou: percent, single scale (the authors' README).
+        ade20k_upernet_miou_multi_scale: percent, multi-scale and flip (the authors' README).
+    """
+
+    hidden_sizes: tuple[int, ...]
+    num_attention_heads: tuple[int, ...]
+    depths: tuple[int, ...]
+    mlp_ratios: tuple[int, ...]
+    window_size: int | None
+    num_parameters: int
+    flops: float
+    imagenet_top1: float
+    imagenet_top1_timm: float
+    ade20k_upernet_miou: float
+    ade20k_upernet_miou_multi_scale: float
+
+
+TWINS_VARIANTS: dict[str, TwinsVariant] = {
+    "twins-pcpvt-small": TwinsVariant(
+        hidden_sizes=(64, 128, 320, 512),
+        num_attention_heads=(1, 2, 5, 8),
+        depths=(3, 4, 6, 3),
+        mlp_ratios=(8, 8, 4, 4),
+        window_size=None,
+        num_parameters=24_106_216,
+        flops=3.8,
+        imagenet_top1=81.2,
+        imagenet_top1_timm=81.116,
+        ade20k_upernet_miou=46.2,
+        ade20k_upernet_miou_multi_scale=47.5,
+    ),
+    "twins-pcpvt-base": TwinsVariant(
+        hidden_sizes=(64, 128, 320, 512),
+        num_attention_heads=(1, 2, 5, 8),
+        depths=(3, 4, 18, 3),
+        mlp_ratios=(8, 8, 4, 4),
+        window_size=None,
+        num_parameters=43_828_456,
+        flops=6.7,
+        imagenet_top1=82.7,
+        imagenet_top1_timm=82.724,
+        ade20k_upernet_miou=47.1,
+        ade20k_upernet_miou_multi_scale=48.4,
+    ),
+    "twins-pcpvt-large": TwinsVariant(
+        hidden_sizes=(64, 128, 320, 512),
+        num_attention_heads=(1, 2, 5, 8),
+        depths=(3, 8, 27, 3),
+        mlp_ratios=(8, 8, 4, 4),
+        window_size=None,
+        num_parameters=60_989_672,
+        flops=9.8,
+        imagenet_top1=83.1,
+        imagenet_top1_timm=83.158,
+        ade20k_upernet_miou=48.6,
+        ade20k_upernet_miou_multi_scale=49.8,
+    ),
+    "twins-svt-small": TwinsVariant(
+        hidden_sizes=(64, 128, 256, 512),
+        num_attention_heads=(2, 4, 8, 16),
+        depths=(2, 2, 10, 4),
+        mlp_ratios=(4, 4, 4, 4),
+        window_size=7,
+        num_parameters=24_060_776,
+        flops=2.9,
+        imagenet_top1=81.7,
+        imagenet_top1_timm=81.694,
+        ade20k_upernet_miou=46.2,
+        ade20k_upernet_miou_multi_scale=47.1,
+    ),
+    "twins-svt-base": TwinsVariant(
+        hidden_sizes=(96, 192, 384, 768),
+        num_attention_heads=(3, 6, 12, 24),
+        depths=(2, 2, 18, 2),
+        mlp_ratios=(4, 4, 4, 4),
+        window_size=7,
+        num_parameters=56_070_952,
+        flops=8.6,
+        imagenet_top1=83.2,
+        imagenet_top1_timm=83.122,
+        ade20k_upernet_miou=47.4,
+        ade20k_upernet_miou_multi_scale=48.9,
+    ),
+    "twins-svt-large": TwinsVariant(
+        hidden_sizes=(128, 256, 512, 1024),
+        num_attention_heads=(4, 8, 16, 32),
+        depths=(2, 2, 18, 2),
+        mlp_ratios=(4, 4, 4, 4),
+        window_size=7,
+        num_parameters=99_271_400,
+        flops=15.1,
+        imagenet_top1=83.7,
+        imagenet_top1_timm=83.718,
+        ade20k_upernet_miou=48.8,
+        ade20k_upernet_miou_multi_scale=50.2,
+    ),
+}
+
+__all__ = ["TWINS_VARIANTS", "TwinsVariant"]
