@@ -21,6 +21,7 @@ from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import auto_docstring
 
+from .auto_map_twins import TwinsAutoMapMixin
 from .variants_twins import TWINS_VARIANTS
 
 
@@ -29,7 +30,7 @@ WINDOW_PADDING_MODES = ("masked", "zeros", "authors_segmentation")
 
 @auto_docstring(checkpoint="twins-svt-small")
 @strict
-class TwinsConfig(BackboneConfigMixin, PreTrainedConfig):
+class TwinsConfig(TwinsAutoMapMixin, BackboneConfigMixin, PreTrainedConfig):
     r"""
     patch_size (`int`, *optional*, defaults to 4):
         Side of the first stage's patches in pixels. Every later stage halves the resolution.
@@ -211,18 +212,6 @@ class TwinsConfig(BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}.")
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act must be one of {', '.join(ACT2FN)}, got {self.hidden_act!r}.")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as a dictionary, without an `auto_map` that the saved folder would not live up to.
-
-        Code files are only saved beside the configuration where its class was registered for an Auto class, as remote
-        code is. Saving with the installed package a model that was published with its code must not leave an
-        `auto_map` that points at files which are not there.
-        """
-        output = super().to_dict()
-        if self._auto_class is None:
-            output.pop("auto_map", None)
-        return output
 
 
 __all__ = ["TwinsConfig"]

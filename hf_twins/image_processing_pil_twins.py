@@ -17,9 +17,11 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 from transformers.utils import auto_docstring
 
+from .auto_map_twins import TwinsAutoMapMixin
+
 
 @auto_docstring
-class TwinsImageProcessorPil(PilBackend):
+class TwinsImageProcessorPil(TwinsAutoMapMixin, PilBackend):
     # The authors' evaluation: the short side to 256 pixels, then a centre crop of 224.
     resample = PILImageResampling.BICUBIC
     image_mean = IMAGENET_DEFAULT_MEAN

@@ -1,0 +1,559 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The models against timm's and against attention written out, and what they do with sizes, types and bad input."""
+
+import copy
+import math
+
+import pytest
+import timm
+import torch
+from testing_utils import FAMILIES, from_timm, randomize, rectangle_mask, tiny_config
+from torch import nn
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
+
+from hf_twins import TWINS_VARIANTS, TwinsBackbone, TwinsConfig, TwinsForImageClassification, TwinsModel
+from hf_twins.modeling_twins import TwinsDropPath, TwinsLocalAttention
+
+
+@pytest.mark.parametrize("name", TWINS_VARIANTS)
+def test_variant_computes_the_same_as_timm(name):
+    reference = randomize(timm.create_model(name.replace("-", "_")))
+    with torch.device("meta"):
+        config = TwinsConfig.from_variant(name, window_padding="zeros", out_indices=[1, 2, 3, 4])
+        model, backbone = TwinsForImageClassification(config).eval(), TwinsBackbone(config).eval()
+    weights = from_timm(reference.state_dict())
+    model.load_state_dict(weights, assign=True)
+    backbone.load_state_dict(
+        {key.removeprefix("twins."): weights[key] for key in weights if ".encoder." in key}, assign=True
+    )
+    with torch.no_grad():
+        for height, width in ((224, 224), (225, 190), (97, 63), (512, 512)):
+            pixel_values = torch.randn(1, 3, height, width)
+            expected, maps = reference(pixel_values), reference.forward_intermediates(pixel_values)[1]
+            assert expected.abs().max() > 0.1
+            torch.testing.assert_close(model(pixel_values).logits, expected, rtol=0, atol=1e-5)
+            for feature_map, expected_map in zip(backbone(pixel_values).feature_maps, maps, strict=True):
+                # Relative to the map, whose values grow with depth.
+                scale = expected_map.abs().max()
+                torch.testing.assert_close(feature_map / scale, expected_map / scale, rtol=0, atol=1e-5)
+
+
+def attention_over_windows(attention: TwinsLocalAttention, tokens: torch.Tensor, may_attend) -> torch.Tensor:
+    """Locally-grouped attention written out, window by window, head by head, on `(height, width, channels)`.
+
+    `may_attend(query, key)` says which positions (row, column) of the padded map see each other.
+    """
+    window, head_dim = attention.window_size, attention.head_dim
+    height, width, channels = tokens.shape
+    rows, columns = math.ceil(height / window), math.ceil(width / window)
+    padded = torch.zeros(rows * window, columns * window, channels)
+    padded[:height, :width] = tokens
+    output = torch.zeros_like(padded)
+    for top in range(0, rows * window, window):
+        for left in range(0, columns * window, window):
+            places = [(top + row, left + column) for row in range(window) for column in range(window)]
+            x = torch.stack([padded[place] for place in places])
+            query, key, value = attention.q_proj(x), attention.k_proj(x), attention.v_proj(x)
+            mask = torch.tensor([[0.0 if may_attend(q, k) else -1000.0 for k in places] for q in places])
+            heads = []
+            for start in range(0, channels, head_dim):
+                part = slice(start, start + head_dim)
+                scores = query[:, part] @ key[:, part].T / head_dim**0.5 + mask
+                heads.append(scores.softmax(-1) @ value[:, part])
+            for place, vector in zip(places, attention.o_proj(torch.cat(heads, -1))):
+                output[place] = vector
+    return output[:height, :width]
+
+
+def marked_as_the_authors_do(height: int, width: int, window: int) -> torch.Tensor:
+    """The mask of the authors' segmentation code, which marks padding by the slice `[-pad:]`, even where `pad` is 0."""
+    pad_bottom, pad_right = -height % window, -width % window
+    marked = torch.zeros(height + pad_bottom, width + pad_right)
+    marked[-pad_bottom:, :] = 1
+    marked[:, -pad_right:] = 1
+    return marked
+
+
+@pytest.mark.parametrize("height_width", [(6, 6), (7, 6), (6, 8), (7, 8), (2, 2), (3, 1)], ids=str)
+@pytest.mark.parametrize("window_padding", ["masked", "zeros", "authors_segmentation"])
+def test_window_attention_equals_attention_written_out(window_padding, height_width):
+    height, width = height_width
+    model = randomize(TwinsModel(tiny_config(window_padding=window_padding)))
+    attention = model.encoder.stages[1].layers[0].attention
+    tokens = torch.randn(height, width, 32)
+    marked = marked_as_the_authors_do(height, width, attention.window_size)
+    may_attend = {
+        "masked": lambda query, key: key[0] < height and key[1] < width,
+        "zeros": lambda query, key: True,
+        "authors_segmentation": lambda query, key: marked[query] == marked[key],
+    }[window_padding]
+    with torch.no_grad():
+        expected = attention_over_windows(attention, tokens, may_attend)
+        output, _ = attention(tokens.unsqueeze(0), None)
+    torch.testing.assert_close(output[0], expected, rtol=0, atol=1e-5)
+
+
+def test_window_padding_modes_differ_where_they_should():
+    # 18 x 22 tokens in windows of 3: only one side needs padding.
+    pixel_values = torch.randn(1, 3, 36, 44)
+    outputs = {}
+    for window_padding in ("masked", "zeros", "authors_segmentation"):
+        torch.manual_seed(0)
+        model = randomize(TwinsModel(tiny_config(window_padding=window_padding)))
+        outputs[window_padding] = model(pixel_values).pooler_output
+    assert (outputs["masked"] - outputs["zeros"]).abs().max() > 1e-3
+    assert (outputs["masked"] - outputs["authors_segmentation"]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("height_width", [(8, 8), (16, 24), (63, 97), (9, 130)], ids=str)
+def test_patch_padding_gives_maps_of_whole_patches(family, height_width):
+    height, width = height_width
+    pixel_values = torch.randn(2, 3, height, width)
+    for patch_padding, divide in ((False, lambda size, by: size // by), (True, lambda size, by: -(-size // by))):
+        backbone = TwinsBackbone(tiny_config(family, patch_padding=patch_padding, out_indices=[1, 2, 3])).eval()
+        shapes = [tuple(feature_map.shape[2:]) for feature_map in backbone(pixel_values).feature_maps]
+        assert shapes == [(divide(height, stride), divide(width, stride)) for stride in (2, 4, 8)]
+
+
+def test_patch_padding_equals_padding_the_image():
+    torch.manual_seed(0)
+    padding_model = randomize(TwinsModel(tiny_config("pcpvt", patch_padding=True)))
+    model = TwinsModel(tiny_config("pcpvt")).eval()
+    model.load_state_dict(padding_model.state_dict())
+    # 31 and 45 need padding in the first stage only: 32 and 46 = 2 * 23 would need it in the second.
+    pixel_values = torch.randn(1, 3, 31, 47)
+    padded = nn.functional.pad(pixel_values, (0, 1, 0, 1))
+    torch.testing.assert_close(padding_model(pixel_values).pooler_output, model(padded).pooler_output)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stage_norm_is_what_the_next_stage_consumes(family):
+    backbone = randomize(TwinsBackbone(tiny_config(family, use_stage_norm=True, out_indices=[1, 2, 3])))
+    feature_maps = backbone(torch.randn(1, 3, 32, 32)).feature_maps
+    for index, norm in enumerate(stage.layernorm for stage in backbone.encoder.stages):
+        # Each map is the norm's output ...
+        tokens = (feature_maps[index].permute(0, 2, 3, 1) - norm.bias) / norm.weight
+        torch.testing.assert_close(tokens.mean(-1), torch.zeros_like(tokens[..., 0]), atol=1e-4, rtol=0)
+        torch.testing.assert_close(tokens.std(-1, correction=0), torch.ones_like(tokens[..., 0]), atol=1e-3, rtol=0)
+    # ... and the next stage starts from it.
+    embedded, grid, _ = backbone.encoder.patch_embeddings[1](feature_maps[0], None)
+    next_map = backbone.encoder.stages[1](embedded, grid, None).unflatten(1, grid).permute(0, 3, 1, 2)
+    torch.testing.assert_close(next_map, feature_maps[1])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("model_class", [TwinsModel, TwinsForImageClassification, TwinsBackbone])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+def test_sdpa_equals_eager(family, model_class, dtype, masked):
+    eager = randomize(model_class._from_config(tiny_config(family), attn_implementation="eager")).to(dtype)
+    sdpa = model_class._from_config(tiny_config(family), attn_implementation="sdpa").eval().to(dtype)
+    sdpa.load_state_dict(eager.state_dict())
+    assert (eager.config._attn_implementation, sdpa.config._attn_implementation) == ("eager", "sdpa")
+    pixel_values = torch.randn(2, 3, 29, 41, dtype=dtype)
+    pixel_mask = rectangle_mask([(29, 20), (17, 41)], 29, 41) if masked else None
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 5e-3}[dtype]
+    with torch.no_grad():
+        expected, output = (model(pixel_values, pixel_mask)[0] for model in (eager, sdpa))
+    if model_class is TwinsBackbone:
+        (expected,), (output,) = expected, output
+    assert output.dtype == dtype
+    torch.testing.assert_close(output, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("window_size", [7, None])
+def test_flex_attention_equals_eager(window_size):
+    # Flex attention wants heads of at least 16 channels; torch 2.15's kernel for CPUs fails on windows of 3.
+    config = tiny_config(hidden_sizes=[32, 64, 96], window_size=window_size)
+    eager = randomize(TwinsModel._from_config(copy.deepcopy(config), attn_implementation="eager"))
+    flex = TwinsModel._from_config(copy.deepcopy(config), attn_implementation="flex_attention").eval()
+    flex.load_state_dict(eager.state_dict())
+    pixel_values = torch.randn(2, 3, 40, 30)
+    pixel_mask = rectangle_mask([(40, 20), (17, 30)], 40, 30)
+    with torch.no_grad():
+        for mask in (None, pixel_mask):
+            expected, output = (model(pixel_values, mask).pooler_output for model in (eager, flex))
+            torch.testing.assert_close(output, expected, rtol=0, atol=1e-5)
+
+
+def test_flash_attention_is_not_asked_for_masks_it_does_not_know(monkeypatch):
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    calls = []
+
+    def flash_attention(module, query, key, value, attention_mask, **kwargs):
+        # The interface of the real one; its masks are for keys that are the queries.
+        assert attention_mask is None
+        calls.append(query.shape)
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, None, **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "flash_attention_2", flash_attention)
+    model = randomize(TwinsModel(tiny_config()))
+    pixel_values, pixel_mask = torch.randn(2, 3, 29, 41), rectangle_mask([(29, 20), (17, 41)], 29, 41)
+    expected = model(pixel_values, pixel_mask).pooler_output
+    expected_whole = model(pixel_values).pooler_output
+    model.config._attn_implementation = "flash_attention_2"
+    torch.testing.assert_close(model(pixel_values, pixel_mask).pooler_output, expected)
+    assert not calls
+    torch.testing.assert_close(model(pixel_values).pooler_output, expected_whole)
+    # Windows that need padding are masked, all others and all global attention are not.
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_any_size_from_the_smallest_and_no_state_left_behind(family):
+    model = randomize(TwinsForImageClassification(tiny_config(family)))
+    sizes = [(8, 8), (64, 8), (9, 15), (33, 65), (8, 8), (128, 40)]
+    images = [torch.randn(1, 3, height, width) for height, width in sizes]
+    with torch.no_grad():
+        first = [model(image).logits for image in images]
+        again = [model(image).logits for image in reversed(images)][::-1]
+    for logits, logits_again in zip(first, again):
+        assert logits.isfinite().all()
+        assert torch.equal(logits, logits_again)
+
+
+@pytest.mark.parametrize("name", ["twins-svt-small", "twins-pcpvt-small"])
+def test_published_variant_takes_images_from_32_pixels(name):
+    model = TwinsForImageClassification(TwinsConfig.from_variant(name)).eval()
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, 32, 32)).logits.isfinite().all()
+        assert model(torch.randn(1, 3, 192, 192)).logits.isfinite().all()
+        with pytest.raises(ValueError, match=r"at least 32 pixels high and wide.*got 31 x 224"):
+            model(torch.randn(1, 3, 31, 224))
+
+
+@pytest.mark.parametrize("num_channels", [1, 5])
+def test_any_number_of_channels(num_channels):
+    model = TwinsForImageClassification(tiny_config(num_channels=num_channels))
+    logits = model(torch.randn(2, num_channels, 16, 16)).logits
+    assert logits.shape == (2, 5)
+
+
+def test_non_contiguous_input_gives_the_same():
+    model = randomize(TwinsModel(tiny_config()))
+    pixel_values = torch.randn(2, 3, 29, 41)
+    expected = model(pixel_values).pooler_output
+    for same in (
+        pixel_values.to(memory_format=torch.channels_last),
+        pixel_values.transpose(2, 3).contiguous().transpose(2, 3),
+        nn.functional.pad(pixel_values, (1, 1, 1, 1))[:, :, 1:-1, 1:-1],
+    ):
+        torch.testing.assert_close(model(same).pooler_output, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_input_is_not_changed():
+    pixel_values = torch.randn(2, 3, 29, 41)
+    before = pixel_values.clone()
+    with torch.no_grad():
+        TwinsModel(tiny_config())(pixel_values, rectangle_mask([(29, 20), (17, 41)], 29, 41))
+    assert torch.equal(pixel_values, before)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_images_of_a_batch_do_not_see_each_other(family):
+    model = randomize(TwinsForImageClassification(tiny_config(family)))
+    pixel_values = torch.randn(3, 3, 29, 41)
+    with torch.no_grad():
+        together = model(pixel_values).logits
+        alone = torch.cat([model(image).logits for image in pixel_values.split(1)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_class", [TwinsModel, TwinsForImageClassification])
+def test_hidden_states_are_sequences_and_images(model_class):
+    model = model_class(tiny_config()).eval()
+    outputs = model(torch.randn(2, 3, 29, 41), output_hidden_states=True)
+    # 29 x 41 pixels: 14 x 20, 7 x 10, 3 x 5 tokens.
+    assert [tuple(state.shape) for state in outputs.hidden_states] == [
+        (2, 280, 16),
+        (2, 280, 16),
+        (2, 70, 32),
+        (2, 15, 48),
+    ]
+    assert [tuple(image.shape) for image in outputs.reshaped_hidden_states] == [
+        (2, 16, 14, 20),
+        (2, 16, 14, 20),
+        (2, 32, 7, 10),
+        (2, 48, 3, 5),
+    ]
+    for state, image in zip(outputs.hidden_states, outputs.reshaped_hidden_states):
+        assert torch.equal(state, image.flatten(2).transpose(1, 2))
+    # Ready to be plotted.
+    assert all(image.is_contiguous() for image in outputs.reshaped_hidden_states)
+    assert model(torch.randn(1, 3, 29, 41)).hidden_states is None
+
+
+def test_selected_hidden_states_are_none_elsewhere():
+    model = TwinsModel(tiny_config()).eval()
+    pixel_values = torch.randn(1, 3, 29, 41)
+    everything = model(pixel_values, output_hidden_states=True)
+    selected = model(pixel_values, output_hidden_states=[1, -1])
+    for index in range(4):
+        if index in (1, 3):
+            assert torch.equal(selected.hidden_states[index], everything.hidden_states[index])
+            assert torch.equal(selected.reshaped_hidden_states[index], everything.reshaped_hidden_states[index])
+        else:
+            assert selected.hidden_states[index] is None
+            assert selected.reshaped_hidden_states[index] is None
+
+
+def test_hidden_states_and_attentions_have_gradients():
+    model = TwinsModel._from_config(tiny_config(), attn_implementation="eager")
+    outputs = model(torch.randn(2, 3, 29, 41), output_hidden_states=True, output_attentions=True)
+    states = (*outputs.hidden_states, *outputs.attentions)
+    for state in states:
+        state.retain_grad()
+    outputs.pooler_output.sum().backward()
+    assert all(state.grad is not None for state in states)
+
+
+def test_attentions_are_distributions_over_real_tokens():
+    model = randomize(TwinsModel._from_config(tiny_config(), attn_implementation="eager"))
+    attentions = model(torch.randn(2, 3, 29, 41), output_attentions=True).attentions
+    # 14 x 20, 7 x 10, 3 x 5 tokens in windows of 3 x 3; every 4 x 4, 2 x 2, 1 x 1 tokens a key.
+    assert [tuple(attention.shape) for attention in attentions] == [
+        (2 * 5 * 7, 1, 9, 9),
+        (2, 1, 280, 3 * 5),
+        (2 * 3 * 4, 2, 9, 9),
+        (2, 2, 70, 3 * 5),
+        (2 * 3 * 4, 2, 9, 9),
+        (2 * 1 * 2, 3, 9, 9),
+        (2, 3, 15, 15),
+    ]
+    for attention in attentions:
+        torch.testing.assert_close(attention.sum(-1), torch.ones_like(attention[..., 0]))
+    # The last window of the first row of the second image: its columns 6, 7, 8 of 7, so one is real.
+    last_column = attentions[0].view(2, 5, 7, 1, 9, 3, 3)[:, :, -1]
+    assert (last_column[..., 2:] == 0).all()
+    assert (last_column[..., :-1, 0] > 0).all()
+
+
+def test_attentions_through_the_configuration():
+    config = tiny_config(attn_implementation="eager", output_attentions=True)
+    assert len(TwinsForImageClassification(config)(torch.randn(1, 3, 16, 16)).attentions) == 7
+    assert len(TwinsBackbone(config)(torch.randn(1, 3, 16, 16)).attentions) == 7
+
+
+def test_tuple_output_equals_dict_output():
+    model = TwinsForImageClassification(tiny_config()).eval()
+    pixel_values, labels = torch.randn(2, 3, 16, 16), torch.tensor([1, 2])
+    outputs = model(pixel_values, labels=labels, output_hidden_states=True)
+    as_tuple = model(pixel_values, labels=labels, output_hidden_states=True, return_dict=False)
+    assert isinstance(as_tuple, tuple)
+    for value, same in zip(outputs.to_tuple(), as_tuple, strict=True):
+        torch.testing.assert_close(value, same)
+
+
+@pytest.mark.parametrize(
+    "out_features", [["stem"], ["stage1", "stage3"], ["stem", "stage1", "stage2", "stage3"]], ids=str
+)
+def test_backbone_returns_the_features_asked_for(out_features):
+    config = tiny_config(out_features=out_features)
+    backbone = randomize(TwinsBackbone(config))
+    assert config.out_indices == [config.stage_names.index(name) for name in out_features]
+    channels = dict(zip(config.stage_names, [16, 16, 32, 48]))
+    assert backbone.channels == [channels[name] for name in out_features]
+    pixel_values = torch.randn(1, 3, 29, 41)
+    feature_maps = backbone(pixel_values).feature_maps
+    everything = backbone(pixel_values, output_hidden_states=True).hidden_states
+    assert [feature_map.shape[1] for feature_map in feature_maps] == backbone.channels
+    for name, feature_map in zip(out_features, feature_maps):
+        assert torch.equal(feature_map, everything[config.stage_names.index(name)])
+
+
+def test_backbone_does_not_hold_the_norm_it_never_uses():
+    backbone = TwinsBackbone(tiny_config(out_indices=[1, 2, 3]))
+    sum(feature_map.sum() for feature_map in backbone(torch.randn(1, 3, 16, 16)).feature_maps).backward()
+    # Or DistributedDataParallel would wait for its gradient.
+    assert all(parameter.grad is not None for parameter in backbone.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+def test_gradient_checkpointing_gives_the_same_gradients(family, use_reentrant, masked):
+    plain = TwinsForImageClassification(tiny_config(family, drop_path_rate=0.2, hidden_dropout_prob=0.1)).train()
+    checkpointed = copy.deepcopy(plain)
+    checkpointed.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    pixel_values, labels = torch.randn(4, 3, 29, 41), torch.tensor([0, 1, 2, 3])
+    pixel_mask = rectangle_mask([(29, 20), (17, 41), (29, 41), (8, 8)], 29, 41) if masked else None
+    recomputed = []
+    checkpointed.twins.encoder.stages[0].layers[0].mlp.register_forward_hook(lambda *_: recomputed.append(True))
+    for model in (plain, checkpointed):
+        torch.manual_seed(1)
+        # Reentrant checkpoints pass gradients on only where their input has one.
+        model(pixel_values.clone().requires_grad_(), pixel_mask, labels=labels).loss.backward()
+    assert len(recomputed) == 2
+    for (name, parameter), other in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+        torch.testing.assert_close(other.grad, parameter.grad, msg=lambda message, name=name: f"{name}: {message}")
+
+
+def test_gradient_checkpointing_can_be_switched_off():
+    model = TwinsForImageClassification(tiny_config()).train()
+    model.activation_checkpointing_enable()
+    assert model.is_activation_checkpointing
+    model.activation_checkpointing_disable()
+    assert not model.is_activation_checkpointing
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "num_labels", "labels", "expected_loss"),
+    [
+        ("single_label_classification", 5, torch.tensor([1, 4]), nn.functional.cross_entropy),
+        ("multi_label_classification", 5, torch.rand(2, 5).round(), nn.functional.binary_cross_entropy_with_logits),
+        ("regression", 1, torch.rand(2, 1), nn.functional.mse_loss),
+        ("regression", 5, torch.rand(2, 5), nn.functional.mse_loss),
+    ],
+)
+def test_problem_types_have_their_loss(problem_type, num_labels, labels, expected_loss):
+    model = TwinsForImageClassification(tiny_config(num_labels=num_labels, problem_type=problem_type))
+    outputs = model(torch.randn(2, 3, 16, 16), labels=labels)
+    torch.testing.assert_close(outputs.loss, expected_loss(outputs.logits, labels))
+    outputs.loss.backward()
+    assert model.classifier.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("pixel_values", "pixel_mask", "message"),
+    [
+        (torch.randn(3, 16, 16), None, r"shape \(batch_size, num_channels, height, width\), got \(3, 16, 16\)"),
+        (torch.randn(1, 1, 16, 16), None, "must have num_channels=3 channels, got 1"),
+        (torch.randn(1, 16, 16, 3), None, r"must have num_channels=3 channels, got 16 \(shape \(1, 16, 16, 3\)\)"),
+        (torch.randn(1, 3, 7, 16), None, "at least 8 pixels high and wide.*got 7 x 16"),
+        (torch.randn(1, 3, 16, 0), None, "at least 8 pixels high and wide.*got 16 x 0"),
+        (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), None, "must be floating point, got torch.uint8"),
+        (torch.zeros(1, 3, 16, 16, dtype=torch.long), None, "must be floating point, got torch.int64"),
+        (torch.randn(1, 3, 16, 16), torch.ones(1, 1, 16, 16), r"\(1, 16, 16\), got \(1, 1, 16, 16\)"),
+        (torch.randn(1, 3, 16, 16), torch.ones(1, 8, 8), r"\(1, 16, 16\), got \(1, 8, 8\)"),
+        (torch.randn(2, 3, 16, 16), torch.ones(1, 16, 16), r"\(2, 16, 16\), got \(1, 16, 16\)"),
+        (torch.randn(1, 3, 16, 16), rectangle_mask([(7, 16)], 16, 16), "at least 8 pixels .* images of 7 x 16"),
+        (torch.randn(1, 3, 16, 16), torch.zeros(1, 16, 16), "at least 8 pixels .* images of 0 x 0"),
+        (torch.randn(1, 3, 16, 16), torch.eye(16)[None], "one rectangle at the top left"),
+        (torch.randn(1, 3, 16, 16), rectangle_mask([(8, 8)], 16, 16).flip(2), "one rectangle at the top left"),
+    ],
+    ids=lambda value: str(tuple(value.shape)) if isinstance(value, torch.Tensor) else "",
+)
+@pytest.mark.parametrize("model_class", [TwinsModel, TwinsForImageClassification, TwinsBackbone])
+def test_bad_input_is_named(model_class, pixel_values, pixel_mask, message):
+    with pytest.raises(ValueError, match=message):
+        model_class(tiny_config())(pixel_values, pixel_mask)
+
+
+def test_input_in_another_type_than_the_weights_is_pytorchs_error():
+    with pytest.raises(RuntimeError, match="type"):
+        TwinsModel(tiny_config())(torch.randn(1, 3, 16, 16, dtype=torch.float64))
+
+
+def test_drop_path_drops_whole_images_and_keeps_the_mean():
+    drop_path = TwinsDropPath(0.25).train()
+    hidden_states = torch.ones(4000, 2, 2, 3)
+    output = drop_path(hidden_states)
+    per_image = output.flatten(1)
+    assert ((per_image == 0).all(1) | (per_image == 1 / 0.75).all(1)).all()
+    assert output.mean().item() == pytest.approx(1, abs=0.05)
+    assert drop_path.eval()(hidden_states) is hidden_states
+
+
+def test_drop_path_rate_rises_linearly_over_all_blocks():
+    model = TwinsModel(tiny_config(drop_path_rate=0.6))
+    rates = [layer.drop_path.drop_prob for stage in model.encoder.stages for layer in stage.layers]
+    assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    assert TwinsModel(
+        tiny_config(hidden_sizes=[16], num_attention_heads=[1], depths=[1], mlp_ratios=[2], sr_ratios=[1])
+    )
+
+
+def test_dropout_acts_in_training_only():
+    config = tiny_config(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
+    model = TwinsModel(config)
+    pixel_values = torch.randn(1, 3, 16, 16)
+    assert not torch.equal(model.train()(pixel_values).pooler_output, model(pixel_values).pooler_output)
+    assert torch.equal(model.eval()(pixel_values).pooler_output, model(pixel_values).pooler_output)
+
+
+def test_initial_weights_are_the_authors():
+    model = TwinsForImageClassification(TwinsConfig.from_variant("twins-svt-small"))
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            assert module.weight.std().item() == pytest.approx(0.02, rel=0.05), name
+        elif isinstance(module, nn.Conv2d):
+            fan_out = module.out_channels * module.kernel_size[0] ** 2 / module.groups
+            assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.15), name
+        elif isinstance(module, nn.LayerNorm):
+            assert (module.weight == 1).all(), name
+        if getattr(module, "bias", None) is not None:
+            assert (module.bias == 0).all(), name
+
+
+def test_layer_norm_eps_leaves_those_after_convolutions_alone():
+    model = TwinsModel(tiny_config(layer_norm_eps=1e-3, use_stage_norm=True))
+    for name, module in model.named_modules():
+        if isinstance(module, nn.LayerNorm):
+            after_convolution = "patch_embeddings" in name or "sequence_reduction" in name
+            assert module.eps == (1e-5 if after_convolution else 1e-3), name
+
+
+def test_position_encoding_follows_the_first_block():
+    model = randomize(TwinsModel(tiny_config()))
+    order = []
+    stage = model.encoder.stages[1]
+    for name, module in (*stage.layers.named_children(), ("position_encoding", stage.position_encoding)):
+        module.register_forward_hook(lambda *_, name=name: order.append(name))
+    model(torch.randn(1, 3, 16, 16))
+    assert order == ["0", "position_encoding", "1", "2"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_local_and_global_blocks_take_turns_in_svt_only(family):
+    model = TwinsModel(tiny_config(family))
+    for stage in model.encoder.stages:
+        is_local = [isinstance(layer.attention, TwinsLocalAttention) for layer in stage.layers]
+        assert is_local == [family == "svt" and index % 2 == 0 for index in range(len(is_local))]
+
+
+def test_capturing_hooks_are_installed_once():
+    backbone = TwinsBackbone(tiny_config())
+    maybe_install_capturing_hooks(backbone)
+    assert len(backbone(torch.randn(1, 3, 16, 16), output_hidden_states=True).hidden_states) == 4
+    classifier = TwinsForImageClassification(tiny_config())
+    for _ in range(2):
+        assert len(classifier(torch.randn(1, 3, 16, 16), output_hidden_states=True).hidden_states) == 4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_are_the_derivative(family):
+    model = TwinsModel._from_config(
+        tiny_config(family, hidden_sizes=[4, 8, 12]), attn_implementation="eager", dtype=torch.float64
+    )
+    model = randomize(model)
+    pixel_values = torch.randn(1, 3, 10, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda image: model(image).pooler_output, (pixel_values,), fast_mode=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["twins-svt-small", "twins-pcpvt-small"])
+def test_gpu_equals_cpu(name):
+    model = randomize(TwinsForImageClassification(TwinsConfig.from_variant(name)))
+    pixel_values = torch.randn(2, 3, 225, 190)
+    with torch.no_grad():
+        expected = model(pixel_values).logits
+        output = model.cuda()(pixel_values.cuda()).logits.cpu()
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-3 * expected.abs().max().item())

@@ -1,0 +1,167 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Models published with their code, loaded by processes that do not have this package."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from loopback_hub import serve_models
+from testing_utils import randomize, tiny_config
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+
+import hf_twins
+from hf_twins import TwinsForImageClassification, TwinsImageProcessor, save_remote_code
+
+
+@pytest.fixture
+def published(tmp_path) -> Path:
+    folder = tmp_path / "published"
+    randomize(TwinsForImageClassification(tiny_config())).save_pretrained(folder)
+    TwinsImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    save_remote_code(folder)
+    return folder
+
+
+def run_without_package(code: str, environment: dict[str, str]) -> str:
+    """Run `code` in a new process in which `import hf_twins` fails, and return what it prints."""
+    program = "import sys; sys.modules['hf_twins'] = None\n" + textwrap.dedent(code)
+    process = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+LOAD_EVERYTHING = """
+    import os
+    import torch
+    from transformers import (
+        AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
+    )
+
+    source, target, result = {source!r}, {target!r}, {result!r}
+    trusted = {{"trust_remote_code": True}}
+    model = AutoModelForImageClassification.from_pretrained(source, **trusted)
+    processor = AutoImageProcessor.from_pretrained(source, **trusted)
+    backbone = AutoBackbone.from_config(AutoConfig.from_pretrained(source, **trusted), **trusted)
+    for loaded in (model, processor, backbone, AutoModel.from_pretrained(source, **trusted),
+                   AutoImageProcessor.from_pretrained(source, backend="pil", **trusted),
+                   pipeline("image-classification", source, **trusted).model):
+        assert type(loaded).__module__.startswith("transformers_modules."), type(loaded)
+        print(type(loaded).__name__)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        torch.save(model(torch.randn(2, 3, 29, 41)).logits, result)
+
+    # Saved again, it is a repository like the one it came from.
+    model.save_pretrained(target)
+    processor.save_pretrained(target)
+    again = AutoModelForImageClassification.from_pretrained(target, **trusted)
+    AutoImageProcessor.from_pretrained(target, **trusted)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        assert torch.equal(again(torch.randn(2, 3, 29, 41)).logits, torch.load(result, weights_only=True))
+
+    try:
+        AutoModel.from_pretrained(source, trust_remote_code=False)
+    except ValueError as error:
+        assert "trust_remote_code" in str(error), error
+    else:
+        raise AssertionError("code that was not trusted was run")
+"""
+
+
+@pytest.mark.parametrize("source", ["folder", "hub"])
+def test_published_model_loads_without_the_package(published, tmp_path, source):
+    result = tmp_path / "logits.pt"
+    with serve_models({"somebody/twins-tiny": published}) as hub:
+        environment = hub.environment(tmp_path / "home")
+        printed = run_without_package(
+            LOAD_EVERYTHING.format(
+                source="somebody/twins-tiny" if source == "hub" else str(published),
+                target=str(tmp_path / "saved-again"),
+                result=str(result),
+            ),
+            environment,
+        )
+    assert printed.split() == [
+        "TwinsForImageClassification",
+        "TwinsImageProcessor",
+        "TwinsBackbone",
+        "TwinsModel",
+        "TwinsImageProcessorPil",
+        "TwinsForImageClassification",
+    ]
+    torch.manual_seed(1)
+    with torch.no_grad():
+        expected = TwinsForImageClassification.from_pretrained(published)(torch.randn(2, 3, 29, 41)).logits
+    assert torch.equal(torch.load(result, weights_only=True), expected)
+
+
+def test_package_uses_its_own_code_and_saves_no_map_to_code_it_does_not_save(published, tmp_path):
+    model = AutoModelForImageClassification.from_pretrained(published)
+    processor = AutoImageProcessor.from_pretrained(published)
+    assert type(model) is TwinsForImageClassification
+    assert type(processor) is TwinsImageProcessor
+    assert AutoConfig.from_pretrained(published).auto_map
+    target = tmp_path / "saved-again"
+    model.save_pretrained(target)
+    processor.save_pretrained(target)
+    assert not list(target.glob("*.py"))
+    for file in target.glob("*.json"):
+        assert "auto_map" not in json.loads(file.read_text()), file
+
+
+def test_code_files_need_no_package_and_no_extra():
+    # transformers refuses remote code whose imports are not installed: these are what a user has anyway.
+    for file in Path(hf_twins.__file__).parent.glob("*_twins.py"):
+        for line in file.read_text().splitlines():
+            if line.startswith(("import ", "from ")):
+                module = line.split()[1]
+                root = module.split(".")[0]
+                assert root in {"", "torch", "transformers", "huggingface_hub", *sys.stdlib_module_names}, line
+                # A relative import names one file: "from . import x" is not found.
+                assert not module.startswith(".") or (module.count(".") == 1 and len(module) > 1), line
+
+
+def test_save_remote_code_keeps_the_rest_of_the_files(published):
+    config = json.loads((published / "config.json").read_text())
+    auto_map = config.pop("auto_map")
+    assert config == json.loads(TwinsForImageClassification.from_pretrained(published).config.to_json_string()) | {
+        "architectures": ["TwinsForImageClassification"]
+    }
+    for reference in auto_map.values():
+        module, name = reference.split(".")
+        assert f"class {name}(" in (published / f"{module}.py").read_text()
+    assert not list(published.glob("*.tmp"))
+
+
+def test_save_remote_code_wants_a_saved_twins_model(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json: save the model there first"):
+        save_remote_code(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "swin"}')
+    with pytest.raises(ValueError, match=r"must be of a Twins model .* got 'swin'"):
+        save_remote_code(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]

@@ -1,0 +1,307 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Saving and loading, compiling and exporting: what transformers' users do with every model."""
+
+import copy
+import json
+
+import pytest
+import torch
+from testing_utils import FAMILIES, randomize, rectangle_mask, tiny_config
+from torch import nn
+from torch.export import Dim
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    DetrConfig,
+    DetrForObjectDetection,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+    pipeline,
+)
+
+from hf_twins import (
+    TwinsBackbone,
+    TwinsConfig,
+    TwinsForImageClassification,
+    TwinsImageProcessor,
+    TwinsImageProcessorPil,
+    TwinsModel,
+)
+
+
+MODEL_CLASSES = [TwinsModel, TwinsForImageClassification, TwinsBackbone]
+
+
+@pytest.fixture
+def fresh_compiler():
+    """Compiled code is kept by the code it comes from, in however many models, and its amount is limited."""
+    torch.compiler.reset()
+
+
+def first_output(model: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        output = model(*inputs)[0]
+    return output[-1] if isinstance(output, tuple) else output
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("model_class", MODEL_CLASSES)
+@pytest.mark.parametrize("max_shard_size", ["5GB", "20KB"])
+def test_saved_model_computes_the_same(tmp_path, model_class, family, max_shard_size):
+    model = randomize(model_class(tiny_config(family, use_stage_norm=True)))
+    model.save_pretrained(tmp_path, max_shard_size=max_shard_size)
+    assert list(tmp_path.glob("*.safetensors"))
+    reloaded, info = model_class.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
+    assert not reloaded.training
+    pixel_values = torch.randn(2, 3, 29, 41)
+    assert torch.equal(first_output(model, pixel_values), first_output(reloaded, pixel_values))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_model_loads_in_the_type_asked_for(tmp_path, dtype):
+    randomize(TwinsForImageClassification(tiny_config())).save_pretrained(tmp_path)
+    model = TwinsForImageClassification.from_pretrained(tmp_path, dtype=dtype)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert first_output(model, torch.randn(1, 3, 29, 41, dtype=dtype)).dtype == dtype
+
+
+def test_classifier_is_a_checkpoint_of_model_and_backbone(tmp_path):
+    classifier = randomize(TwinsForImageClassification(tiny_config()))
+    classifier.save_pretrained(tmp_path)
+    pixel_values = torch.randn(1, 3, 29, 41)
+    for model_class in (TwinsModel, TwinsBackbone):
+        model, info = model_class.from_pretrained(tmp_path, output_loading_info=True)
+        assert not info["missing_keys"]
+        expected = classifier.twins(pixel_values, output_hidden_states=True)
+        if model_class is TwinsModel:
+            assert torch.equal(model(pixel_values).pooler_output, expected.pooler_output)
+        else:
+            assert torch.equal(model(pixel_values).feature_maps[0], expected.reshaped_hidden_states[-1])
+
+
+@pytest.mark.parametrize("model_class", [TwinsModel, TwinsBackbone])
+def test_model_and_backbone_are_checkpoints_of_a_classifier(tmp_path, model_class):
+    model = randomize(model_class(tiny_config()))
+    model.save_pretrained(tmp_path)
+    classifier, info = TwinsForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+    missing = {key for key in info["missing_keys"] if not key.startswith("classifier.")}
+    assert missing == (set() if model_class is TwinsModel else {"twins.layernorm.weight", "twins.layernorm.bias"})
+    for name, weight in model.state_dict().items():
+        assert torch.equal(classifier.twins.state_dict()[name], weight)
+    assert (classifier.twins.layernorm.weight == 1).all() or model_class is TwinsModel
+
+
+def test_head_for_other_labels_is_new_and_the_rest_is_kept(tmp_path):
+    model = randomize(TwinsForImageClassification(tiny_config()))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match=r"ignore_mismatched_sizes"):
+        TwinsForImageClassification.from_pretrained(tmp_path, num_labels=9)
+    other, info = TwinsForImageClassification.from_pretrained(
+        tmp_path, num_labels=9, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    assert {key for key, *_ in info["mismatched_keys"]} == {"classifier.weight", "classifier.bias"}
+    assert other.classifier.weight.shape == (9, 48)
+    assert (other.classifier.bias == 0).all()
+    assert torch.equal(other.twins.layernorm.weight, model.twins.layernorm.weight)
+
+
+def test_missing_weights_are_initialized_as_in_a_new_model(tmp_path):
+    model = randomize(TwinsForImageClassification(tiny_config()))
+    state_dict = model.state_dict()
+    name = "twins.encoder.stages.1.layers.1.attention.sequence_reduction.projection.weight"
+    del state_dict[name]
+    model.save_pretrained(tmp_path, state_dict=state_dict)
+    reloaded, info = TwinsForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert info["missing_keys"] == {name}
+    expected_std = (2 / (32 * 2 * 2)) ** 0.5
+    assert reloaded.state_dict()[name].std().item() == pytest.approx(expected_std, rel=0.1)
+
+
+def test_model_without_memory_for_its_weights():
+    with torch.device("meta"):
+        model = TwinsForImageClassification(TwinsConfig.from_variant("twins-svt-large"))
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_every_tensor_of_the_state_is_a_parameter():
+    # Nothing that loading, sharding or casting could forget.
+    assert not list(TwinsForImageClassification(tiny_config()).buffers())
+
+
+def test_fsdp_plan_names_every_module_it_shards():
+    model = TwinsForImageClassification(tiny_config())
+    base = model.base_model
+    for pattern in base.config.base_model_fsdp_plan:
+        parts = pattern.split(".")
+        matches = [
+            name
+            for name, _ in base.named_modules()
+            if len(name.split(".")) == len(parts)
+            and all(part in ("*", piece) for part, piece in zip(parts, name.split(".")))
+        ]
+        assert matches, pattern
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("model_class", MODEL_CLASSES)
+@pytest.mark.parametrize("window_padding", ["masked", "zeros", "authors_segmentation"])
+def test_exported_model_takes_any_batch_and_size(model_class, family, window_padding):
+    config = tiny_config(family, window_padding=window_padding)
+    model = randomize(model_class(config))
+    dynamic_shapes = {
+        "pixel_values": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},
+    }
+    program = torch.export.export(
+        model, (), {"pixel_values": torch.randn(2, 3, 40, 44)}, dynamic_shapes=dynamic_shapes, strict=False
+    )
+    exported = program.module()
+    for shape in ((2, 3, 40, 44), (3, 3, 33, 47), (1, 3, 36, 36), (5, 3, 96, 60)):
+        pixel_values = torch.randn(shape)
+        with torch.no_grad():
+            output = exported(pixel_values=pixel_values)[0]
+        output = output[-1] if isinstance(output, (tuple, list)) else output
+        torch.testing.assert_close(output, first_output(model, pixel_values), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+def test_model_compiles_to_one_graph(fresh_compiler, family, masked):
+    model = randomize(TwinsForImageClassification(tiny_config(family)))
+    # All of torch.compile but the generation of machine code, which takes longest and knows nothing of models.
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, dynamic=False, backend="aot_eager")
+    pixel_values, labels = torch.randn(2, 3, 33, 47), torch.tensor([1, 2])
+    pixel_mask = rectangle_mask([(33, 20), (17, 47)], 33, 47) if masked else None
+    outputs = [same(pixel_values, pixel_mask, labels=labels) for same in (model, compiled)]
+    torch.testing.assert_close(outputs[1].logits, outputs[0].logits, rtol=0, atol=1e-5)
+    for output in outputs:
+        output.loss.backward()
+    for parameter, other in zip(model.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, parameter.grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_compiled_model_computes_the_same_at_any_size(fresh_compiler, family):
+    model = randomize(TwinsForImageClassification(tiny_config(family)))
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True)
+    with torch.no_grad():
+        for height, width in ((40, 44), (36, 36), (33, 47)):
+            pixel_values = torch.randn(2, 3, height, width)
+            torch.testing.assert_close(compiled(pixel_values).logits, model(pixel_values).logits, rtol=0, atol=1e-5)
+
+
+def test_hidden_states_may_be_asked_for_first_after_compiling(fresh_compiler):
+    model = TwinsModel(tiny_config()).eval()
+    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
+    pixel_values = torch.randn(1, 3, 36, 36)
+    assert compiled(pixel_values).hidden_states is None
+    assert len(compiled(pixel_values, output_hidden_states=True).hidden_states) == 4
+
+
+def test_auto_classes_know_twins(tmp_path):
+    TwinsForImageClassification(tiny_config()).save_pretrained(tmp_path)
+    TwinsImageProcessor().save_pretrained(tmp_path)
+    assert type(AutoConfig.from_pretrained(tmp_path)) is TwinsConfig
+    assert type(AutoModel.from_pretrained(tmp_path)) is TwinsModel
+    assert type(AutoModelForImageClassification.from_pretrained(tmp_path)) is TwinsForImageClassification
+    assert type(AutoBackbone.from_config(tiny_config())) is TwinsBackbone
+    assert type(AutoImageProcessor.from_pretrained(tmp_path)) is TwinsImageProcessor
+    assert type(AutoImageProcessor.from_pretrained(tmp_path, backend="pil")) is TwinsImageProcessorPil
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A folder as it would be on the Hub."""
+    labels = {0: "zero", 1: "one", 2: "two", 3: "three", 4: "four"}
+    config = tiny_config(num_labels=5, id2label=labels, label2id={name: index for index, name in labels.items()})
+    randomize(TwinsForImageClassification(config)).save_pretrained(tmp_path)
+    TwinsImageProcessor(size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def images():
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    return [Image.fromarray(image) for image in load_sample_images().images]
+
+
+def test_image_classification_pipeline(repository, images):
+    classifier = pipeline("image-classification", str(repository))
+    processor = AutoImageProcessor.from_pretrained(repository)
+    model = AutoModelForImageClassification.from_pretrained(repository)
+    with torch.no_grad():
+        probabilities = model(**processor(images, return_tensors="pt")).logits.softmax(-1)
+    for answers, expected in zip(classifier(images, top_k=5), probabilities, strict=True):
+        assert [answer["score"] for answer in answers] == pytest.approx(
+            expected.sort(descending=True)[0].tolist(), abs=1e-5
+        )
+        assert answers[0]["label"] == model.config.id2label[expected.argmax().item()]
+
+
+@pytest.mark.parametrize("pool", [False, True])
+def test_image_feature_extraction_pipeline(repository, images, pool):
+    extractor = pipeline("image-feature-extraction", str(repository), pool=pool)
+    features = torch.tensor(extractor(images[0]))
+    assert features.shape == ((1, 48) if pool else (1, 16, 48))
+    assert features.isfinite().all()
+
+
+@pytest.mark.parametrize("window_padding", ["masked", "authors_segmentation"])
+def test_upernet_on_a_twins_backbone_saves_and_reloads(tmp_path, window_padding):
+    backbone_config = tiny_config(
+        window_padding=window_padding, use_stage_norm=True, out_features=["stage1", "stage2", "stage3"]
+    )
+    config = UperNetConfig(
+        backbone_config=backbone_config, hidden_size=16, pool_scales=[1, 2], auxiliary_in_channels=48, num_labels=4
+    )
+    model = randomize(UperNetForSemanticSegmentation(config))
+    pixel_values = torch.randn(2, 3, 41, 50)
+    logits = first_output(model, pixel_values)
+    assert logits.shape == (2, 4, 41, 50)
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["backbone_config"]["window_padding"] == window_padding
+    reloaded = UperNetForSemanticSegmentation.from_pretrained(tmp_path)
+    assert type(reloaded.backbone) is TwinsBackbone
+    assert torch.equal(first_output(reloaded, pixel_values), logits)
+    # Whatever else the head asks the backbone for.
+    with torch.no_grad():
+        outputs = model(pixel_values, output_hidden_states=True)
+    torch.testing.assert_close(outputs.logits, logits)
+    assert len(outputs.hidden_states) == 4
+
+
+def test_detr_on_a_twins_backbone_trains():
+    config = DetrConfig(
+        backbone_config=tiny_config(out_features=["stage3"]),
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        num_queries=4,
+    )
+    model = DetrForObjectDetection(config)
+    labels = [{"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}]
+    outputs = model(torch.randn(1, 3, 41, 50), labels=labels)
+    outputs.loss.backward()
+    assert all(parameter.grad is not None for parameter in model.model.backbone.parameters())

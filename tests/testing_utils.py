@@ -1,0 +1,90 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What several tests need: small models whose every weight matters, and timm's weights under our names."""
+
+import re
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from hf_twins import TwinsConfig
+
+
+TINY = {
+    "patch_size": 2,
+    "hidden_sizes": [16, 32, 48],
+    "num_attention_heads": [1, 2, 3],
+    "depths": [2, 3, 2],
+    "mlp_ratios": [2, 2, 2],
+    "sr_ratios": [4, 2, 1],
+    "num_labels": 5,
+}
+FAMILIES = ("svt", "pcpvt")
+
+
+def tiny_config(family: str = "svt", **overrides) -> TwinsConfig:
+    """Three stages, windows of 3, images from 8 pixels."""
+    return TwinsConfig(**TINY | {"window_size": 3 if family == "svt" else None} | overrides)
+
+
+def randomize(model: nn.Module) -> nn.Module:
+    """Random biases and norms too, and weights large enough for every branch to show in the output."""
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.weight.normal_(mean=1.0, std=0.2)
+            elif isinstance(module, nn.Linear | nn.Conv2d):
+                fan_in = module.weight[0].numel()
+                module.weight.normal_(std=fan_in**-0.5)
+            if getattr(module, "bias", None) is not None:
+                module.bias.normal_(std=0.2)
+    return model.eval()
+
+
+def rectangle_mask(sizes: list[tuple[int, int]], height: int, width: int) -> torch.Tensor:
+    """The `pixel_mask` of images of `sizes`, padded to `height` x `width`."""
+    mask = torch.zeros(len(sizes), height, width, dtype=torch.long)
+    for image_mask, (image_height, image_width) in zip(mask, sizes):
+        image_mask[:image_height, :image_width] = 1
+    return mask
+
+
+def from_timm(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of timm's Twins under the names of `TwinsForImageClassification`."""
+    return dict(renamed for key, weight in state_dict.items() for renamed in rename_timm(key, weight))
+
+
+def rename_timm(key: str, weight: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    for pattern, replacement in (
+        (r"^patch_embeds\.(\d+)\.proj\.", r"twins.encoder.patch_embeddings.\1.projection."),
+        (r"^patch_embeds\.(\d+)\.norm\.", r"twins.encoder.patch_embeddings.\1.layernorm."),
+        (r"^pos_block\.(\d+)\.proj\.0\.", r"twins.encoder.stages.\1.position_encoding.projection."),
+        (r"^blocks\.(\d+)\.(\d+)\.", r"twins.encoder.stages.\1.layers.\2."),
+        (r"\.norm1\.", ".layernorm_before."),
+        (r"\.norm2\.", ".layernorm_after."),
+        (r"\.attn\.sr\.", ".attention.sequence_reduction.projection."),
+        (r"\.attn\.norm\.", ".attention.sequence_reduction.layernorm."),
+        (r"\.attn\.proj\.", ".attention.o_proj."),
+        (r"\.attn\.", ".attention."),
+        (r"^norm\.", "twins.layernorm."),
+        (r"^head\.", "classifier."),
+    ):
+        key = re.sub(pattern, replacement, key)
+    match = re.search(r"\.attention\.(q|kv|qkv)\.", key)
+    if match is None:
+        yield key, weight
+    else:
+        for name, part in zip(match[1], weight.chunk(len(match[1]))):
+            yield key.replace(match[0], f".attention.{name}_proj."), part
