@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -250,6 +251,8 @@ def main() -> None:
             logging_strategy="epoch",
             save_strategy="no",
             remove_unused_columns=False,
+            # Where there is no accelerator to copy to, PyTorch warns of it.
+            dataloader_pin_memory=torch.accelerator.is_available(),
             report_to="none",
             seed=arguments.seed,
         ),

@@ -14,6 +14,9 @@
 """The image processors against each other and against the authors' preprocessing."""
 
 import json
+import subprocess
+import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -104,3 +107,29 @@ def test_processor_after_json_is_equal(processor_class, tmp_path):
 def test_something_that_is_no_image_is_named(processor_class):
     with pytest.raises((TypeError, ValueError), match="image"):
         processor_class()("not-an-image", return_tensors="pt")
+
+
+def test_pil_backend_needs_no_torchvision(photographs, tmp_path):
+    TwinsImageProcessorPil().save_pretrained(tmp_path)
+    photographs[0].save(tmp_path / "picture.png")
+    program = """
+        import sys
+        sys.modules["torchvision"] = None  # now importing it fails
+        import torch
+        from PIL import Image
+        from transformers import AutoImageProcessor
+        import hf_twins
+        processor = AutoImageProcessor.from_pretrained(sys.argv[1])
+        assert type(processor) is hf_twins.TwinsImageProcessorPil, type(processor)
+        torch.save(processor(Image.open(sys.argv[2]), return_tensors="pt").pixel_values, sys.argv[3])
+    """
+    process = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), tmp_path, tmp_path / "picture.png", tmp_path / "pixels.pt"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    expected = TwinsImageProcessorPil()(photographs[0], return_tensors="pt").pixel_values
+    assert torch.equal(torch.load(tmp_path / "pixels.pt", weights_only=True), expected)

@@ -1,0 +1,136 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The quickstart, run for real on small data, and once as a user runs it."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+
+from hf_twins import TwinsForImageClassification
+
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "quickstart.py"
+
+
+@pytest.fixture
+def quickstart(monkeypatch, tmp_path):
+    """Run the script's `main` with the options given, in an empty folder."""
+    spec = importlib.util.spec_from_file_location("quickstart", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "quickstart", module)
+    spec.loader.exec_module(module)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*options: str) -> None:
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *options])
+        module.main()
+
+    return run
+
+
+@pytest.fixture
+def image_folder(tmp_path) -> Path:
+    """Twelve pictures of each of three digits, as a user would have them."""
+    digits = load_digits()
+    for digit, name in enumerate(["zero", "one", "two"]):
+        folder = tmp_path / "images" / name
+        folder.mkdir(parents=True)
+        for index, pixels in enumerate(digits.images[digits.target == digit][:12]):
+            Image.fromarray((pixels * 255 / 16).astype(np.uint8)).save(folder / f"{index}.png")
+    return tmp_path / "images"
+
+
+def test_quickstart_on_an_image_folder_then_on_from_there(quickstart, image_folder, tmp_path, capsys):
+    quickstart("--dataset", str(image_folder), "--epochs", "1", "--output-dir", "first")
+    model = AutoModelForImageClassification.from_pretrained("first")
+    assert type(model) is TwinsForImageClassification
+    assert set(model.config.label2id) == {"zero", "one", "two"}
+    assert {file.name for file in Path("first").iterdir()} == {
+        "README.md",
+        "all_results.json",
+        "config.json",
+        "eval_results.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "results.png",
+    }
+    printed = capsys.readouterr().out
+    assert "Fine-tuning 2,3" in printed
+    assert "of 8 held-out images right" in printed
+    assert "--model first" in printed
+
+    (image_folder / "two").rename(image_folder.parent / "two")
+    quickstart("--model", "first", "--dataset", str(image_folder), "--epochs", "1", "--output-dir", "second")
+    assert set(AutoModelForImageClassification.from_pretrained("second").config.label2id) == {"zero", "one"}
+
+
+def test_quickstart_builds_a_published_variant(quickstart, image_folder):
+    quickstart(
+        *("--variant", "twins-pcpvt-small", "--image-size", "32", "--dataset", str(image_folder)),
+        *("--epochs", "1", "--output-dir", "pcpvt"),
+    )
+    model = AutoModelForImageClassification.from_pretrained("pcpvt")
+    assert model.config.depths == [3, 4, 6, 3]
+    processor = AutoImageProcessor.from_pretrained("pcpvt")
+    assert (processor.size.shortest_edge, processor.crop_size.height) == (36, 32)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--dataset", "somebody/not-here"], "Cannot load the data set 'somebody/not-here'"),
+        (["--model", "somebody/not-here"], "Cannot load the model 'somebody/not-here'"),
+        (["--variant", "twins-huge"], "Cannot create the model: name must be one of twins-pcpvt-small"),
+        (["--model", "x", "--variant", "twins-svt-small"], "--variant and --image-size belong to a new model"),
+    ],
+    ids=["no data set", "no model", "no variant", "model and variant"],
+)
+def test_quickstart_says_what_it_cannot_do_without_a_traceback(quickstart, tmp_path, options, message):
+    with pytest.raises(SystemExit) as exit_info:
+        quickstart(*options)
+    assert message in str(exit_info.value)
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_quickstart_with_images_that_are_no_data_set_says_what_it_needs(quickstart, tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "lonely.png")
+    with pytest.raises(SystemExit, match="must have one column of ClassLabel"):
+        quickstart("--dataset", str(tmp_path / "images"))
+
+
+@pytest.mark.slow
+def test_quickstart_learns_the_digits(quickstart):
+    quickstart()
+    output_dir = Path("outputs/quickstart")
+    results = json.loads((output_dir / "all_results.json").read_text())
+    assert results["eval_accuracy"] >= 0.97
+    picture = np.asarray(Image.open(output_dir / "results.png").convert("L"))
+    assert picture.std() > 20
+    card = (output_dir / "README.md").read_text()
+    assert "pipeline_tag: image-classification" in card
+    assert f"{results['eval_accuracy']:.1%}" in card
+
+    digits = load_digits()
+    images = [Image.fromarray((pixels * 255 / 16).astype(np.uint8)) for pixels in digits.images[:100]]
+    answers = pipeline("image-classification", str(output_dir))(images, top_k=1)
+    right = [answer["label"] == str(target) for (answer,), target in zip(answers, digits.target)]
+    assert np.mean(right) >= 0.97

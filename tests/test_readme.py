@@ -1,0 +1,60 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What the README says is so."""
+
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from testing_utils import tiny_config
+
+from hf_twins import TWINS_VARIANTS, TwinsForImageClassification, TwinsImageProcessor
+
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CODE_BLOCKS = [
+    re.sub(rf"^{indent}", "", code, flags=re.MULTILINE)
+    for indent, code in re.findall(r"^( *)```python\n(.*?)^ *```$", README, flags=re.MULTILINE | re.DOTALL)
+]
+
+
+def test_readme_has_code():
+    assert len(CODE_BLOCKS) >= 4
+
+
+@pytest.mark.parametrize("code", CODE_BLOCKS, ids=range(len(CODE_BLOCKS)))
+def test_code_block_runs(code, tmp_path, monkeypatch):
+    # The folder that the quickstart leaves behind, small.
+    monkeypatch.chdir(tmp_path)
+    repository = tmp_path / "outputs" / "quickstart"
+    TwinsForImageClassification(tiny_config()).save_pretrained(repository)
+    TwinsImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(repository)
+    Image.new("RGB", (64, 48)).save("picture.png")
+    exec(compile(code, "README.md", "exec"), {})  # noqa: S102  # the README's code is ours
+
+
+def test_model_table_is_that_of_the_package():
+    for name, variant in TWINS_VARIANTS.items():
+        row = (
+            f"| {name} | {variant.num_parameters / 1e6:.1f} M | {variant.flops} G | {variant.imagenet_top1} | "
+            f"{variant.ade20k_upernet_miou} |"
+        )
+        assert row in README
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
