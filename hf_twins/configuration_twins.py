@@ -28,7 +28,12 @@ from .variants_twins import TWINS_VARIANTS
 WINDOW_PADDING_MODES = ("masked", "zeros", "authors_segmentation")
 
 
-@auto_docstring(checkpoint="twins-svt-small")
+@auto_docstring(
+    custom_intro="""
+    Configuration of a Twins model (https://huggingface.co/papers/2104.13840), of either family: Twins-PCPVT or
+    Twins-SVT. The defaults are twins-svt-small's; [`TwinsConfig.from_variant`] gives those of the other published ones.
+    """
+)
 @strict
 class TwinsConfig(TwinsAutoMapMixin, BackboneConfigMixin, PreTrainedConfig):
     r"""
@@ -87,11 +92,8 @@ class TwinsConfig(TwinsAutoMapMixin, BackboneConfigMixin, PreTrainedConfig):
     ```"""
 
     model_type = "twins"
-    base_model_fsdp_plan = {
-        "encoder.patch_embeddings.*": "free_full_weight",
-        "encoder.stages.*.layers.*": "free_full_weight",
-        "layernorm": "keep_full_weight",
-    }
+    # Not a language model's, which is the default: `TwinsEncoder` has the plan.
+    base_model_fsdp_plan = {}
 
     num_channels: int = 3
     patch_size: int = 4

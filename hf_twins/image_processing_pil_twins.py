@@ -20,9 +20,13 @@ from transformers.utils import auto_docstring
 from .auto_map_twins import TwinsAutoMapMixin
 
 
-@auto_docstring
+@auto_docstring(
+    custom_intro="""
+    Prepares images for Twins models as their authors do for evaluation: short side to 256 pixels, centre crop of 224,
+    normalization (PIL backend).
+    """
+)
 class TwinsImageProcessorPil(TwinsAutoMapMixin, PilBackend):
-    # The authors' evaluation: the short side to 256 pixels, then a centre crop of 224.
     resample = PILImageResampling.BICUBIC
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD

@@ -165,7 +165,6 @@ def clear_padding(hidden_states: torch.Tensor, token_mask: torch.Tensor | None) 
     if token_mask is None:
         return hidden_states
     # Filled, not multiplied: NaN times zero is NaN.
-    # Filled rather than multiplied: NaN times zero is NaN.
     return hidden_states.masked_fill(~token_mask.unsqueeze(-1), 0)
 
 
@@ -475,7 +474,11 @@ class TwinsStage(nn.Module):
         return clear_padding(self.layernorm(hidden_states), token_mask).flatten(1, 2)
 
 
-@auto_docstring
+@auto_docstring(
+    custom_intro="""
+    What all Twins models share: the initialization of their weights, and what transformers has to know about them.
+    """
+)
 class TwinsPreTrainedModel(PreTrainedModel):
     config: TwinsConfig
     base_model_prefix = "twins"
@@ -508,6 +511,9 @@ class TwinsPreTrainedModel(PreTrainedModel):
 
 class TwinsEncoder(TwinsPreTrainedModel):
     """The stages, each after its patch embeddings: all of Twins but the final layer norm, which a backbone lacks."""
+
+    # Models that hold an encoder take this over, under the encoder's name in them.
+    _fsdp_plan = {"patch_embeddings.*": "free_full_weight", "stages.*.layers.*": "free_full_weight"}
 
     def __init__(self, config: TwinsConfig):
         super().__init__(config)
@@ -592,7 +598,11 @@ class TwinsEncoder(TwinsPreTrainedModel):
             )
 
 
-@auto_docstring
+@auto_docstring(
+    custom_intro="""
+    Twins without a head: the stages, a final layer norm, and the mean over the image as pooled output.
+    """
+)
 class TwinsModel(TwinsPreTrainedModel):
     def __init__(self, config: TwinsConfig):
         super().__init__(config)
@@ -614,9 +624,16 @@ class TwinsModel(TwinsPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> TwinsModelOutput:
         r"""
+        pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
+            Normalized images, as [`TwinsImageProcessor`] makes them, of any height and width from
+            `config.min_image_size`.
         pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
             1 on the image, 0 on the padding at its right and bottom, whose content then changes nothing: each image of
             the batch gives the same result as alone.
+
+        Raises:
+            ValueError: if the shape or type of the inputs does not fit the model, an image is smaller than
+                `config.min_image_size`, or the mask is not one rectangle at the top left of each image.
 
         Example:
 
@@ -673,12 +690,19 @@ class TwinsForImageClassification(TwinsPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> TwinsImageClassifierOutput:
         r"""
+        pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
+            Normalized images, as [`TwinsImageProcessor`] makes them, of any height and width from
+            `config.min_image_size`.
         pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
             1 on the image, 0 on the padding at its right and bottom, whose content then changes nothing: each image of
             the batch gives the same result as alone.
         labels (`torch.Tensor`, *optional*):
             Class indices of shape `(batch_size,)`; or floating point targets of shape `(batch_size, num_labels)`, for
             regression or multi-label classification (`config.problem_type`).
+
+        Raises:
+            ValueError: if the shape or type of the inputs does not fit the model, an image is smaller than
+                `config.min_image_size`, or the mask is not one rectangle at the top left of each image.
 
         Example:
 
@@ -733,9 +757,16 @@ class TwinsBackbone(BackboneMixin, TwinsPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> BackboneOutput:
         r"""
+        pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
+            Normalized images, as [`TwinsImageProcessor`] makes them, of any height and width from
+            `config.min_image_size`.
         pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
             1 on the image, 0 on the padding at its right and bottom, whose content then changes nothing. Feature maps
             are zero there.
+
+        Raises:
+            ValueError: if the shape or type of the inputs does not fit the model, an image is smaller than
+                `config.min_image_size`, or the mask is not one rectangle at the top left of each image.
 
         Example:
 

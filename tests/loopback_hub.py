@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A Hub on loopback for the real huggingface_hub client: it serves the folders it was given, and counts what is asked."""
+"""A Hub on loopback for the real huggingface_hub client: it serves the folders it was given, to be read."""
 
 import hashlib
 import json

@@ -15,6 +15,7 @@
 
 import copy
 import json
+import re
 
 import pytest
 import torch
@@ -42,6 +43,7 @@ from hf_twins import (
     TwinsImageProcessorPil,
     TwinsModel,
 )
+from hf_twins.modeling_twins import TwinsLayer, TwinsPatchEmbeddings
 
 
 MODEL_CLASSES = [TwinsModel, TwinsForImageClassification, TwinsBackbone]
@@ -144,18 +146,18 @@ def test_every_tensor_of_the_state_is_a_parameter():
     assert not list(TwinsForImageClassification(tiny_config()).buffers())
 
 
-def test_fsdp_plan_names_every_module_it_shards():
-    model = TwinsForImageClassification(tiny_config())
-    base = model.base_model
-    for pattern in base.config.base_model_fsdp_plan:
-        parts = pattern.split(".")
-        matches = [
-            name
-            for name, _ in base.named_modules()
-            if len(name.split(".")) == len(parts)
-            and all(part in ("*", piece) for part, piece in zip(parts, name.split(".")))
-        ]
+@pytest.mark.parametrize("model_class", MODEL_CLASSES)
+def test_fsdp_plan_shards_every_block_and_nothing_that_is_not_there(model_class):
+    model = model_class(tiny_config())
+    modules = dict(model.named_modules())
+    sharded = set()
+    for pattern in model.fsdp_plan:
+        expression = re.escape(pattern).replace(r"\*", r"\d+")
+        matches = {name for name in modules if re.fullmatch(expression, name)}
         assert matches, pattern
+        sharded |= matches
+    blocks = {name for name, module in modules.items() if isinstance(module, TwinsLayer | TwinsPatchEmbeddings)}
+    assert sharded == blocks
 
 
 @pytest.mark.parametrize("family", FAMILIES)
