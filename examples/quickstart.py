@@ -32,7 +32,6 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
-from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
@@ -210,36 +209,18 @@ def write_model_card(arguments: QuickstartArguments, accuracy: float, output_dir
     ).save(output_dir / "README.md")
 
 
-def main() -> None:
-    # What transformers declares as `DataClassType` is not the type of a dataclass.
-    parser = HfArgumentParser(QuickstartArguments)  # type: ignore[arg-type]
-    (arguments,) = parser.parse_args_into_dataclasses()
-    set_seed(arguments.seed)
-    try:
-        dataset = load_images(arguments.dataset, arguments.seed)
-    except (DatasetNotFoundError, OSError, ValueError) as error:
-        sys.exit(
-            f"Cannot load the data set {arguments.dataset!r}: {error}\n"
-            "Give a folder with a sub-folder of images for each label, or the Hub id of an image classification data set "
-            "(which needs a network, unless it was downloaded before)."
-        )
-    labels = dataset["train"].features["label"].names
-    try:
-        model, processor = create_model(arguments, labels)
-    except OSError as error:
-        sys.exit(
-            f"Cannot load the model {arguments.model!r}: {error}\n"
-            "Give a folder written by save_pretrained, or a Hub id (which needs a network, unless it was downloaded before)."
-        )
-    except ValueError as error:
-        sys.exit(f"Cannot create the model: {error}")
-
-    output_dir = Path(arguments.output_dir)
+def fine_tune(
+    arguments: QuickstartArguments,
+    model: TwinsForImageClassification,
+    processor: TwinsImageProcessor,
+    dataset: DatasetDict,
+) -> list[dict]:
+    """Train, evaluate after every epoch, save; returns the history of loss and accuracy."""
     default_learning_rate = 1e-3 if arguments.model is None else 1e-4
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
-            output_dir=str(output_dir),
+            output_dir=arguments.output_dir,
             num_train_epochs=arguments.epochs,
             per_device_train_batch_size=arguments.batch_size,
             per_device_eval_batch_size=arguments.batch_size * 2,
@@ -261,17 +242,45 @@ def main() -> None:
         processing_class=processor,
         compute_metrics=accuracy,
     )
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(
-        f"Fine-tuning {num_parameters:,} parameters on {len(dataset['train']):,} images of {len(labels)} labels, "
-        f"holding out {len(dataset['test']):,}."
-    )
     trainer.train()
     trainer.save_metrics("eval", trainer.evaluate())
-    model.save_pretrained(output_dir)
-    processor.save_pretrained(output_dir)
+    model.save_pretrained(arguments.output_dir)
+    processor.save_pretrained(arguments.output_dir)
+    return trainer.state.log_history
+
+
+def main() -> None:
+    # What transformers declares as `DataClassType` is not the type of a dataclass.
+    parser = HfArgumentParser(QuickstartArguments)  # type: ignore[arg-type]
+    (arguments,) = parser.parse_args_into_dataclasses()
+    set_seed(arguments.seed)
+    try:
+        dataset = load_images(arguments.dataset, arguments.seed)
+    except (OSError, ValueError) as error:
+        sys.exit(
+            f"Cannot load the data set {arguments.dataset!r}: {error}\n"
+            "Give a folder with a sub-folder of images for each label, or the Hub id of an image classification data set "
+            "(which needs a network, unless it was downloaded before)."
+        )
+    labels = dataset["train"].features["label"].names
+    try:
+        model, processor = create_model(arguments, labels)
+    except OSError as error:
+        sys.exit(
+            f"Cannot load the model {arguments.model!r}: {error}\n"
+            "Give a folder written by save_pretrained, or a Hub id (which needs a network, unless it was downloaded before)."
+        )
+    except ValueError as error:
+        sys.exit(f"Cannot create the model: {error}")
+
+    print(
+        f"Fine-tuning {sum(parameter.numel() for parameter in model.parameters()):,} parameters on "
+        f"{len(dataset['train']):,} images of {len(labels)} labels, holding out {len(dataset['test']):,}."
+    )
+    history = fine_tune(arguments, model, processor, dataset)
 
     # From here on only what was saved is used.
+    output_dir = Path(arguments.output_dir)
     classifier = pipeline(
         "image-classification",
         model=AutoModelForImageClassification.from_pretrained(output_dir),
@@ -281,7 +290,7 @@ def main() -> None:
     true_labels = [labels[index] for index in dataset["test"]["label"]]
     predictions = [best for (best,) in classifier(images, top_k=1, batch_size=arguments.batch_size)]
     num_right = sum(best["label"] == label for best, label in zip(predictions, true_labels))
-    draw_results(images, true_labels, predictions, trainer.state.log_history, output_dir / "results.png")
+    draw_results(images, true_labels, predictions, history, output_dir / "results.png")
     write_model_card(arguments, num_right / len(images), output_dir)
 
     print(

@@ -52,3 +52,9 @@ def seeded() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def no_progress_bars() -> None:
     logging.disable_progress_bar()
+
+
+@pytest.fixture
+def fresh_compiler() -> None:
+    """Compiled code is kept by the code it comes from, in however many models, and its amount is limited."""
+    torch.compiler.reset()

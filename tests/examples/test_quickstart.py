@@ -118,6 +118,7 @@ def test_quickstart_with_images_that_are_no_data_set_says_what_it_needs(quicksta
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_quickstart_learns_the_digits(quickstart):
     quickstart()
     output_dir = Path("outputs/quickstart")
