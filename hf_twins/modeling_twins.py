@@ -299,7 +299,12 @@ class TwinsAttention(nn.Module):
             attention_mask = key_mask[:, None, None, :]
         elif key_mask is not None:
             attention_mask = create_bidirectional_mask(
-                self.config, query_states, key_mask, key_value_states, allow_is_bidirectional_skip=False
+                self.config,
+                inputs_embeds=query_states,
+                attention_mask=key_mask,
+                encoder_hidden_states=key_value_states,
+                # Whether anything is masked is known already; to look would wait for the device.
+                allow_is_bidirectional_skip=False,
             )
 
         attn_output, attn_weights = attention_interface(
