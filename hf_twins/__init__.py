@@ -16,12 +16,25 @@
 Importing this package registers Twins with transformers' Auto classes.
 """
 
-from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+)
 
 from .configuration_twins import TwinsConfig
 from .image_processing_pil_twins import TwinsImageProcessorPil
 from .image_processing_twins import TwinsImageProcessor
-from .modeling_twins import TwinsBackbone, TwinsForImageClassification, TwinsModel, TwinsPreTrainedModel
+from .modeling_twins import (
+    TwinsBackbone,
+    TwinsForImageClassification,
+    TwinsForSemanticSegmentation,
+    TwinsModel,
+    TwinsPreTrainedModel,
+)
 from .remote_code import save_remote_code
 from .variants_twins import TWINS_VARIANTS, TwinsVariant
 
@@ -33,6 +46,7 @@ __version__ = "0.1.0.dev0"
 AutoConfig.register(TwinsConfig.model_type, TwinsConfig, exist_ok=True)
 AutoModel.register(TwinsConfig, TwinsModel, exist_ok=True)
 AutoModelForImageClassification.register(TwinsConfig, TwinsForImageClassification, exist_ok=True)
+AutoModelForSemanticSegmentation.register(TwinsConfig, TwinsForSemanticSegmentation, exist_ok=True)
 AutoBackbone.register(TwinsConfig, TwinsBackbone, exist_ok=True)
 AutoImageProcessor.register(
     TwinsConfig,
@@ -45,6 +59,7 @@ __all__ = [
     "TwinsBackbone",
     "TwinsConfig",
     "TwinsForImageClassification",
+    "TwinsForSemanticSegmentation",
     "TwinsImageProcessor",
     "TwinsImageProcessorPil",
     "TwinsModel",

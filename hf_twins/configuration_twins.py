@@ -22,6 +22,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import auto_docstring
 
 from .auto_map_twins import TwinsAutoMapMixin
+from .original_checkpoints_twins import OriginalConfigMixin
 from .variants_twins import TWINS_VARIANTS
 
 
@@ -35,7 +36,7 @@ WINDOW_PADDING_MODES = ("masked", "zeros", "authors_segmentation")
     """
 )
 @strict
-class TwinsConfig(TwinsAutoMapMixin, BackboneConfigMixin, PreTrainedConfig):
+class TwinsConfig(TwinsAutoMapMixin, OriginalConfigMixin, BackboneConfigMixin, PreTrainedConfig):
     r"""
     patch_size (`int`, *optional*, defaults to 4):
         Side of the first stage's patches in pixels. Every later stage halves the resolution.
@@ -71,6 +72,14 @@ class TwinsConfig(TwinsAutoMapMixin, BackboneConfigMixin, PreTrainedConfig):
     layer_norm_eps (`float`, *optional*, defaults to 1e-6):
         Epsilon of the layer norms of blocks, stages and model. Those after the patch embeddings' and the sub-sampling's
         convolutions always have 1e-5.
+    fpn_hidden_size (`int`, *optional*, defaults to 256):
+        Channels of the feature pyramid of [`TwinsForSemanticSegmentation`].
+    decoder_hidden_size (`int`, *optional*, defaults to 128):
+        Channels of the decode head of [`TwinsForSemanticSegmentation`].
+    classifier_dropout_prob (`float`, *optional*, defaults to 0.1):
+        Probability of dropping a channel before the classifier of [`TwinsForSemanticSegmentation`].
+    semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
+        Label of the pixels that the loss of [`TwinsForSemanticSegmentation`] leaves out.
 
     Raises:
         ValueError: if a field's value is out of range or does not fit the other fields'. The message names the field,
@@ -113,6 +122,10 @@ class TwinsConfig(TwinsAutoMapMixin, BackboneConfigMixin, PreTrainedConfig):
     drop_path_rate: float | int = 0.0
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-6
+    fpn_hidden_size: int = 256
+    decoder_hidden_size: int = 128
+    classifier_dropout_prob: float | int = 0.1
+    semantic_loss_ignore_index: int = 255
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -186,7 +199,7 @@ class TwinsConfig(TwinsAutoMapMixin, BackboneConfigMixin, PreTrainedConfig):
                 )
             if not all(0 < value < float("inf") for value in values):
                 raise ValueError(f"{name} must be positive numbers, got {values}.")
-        for name in ("num_channels", "patch_size", "window_size"):
+        for name in ("num_channels", "patch_size", "window_size", "fpn_hidden_size", "decoder_hidden_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
@@ -206,7 +219,12 @@ class TwinsConfig(TwinsAutoMapMixin, BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 f"window_padding must be one of {', '.join(WINDOW_PADDING_MODES)}, got {self.window_padding!r}."
             )
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
+        for name in (
+            "hidden_dropout_prob",
+            "attention_probs_dropout_prob",
+            "drop_path_rate",
+            "classifier_dropout_prob",
+        ):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be a probability in [0, 1), got {getattr(self, name)}.")
         for name in ("initializer_range", "layer_norm_eps"):

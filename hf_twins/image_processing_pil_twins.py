@@ -18,6 +18,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import auto_docstring
 
 from .auto_map_twins import TwinsAutoMapMixin
+from .original_checkpoints_twins import OriginalPreprocessingMixin
 
 
 @auto_docstring(
@@ -26,7 +27,7 @@ from .auto_map_twins import TwinsAutoMapMixin
     normalization (PIL backend).
     """
 )
-class TwinsImageProcessorPil(TwinsAutoMapMixin, PilBackend):
+class TwinsImageProcessorPil(TwinsAutoMapMixin, OriginalPreprocessingMixin, PilBackend):
     resample = PILImageResampling.BICUBIC
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD

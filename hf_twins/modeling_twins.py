@@ -22,18 +22,20 @@ size come with `token_mask`, (batch_size, height, width) and True on the image, 
 image is padded.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BackboneOutput
+from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import (
@@ -47,6 +49,11 @@ from transformers.utils.generic import can_return_tuple, is_flash_attention_requ
 from transformers.utils.output_capturing import capture_outputs, maybe_install_capturing_hooks
 
 from .configuration_twins import TwinsConfig
+from .original_checkpoints_twins import ORIGINAL_NAMES, NameTable, find_original_checkpoint, read_weights
+
+
+# Those of `from_pretrained` that say where files come from.
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 @dataclass
@@ -498,6 +505,40 @@ class TwinsPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": TwinsStage, "attentions": TwinsAttention}
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *model_args: Any,
+        config: PreTrainedConfig | str | os.PathLike | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        r"""
+        As [`~PreTrainedModel.from_pretrained`], which says what the arguments are; and also from
+
+        - a folder or repository of timm's, e.g. `timm/twins_svt_small.in1k`,
+        - a `.pth` file of the authors', or a folder with one.
+
+        Raises:
+            ValueError: if such a file does not hold the weights of a Twins model.
+        """
+        checkpoint = None
+        if pretrained_model_name_or_path is not None:
+            hub_kwargs = {key: value for key, value in kwargs.items() if key in HUB_ARGUMENTS}
+            checkpoint = find_original_checkpoint(pretrained_model_name_or_path, **hub_kwargs)
+        if checkpoint is None:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        loaded: Any = super().from_pretrained(
+            None,
+            *model_args,
+            config=config if config is not None else pretrained_model_name_or_path,
+            state_dict=NameTable(ORIGINAL_NAMES).to_ours(read_weights(checkpoint)),
+            **kwargs,
+        )
+        model = loaded[0] if kwargs.get("output_loading_info") else loaded
+        model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
+        return loaded
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Initialize the weights as the authors do"""
@@ -609,10 +650,15 @@ class TwinsEncoder(TwinsPreTrainedModel):
     """
 )
 class TwinsModel(TwinsPreTrainedModel):
-    def __init__(self, config: TwinsConfig):
+    def __init__(self, config: TwinsConfig, add_pooling_layer: bool = True):
+        r"""
+        add_pooling_layer (`bool`, *optional*, defaults to `True`):
+            Whether to add the final layer norm and the mean over the image. Without them the last hidden state is the
+            last stage's output.
+        """
         super().__init__(config)
         self.encoder = TwinsEncoder(config)
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if add_pooling_layer else None
         self.post_init()
         # Now rather than at first use, which may come after `torch.compile`, where hooks can no longer be installed.
         maybe_install_capturing_hooks(self)
@@ -655,13 +701,9 @@ class TwinsModel(TwinsPreTrainedModel):
         [[1, 64, 56, 56], [1, 64, 56, 56], [1, 128, 28, 28], [1, 256, 14, 14], [1, 512, 7, 7]]
         ```"""
         encoder_outputs = self.encoder(pixel_values, pixel_mask, **kwargs)
-        hidden_states = self.layernorm(encoder_outputs.last_hidden_state)
-        if encoder_outputs.token_mask is None:
-            pooled_output = hidden_states.mean(1)
-        else:
-            token_mask = encoder_outputs.token_mask.flatten(1).unsqueeze(2)
-            hidden_states = hidden_states.masked_fill(~token_mask, 0)
-            pooled_output = hidden_states.sum(1) / token_mask.sum(1).to(hidden_states.dtype)
+        hidden_states, pooled_output = encoder_outputs.last_hidden_state, None
+        if self.layernorm is not None:
+            hidden_states, pooled_output = self.pool(self.layernorm(hidden_states), encoder_outputs.token_mask)
         return TwinsModelOutput(
             last_hidden_state=hidden_states,
             pooler_output=pooled_output,
@@ -669,6 +711,14 @@ class TwinsModel(TwinsPreTrainedModel):
             attentions=encoder_outputs.attentions,
             reshaped_hidden_states=encoder_outputs.reshaped_hidden_states,
         )
+
+    def pool(self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tokens, zero outside the image, and their mean over it."""
+        if token_mask is None:
+            return hidden_states, hidden_states.mean(1)
+        token_mask = token_mask.flatten(1).unsqueeze(2)
+        hidden_states = hidden_states.masked_fill(~token_mask, 0)
+        return hidden_states, hidden_states.sum(1) / token_mask.sum(1).to(hidden_states.dtype)
 
 
 @auto_docstring(
@@ -731,6 +781,127 @@ class TwinsForImageClassification(TwinsPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             reshaped_hidden_states=outputs.reshaped_hidden_states,
+        )
+
+
+class TwinsFeaturePyramid(nn.Module):
+    """Feature Pyramid Network (FPN, https://huggingface.co/papers/1612.03144): each stage's map, and what is above it."""
+
+    def __init__(self, config: TwinsConfig):
+        super().__init__()
+        channels = config.fpn_hidden_size
+        self.lateral_convs = nn.ModuleList([nn.Conv2d(size, channels, kernel_size=1) for size in config.hidden_sizes])
+        self.output_convs = nn.ModuleList(
+            [nn.Conv2d(channels, channels, kernel_size=3, padding=1) for _ in config.hidden_sizes]
+        )
+
+    def forward(self, feature_maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        pyramid = [conv(feature_map) for conv, feature_map in zip(self.lateral_convs, feature_maps)]
+        for level in range(len(pyramid) - 1, 0, -1):
+            above = nn.functional.interpolate(pyramid[level], size=pyramid[level - 1].shape[2:], mode="nearest")
+            pyramid[level - 1] = pyramid[level - 1] + above
+        return [conv(feature_map) for conv, feature_map in zip(self.output_convs, pyramid)]
+
+
+class TwinsConvLayer(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.convolution = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
+        self.normalization = nn.BatchNorm2d(out_channels)
+        self.activation = nn.ReLU()
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        return self.activation(self.normalization(self.convolution(feature_map)))
+
+
+class TwinsSemanticFPNHead(nn.Module):
+    """Semantic FPN (https://huggingface.co/papers/1901.02446): all levels at the first one's size, summed, classified."""
+
+    def __init__(self, config: TwinsConfig):
+        super().__init__()
+        # As many convolutions as there are halvings since the first level, each followed by a doubling.
+        self.scale_heads = nn.ModuleList()
+        for level in range(len(config.hidden_sizes)):
+            layers: list[nn.Module] = []
+            for index in range(max(level, 1)):
+                in_channels = config.fpn_hidden_size if index == 0 else config.decoder_hidden_size
+                layers.append(TwinsConvLayer(in_channels, config.decoder_hidden_size))
+                if level > 0:
+                    layers.append(nn.Upsample(scale_factor=2, mode="bilinear"))
+            self.scale_heads.append(nn.Sequential(*layers))
+        self.dropout = nn.Dropout2d(config.classifier_dropout_prob)
+        self.classifier = nn.Conv2d(config.decoder_hidden_size, config.num_labels or 0, kernel_size=1)
+
+    def forward(self, pyramid: list[torch.Tensor]) -> torch.Tensor:
+        output, *others = [scale_head(feature_map) for scale_head, feature_map in zip(self.scale_heads, pyramid)]
+        for other in others:
+            # A map of odd size was halved to less than a half.
+            output = output + nn.functional.interpolate(other, size=output.shape[2:], mode="bilinear")
+        return self.classifier(self.dropout(output))
+
+
+@auto_docstring(
+    custom_intro="""
+    Twins Model transformer with a Semantic FPN head on top (a feature pyramid of all stages), e.g. for ADE20K.
+    """
+)
+class TwinsForSemanticSegmentation(TwinsPreTrainedModel):
+    # What a classifier's checkpoint holds beyond the backbone.
+    _keys_to_ignore_on_load_unexpected = [r"^(twins\.)?layernorm\.", r"^classifier\."]
+
+    def __init__(self, config: TwinsConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.twins = TwinsModel(config, add_pooling_layer=False)
+        self.neck = TwinsFeaturePyramid(config)
+        self.decode_head = TwinsSemanticFPNHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SemanticSegmenterOutput:
+        r"""
+        pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
+            Normalized images of any height and width from `config.min_image_size`.
+        pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
+            1 on the image, 0 on the padding at its right and bottom, whose content then changes nothing. The head, which
+            has no masks, sees zeros there, as at the border of a feature map.
+        labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
+            Class of each pixel; `config.semantic_loss_ignore_index` where there is none.
+
+        Raises:
+            ValueError: if the shape or type of the inputs does not fit the model, an image is smaller than
+                `config.min_image_size`, or the mask is not one rectangle at the top left of each image.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from hf_twins import TwinsConfig, TwinsForSemanticSegmentation
+
+        >>> model = TwinsForSemanticSegmentation(TwinsConfig.from_variant("twins-svt-small", num_labels=150)).eval()
+        >>> with torch.no_grad():
+        ...     logits = model(torch.rand(1, 3, 224, 320)).logits
+        >>> list(logits.shape)  # a quarter of the image's height and width
+        [1, 150, 56, 80]
+        ```"""
+        outputs = self.twins(pixel_values, pixel_mask, **kwargs)
+        logits = self.decode_head(self.neck(outputs.reshaped_hidden_states[1:]))
+        loss = None
+        if labels is not None:
+            upsampled_logits = nn.functional.interpolate(logits, size=labels.shape[1:], mode="bilinear")
+            loss = nn.functional.cross_entropy(
+                upsampled_logits, labels, ignore_index=self.config.semantic_loss_ignore_index
+            )
+        return SemanticSegmenterOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
 
@@ -797,4 +968,10 @@ class TwinsBackbone(BackboneMixin, TwinsPreTrainedModel):
         )
 
 
-__all__ = ["TwinsBackbone", "TwinsForImageClassification", "TwinsModel", "TwinsPreTrainedModel"]
+__all__ = [
+    "TwinsBackbone",
+    "TwinsForImageClassification",
+    "TwinsForSemanticSegmentation",
+    "TwinsModel",
+    "TwinsPreTrainedModel",
+]

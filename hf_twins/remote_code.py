@@ -24,6 +24,7 @@ CONFIG_AUTO_MAP = {
     "AutoConfig": "configuration_twins.TwinsConfig",
     "AutoModel": "modeling_twins.TwinsModel",
     "AutoModelForImageClassification": "modeling_twins.TwinsForImageClassification",
+    "AutoModelForSemanticSegmentation": "modeling_twins.TwinsForSemanticSegmentation",
     "AutoBackbone": "modeling_twins.TwinsBackbone",
 }
 PROCESSOR_AUTO_MAP = {
