@@ -1,0 +1,418 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The formats in which Twins checkpoints exist, as tables: what tells one, its names and ours, what its models compute.
+
+Sources: https://github.com/Meituan-AutoML/Twins (`gvt.py`, `segmentation/gvt.py`), timm's `twins.py`, mmpretrain's
+`backbones/twins.py`, mmsegmentation's `backbones/twins.py`, `necks/fpn.py`, `decode_heads/{uper,fpn,fcn}_head.py`.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel, UperNetConfig, UperNetForSemanticSegmentation
+
+from hf_twins import (
+    TWINS_VARIANTS,
+    TwinsBackbone,
+    TwinsConfig,
+    TwinsForImageClassification,
+    TwinsForSemanticSegmentation,
+    TwinsModel,
+)
+from hf_twins.original_checkpoints_twins import (
+    ORIGINAL_NAMES,
+    NameRow,
+    NameTable,
+    infer_config,
+    label_fields,
+    listed,
+)
+
+
+def with_names(
+    rows: Iterable[NameRow], theirs: Mapping[str, str] | None = None, ours: str = "twins."
+) -> list[NameRow]:
+    """The rows with other names of theirs (regular expressions and what replaces them), and other models of ours."""
+    renamed = []
+    for their_name, *our_names in rows:
+        for pattern, replacement in (theirs or {}).items():
+            their_name = re.sub(pattern, replacement, their_name)
+        renamed.append((their_name, *(re.sub(r"^twins\.", ours, name) for name in our_names)))
+    return renamed
+
+
+ENCODER = [row for row in ORIGINAL_NAMES if row[1].startswith("twins.encoder.")]
+STAGE_NORMS: list[NameRow] = [("norm_list.{stage}.", "twins.encoder.stages.{stage}.layernorm.")]
+
+# OpenMMLab's names of what mmcv builds.
+OPENMMLAB = {
+    r"^patch_embeds\.\{stage\}\.proj\.": "patch_embeds.{stage}.projection.",
+    r"^pos_block\.\{stage\}\.proj\.0\.": "position_encodings.{stage}.proj.",
+    r"\.mlp\.fc1\.": ".ffn.layers.0.0.",
+    r"\.mlp\.fc2\.": ".ffn.layers.1.",
+}
+MMPRETRAIN_NAMES = [
+    *with_names(ENCODER, OPENMMLAB | {r"^blocks\.": "stages.", r"^": "backbone."}),
+    ("backbone.norm_after_stage3.", "twins.layernorm."),
+    ("head.fc.", "classifier."),
+]
+
+# mmsegmentation's global attention is PyTorch's MultiheadAttention, which stacks queries, keys and values.
+ATTENTION = "twins.encoder.stages.{stage}.layers.{global}.attention."
+MMSEG_ENCODER = [
+    *with_names(
+        [row for row in ENCODER if not re.search(r"\.attn\.(q|kv|proj)\.", row[0])],
+        OPENMMLAB | {r"^blocks\.": "layers."},
+    ),
+    ("layers.{stage}.{global}.attn.attn.in_proj_", *(f"{ATTENTION}{name}_proj." for name in ("q", "k", "v"))),
+    ("layers.{stage}.{global}.attn.attn.out_proj.", f"{ATTENTION}o_proj."),
+    ("layers.{stage}.{window}.attn.proj.", "twins.encoder.stages.{stage}.layers.{window}.attention.o_proj."),
+    *STAGE_NORMS,
+]
+
+# mmsegmentation's heads, which the authors used too. {level} is one of the pyramid, {step} a layer on the way down to it.
+UPERNET_HEADS: list[NameRow] = [
+    ("decode_head.conv_seg.", "decode_head.classifier."),
+    ("auxiliary_head.conv_seg.", "auxiliary_head.classifier."),
+]
+for _module in (
+    "decode_head.psp_modules.{level}.1.",
+    "decode_head.bottleneck.",
+    "decode_head.lateral_convs.{level}.",
+    "decode_head.fpn_convs.{level}.",
+    "decode_head.fpn_bottleneck.",
+    "auxiliary_head.convs.{step}.",
+):
+    UPERNET_HEADS += [(f"{_module}conv.", f"{_module}conv."), (f"{_module}bn.", f"{_module}batch_norm.")]
+SEMANTIC_FPN_HEADS: list[NameRow] = [
+    ("neck.lateral_convs.{level}.conv.", "neck.lateral_convs.{level}."),
+    ("neck.fpn_convs.{level}.conv.", "neck.output_convs.{level}."),
+    ("decode_head.scale_heads.{level}.{step}.conv.", "decode_head.scale_heads.{level}.{step}.convolution."),
+    ("decode_head.scale_heads.{level}.{step}.bn.", "decode_head.scale_heads.{level}.{step}.normalization."),
+    ("decode_head.conv_seg.", "decode_head.classifier."),
+]
+
+# What the models compute where it is not what weights show: how feature maps that are no whole number of windows or
+# patches are padded, and the epsilon of layer norms.
+AUTHORS_CLASSIFICATION = {"window_padding": "zeros"}
+AUTHORS_SEGMENTATION = {"window_padding": "authors_segmentation"}
+MMSEGMENTATION = {"window_padding": "authors_segmentation", "patch_padding": True, "layer_norm_eps": 1e-5}
+
+
+@dataclass(frozen=True)
+class CheckpointFormat:
+    """One format.
+
+    Args:
+        name: as it is told to people.
+        toolbox: what reads it: "official", "timm", "mmpretrain" or "mmseg".
+        marks: beginnings of names that each of its checkpoints has, and none of another format.
+        rows: names of theirs and ours.
+        model_class: what its checkpoints become; None for classifiers and what they are trained on top of, which their
+            weights tell apart.
+        config: fields of the `TwinsConfig` that are the format's.
+        unused: beginnings of names that its checkpoints may hold and its models never use.
+        wrapped: whether the weights are under "state_dict", beside "meta".
+    """
+
+    name: str
+    toolbox: str
+    marks: tuple[str, ...]
+    rows: list[NameRow]
+    model_class: type[PreTrainedModel] | None
+    config: Mapping[str, Any]
+    unused: tuple[str, ...] = ()
+    wrapped: bool = True
+    table: NameTable = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "table", NameTable(tuple(self.rows), self.unused))
+
+
+# What ImageNet training left in the authors' segmentation checkpoints.
+LEFT_OVER = ("backbone.norm.", "backbone.head.")
+
+FORMATS = (
+    CheckpointFormat(
+        name="authors' classification",
+        toolbox="official",
+        marks=("patch_embeds.0.proj.", "blocks.0.0."),
+        rows=list(ORIGINAL_NAMES),
+        model_class=None,
+        config=AUTHORS_CLASSIFICATION,
+        wrapped=False,
+    ),
+    CheckpointFormat(
+        name="timm",
+        toolbox="timm",
+        # The authors' names: its `config.json` tells it.
+        marks=("patch_embeds.0.proj.", "blocks.0.0."),
+        rows=list(ORIGINAL_NAMES),
+        model_class=None,
+        config=AUTHORS_CLASSIFICATION,
+        wrapped=False,
+    ),
+    CheckpointFormat(
+        name="mmpretrain",
+        toolbox="mmpretrain",
+        marks=("backbone.stages.0.0.",),
+        rows=MMPRETRAIN_NAMES,
+        model_class=None,
+        # The weights are the authors', renamed.
+        config=AUTHORS_CLASSIFICATION,
+    ),
+    CheckpointFormat(
+        name="mmsegmentation backbone",
+        toolbox="mmseg",
+        marks=("layers.0.0.",),
+        rows=[*MMSEG_ENCODER, ("norm.", "twins.layernorm.")],
+        model_class=None,
+        config=MMSEGMENTATION,
+        wrapped=False,
+    ),
+    CheckpointFormat(
+        name="mmsegmentation UperNet",
+        toolbox="mmseg",
+        marks=("backbone.layers.0.0.", "decode_head.psp_modules."),
+        rows=[*with_names(MMSEG_ENCODER, {r"^": "backbone."}, ours="backbone."), *UPERNET_HEADS],
+        model_class=UperNetForSemanticSegmentation,
+        config=MMSEGMENTATION,
+    ),
+    CheckpointFormat(
+        name="mmsegmentation Semantic FPN",
+        toolbox="mmseg",
+        marks=("backbone.layers.0.0.", "neck.lateral_convs."),
+        rows=[*with_names(MMSEG_ENCODER, {r"^": "backbone."}), *SEMANTIC_FPN_HEADS],
+        model_class=TwinsForSemanticSegmentation,
+        config=MMSEGMENTATION,
+    ),
+    CheckpointFormat(
+        name="authors' UperNet",
+        toolbox="official",
+        marks=("backbone.blocks.0.0.", "decode_head.psp_modules."),
+        rows=[*with_names([*ENCODER, *STAGE_NORMS], {r"^": "backbone."}, ours="backbone."), *UPERNET_HEADS],
+        model_class=UperNetForSemanticSegmentation,
+        config=AUTHORS_SEGMENTATION,
+        unused=LEFT_OVER,
+    ),
+    CheckpointFormat(
+        name="authors' Semantic FPN",
+        toolbox="official",
+        marks=("backbone.blocks.0.0.", "neck.lateral_convs."),
+        rows=[*with_names([*ENCODER, *STAGE_NORMS], {r"^": "backbone."}), *SEMANTIC_FPN_HEADS],
+        model_class=TwinsForSemanticSegmentation,
+        config=AUTHORS_SEGMENTATION,
+        unused=LEFT_OVER,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A checkpoint and the model it became.
+
+    Args:
+        source_format: what the checkpoint was.
+        source_weights: its weights, under its names.
+        model: the same weights in a model of ours, in evaluation mode; they share memory.
+        variant: the published architecture it is, if it is one.
+        unused: names of its weights that the format's models never use, and ours has not.
+    """
+
+    source_format: CheckpointFormat
+    source_weights: Mapping[str, torch.Tensor]
+    model: PreTrainedModel
+    variant: str | None
+    unused: tuple[str, ...]
+
+
+def convert_checkpoint(
+    weights: Mapping[str, torch.Tensor],
+    meta: Mapping[str, Any] | None = None,
+    timm_config: Mapping[str, Any] | None = None,
+) -> Conversion:
+    """Turn the weights of a checkpoint of any format into a model.
+
+    Args:
+        weights: by their names in the checkpoint.
+        meta: what OpenMMLab's toolboxes save beside the weights; the names of the classes are read from it.
+        timm_config: fields of a `TwinsConfig` read from timm's `config.json`, for a checkpoint of timm's.
+
+    Raises:
+        ValueError: if the weights are not of a Twins model, some are missing, unknown, repeated, of the wrong shape, or
+            not finite. The message names them.
+    """
+    source_format = detect_format(weights, is_timm=timm_config is not None)
+    not_finite = [name for name, weight in weights.items() if not torch.isfinite(weight).all()]
+    if not_finite:
+        raise ValueError(f"The checkpoint has NaN or infinity in {listed(not_finite)}.")
+    table = source_format.table
+    ours = table.to_ours(weights)
+    fields = dict(timm_config or infer_config(ours, table.window_layers(weights)))
+    if timm_config is None:
+        num_labels = next((len(ours[name]) for name in CLASSIFIERS if name in ours), 0)
+        fields |= {"num_labels": num_labels} | label_fields(num_labels, class_names(num_labels, meta or {}))
+    model_class, config = build_config(source_format, fields | dict(source_format.config), ours)
+    if model_class in WITHOUT_HEAD:
+        ours = {name.removeprefix("twins."): weight for name, weight in ours.items()}
+    return Conversion(
+        source_format=source_format,
+        source_weights=weights,
+        model=build_model(model_class, config, ours),
+        variant=published_variant(fields),
+        unused=tuple(name for name in weights if table.unused and name.startswith(table.unused)),
+    )
+
+
+CLASSIFIERS = ("classifier.weight", "decode_head.classifier.weight")
+PUBLISHED_SR_RATIOS = [8, 4, 2, 1]
+# Their own weights have no prefix, where a model with a head has "twins.".
+WITHOUT_HEAD = (TwinsModel, TwinsBackbone)
+
+
+def detect_format(names: Iterable[str], is_timm: bool = False) -> CheckpointFormat:
+    """The format that has the names.
+
+    Raises:
+        ValueError: if none has.
+    """
+    names = list(names)
+    for source_format in FORMATS:
+        has_marks = all(any(name.startswith(mark) for name in names) for mark in source_format.marks)
+        if has_marks and is_timm == (source_format.toolbox == "timm"):
+            return source_format
+    raise ValueError(
+        f"This is not a checkpoint of a Twins model in a known format ({', '.join(each.name for each in FORMATS)}). Its "
+        f"weights are called {listed(names, limit=4)}."
+    )
+
+
+def class_names(num_labels: int, meta: Mapping[str, Any]) -> list[str] | None:
+    """The names that the checkpoint has, or that so many labels have: ImageNet-1k's, ADE20K's."""
+    dataset = meta.get("dataset_meta") or {}
+    names = meta.get("CLASSES") or dataset.get("classes") or dataset.get("CLASSES")
+    if names is not None and len(names) == num_labels:
+        return [str(name) for name in names]
+    if num_labels == 150:
+        return Path(__file__).with_name("ade20k_classes.txt").read_text(encoding="utf-8").splitlines()
+    return None
+
+
+def build_config(
+    source_format: CheckpointFormat, fields: dict[str, Any], ours: Mapping[str, torch.Tensor]
+) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
+    """The class and the configuration of the model that has these weights."""
+    labels = {name: fields.pop(name) for name in ("num_labels", "id2label") if name in fields}
+    if source_format.model_class is UperNetForSemanticSegmentation:
+        fields["out_features"] = [f"stage{stage}" for stage in range(1, len(fields["depths"]) + 1)]
+        config = UperNetConfig(
+            backbone_config=TwinsConfig(**fields),
+            hidden_size=height(ours, "decode_head.bottleneck.conv.weight"),
+            auxiliary_channels=height(ours, "auxiliary_head.convs.0.conv.weight", default=256),
+            auxiliary_num_convs=sum(bool(re.match(r"auxiliary_head\.convs\.\d+\.conv\.", name)) for name in ours),
+            use_auxiliary_head="auxiliary_head.classifier.weight" in ours,
+            **labels,
+        )
+        return UperNetForSemanticSegmentation, config
+    if source_format.model_class is TwinsForSemanticSegmentation:
+        fields["fpn_hidden_size"] = height(ours, "neck.lateral_convs.0.weight")
+        fields["decoder_hidden_size"] = height(ours, "decode_head.scale_heads.0.0.convolution.weight")
+        return TwinsForSemanticSegmentation, TwinsConfig(**fields, **labels)
+    if "classifier.weight" in ours:
+        return TwinsForImageClassification, TwinsConfig(**fields, **labels)
+    return (TwinsModel if "twins.layernorm.weight" in ours else TwinsBackbone), TwinsConfig(**fields)
+
+
+def height(weights: Mapping[str, torch.Tensor], name: str, default: int | None = None) -> int:
+    if name in weights:
+        return weights[name].shape[0]
+    if default is None:
+        raise ValueError(f"The checkpoint lacks {name}.")
+    return default
+
+
+def build_model(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, weights: Mapping[str, torch.Tensor]
+) -> PreTrainedModel:
+    """A model that holds these very tensors.
+
+    Raises:
+        ValueError: if there are weights too few or too many, or of the wrong shape.
+    """
+    with torch.device("meta"):
+        model = model_class(config).eval()
+    expected = model.state_dict()
+    # Older checkpoints do without the counter, and no model reads it in evaluation.
+    counters = {name: torch.tensor(0) for name in expected if name.endswith(".num_batches_tracked")}
+    weights = counters | dict(weights)
+    if missing := [name for name in expected if name not in weights]:
+        raise ValueError(f"The checkpoint lacks the weights of {listed(missing)}.")
+    if unexpected := [name for name in weights if name not in expected]:
+        raise ValueError(f"The checkpoint has weights that its model has not: {listed(unexpected)}.")
+    for name, weight in weights.items():
+        if weight.shape != expected[name].shape:
+            raise ValueError(
+                f"The checkpoint's weights of {name} must have the shape {tuple(expected[name].shape)}, got "
+                f"{tuple(weight.shape)}."
+            )
+    model.load_state_dict(weights, assign=True)
+    return model
+
+
+def published_variant(fields: Mapping[str, Any]) -> str | None:
+    """The name of the published variant with this architecture."""
+    architecture = ("hidden_sizes", "num_attention_heads", "depths", "mlp_ratios", "window_size")
+    if list(fields.get("sr_ratios", PUBLISHED_SR_RATIOS)) != PUBLISHED_SR_RATIOS:
+        return None
+    for name, variant in TWINS_VARIANTS.items():
+        expected = [getattr(variant, field) for field in architecture]
+        actual = [tuple(value) if isinstance(value := fields[field], list) else value for field in architecture]
+        if actual == expected:
+            return name
+    return None
+
+
+def revert_model(model: PreTrainedModel, toolbox: str) -> tuple[CheckpointFormat, dict[str, torch.Tensor], list[str]]:
+    """The weights of a model under the names of a toolbox.
+
+    Args:
+        model: of the classes in `FORMATS`, or a classifier or its parts.
+        toolbox: "official", "timm", "mmpretrain" or "mmseg".
+
+    Returns:
+        The format, the weights, and the names of weights of the model that the format has no place for: a classifier's
+        head in mmsegmentation, where it becomes a backbone.
+
+    Raises:
+        ValueError: if the toolbox has no such model.
+    """
+    is_segmenter = isinstance(model, UperNetForSemanticSegmentation | TwinsForSemanticSegmentation)
+    for target in FORMATS:
+        if target.toolbox == toolbox and target.model_class is (type(model) if is_segmenter else None):
+            break
+    else:
+        raise ValueError(f"{toolbox} has no model like {type(model).__name__}.")
+    prefix = "twins." if isinstance(model, WITHOUT_HEAD) else ""
+    weights = {f"{prefix}{name}": weight for name, weight in model.state_dict().items()}
+    left_out = [
+        name for name in weights if target.name == "mmsegmentation backbone" and name.startswith("classifier.")
+    ]
+    for name in left_out:
+        weights.pop(name)
+    config: Any = getattr(model.config, "backbone_config", model.config)
+    return target, target.table.to_theirs(weights, config.window_size), left_out

@@ -1,0 +1,146 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Convert a Twins model of ours to what timm, the authors' code, mmpretrain or mmsegmentation loads.
+
+    python conversion/convert_hf_to_timm.py DIR_OR_ID --to timm --output twins_svt_small.mine
+    python conversion/convert_hf_to_timm.py DIR_OR_ID --to mmseg --output upernet.pth
+
+timm gets a folder, for `timm.create_model("local-dir:twins_svt_small.mine")`; the others get one `.pth` file. Nothing is
+written unless the other architecture computes what the model does with the same weights.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from checkpoint_formats import published_variant, revert_model
+from convert_twins_to_hf import write_whole
+from huggingface_hub.errors import HfHubHTTPError
+from timm.models import save_for_hf
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel, UperNetForSemanticSegmentation
+from verification import backbone_config, different_settings, verify
+
+import hf_twins
+from hf_twins.original_checkpoints_twins import TIMM_ARGUMENTS, read_weights
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; exit with a sentence and a status other than 0 if it was not done."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a folder that save_pretrained wrote, or a repository on the Hub")
+    parser.add_argument("--to", required=True, choices=["timm", "official", "mmpretrain", "mmseg"])
+    parser.add_argument("--output", required=True, type=Path, help="folder to write (timm), or .pth file (the others)")
+    args = parser.parse_args(arguments)
+    try:
+        convert(args.model, args.to, args.output)
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        sys.exit(f"error: {error}")
+
+
+def convert(name: str, toolbox: str, output: Path) -> None:
+    """Convert one model, and print what was done."""
+    if output.exists():
+        raise ValueError(f"{output} exists: remove it, or give another --output.")
+    model = load_model(name)
+    target, weights, left_out = revert_model(model, toolbox)
+    differences = verify(model, target, weights)
+    print(f"model     {name}, {type(model).__name__}")
+    print(f"format    {target.name}")
+    print(f"left out  {', '.join(left_out) or 'nothing'}")
+    print(f"verified  {', '.join(f'{key} {difference:.1e}' for key, difference in differences.items())}")
+    if settings := different_settings(backbone_config(model), target):
+        print(
+            f"note      where an image is no whole number of windows and patches, results differ: {', '.join(settings)}"
+        )
+    if toolbox == "timm":
+        write_whole(output, lambda folder: write_timm(folder, model, weights, name))
+    else:
+        labels = list((model.config.id2label or {}).values())
+        content = {"meta": {"CLASSES": labels}, "state_dict": weights} if target.wrapped else weights
+        write_file(output, content, weights)
+    print(f"written   {output}")
+
+
+def load_model(name: str) -> PreTrainedModel:
+    """The model in a folder or repository, of the class it was saved from."""
+    config: Any = AutoConfig.from_pretrained(name)
+    architecture = (config.architectures or ["TwinsForImageClassification"])[0]
+    classes = {"UperNetForSemanticSegmentation": UperNetForSemanticSegmentation} | vars(hf_twins)
+    if architecture not in classes or getattr(config, "backbone_config", config).model_type != "twins":
+        raise ValueError(f"{name} must be a Twins model, or UperNet with a Twins backbone, got {architecture}.")
+    model, info = classes[architecture].from_pretrained(name, output_loading_info=True)
+    if info["missing_keys"]:
+        raise ValueError(f"{name} lacks the weights of {', '.join(sorted(info['missing_keys']))}.")
+    return model
+
+
+def write_timm(folder: Path, model: PreTrainedModel, weights: dict[str, torch.Tensor], name: str) -> None:
+    """timm's own way of saving, of a model of timm's."""
+    config = backbone_config(model)
+    arguments = {theirs: getattr(config, ours) for theirs, ours in TIMM_ARGUMENTS.items() if ours != "drop_path_rate"}
+    arguments["wss"] = [config.window_size] * len(config.depths) if config.window_size else None
+    variant = published_variant(config.to_dict()) or ("twins-svt-small" if config.window_size else "twins-pcpvt-small")
+    num_labels = config.num_labels if "head.weight" in weights else 0
+    timm_model = timm.create_model(variant.replace("-", "_"), num_classes=num_labels, **arguments)
+    timm_model.load_state_dict(weights, assign=True)
+    model_config: dict[str, Any] = {"pretrained_cfg": timm_preprocessing(name)}
+    if num_labels:
+        model_config["label_names"] = list((config.id2label or {}).values())
+    save_for_hf(timm_model, str(folder), model_config=model_config, model_args=arguments, safe_serialization=True)
+    check_written(folder / "model.safetensors", weights)
+
+
+def timm_preprocessing(name: str) -> dict[str, Any]:
+    """The evaluation transforms of the model's image processor, in timm's terms."""
+    try:
+        processor: Any = AutoImageProcessor.from_pretrained(name)
+    except OSError:
+        # A model that was saved alone.
+        return {}
+    preprocessing = {"mean": list(processor.image_mean), "std": list(processor.image_std)}
+    crop = processor.crop_size["height"] if processor.do_center_crop else None
+    if crop and processor.size.shortest_edge:
+        # A little less than the quotient: timm rounds the resized side down.
+        preprocessing["crop_pct"] = crop / (processor.size.shortest_edge + 0.5)
+        preprocessing["input_size"] = [3, crop, crop]
+    return preprocessing
+
+
+def write_file(output: Path, content: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+    """Write a file of PyTorch's, whole or not at all."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        try:
+            torch.save(content, partial)
+        except RuntimeError as error:
+            # What PyTorch makes of a disk that is full.
+            raise OSError(f"{output} cannot be written: {error}") from error
+        check_written(partial, weights)
+        partial.rename(output)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def check_written(file: Path, weights: dict[str, torch.Tensor]) -> None:
+    reloaded = read_weights(file)
+    if reloaded.keys() != weights.keys() or not all(torch.equal(reloaded[key], weights[key]) for key in weights):
+        raise ValueError(f"{file} does not read as it was written.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,328 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Convert any Twins checkpoint to a transformers repository, verified, and publish it.
+
+    python conversion/convert_twins_to_hf.py alt_gvt_small.pth --output twins-svt-small
+    python conversion/convert_twins_to_hf.py timm/twins_svt_small.in1k --output twins-svt-small
+    python conversion/convert_twins_to_hf.py twins-svt-small-upernet-ade20k --output upernet --push-to-hub --repo-id ORG/NAME
+    python conversion/convert_twins_to_hf.py --all --output converted --org ORG
+
+The format, the architecture, the labels and how the source pads are read from its files. Nothing is written unless the
+converted model computes what the source's own architecture does with the same weights.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from checkpoint_formats import Conversion, convert_checkpoint
+from checkpoint_sources import Checkpoint, file_sha256, open_checkpoint, published_checkpoints
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.utils import httpx
+from model_cards import model_card
+from transformers import (
+    AutoImageProcessor,
+    BaseImageProcessor,
+    SegformerImageProcessor,
+    UperNetForSemanticSegmentation,
+)
+from verification import backbone_config, verify
+
+from hf_twins import TWINS_VARIANTS, TwinsForSemanticSegmentation, TwinsImageProcessor, save_remote_code
+
+
+# What was converted from what, and the SHA-256 of every other file: what is published is what was verified.
+REPORT_NAME = "conversion.json"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; exit with a sentence and a status other than 0 if anything asked for was not done."""
+    args = parse_arguments(arguments)
+    try:
+        if args.all:
+            convert_all(args)
+            return
+        api = open_hub(args) if args.push_to_hub else None
+        folder = convert(args.source, args.output, args)
+        if api is not None and folder is not None:
+            push(api, folder, args.repo_id, args)
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        sys.exit(f"error: {error}")
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "source",
+        nargs="?",
+        help="a file, folder, URL, repository of timm's, or name in the table of published checkpoints",
+    )
+    parser.add_argument("--all", action="store_true", help="convert every published checkpoint")
+    parser.add_argument("--output", type=Path, help="folder to write; of the folders to write, with --all")
+    parser.add_argument("--variant", choices=TWINS_VARIANTS, help="fail if the checkpoint is of another")
+    parser.add_argument("--sha256", help="what the source's SHA-256 must be, or begin with")
+    parser.add_argument(
+        "--averaged", action="store_true", help="take the averaged weights (EMA) that are beside others"
+    )
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: the source's")
+    parser.add_argument("--shard-size", default="5GB", help="largest size of a file of weights (default: %(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="convert and verify, write nothing")
+    parser.add_argument(
+        "--push-to-hub", action="store_true", help="publish as --repo-id; your token is the Hub client's"
+    )
+    parser.add_argument("--repo-id", help="ORG/NAME of the repository to publish as")
+    parser.add_argument("--org", help="publish everything that --all converts as ORG/...")
+    parser.add_argument("--private", action="store_true", help="make a repository that is new private")
+    parser.add_argument("--revision", help="branch to publish to, made if there is none (default: main)")
+    parser.add_argument("--with-remote-code", action="store_true", help="add the code, for users without hf_twins")
+    args = parser.parse_args(arguments)
+    if args.all == (args.source is not None):
+        parser.error("give either a SOURCE or --all")
+    if args.output is None and not args.dry_run:
+        parser.error("--output is needed, except with --dry-run")
+    if args.push_to_hub != (args.repo_id is not None):
+        parser.error("--push-to-hub and --repo-id go together")
+    if args.org is not None and not args.all:
+        parser.error("--org goes with --all; one repository is named by --repo-id")
+    if args.all and (args.push_to_hub or args.sha256 or args.variant):
+        parser.error("--all takes neither --push-to-hub (but --org), nor --sha256, nor --variant")
+    if args.dry_run and (args.push_to_hub or args.org):
+        parser.error("--dry-run publishes nothing")
+    return args
+
+
+def convert(source: str, output: Path | None, args: argparse.Namespace) -> Path | None:
+    """Convert one checkpoint, print what was done, and return the folder written."""
+    if output is not None and output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{output} exists: remove it, or give another --output.")
+    checkpoint = open_checkpoint(source, args.sha256, args.averaged)
+    conversion = convert_checkpoint(checkpoint.weights, checkpoint.meta, checkpoint.timm_config)
+    expected_variant = args.variant or (checkpoint.published or {}).get("variant")
+    if expected_variant not in (None, conversion.variant):
+        raise ValueError(
+            f"{source} must be a {expected_variant}, but is {conversion.variant or 'no published variant'}."
+        )
+    if args.with_remote_code and not has_remote_code(conversion):
+        raise ValueError(
+            "--with-remote-code does not work for UperNet: transformers loads the code of a model, but not of its backbone."
+        )
+    differences = verify(conversion.model, conversion.source_format, conversion.source_weights)
+    print_summary(conversion, checkpoint, differences)
+    if args.dry_run or output is None:
+        print("dry run: nothing written")
+        return None
+    if args.dtype is not None:
+        conversion.model.to(getattr(torch, args.dtype))
+    repo_id = args.repo_id or (f"{args.org}/{output.name}" if args.org else str(output))
+    write_whole(output, lambda folder: write(folder, conversion, checkpoint, differences, repo_id, args))
+    print(f"written   {output}")
+    return output
+
+
+def has_remote_code(conversion: Conversion) -> bool:
+    return not isinstance(conversion.model, UperNetForSemanticSegmentation)
+
+
+def print_summary(conversion: Conversion, checkpoint: Checkpoint, differences: dict[str, float]) -> None:
+    config: Any = conversion.model.config
+    backbone = backbone_config(conversion.model)
+    rows = {
+        "source": checkpoint.origin,
+        "SHA-256": checkpoint.sha256,
+        "format": conversion.source_format.name,
+        "variant": conversion.variant
+        or f"none that is published: depths {backbone.depths}, "
+        f"hidden sizes {backbone.hidden_sizes}, heads {backbone.num_attention_heads}",
+        "model": f"{type(conversion.model).__name__}, {conversion.model.num_parameters():,} parameters",
+        "labels": f"{config.num_labels}, {', '.join(list(config.id2label.values())[:3])}, ..."
+        if config.id2label
+        else "none",
+        "channels": backbone.num_channels,
+        "computes": f"window_padding={backbone.window_padding}, patch_padding={backbone.patch_padding}, "
+        f"layer_norm_eps={backbone.layer_norm_eps}, use_stage_norm={backbone.use_stage_norm}",
+        "left out": ", ".join(conversion.unused) or "nothing",
+        "verified": ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items()),
+    }
+    for name, value in rows.items():
+        print(f"{name:9} {value}")
+
+
+def write_whole(output: Path, write_into: Callable[[Path], None]) -> None:
+    """Let `output` be written beside where it will be, and put it there when it is whole."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.partial")
+    # Of a run that was killed.
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        write_into(partial)
+        if output.is_dir():
+            output.rmdir()
+        partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write(
+    folder: Path,
+    conversion: Conversion,
+    checkpoint: Checkpoint,
+    differences: dict[str, float],
+    repo_id: str,
+    args: argparse.Namespace,
+) -> None:
+    """Write the repository into an empty folder, and read it again.
+
+    Raises:
+        OSError: if it cannot be written.
+        ValueError: if what is read is not what was written.
+    """
+    model = conversion.model
+    processor = image_processor(conversion, checkpoint)
+    remote_code = args.with_remote_code and has_remote_code(conversion)
+    try:
+        model.save_pretrained(folder, max_shard_size=args.shard_size)
+    except Exception as error:
+        # safetensors has errors of its own for a disk that is full.
+        raise OSError(f"{folder} cannot be written: {error}.") from error
+    processor.save_pretrained(folder)
+    model_card(conversion, checkpoint, differences, repo_id, remote_code).save(folder / "README.md")
+    if remote_code:
+        save_remote_code(folder)
+    check_written(folder, conversion, processor)
+    report = {
+        "source": checkpoint.published["url"] if checkpoint.published else checkpoint.origin,
+        "source_sha256": checkpoint.sha256,
+        "source_format": conversion.source_format.name,
+        "relative_differences": differences,
+        "sha256": {file.name: file_sha256(file) for file in sorted(folder.iterdir())},
+    }
+    (folder / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def image_processor(conversion: Conversion, checkpoint: Checkpoint) -> BaseImageProcessor:
+    """timm's evaluation transforms, or the authors'; for segmentation, mmsegmentation's for ADE20K."""
+    if isinstance(conversion.model, UperNetForSemanticSegmentation | TwinsForSemanticSegmentation):
+        # The short side to 512 pixels, the long one to 2048 at most: so the published mIoU is measured.
+        size = {"shortest_edge": 512, "longest_edge": 2048}
+        return SegformerImageProcessor(size=size, do_reduce_labels=conversion.model.config.num_labels == 150)
+    return TwinsImageProcessor(**(checkpoint.preprocessing or {}))
+
+
+def check_written(folder: Path, conversion: Conversion, processor: BaseImageProcessor) -> None:
+    expected = conversion.model.state_dict()
+    model = type(conversion.model).from_pretrained(folder)
+    reloaded = model.state_dict()
+    different = [name for name in expected if name not in reloaded or not torch.equal(reloaded[name], expected[name])]
+    if different or AutoImageProcessor.from_pretrained(folder).to_dict() != processor.to_dict():
+        raise ValueError(f"{folder} does not read as it was written, in {', '.join(different) or 'the processor'}.")
+
+
+def open_hub(args: argparse.Namespace) -> HfApi:
+    """The Hub's client.
+
+    Raises:
+        ValueError: if nobody is logged in: now, not when all the work is done.
+    """
+    api = HfApi()
+    try:
+        api.whoami()
+    except (LocalTokenNotFoundError, HfHubHTTPError) as error:
+        raise ValueError(
+            f"The Hub does not know you: log in with `hf auth login`, or set HF_TOKEN to a token that may write ({error})."
+        ) from error
+    return api
+
+
+def push(api: HfApi, folder: Path, repo_id: str, args: argparse.Namespace) -> None:
+    """Publish a folder that was converted, as it was verified."""
+    check_report(folder)
+    try:
+        api.create_repo(repo_id, private=args.private or None, exist_ok=True)
+        if args.revision is not None:
+            api.create_branch(repo_id, branch=args.revision, exist_ok=True)
+        head = api.model_info(repo_id, revision=args.revision).sha
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            revision=args.revision,
+            # What somebody else publishes meanwhile is not to be written over.
+            parent_commit=head,
+            commit_message="Convert from " + json.loads((folder / REPORT_NAME).read_text(encoding="utf-8"))["source"],
+        )
+    except (HFValidationError, httpx.HTTPError, RuntimeError, OSError) as error:
+        raise OSError(f"{repo_id} was not published, {folder} is unchanged: {error}") from error
+    print(f"published {commit.commit_url}")
+
+
+def check_report(folder: Path) -> None:
+    """Raise a ValueError if the folder is not what was verified."""
+    report_file = folder / REPORT_NAME
+    if not report_file.is_file():
+        raise ValueError(f"{folder} has no {REPORT_NAME}: it was not converted by this program.")
+    expected = json.loads(report_file.read_text(encoding="utf-8"))["sha256"]
+    actual = {file.name: file_sha256(file) for file in folder.iterdir() if file.is_file() and file != report_file}
+    changed = sorted(name for name in expected.keys() | actual.keys() if expected.get(name) != actual.get(name))
+    if changed:
+        raise ValueError(
+            f"{folder} was changed after it was verified ({', '.join(changed)}): remove it and convert again."
+        )
+
+
+def convert_all(args: argparse.Namespace) -> None:
+    """Convert and publish every published checkpoint, going on after what fails, and skipping what is done.
+
+    Raises:
+        ValueError: if anything failed, at the end.
+    """
+    api = open_hub(args) if args.org else None
+    results: dict[str, str] = {}
+    for name in published_checkpoints():
+        print(f"\n--- {name}")
+        output = args.output / name if args.output is not None else None
+        try:
+            if output is not None and (output / REPORT_NAME).is_file():
+                check_report(output)
+                results[name] = "was converted already"
+            else:
+                convert(name, output, one_of_all(args, name))
+                results[name] = "converted and verified"
+            if api is not None and output is not None:
+                push(api, output, f"{args.org}/{name}", args)
+                results[name] += f", published as {args.org}/{name}"
+        except (OSError, ValueError, HfHubHTTPError) as error:
+            print(f"error: {error}")
+            results[name] = f"FAILED: {str(error).splitlines()[0]}"
+    print()
+    for name, result in results.items():
+        print(f"{name:45} {result}")
+    failed = sum(result.startswith("FAILED") for result in results.values())
+    if failed:
+        raise ValueError(f"{failed} of {len(results)} failed; run the same command again for these alone.")
+
+
+def one_of_all(args: argparse.Namespace, name: str) -> argparse.Namespace:
+    """UperNet cannot have remote code: with --all, it is left out there."""
+    with_remote_code = args.with_remote_code and "-upernet-" not in name
+    return argparse.Namespace(**vars(args) | {"with_remote_code": with_remote_code})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The model card of a converted checkpoint: where it comes from, what was checked, how it is used."""
+
+from collections.abc import Mapping
+
+from checkpoint_formats import Conversion
+from checkpoint_sources import Checkpoint
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import UperNetForSemanticSegmentation
+from verification import backbone_config
+
+from hf_twins import TWINS_VARIANTS, TwinsForImageClassification, TwinsForSemanticSegmentation
+
+
+PAPER = "https://huggingface.co/papers/2104.13840"
+TEXT = """---
+{metadata}
+---
+
+# {title}
+
+{description}
+
+## Usage
+
+```python
+{usage}
+```
+
+{install}
+
+## Where it comes from
+
+| | |
+|---|---|
+| source | {origin} |
+| SHA-256 of the source | `{sha256}` |
+| format of the source | {source_format} |
+| parameters | {num_parameters:,} |
+| largest relative difference to the source | {difference:.1e} |
+
+The weights are the source's, renamed. Before they were written, the model was run on images of noise, beside the source's
+own architecture with the source's own weights; the differences above are of every stage's feature map and of the logits,
+in float32. Its configuration keeps what the source computes: `window_padding="{window_padding}"`,
+`patch_padding={patch_padding}`, `layer_norm_eps={layer_norm_eps}`.
+
+{results}
+
+## Citation
+
+```bibtex
+@inproceedings{{chu2021twins,
+  title     = {{Twins: Revisiting the Design of Spatial Attention in Vision Transformers}},
+  author    = {{Xiangxiang Chu and Zhi Tian and Yuqing Wang and Bo Zhang and Haibing Ren and Xiaolin Wei and Huaxia Xia and Chunhua Shen}},
+  booktitle = {{NeurIPS 2021}},
+  url       = {{https://openreview.net/forum?id=5kTlVBkzSRx}},
+  year      = {{2021}}
+}}
+```
+"""
+
+CLASSIFY = """from transformers import pipeline
+{imports}
+classify = pipeline("image-classification", "{repo_id}"{trust})
+print(classify("picture.jpg"))"""
+SEGMENT = """from transformers import pipeline
+{imports}
+segment = pipeline("image-segmentation", "{repo_id}"{trust})
+print([(each["label"], each["mask"]) for each in segment("picture.jpg")])"""
+EXTRACT = """from transformers import AutoImageProcessor
+from hf_twins import {model_class}
+
+processor = AutoImageProcessor.from_pretrained("{repo_id}")
+model = {model_class}.from_pretrained("{repo_id}")"""
+
+
+def model_card(
+    conversion: Conversion, checkpoint: Checkpoint, differences: Mapping[str, float], repo_id: str, remote_code: bool
+) -> ModelCard:
+    """The card, with its metadata.
+
+    Args:
+        conversion: what was converted.
+        checkpoint: what it was converted from.
+        differences: what `verify` found.
+        repo_id: the name it is loaded by in the card's example.
+        remote_code: whether the code is beside the weights.
+    """
+    model = conversion.model
+    config = backbone_config(model)
+    name = conversion.variant or "Twins"
+    title = f"{name} {TASKS.get(type(model).__name__, 'backbone')}"
+    return ModelCard(
+        TEXT.format(
+            metadata=card_data(conversion, checkpoint, name).to_yaml(),
+            title=title,
+            description=(
+                f"A [Twins]({PAPER}) vision transformer ({'SVT' if config.window_size else 'PCPVT'}), "
+                f"converted from {checkpoint.origin}."
+            ),
+            usage=usage(conversion, repo_id, remote_code),
+            install=(
+                "The code is in this repository and runs with `trust_remote_code=True`; with `pip install hf_twins` and "
+                "`import hf_twins`, that package's code is used instead."
+                if remote_code
+                else "It needs the package hf_twins: `pip install hf_twins`."
+            ),
+            origin=checkpoint.published["url"] if checkpoint.published else checkpoint.origin,
+            sha256=checkpoint.sha256,
+            source_format=conversion.source_format.name,
+            num_parameters=model.num_parameters(),
+            difference=max(differences.values()),
+            window_padding=config.window_padding,
+            patch_padding=config.patch_padding,
+            layer_norm_eps=config.layer_norm_eps,
+            results=results_text(conversion, checkpoint),
+        )
+    )
+
+
+PIPELINES = {
+    "TwinsForImageClassification": "image-classification",
+    "UperNetForSemanticSegmentation": "image-segmentation",
+    "TwinsForSemanticSegmentation": "image-segmentation",
+}
+TASKS = {
+    "TwinsForImageClassification": "image classifier",
+    "UperNetForSemanticSegmentation": "UperNet",
+    "TwinsForSemanticSegmentation": "Semantic FPN",
+}
+
+
+def card_data(conversion: Conversion, checkpoint: Checkpoint, name: str) -> ModelCardData:
+    results = published_results(conversion, checkpoint)
+    data = {
+        "license": "apache-2.0",
+        "library_name": "transformers",
+        "tags": ["twins", "vision", "hf_twins"],
+        "pipeline_tag": PIPELINES.get(type(conversion.model).__name__, "image-feature-extraction"),
+        "model_name": (checkpoint.published or {}).get("name", name),
+        "base_model": checkpoint.origin if checkpoint.origin.startswith("timm/") else None,
+        "datasets": sorted({result.dataset_type for result in results}),
+        "eval_results": results,
+    }
+    return ModelCardData(**{key: value for key, value in data.items() if value})
+
+
+def published_results(conversion: Conversion, checkpoint: Checkpoint) -> list[EvalResult]:
+    """What others measured, for the card's model-index."""
+    published = checkpoint.published or {}
+    publisher, url = "OpenMMLab", published.get("url")
+    if conversion.variant and checkpoint.origin == f"timm/{conversion.variant.replace('-', '_')}.in1k":
+        published = {"imagenet_top1": TWINS_VARIANTS[conversion.variant].imagenet_top1_timm}
+        publisher, url = "timm", f"https://huggingface.co/{checkpoint.origin}"
+    return [
+        EvalResult(
+            task_type=task,
+            dataset_type=dataset.lower(),
+            dataset_name=dataset,
+            metric_type=metric,
+            metric_name=name,
+            metric_value=published[key],
+            source_name=f"published by {publisher}, not measured again",
+            source_url=url,
+        )
+        for key, (task, dataset, metric, name) in RESULTS.items()
+        if key in published
+    ]
+
+
+# In the table of published checkpoints: what was measured, on what.
+RESULTS = {
+    "imagenet_top1": ("image-classification", "ImageNet-1k", "accuracy", "top-1 accuracy (%)"),
+    "ade20k_miou": ("image-segmentation", "ADE20K", "mean_iou", "mIoU (%), single scale"),
+    "ade20k_miou_multi_scale_flip": ("image-segmentation", "ADE20K", "mean_iou", "mIoU (%), multi-scale and flip"),
+}
+
+
+def results_text(conversion: Conversion, checkpoint: Checkpoint) -> str:
+    results = published_results(conversion, checkpoint)
+    if not results:
+        return "No results are known for this checkpoint."
+    lines = [f"| {result.dataset_name} | {result.metric_name} | {result.metric_value} |" for result in results]
+    return "\n".join(
+        [f"Results {results[0].source_name}:\n", "| data set | metric | value |", "|---|---|---|", *lines]
+    )
+
+
+def usage(conversion: Conversion, repo_id: str, remote_code: bool) -> str:
+    names = {
+        "repo_id": repo_id,
+        "model_class": type(conversion.model).__name__,
+        "trust": ", trust_remote_code=True" if remote_code else "",
+        "imports": "" if remote_code else "import hf_twins  # registers Twins with transformers\n",
+    }
+    if isinstance(conversion.model, TwinsForImageClassification):
+        return CLASSIFY.format(**names)
+    if isinstance(conversion.model, UperNetForSemanticSegmentation | TwinsForSemanticSegmentation):
+        return SEGMENT.format(**names)
+    return EXTRACT.format(**names)
