@@ -22,7 +22,7 @@ from checkpoint_formats import CheckpointFormat
 from reference_models import reference_outputs
 from transformers import PreTrainedModel, UperNetForSemanticSegmentation
 
-from hf_twins import TwinsBackbone, TwinsConfig, TwinsForSemanticSegmentation
+from hf_twins import TwinsBackbone, TwinsConfig, TwinsForImageClassification, TwinsForSemanticSegmentation
 
 
 # Of the largest value, in float32.
@@ -97,7 +97,7 @@ def backbone_config(model: PreTrainedModel) -> TwinsConfig:
 
 
 def model_outputs(model: PreTrainedModel, image: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The outputs that `reference_outputs` has."""
+    """The outputs that `reference_outputs` may have."""
     if isinstance(model, UperNetForSemanticSegmentation):
         maps = model.backbone(image).feature_maps
         outputs = named_stages(maps) | {"logits": model.decode_head(maps)}
@@ -107,8 +107,11 @@ def model_outputs(model: PreTrainedModel, image: torch.Tensor) -> dict[str, torc
         return named_stages(maps) | {"logits": model.decode_head(model.neck(maps))}
     if isinstance(model, TwinsBackbone):
         return named_stages(model.encoder(image, output_hidden_states=True).reshaped_hidden_states[1:])
-    outputs = model(image, output_hidden_states=True)
-    head = {"logits": outputs.logits} if "logits" in outputs else {"pooled": outputs.pooler_output}
+    base_model = model.twins if isinstance(model, TwinsForImageClassification) else model
+    outputs = base_model(image, output_hidden_states=True)
+    head = {"pooled": outputs.pooler_output}
+    if isinstance(model, TwinsForImageClassification):
+        head["logits"] = model.classifier(outputs.pooler_output)
     return named_stages(outputs.reshaped_hidden_states[1:]) | head
 
 

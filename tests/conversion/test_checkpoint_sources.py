@@ -1,0 +1,133 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Files from elsewhere: downloaded whole, checked, kept; and repositories of timm's."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import checkpoint_sources
+import pytest
+import torch
+from checkpoint_sources import open_checkpoint, published_checkpoints
+from loopback_hub import LoopbackHub, serve_hub
+from source_checkpoints import TINY, source_weights, timm_model
+from timm.models import save_for_hf
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch) -> Path:
+    """The folder of a site for downloads, which has one checkpoint; and PyTorch's cache, empty."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    folder = tmp_path / "files"
+    folder.mkdir()
+    torch.save(source_weights("official", TINY["svt"]), folder / "twins.pth")
+    return folder
+
+
+def cached(tmp_path: Path) -> list[str]:
+    return [file.name for file in (tmp_path / "torch").rglob("*") if file.is_file()]
+
+
+def requests_for(hub: LoopbackHub, name: str) -> int:
+    return sum(path.endswith(name) for _, path in hub.requests)
+
+
+def test_address_is_downloaded_once(files, tmp_path):
+    with serve_hub(files=files) as hub:
+        address = f"{hub.endpoint}/files/twins.pth"
+        checkpoint = open_checkpoint(address)
+        again = open_checkpoint(address, sha256=checkpoint.sha256[:8])
+        assert requests_for(hub, "twins.pth") == 1
+    assert checkpoint.origin == address
+    assert checkpoint.sha256 == again.sha256 == hashlib.sha256((files / "twins.pth").read_bytes()).hexdigest()
+    assert cached(tmp_path) == ["twins.pth"]
+
+
+def test_download_with_another_hash_is_not_kept(files, tmp_path):
+    message = r'is not the file it must be, or came in damaged: .*expected "00000000"'
+    with serve_hub(files=files) as hub, pytest.raises(ValueError, match=message):
+        open_checkpoint(f"{hub.endpoint}/files/twins.pth", sha256="00000000")
+    assert cached(tmp_path) == []
+
+
+@pytest.mark.parametrize("sha256", ["known", "unknown"])
+def test_download_that_is_cut_is_not_kept(sha256, files, tmp_path):
+    digest = hashlib.sha256((files / "twins.pth").read_bytes()).hexdigest() if sha256 == "known" else None
+    with serve_hub(files=files) as hub:
+        hub.cut_downloads(after=1000)
+        with pytest.raises((ValueError, OSError), match=r"damaged|cannot be fetched"):
+            open_checkpoint(f"{hub.endpoint}/files/twins.pth", digest)
+        assert cached(tmp_path) == []
+        assert len(open_checkpoint(f"{hub.endpoint}/files/twins.pth", digest).weights) > 100
+
+
+def test_address_that_is_not_there_is_named(files):
+    with serve_hub(files=files) as hub, pytest.raises(OSError, match=r"other\.pth cannot be fetched: HTTP Error 404"):
+        open_checkpoint(f"{hub.endpoint}/files/other.pth")
+    with pytest.raises(OSError, match=r"cannot be fetched: .*refused"):
+        open_checkpoint(f"{hub.endpoint}/files/twins.pth")
+
+
+def test_timm_repository_is_read_from_the_hub(tmp_path):
+    architecture = TINY["svt"]
+    arguments = {
+        "embed_dims": architecture.hidden_sizes,
+        "depths": architecture.depths,
+        "mlp_ratios": architecture.mlp_ratios,
+        "num_heads": [size // 32 for size in architecture.hidden_sizes],
+    }
+    save_for_hf(timm_model(architecture, 5), str(tmp_path / "timm"), None, arguments, safe_serialization=True)
+    with serve_hub({"timm/twins_svt_small.in1k": tmp_path / "timm"}) as hub, hub.in_process(tmp_path / "home"):
+        checkpoint = open_checkpoint("timm/twins_svt_small.in1k")
+        with pytest.raises(OSError, match=r"timm/twins_svt_base\.in1k"):
+            open_checkpoint("timm/twins_svt_base.in1k")
+    assert checkpoint.origin == "timm/twins_svt_small.in1k"
+    assert checkpoint.timm_config["hidden_sizes"] == list(architecture.hidden_sizes)
+    assert checkpoint.preprocessing["size"] == {"shortest_edge": 248}
+
+
+def test_table_of_published_checkpoints_is_complete():
+    table = published_checkpoints()
+    assert len(table) == 18
+    assert sum("imagenet_top1" in entry for entry in table.values()) == 6
+    assert sum("ade20k_miou" in entry for entry in table.values()) == 12
+    for name, entry in table.items():
+        assert name.startswith(entry["variant"])
+        # OpenMMLab ends the names of files with the beginning of their SHA-256.
+        assert entry["url"].endswith(f"-{entry['sha256_prefix']}.pth")
+        assert entry["url"].startswith("https://download.openmmlab.com/")
+
+
+def test_published_name_is_fetched_and_must_have_its_hash(files, tmp_path, monkeypatch):
+    with serve_hub(files=files) as hub:
+        entry = {
+            "name": "twins-svt-small",
+            "variant": "twins-svt-small",
+            "url": f"{hub.endpoint}/files/twins.pth",
+            "sha256_prefix": hashlib.sha256((files / "twins.pth").read_bytes()).hexdigest()[:8],
+        }
+        (tmp_path / "table.json").write_text(json.dumps([entry]))
+        monkeypatch.setattr(checkpoint_sources, "PUBLISHED_FILE", tmp_path / "table.json")
+        assert open_checkpoint("twins-svt-small").published == entry
+        (tmp_path / "table.json").write_text(json.dumps([entry | {"sha256_prefix": "12345678"}]))
+        with pytest.raises(ValueError, match=r'invalid hash value \(expected "12345678"'):
+            open_checkpoint("twins-svt-small")
+
+
+def test_file_or_folder_with_the_name_of_a_published_one_is_that_file(files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (files / "twins.pth").rename(tmp_path / "twins-svt-small")
+    with pytest.raises(ValueError, match="must have the SHA-256 8fe5205b"):
+        open_checkpoint("twins-svt-small")

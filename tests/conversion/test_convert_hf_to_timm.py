@@ -1,0 +1,185 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The way back: what is written loads in the other toolbox, and comes back bit for bit."""
+
+import json
+from pathlib import Path
+
+import convert_hf_to_timm
+import convert_twins_to_hf
+import pytest
+import timm
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_image
+from source_checkpoints import TINY, source_weights
+from testing_utils import randomize, tiny_config
+from timm.data import create_transform, resolve_model_data_config
+from transformers import UperNetConfig, UperNetForSemanticSegmentation
+
+from hf_twins import (
+    TwinsBackbone,
+    TwinsConfig,
+    TwinsForImageClassification,
+    TwinsForSemanticSegmentation,
+    TwinsImageProcessor,
+    TwinsImageProcessorPil,
+)
+
+
+def run(model: Path, toolbox: str, output: Path) -> None:
+    convert_hf_to_timm.main([str(model), "--to", toolbox, "--output", str(output)])
+
+
+def fails(model: Path, toolbox: str, output: Path) -> str:
+    with pytest.raises(SystemExit) as caught:
+        run(model, toolbox, output)
+    assert isinstance(caught.value.code, str), caught.value.code
+    assert not output.exists()
+    return caught.value.code
+
+
+def small_config(family: str = "svt", **overrides) -> TwinsConfig:
+    """Four stages, as every other toolbox has, and windows of 7."""
+    architecture = {
+        "patch_size": 4,
+        "hidden_sizes": [32, 64, 64, 96],
+        "num_attention_heads": [1, 2, 2, 3],
+        "depths": [2, 1, 3, 2],
+        "mlp_ratios": [2, 2, 1, 2],
+        "sr_ratios": [8, 4, 2, 1],
+        "window_size": 7,
+        "window_padding": "zeros",
+    }
+    if family == "pcpvt":
+        architecture |= {"hidden_sizes": [64, 64, 128, 64], "num_attention_heads": [1, 1, 2, 1], "window_size": None}
+    return tiny_config(family, **architecture | overrides)
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_timm_loads_it_with_labels_and_preprocessing(family, tmp_path):
+    config = small_config(family, num_labels=3, id2label={0: "cat", 1: "dog", 2: "cow"})
+    model = randomize(TwinsForImageClassification(config))
+    model.save_pretrained(tmp_path / "model")
+    TwinsImageProcessor(size={"shortest_edge": 236}, crop_size={"height": 224, "width": 224}).save_pretrained(
+        tmp_path / "model"
+    )
+    run(tmp_path / "model", "timm", tmp_path / "timm")
+
+    timm_model = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    image = torch.randn(2, 3, 97, 131)
+    with torch.no_grad():
+        torch.testing.assert_close(timm_model(image), model(image).logits, rtol=0, atol=1e-5)
+    assert json.loads((tmp_path / "timm" / "config.json").read_text())["label_names"] == ["cat", "dog", "cow"]
+
+    picture = Image.fromarray(load_sample_image("china.jpg"))
+    transform = create_transform(**resolve_model_data_config(timm_model), is_training=False)
+    pixel_values = TwinsImageProcessorPil.from_pretrained(tmp_path / "model")(picture, return_tensors="pt")
+    assert transform(picture).shape == pixel_values["pixel_values"].shape[1:]
+    assert (transform(picture) - pixel_values["pixel_values"][0]).abs().mean() < 0.01
+
+    reloaded = TwinsForImageClassification.from_pretrained(tmp_path / "timm")
+    assert reloaded.config.id2label == config.id2label
+    assert TwinsImageProcessor.from_pretrained(tmp_path / "timm").size.shortest_edge == 236
+    assert all(torch.equal(weight, reloaded.state_dict()[name]) for name, weight in model.state_dict().items())
+
+
+@pytest.mark.parametrize("source_format", ["official", "mmpretrain", "mmseg-upernet", "mmseg-semantic-fpn"])
+@pytest.mark.parametrize("family", TINY)
+def test_file_round_trip_is_bit_exact(source_format, family, tmp_path):
+    weights = source_weights(source_format, TINY[family])
+    torch.save({"meta": {"CLASSES": list("abcde")}, "state_dict": weights}, tmp_path / "source.pth")
+    convert_twins_to_hf.main([str(tmp_path / "source.pth"), "--output", str(tmp_path / "model")])
+    run(tmp_path / "model", source_format.partition("-")[0], tmp_path / "back.pth")
+    back = torch.load(tmp_path / "back.pth", weights_only=True)
+    if source_format != "official":
+        assert back["meta"] == {"CLASSES": list("abcde")}
+        back = back["state_dict"]
+    assert sorted(back) == sorted(weights)
+    assert all(torch.equal(back[name], weight) for name, weight in weights.items())
+
+
+def test_classifier_becomes_a_backbone_of_mmsegmentation(tmp_path, capsys):
+    randomize(TwinsForImageClassification(small_config(layer_norm_eps=1e-5))).save_pretrained(tmp_path / "model")
+    run(tmp_path / "model", "mmseg", tmp_path / "backbone.pth")
+    weights = torch.load(tmp_path / "backbone.pth", weights_only=True)
+    assert "layers.0.1.attn.attn.in_proj_weight" in weights
+    assert not any(name.startswith("head.") for name in weights)
+    printed = capsys.readouterr().out
+    assert "left out  classifier.weight, classifier.bias\n" in printed
+    assert (
+        "results differ: window_padding=zeros (there authors_segmentation), patch_padding=False (there True)"
+        in printed
+    )
+
+
+def test_backbone_and_upernet_made_here_are_converted(tmp_path):
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    config = small_config(window_padding="authors_segmentation", use_stage_norm=True, out_features=stages)
+    config.num_labels = 4
+    upernet = UperNetConfig(backbone_config=config, hidden_size=8, auxiliary_channels=8, num_labels=4)
+    randomize(UperNetForSemanticSegmentation(upernet)).save_pretrained(tmp_path / "upernet")
+    run(tmp_path / "upernet", "official", tmp_path / "upernet.pth")
+    assert "backbone.norm_list.3.weight" in torch.load(tmp_path / "upernet.pth", weights_only=True)["state_dict"]
+
+    mmseg = small_config("pcpvt", patch_padding=True, layer_norm_eps=1e-5)
+    randomize(TwinsBackbone(mmseg)).save_pretrained(tmp_path / "backbone")
+    run(tmp_path / "backbone", "mmseg", tmp_path / "backbone.pth")
+    randomize(TwinsForSemanticSegmentation(mmseg)).save_pretrained(tmp_path / "fpn")
+    run(tmp_path / "fpn", "mmseg", tmp_path / "fpn.pth")
+    assert "neck.fpn_convs.0.conv.weight" in torch.load(tmp_path / "fpn.pth", weights_only=True)["state_dict"]
+
+
+def test_half_precision_is_kept(tmp_path):
+    randomize(TwinsForImageClassification(small_config())).half().save_pretrained(tmp_path / "model")
+    run(tmp_path / "model", "official", tmp_path / "back.pth")
+    assert {weight.dtype for weight in torch.load(tmp_path / "back.pth", weights_only=True).values()} == {
+        torch.float16
+    }
+
+
+def test_what_the_toolbox_has_not_is_named(tmp_path):
+    randomize(TwinsForImageClassification(small_config(use_stage_norm=True))).save_pretrained(tmp_path / "norms")
+    assert "has no name for twins.encoder.stages.0.layernorm.weight" in fails(
+        tmp_path / "norms", "timm", tmp_path / "timm"
+    )
+    randomize(TwinsForSemanticSegmentation(small_config())).save_pretrained(tmp_path / "fpn")
+    assert "timm has no model like TwinsForSemanticSegmentation" in fails(tmp_path / "fpn", "timm", tmp_path / "timm")
+    # mmsegmentation's epsilon is not to be had in timm, and shows.
+    randomize(TwinsForImageClassification(small_config(layer_norm_eps=1e-2))).save_pretrained(tmp_path / "eps")
+    assert "does not compute what it does as timm" in fails(tmp_path / "eps", "timm", tmp_path / "timm")
+
+
+def test_bad_model_or_output_is_named(tmp_path):
+    assert "missing" in fails(tmp_path / "missing", "timm", tmp_path / "timm")
+    (tmp_path / "swin").mkdir()
+    (tmp_path / "swin" / "config.json").write_text('{"model_type": "swin", "architectures": ["SwinModel"]}')
+    assert "must be a Twins model, or UperNet with a Twins backbone, got SwinModel" in fails(
+        tmp_path / "swin", "timm", tmp_path / "timm"
+    )
+    with pytest.raises(SystemExit) as caught:
+        run(tmp_path / "swin", "timm", tmp_path / "swin")
+    assert "exists: remove it" in caught.value.code
+
+
+def test_disk_that_is_full_leaves_nothing(tmp_path, monkeypatch):
+    randomize(TwinsForImageClassification(small_config())).save_pretrained(tmp_path / "model")
+
+    def full(content, file):
+        Path(file).write_bytes(b"half of it")
+        raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
+
+    monkeypatch.setattr(torch, "save", full)
+    assert "cannot be written" in fails(tmp_path / "model", "official", tmp_path / "out" / "back.pth")
+    assert not list((tmp_path / "out").iterdir())
