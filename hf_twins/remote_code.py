@@ -65,7 +65,9 @@ def save_remote_code(save_directory: str | os.PathLike) -> list[str]:
     processor_file = save_directory / "preprocessor_config.json"
     if processor_file.is_file():
         processor = json.loads(processor_file.read_text(encoding="utf-8"))
-        write_json(processor_file, processor | {"auto_map": PROCESSOR_AUTO_MAP})
+        # Segmentation models may have another model's processor, which transformers has.
+        if processor.get("image_processor_type") in ("TwinsImageProcessor", "TwinsImageProcessorPil"):
+            write_json(processor_file, processor | {"auto_map": PROCESSOR_AUTO_MAP})
     return [str(path) for path in code_files]
 
 

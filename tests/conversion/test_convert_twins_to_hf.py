@@ -408,6 +408,11 @@ def test_remote_code_is_written_and_not_for_upernet(source, output, tmp_path):
     assert (output / "modeling_twins.py").is_file()
     assert "AutoModelForImageClassification" in json.loads((output / "config.json").read_text())["auto_map"]
     assert "trust_remote_code=True" in (output / "README.md").read_text()
+    torch.save(source_weights("mmseg-semantic-fpn", TINY["svt"]), tmp_path / "fpn.pth")
+    run(tmp_path / "fpn.pth", "--output", tmp_path / "fpn", "--with-remote-code")
+    assert "AutoModelForSemanticSegmentation" in json.loads((tmp_path / "fpn" / "config.json").read_text())["auto_map"]
+    # The processor is Segformer's, which needs no code.
+    assert "auto_map" not in json.loads((tmp_path / "fpn" / "preprocessor_config.json").read_text())
     weights = source_weights("mmseg-upernet", TINY["svt"])
     torch.save(weights, tmp_path / "upernet.pth")
     error = fails(tmp_path / "upernet.pth", "--output", tmp_path / "upernet", "--with-remote-code")
