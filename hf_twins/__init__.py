@@ -35,6 +35,7 @@ from .modeling_twins import (
     TwinsModel,
     TwinsPreTrainedModel,
 )
+from .optimization import parameter_groups
 from .remote_code import save_remote_code
 from .variants_twins import TWINS_VARIANTS, TwinsVariant
 
@@ -65,5 +66,6 @@ __all__ = [
     "TwinsModel",
     "TwinsPreTrainedModel",
     "TwinsVariant",
+    "parameter_groups",
     "save_remote_code",
 ]

@@ -33,6 +33,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.integrations.peft import maybe_load_adapters
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutput
@@ -522,21 +523,27 @@ class TwinsPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: if such a file does not hold the weights of a Twins model.
         """
-        checkpoint = None
-        if pretrained_model_name_or_path is not None:
-            hub_kwargs = {key: value for key, value in kwargs.items() if key in HUB_ARGUMENTS}
-            checkpoint = find_original_checkpoint(pretrained_model_name_or_path, **hub_kwargs)
+        checkpoint = adapter = None
+        base = pretrained_model_name_or_path
+        # Names and `state_dict` exclude each other, which transformers says.
+        if base is not None and kwargs.get("state_dict") is None:
+            hub_kwargs: Any = {key: value for key, value in kwargs.items() if key in HUB_ARGUMENTS}
+            checkpoint = find_original_checkpoint(base, **hub_kwargs)
+            if checkpoint is None:
+                # An adapter names the model that it was trained on.
+                adapter, base, _ = maybe_load_adapters(base, hub_kwargs)
+                if base != pretrained_model_name_or_path:
+                    checkpoint = find_original_checkpoint(base, **hub_kwargs)
         if checkpoint is None:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        kwargs["state_dict"] = NameTable(ORIGINAL_NAMES).to_ours(read_weights(checkpoint))
         loaded: Any = super().from_pretrained(
-            None,
-            *model_args,
-            config=config if config is not None else pretrained_model_name_or_path,
-            state_dict=NameTable(ORIGINAL_NAMES).to_ours(read_weights(checkpoint)),
-            **kwargs,
+            None, *model_args, config=config if config is not None else base, **kwargs
         )
         model = loaded[0] if kwargs.get("output_loading_info") else loaded
-        model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
+        model.name_or_path = model.config.name_or_path = str(base)
+        if adapter is not None:
+            model.load_adapter(adapter, adapter_name=kwargs.get("adapter_name", "default"))
         return loaded
 
     @torch.no_grad()

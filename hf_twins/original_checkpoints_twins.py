@@ -158,7 +158,7 @@ class NameTable:
             if not matches:
                 unknown.append(key)
             for (_, *ours), match in matches:
-                if len(ours) > 1 and tensor.shape[0] % len(ours) != 0:
+                if len(ours) > 1 and (tensor.ndim == 0 or tensor.shape[0] % len(ours) != 0):
                     raise ValueError(
                         f"{key} must be {len(ours)} weights of the same height, stacked, got the shape "
                         f"{tuple(tensor.shape)}."
@@ -230,7 +230,13 @@ def find_original_checkpoint(path_or_repo_id: str | os.PathLike, **hub_kwargs: A
     if (authors_file := find_authors_file(path_or_repo_id, hub_kwargs.get("subfolder", ""))) is not None:
         return authors_file
     config_file = cached_file(path_or_repo_id, CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
-    if config_file is None or not is_timm_config(json.loads(Path(config_file).read_text(encoding="utf-8"))):
+    if config_file is None:
+        return None
+    try:
+        config = json.loads(Path(config_file).read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    if not is_timm_config(config):
         return None
     for filename in (SAFE_WEIGHTS_NAME, WEIGHTS_NAME):
         file = cached_file(path_or_repo_id, filename, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
@@ -244,7 +250,8 @@ def find_authors_file(path: str | os.PathLike, subfolder: str = "") -> Path | No
     path = Path(path, subfolder).absolute()
     if path.is_file() and path.suffix == ".pth":
         return path
-    if not path.is_dir() or (path / CONFIG_NAME).is_file() or (path / "adapter_config.json").is_file():
+    telling = (CONFIG_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME, "adapter_config.json")
+    if not path.is_dir() or any((path / name).is_file() for name in telling):
         return None
     files = [file for file in path.iterdir() if file.suffix == ".pth"]
     return files[0] if len(files) == 1 else None
@@ -298,7 +305,9 @@ def unwrap_weights(checkpoint: Mapping[str, Any], source: str, averaged: bool = 
     weights = {key: value for key, value in weights.items() if key not in WRAPPER_COUNTERS}
     while prefix := next((prefix for prefix in WRAPPER_PREFIXES if all_start_with(weights, prefix)), None):
         weights = {key.removeprefix(prefix): value for key, value in weights.items()}
-    others = [str(key) for key, value in weights.items() if not isinstance(value, torch.Tensor)]
+    others = [
+        str(key) for key, value in weights.items() if not (isinstance(key, str) and isinstance(value, torch.Tensor))
+    ]
     if others:
         raise ValueError(f"{source} must hold tensors by their names, but {listed(others)} are none.")
     if not weights:
@@ -332,7 +341,7 @@ def infer_config(state_dict: Mapping[str, torch.Tensor], window_layers: set[tupl
         raise ValueError(f"The checkpoint lacks a weight that every Twins model has: {first}.")
     shapes = {name.removeprefix(encoder): weight.shape for name, weight in state_dict.items()}
     names = "\n".join(shapes)
-    stages = range(1 + max(map(int, re.findall(r"^patch_embeddings\.(\d+)\.", names, re.MULTILINE))))
+    stages = range(len(set(re.findall(r"^patch_embeddings\.(\d+)\.", names, re.MULTILINE))))
     depths = [len(set(re.findall(rf"^stages\.{stage}\.layers\.(\d+)\.", names, re.MULTILINE))) for stage in stages]
     if window_layers not in (set(), {(stage, layer) for stage in stages for layer in range(0, depths[stage], 2)}):
         raise ValueError(
@@ -340,12 +349,12 @@ def infer_config(state_dict: Mapping[str, torch.Tensor], window_layers: set[tupl
             f"(Twins-PCPVT), got it in {sorted(window_layers)} (stage, block)."
         )
     fields: dict[str, Any] = {
-        "num_channels": shapes[first][1],
-        "patch_size": shapes[first][2],
+        "num_channels": stage_size(shapes, re.escape(first), 1),
+        "patch_size": stage_size(shapes, re.escape(first), 2),
         "hidden_sizes": [stage_size(shapes, rf"patch_embeddings\.{stage}\.projection\.weight", 0) for stage in stages],
         "depths": depths,
         "window_size": 7 if window_layers else None,
-        "qkv_bias": "stages.0.layers.0.attention.q_proj.bias" in shapes,
+        "qkv_bias": any(name.endswith(".attention.q_proj.bias") for name in shapes),
         "use_stage_norm": "stages.0.layernorm.weight" in shapes,
     }
     # A variant's own fields, so that a weight that is missing is found to be missing.
@@ -372,9 +381,12 @@ def stage_size(shapes: Mapping[str, torch.Size], pattern: str, dim: int, default
     """The size of the first weight whose name fits, in one of its dimensions."""
     for name, shape in shapes.items():
         if re.fullmatch(pattern, name):
+            if len(shape) <= dim:
+                raise ValueError(f"{name} must have more than {dim} dimensions, got the shape {tuple(shape)}.")
             return shape[dim]
     if default is None:
-        raise ValueError(f"The checkpoint lacks weights that every Twins model has: {pattern}.")
+        name = pattern.replace(r"\d+", "*").replace("\\", "")
+        raise ValueError(f"The checkpoint lacks a weight that every Twins model has: {name}.")
     return default
 
 
@@ -396,12 +408,12 @@ def original_config(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
 
 
 def label_fields(num_labels: int, names: list[str] | None = None) -> dict[str, Any]:
-    """`id2label` with these names, or with ImageNet-1k's where there are as many labels."""
+    """`id2label` and `label2id` with these names, or with ImageNet-1k's where there are as many labels."""
     if names is None and num_labels == 1000:
         names = imagenet_class_names()
     if names is None:
         return {}
-    return {"id2label": dict(enumerate(names))}
+    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
 
 
 def imagenet_class_names() -> list[str] | None:
@@ -438,7 +450,8 @@ def convert_timm_config(config: Mapping[str, Any]) -> dict[str, Any]:
     if arguments.get("wss"):
         if len(set(arguments["wss"])) > 1:
             raise ValueError(f"All stages must have windows of the same size, got wss={arguments['wss']}.")
-        fields["window_size"] = arguments["wss"][0]
+        # Where timm has windows of one token, it attends globally.
+        fields["window_size"] = arguments["wss"][0] if arguments["wss"][0] != 1 else None
     pretrained_cfg = config.get("pretrained_cfg") or {}
     fields.setdefault("num_channels", (pretrained_cfg.get("input_size") or [3])[0])
     num_labels = config.get("num_classes", pretrained_cfg.get("num_classes", 1000))

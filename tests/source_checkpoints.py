@@ -246,9 +246,6 @@ def source_weights(source_format: str, architecture: Architecture, num_classes: 
             nn.init.normal_(module.in_proj_weight, std=module.embed_dim**-0.5)
             nn.init.normal_(module.in_proj_bias, std=0.2)
         elif isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.weight, mean=1.0, std=0.2)
-            nn.init.normal_(module.running_mean, std=0.2)
-            nn.init.uniform_(module.running_var, 0.5, 2.0)
             module.num_batches_tracked.fill_(7)
     return dict(model.state_dict())
 

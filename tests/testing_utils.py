@@ -11,10 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What several tests need: small models whose every weight matters, and timm's weights under our names."""
-
-import re
-from collections.abc import Iterator
+"""What several tests need: small models whose every weight matters."""
 
 import torch
 from torch import nn
@@ -43,11 +40,14 @@ def randomize(model: nn.Module) -> nn.Module:
     """Random biases and norms too, and weights large enough for every branch to show in the output."""
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, nn.LayerNorm):
+            if isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
                 module.weight.normal_(mean=1.0, std=0.2)
             elif isinstance(module, nn.Linear | nn.Conv2d):
                 fan_in = module.weight[0].numel()
                 module.weight.normal_(std=fan_in**-0.5)
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(std=0.2)
+                module.running_var.uniform_(0.5, 2.0)
             if getattr(module, "bias", None) is not None:
                 module.bias.normal_(std=0.2)
     return model.eval()
@@ -59,32 +59,3 @@ def rectangle_mask(sizes: list[tuple[int, int]], height: int, width: int) -> tor
     for image_mask, (image_height, image_width) in zip(mask, sizes):
         image_mask[:image_height, :image_width] = 1
     return mask
-
-
-def from_timm(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights of timm's Twins under the names of `TwinsForImageClassification`."""
-    return dict(renamed for key, weight in state_dict.items() for renamed in rename_timm(key, weight))
-
-
-def rename_timm(key: str, weight: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    for pattern, replacement in (
-        (r"^patch_embeds\.(\d+)\.proj\.", r"twins.encoder.patch_embeddings.\1.projection."),
-        (r"^patch_embeds\.(\d+)\.norm\.", r"twins.encoder.patch_embeddings.\1.layernorm."),
-        (r"^pos_block\.(\d+)\.proj\.0\.", r"twins.encoder.stages.\1.position_encoding.projection."),
-        (r"^blocks\.(\d+)\.(\d+)\.", r"twins.encoder.stages.\1.layers.\2."),
-        (r"\.norm1\.", ".layernorm_before."),
-        (r"\.norm2\.", ".layernorm_after."),
-        (r"\.attn\.sr\.", ".attention.sequence_reduction.projection."),
-        (r"\.attn\.norm\.", ".attention.sequence_reduction.layernorm."),
-        (r"\.attn\.proj\.", ".attention.o_proj."),
-        (r"\.attn\.", ".attention."),
-        (r"^norm\.", "twins.layernorm."),
-        (r"^head\.", "classifier."),
-    ):
-        key = re.sub(pattern, replacement, key)
-    match = re.search(r"\.attention\.(q|kv|qkv)\.", key)
-    if match is None:
-        yield key, weight
-    else:
-        for name, part in zip(match[1], weight.chunk(len(match[1]))):
-            yield key.replace(match[0], f".attention.{name}_proj."), part

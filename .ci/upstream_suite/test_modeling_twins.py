@@ -7,6 +7,7 @@ import torch
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_BACKBONE_MAPPING_NAMES,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
     MODEL_MAPPING_NAMES,
 )
 from transformers.testing_utils import torch_device
@@ -15,6 +16,7 @@ from hf_twins import (
     TwinsBackbone,
     TwinsConfig,
     TwinsForImageClassification,
+    TwinsForSemanticSegmentation,
     TwinsImageProcessor,
     TwinsImageProcessorPil,
     TwinsModel,
@@ -29,6 +31,7 @@ from ...test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor
 # What transformers' own tables of models would hold: its tests look up there which heads need labels.
 MODEL_MAPPING_NAMES["twins"] = "TwinsModel"
 MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES["twins"] = "TwinsForImageClassification"
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["twins"] = "TwinsForSemanticSegmentation"
 MODEL_FOR_BACKBONE_MAPPING_NAMES["twins"] = "TwinsBackbone"
 
 
@@ -61,6 +64,8 @@ class TwinsModelTester:
             sr_ratios=self.sr_ratios,
             window_size=self.window_size,
             num_labels=self.num_labels,
+            fpn_hidden_size=8,
+            decoder_hidden_size=8,
             out_features=["stage1", "stage2"],
         )
 
@@ -75,10 +80,11 @@ class TwinsModelTester:
 
 
 class TwinsModelTest(ModelTesterMixin, unittest.TestCase):
-    all_model_classes = (TwinsModel, TwinsBackbone, TwinsForImageClassification)
+    all_model_classes = (TwinsModel, TwinsBackbone, TwinsForImageClassification, TwinsForSemanticSegmentation)
     pipeline_model_mapping = {
         "image-feature-extraction": TwinsModel,
         "image-classification": TwinsForImageClassification,
+        "image-segmentation": TwinsForSemanticSegmentation,
     }
     test_resize_embeddings = False
 
@@ -150,7 +156,8 @@ class TwinsModelTest(ModelTesterMixin, unittest.TestCase):
                     self.assertListEqual(
                         list(outputs.hidden_states[0].shape[-2:]), [num_patches, self.model_tester.hidden_size]
                     )
-                    for hidden_state, reshaped in zip(outputs.hidden_states, outputs.reshaped_hidden_states):
+                    reshaped_hidden_states = outputs.get("reshaped_hidden_states", ())
+                    for hidden_state, reshaped in zip(outputs.hidden_states, reshaped_hidden_states):
                         torch.testing.assert_close(hidden_state, reshaped.flatten(2).transpose(1, 2))
 
 

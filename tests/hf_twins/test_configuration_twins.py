@@ -46,6 +46,10 @@ from hf_twins import TWINS_VARIANTS, TwinsConfig
         ({"drop_path_rate": 1.0}, r"drop_path_rate must be a probability in \[0, 1\), got 1.0"),
         ({"hidden_dropout_prob": -0.1}, "hidden_dropout_prob must be a probability"),
         ({"attention_probs_dropout_prob": float("nan")}, "attention_probs_dropout_prob must be a probability"),
+        ({"fpn_hidden_size": 0}, "fpn_hidden_size must be at least 1, got 0"),
+        ({"decoder_hidden_size": -128}, "decoder_hidden_size must be at least 1, got -128"),
+        ({"classifier_dropout_prob": 1}, r"classifier_dropout_prob must be a probability in \[0, 1\), got 1"),
+        ({"classifier_dropout_prob": float("nan")}, "classifier_dropout_prob must be a probability"),
         ({"layer_norm_eps": 0.0}, "layer_norm_eps must be a positive number, got 0.0"),
         ({"initializer_range": -0.02}, "initializer_range must be a positive number"),
         ({"hidden_act": "gulu"}, "hidden_act must be one of .*gelu.*, got 'gulu'"),
@@ -59,7 +63,17 @@ def test_config_with_bad_field_names_it(overrides, message):
         tiny_config(**overrides)
 
 
-@pytest.mark.parametrize("overrides", [{"depths": 3}, {"window_size": "7"}, {"patch_padding": "yes"}])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"depths": 3},
+        {"window_size": "7"},
+        {"patch_padding": "yes"},
+        {"fpn_hidden_size": 1.5},
+        {"semantic_loss_ignore_index": None},
+    ],
+    ids="-".join,
+)
 def test_config_with_field_of_wrong_type_names_it(overrides):
     (name,) = overrides
     with pytest.raises(Exception, match=name):
@@ -67,7 +81,16 @@ def test_config_with_field_of_wrong_type_names_it(overrides):
 
 
 def test_config_after_json_is_equal(tmp_path):
-    config = tiny_config(window_padding="zeros", patch_padding=True, use_stage_norm=True, out_indices=[1, -1])
+    config = tiny_config(
+        window_padding="zeros",
+        patch_padding=True,
+        use_stage_norm=True,
+        out_indices=[1, -1],
+        fpn_hidden_size=12,
+        decoder_hidden_size=10,
+        classifier_dropout_prob=0.2,
+        semantic_loss_ignore_index=-100,
+    )
     config.save_pretrained(tmp_path)
     for reloaded in (TwinsConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
         assert type(reloaded) is TwinsConfig

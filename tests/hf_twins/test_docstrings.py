@@ -36,7 +36,14 @@ def test_examples_in_docstrings_run(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["TwinsConfig", "TwinsModel.forward", "TwinsForImageClassification.forward", "TwinsBackbone.forward"]
+    "name",
+    [
+        "TwinsConfig",
+        "TwinsModel.forward",
+        "TwinsForImageClassification.forward",
+        "TwinsForSemanticSegmentation.forward",
+        "TwinsBackbone.forward",
+    ],
 )
 def test_public_classes_have_an_example(name):
     documented = hf_twins

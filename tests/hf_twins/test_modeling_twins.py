@@ -19,12 +19,23 @@ import math
 import pytest
 import timm
 import torch
-from testing_utils import FAMILIES, from_timm, randomize, rectangle_mask, tiny_config
+from testing_utils import FAMILIES, randomize, rectangle_mask, tiny_config
 from torch import nn
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
-from hf_twins import TWINS_VARIANTS, TwinsBackbone, TwinsConfig, TwinsForImageClassification, TwinsModel
+from hf_twins import (
+    TWINS_VARIANTS,
+    TwinsBackbone,
+    TwinsConfig,
+    TwinsForImageClassification,
+    TwinsForSemanticSegmentation,
+    TwinsModel,
+)
 from hf_twins.modeling_twins import TwinsDropPath, TwinsLocalAttention
+from hf_twins.original_checkpoints_twins import ORIGINAL_NAMES, NameTable
+
+
+MODEL_CLASSES = [TwinsModel, TwinsForImageClassification, TwinsForSemanticSegmentation, TwinsBackbone]
 
 
 @pytest.mark.parametrize("name", TWINS_VARIANTS)
@@ -33,7 +44,7 @@ def test_variant_computes_the_same_as_timm(name):
     with torch.device("meta"):
         config = TwinsConfig.from_variant(name, window_padding="zeros", out_indices=[1, 2, 3, 4])
         model, backbone = TwinsForImageClassification(config).eval(), TwinsBackbone(config).eval()
-    weights = from_timm(reference.state_dict())
+    weights = NameTable(ORIGINAL_NAMES).to_ours(reference.state_dict())
     model.load_state_dict(weights, assign=True)
     backbone.load_state_dict(
         {key.removeprefix("twins."): weights[key] for key in weights if ".encoder." in key}, assign=True
@@ -155,7 +166,7 @@ def test_stage_norm_is_what_the_next_stage_consumes(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("model_class", [TwinsModel, TwinsForImageClassification, TwinsBackbone])
+@pytest.mark.parametrize("model_class", MODEL_CLASSES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
 def test_sdpa_equals_eager(family, model_class, dtype, masked):
@@ -224,8 +235,9 @@ def test_flash_attention_is_not_asked_for_masks_it_does_not_know(monkeypatch):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_any_size_from_the_smallest_and_no_state_left_behind(family):
-    model = randomize(TwinsForImageClassification(tiny_config(family)))
+@pytest.mark.parametrize("model_class", [TwinsForImageClassification, TwinsForSemanticSegmentation])
+def test_any_size_from_the_smallest_and_no_state_left_behind(family, model_class):
+    model = randomize(model_class(tiny_config(family)))
     sizes = [(8, 8), (64, 8), (9, 15), (33, 65), (8, 8), (128, 40)]
     images = [torch.randn(1, 3, height, width) for height, width in sizes]
     with torch.no_grad():
@@ -248,9 +260,10 @@ def test_published_variant_takes_images_from_32_pixels(name):
 
 @pytest.mark.parametrize("num_channels", [1, 5])
 def test_any_number_of_channels(num_channels):
-    model = TwinsForImageClassification(tiny_config(num_channels=num_channels))
-    logits = model(torch.randn(2, num_channels, 16, 16)).logits
-    assert logits.shape == (2, 5)
+    config = tiny_config(num_channels=num_channels)
+    pixel_values = torch.randn(2, num_channels, 16, 16)
+    assert TwinsForImageClassification(config)(pixel_values).logits.shape == (2, 5)
+    assert TwinsForSemanticSegmentation(config)(pixel_values).logits.shape == (2, 5, 8, 8)
 
 
 def test_non_contiguous_input_gives_the_same():
@@ -274,8 +287,9 @@ def test_input_is_not_changed():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_images_of_a_batch_do_not_see_each_other(family):
-    model = randomize(TwinsForImageClassification(tiny_config(family)))
+@pytest.mark.parametrize("model_class", [TwinsForImageClassification, TwinsForSemanticSegmentation])
+def test_images_of_a_batch_do_not_see_each_other(family, model_class):
+    model = randomize(model_class(tiny_config(family)))
     pixel_values = torch.randn(3, 3, 29, 41)
     with torch.no_grad():
         together = model(pixel_values).logits
@@ -356,11 +370,20 @@ def test_attentions_through_the_configuration():
     config = tiny_config(attn_implementation="eager", output_attentions=True)
     assert len(TwinsForImageClassification(config)(torch.randn(1, 3, 16, 16)).attentions) == 7
     assert len(TwinsBackbone(config)(torch.randn(1, 3, 16, 16)).attentions) == 7
+    assert len(TwinsForSemanticSegmentation(config).eval()(torch.randn(1, 3, 16, 16)).attentions) == 7
 
 
-def test_tuple_output_equals_dict_output():
-    model = TwinsForImageClassification(tiny_config()).eval()
-    pixel_values, labels = torch.randn(2, 3, 16, 16), torch.tensor([1, 2])
+@pytest.mark.parametrize(
+    ("model_class", "labels"),
+    [
+        (TwinsForImageClassification, torch.tensor([1, 2])),
+        (TwinsForSemanticSegmentation, torch.arange(2 * 16 * 16).view(2, 16, 16) % 5),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_tuple_output_equals_dict_output(model_class, labels):
+    model = model_class(tiny_config()).eval()
+    pixel_values = torch.randn(2, 3, 16, 16)
     outputs = model(pixel_values, labels=labels, output_hidden_states=True)
     as_tuple = model(pixel_values, labels=labels, output_hidden_states=True, return_dict=False)
     assert isinstance(as_tuple, tuple)
@@ -393,13 +416,16 @@ def test_backbone_does_not_hold_the_norm_it_never_uses():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("model_class", [TwinsForImageClassification, TwinsForSemanticSegmentation])
 @pytest.mark.parametrize("use_reentrant", [True, False])
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
-def test_gradient_checkpointing_gives_the_same_gradients(family, use_reentrant, masked):
-    plain = TwinsForImageClassification(tiny_config(family, drop_path_rate=0.2, hidden_dropout_prob=0.1)).train()
+def test_gradient_checkpointing_gives_the_same_gradients(family, model_class, use_reentrant, masked):
+    plain = model_class(tiny_config(family, drop_path_rate=0.2, hidden_dropout_prob=0.1)).train()
     checkpointed = copy.deepcopy(plain)
     checkpointed.activation_checkpointing_enable({"use_reentrant": use_reentrant})
     pixel_values, labels = torch.randn(4, 3, 29, 41), torch.tensor([0, 1, 2, 3])
+    if model_class is TwinsForSemanticSegmentation:
+        labels = torch.randint(0, 5, (4, 29, 41))
     pixel_mask = rectangle_mask([(29, 20), (17, 41), (29, 41), (8, 8)], 29, 41) if masked else None
     recomputed = []
     checkpointed.twins.encoder.stages[0].layers[0].mlp.register_forward_hook(lambda *_: recomputed.append(True))
@@ -459,7 +485,7 @@ def test_problem_types_have_their_loss(problem_type, num_labels, labels, expecte
     ],
     ids=lambda value: str(tuple(value.shape)) if isinstance(value, torch.Tensor) else "",
 )
-@pytest.mark.parametrize("model_class", [TwinsModel, TwinsForImageClassification, TwinsBackbone])
+@pytest.mark.parametrize("model_class", MODEL_CLASSES)
 def test_bad_input_is_named(model_class, pixel_values, pixel_mask, message):
     with pytest.raises(ValueError, match=message):
         model_class(tiny_config())(pixel_values, pixel_mask)
@@ -468,6 +494,162 @@ def test_bad_input_is_named(model_class, pixel_values, pixel_mask, message):
 def test_input_in_another_type_than_the_weights_is_pytorchs_error():
     with pytest.raises(RuntimeError, match="type"):
         TwinsModel(tiny_config())(torch.randn(1, 3, 16, 16, dtype=torch.float64))
+
+
+def test_model_without_pooling_layer_gives_the_last_stage():
+    model = randomize(TwinsModel(tiny_config()))
+    bare = TwinsModel(tiny_config(), add_pooling_layer=False).eval()
+    assert not [name for name in bare.state_dict() if not name.startswith("encoder.")]
+    bare.load_state_dict(model.state_dict(), strict=False)
+    pixel_values = torch.randn(2, 3, 29, 41)
+    with torch.no_grad():
+        expected = model(pixel_values, output_hidden_states=True)
+        outputs = bare(pixel_values)
+    assert torch.equal(outputs.last_hidden_state, expected.hidden_states[-1])
+    assert outputs.pooler_output is None
+    assert len(bare(pixel_values, return_dict=False)) == 1
+
+
+def semantic_fpn(weights: dict[str, torch.Tensor], feature_maps: list[torch.Tensor]) -> torch.Tensor:
+    """The neck and head of `TwinsForSemanticSegmentation` written out, of three stages, in evaluation."""
+
+    def conv(name: str, image: torch.Tensor, padding: int) -> torch.Tensor:
+        return nn.functional.conv2d(image, weights[f"{name}.weight"], weights.get(f"{name}.bias"), padding=padding)
+
+    def conv_layer(name: str, image: torch.Tensor) -> torch.Tensor:
+        mean, var, weight, bias = (
+            weights[f"{name}.normalization.{part}"] for part in ("running_mean", "running_var", "weight", "bias")
+        )
+        image = nn.functional.batch_norm(conv(f"{name}.convolution", image, 1), mean, var, weight, bias)
+        return image.relu()
+
+    def resize(image: torch.Tensor, size: tuple[int, int], mode: str = "bilinear") -> torch.Tensor:
+        return nn.functional.interpolate(image, size=size, mode=mode)
+
+    def double(image: torch.Tensor) -> torch.Tensor:
+        return resize(image, (2 * image.shape[2], 2 * image.shape[3]))
+
+    first, second, third = (conv(f"neck.lateral_convs.{level}", x, 0) for level, x in enumerate(feature_maps))
+    second = second + resize(third, second.shape[2:], "nearest")
+    first = first + resize(second, first.shape[2:], "nearest")
+    first, second, third = (conv(f"neck.output_convs.{level}", x, 1) for level, x in enumerate((first, second, third)))
+    heads = "decode_head.scale_heads"
+    first = conv_layer(f"{heads}.0.0", first)
+    second = double(conv_layer(f"{heads}.1.0", second))
+    third = double(conv_layer(f"{heads}.2.2", double(conv_layer(f"{heads}.2.0", third))))
+    summed = first + resize(second, first.shape[2:]) + resize(third, first.shape[2:])
+    return conv("decode_head.classifier", summed, 0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("patch_padding", [False, True])
+@pytest.mark.parametrize("height_width", [(32, 48), (29, 41), (8, 9)], ids=str)
+def test_segmentation_logits_equal_a_semantic_fpn_written_out(family, patch_padding, height_width):
+    height, width = height_width
+    config = tiny_config(family, patch_padding=patch_padding, out_indices=[1, 2, 3])
+    model = randomize(TwinsForSemanticSegmentation(config))
+    backbone = TwinsBackbone(config).eval()
+    backbone.encoder.load_state_dict(model.twins.encoder.state_dict())
+    pixel_values = torch.randn(2, 3, height, width)
+    with torch.no_grad():
+        logits = model(pixel_values).logits
+        expected = semantic_fpn(model.state_dict(), backbone(pixel_values).feature_maps)
+    # The size of the first stage's map, whose patches have a side of 2.
+    assert logits.shape == (2, 5, *((-(-size // 2) if patch_padding else size // 2) for size in height_width))
+    assert expected.abs().max() > 0.1
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("ignore_index", [255, -100, 0])
+@pytest.mark.parametrize("label_size", [(29, 41), (58, 82), (14, 20)], ids=str)
+def test_segmentation_loss_is_cross_entropy_of_pixels_that_have_a_class(ignore_index, label_size):
+    config = tiny_config(semantic_loss_ignore_index=ignore_index)
+    model = randomize(TwinsForSemanticSegmentation(config))
+    labels = torch.randint(0, 5, (2, *label_size))
+    labels[:, :5] = ignore_index
+    outputs = model(torch.randn(2, 3, 29, 41), labels=labels)
+    resized = nn.functional.interpolate(outputs.logits, size=label_size, mode="bilinear", align_corners=False)
+    losses = [
+        resized[image, :, row, column].logsumexp(0) - resized[image, labels[image, row, column], row, column]
+        for image, row, column in (labels != ignore_index).nonzero()
+    ]
+    torch.testing.assert_close(outputs.loss, torch.stack(losses).mean())
+
+
+def test_segmentation_model_trains_every_parameter():
+    model = TwinsForSemanticSegmentation(tiny_config()).train()
+    labels = torch.randint(0, 5, (2, 29, 41))
+    losses = []
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    pixel_values = torch.randn(2, 3, 29, 41)
+    for _ in range(8):
+        loss = model(pixel_values, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        for name, parameter in model.named_parameters():
+            # A bias of the keys changes no softmax.
+            assert parameter.grad.abs().sum() > 0 or name.endswith("k_proj.bias"), name
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+    assert model.decode_head.scale_heads[0][0].normalization.num_batches_tracked == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("twins-svt-small", 27_797_014), ("twins-pcpvt-small", None), ("twins-svt-large", None)]
+)
+def test_segmentation_model_has_the_parameters_of_encoder_and_semantic_fpn(name, expected):
+    variant = TWINS_VARIANTS[name]
+    with torch.device("meta"):
+        model = TwinsForSemanticSegmentation(TwinsConfig.from_variant(name, num_labels=150))
+    *_, hidden_size = variant.hidden_sizes
+    encoder = variant.num_parameters - (hidden_size + 1) * 1000 - 2 * hidden_size
+    neck = sum((hidden_size + 1) * 256 for hidden_size in variant.hidden_sizes) + 4 * (9 * 256 + 1) * 256
+    # Convolutions from 256 channels, one a level, and from 128 channels on levels 2 and 3; two of a batch norm each.
+    head = 4 * (9 * 256 + 2) * 128 + 3 * (9 * 128 + 2) * 128 + (128 + 1) * 150
+    assert sum(parameter.numel() for parameter in model.parameters()) == encoder + neck + head
+    assert expected in (None, encoder + neck + head)
+
+
+@pytest.mark.parametrize("num_stages", [1, 2, 5])
+def test_segmentation_model_of_any_number_of_stages(num_stages):
+    config = tiny_config(
+        hidden_sizes=[16] * num_stages,
+        num_attention_heads=[1] * num_stages,
+        depths=[1] * num_stages,
+        mlp_ratios=[2] * num_stages,
+        sr_ratios=[1] * num_stages,
+    )
+    logits = randomize(TwinsForSemanticSegmentation(config))(torch.randn(2, 3, 35, 67)).logits
+    assert logits.shape == (2, 5, 17, 33)
+    assert logits.isfinite().all()
+
+
+def test_segmentation_widths_and_dropout_are_those_of_the_configuration():
+    config = tiny_config(fpn_hidden_size=12, decoder_hidden_size=10, classifier_dropout_prob=0.5)
+    model = randomize(TwinsForSemanticSegmentation(config))
+    assert {conv.out_channels for conv in [*model.neck.lateral_convs, *model.neck.output_convs]} == {12}
+    assert model.decode_head.classifier.in_channels == 10
+    pixel_values = torch.randn(1, 3, 29, 41)
+    assert torch.equal(model(pixel_values).logits, model(pixel_values).logits)
+    model.decode_head.dropout.train()
+    assert not torch.equal(model(pixel_values).logits, model(pixel_values).logits)
+    # Whole channels at once: one of its map's is zero everywhere, or nowhere.
+    dropped = (model.decode_head.dropout(torch.ones(1, 1000, 3, 3)) == 0).flatten(2)
+    assert (dropped.any(2) == dropped.all(2)).all()
+    assert dropped.float().mean().item() == pytest.approx(0.5, abs=0.1)
+
+
+def test_segmentation_hidden_states_are_sequences_if_asked_for():
+    model = TwinsForSemanticSegmentation(tiny_config()).eval()
+    pixel_values = torch.randn(2, 3, 29, 41)
+    assert model(pixel_values).hidden_states is None
+    hidden_states = model(pixel_values, output_hidden_states=True).hidden_states
+    assert [tuple(state.shape) for state in hidden_states] == [(2, 280, 16), (2, 280, 16), (2, 70, 32), (2, 15, 48)]
+    selected = model(pixel_values, output_hidden_states=[-1]).hidden_states
+    assert [state is None for state in selected] == [True, True, True, False]
+    assert torch.equal(selected[-1], hidden_states[-1])
+    assert len(TwinsForSemanticSegmentation(tiny_config(output_hidden_states=True))(pixel_values).hidden_states) == 4
 
 
 def test_drop_path_drops_whole_images_and_keeps_the_mean():
@@ -497,15 +679,16 @@ def test_dropout_acts_in_training_only():
     assert torch.equal(model.eval()(pixel_values).pooler_output, model(pixel_values).pooler_output)
 
 
-def test_initial_weights_are_the_authors():
-    model = TwinsForImageClassification(TwinsConfig.from_variant("twins-svt-small"))
+@pytest.mark.parametrize("model_class", [TwinsForImageClassification, TwinsForSemanticSegmentation])
+def test_initial_weights_are_the_authors(model_class):
+    model = model_class(TwinsConfig.from_variant("twins-svt-small"))
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             assert module.weight.std().item() == pytest.approx(0.02, rel=0.05), name
         elif isinstance(module, nn.Conv2d):
             fan_out = module.out_channels * module.kernel_size[0] ** 2 / module.groups
             assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.15), name
-        elif isinstance(module, nn.LayerNorm):
+        elif isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
             assert (module.weight == 1).all(), name
         if getattr(module, "bias", None) is not None:
             assert (module.bias == 0).all(), name

@@ -19,7 +19,13 @@ import pytest
 import torch
 from testing_utils import FAMILIES, randomize, rectangle_mask, tiny_config
 
-from hf_twins import TwinsBackbone, TwinsConfig, TwinsForImageClassification, TwinsModel
+from hf_twins import (
+    TwinsBackbone,
+    TwinsConfig,
+    TwinsForImageClassification,
+    TwinsForSemanticSegmentation,
+    TwinsModel,
+)
 
 
 SIZES = [(29, 41), (30, 18), (8, 8), (24, 36), (36, 24), (17, 33)]
@@ -139,9 +145,34 @@ def test_gradients_equal_those_of_single_images(family):
         torch.testing.assert_close(gradient / scale, parameter.grad / scale, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("patch_padding", [False, True])
+@pytest.mark.parametrize("window_padding", WINDOW_PADDING)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_segmentation_sees_zeros_outside_the_image(family, window_padding, patch_padding):
+    config = tiny_config(family, window_padding=window_padding, patch_padding=patch_padding, out_indices=[1, 2, 3])
+    model = randomize(TwinsForSemanticSegmentation(config))
+    images = [torch.randn(3, *size) for size in SIZES]
+    with torch.no_grad():
+        pixel_values, pixel_mask = padded_batch(images, "nan")
+        logits = model(pixel_values, pixel_mask).logits
+        # What lies there changes nothing.
+        assert torch.equal(model(*padded_batch(images, "noise")).logits, logits)
+        # The head gets each image's own feature maps, and zeros around them.
+        backbone = TwinsBackbone(config).eval()
+        backbone.encoder.load_state_dict(model.twins.encoder.state_dict())
+        batch_maps = backbone(pixel_values, pixel_mask).feature_maps
+        maps = [torch.zeros_like(batch_map) for batch_map in batch_maps]
+        for index, image in enumerate(images):
+            for canvas, feature_map in zip(maps, backbone(image.unsqueeze(0)).feature_maps):
+                canvas[index, :, : feature_map.shape[2], : feature_map.shape[3]] = feature_map[0]
+        expected = model.decode_head(model.neck(maps))
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("model_class", [TwinsForImageClassification, TwinsForSemanticSegmentation])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_precision_has_no_nan(dtype):
-    model = randomize(TwinsForImageClassification(tiny_config())).to(dtype)
+def test_half_precision_has_no_nan(dtype, model_class):
+    model = randomize(model_class(tiny_config())).to(dtype)
     pixel_values, pixel_mask = padded_batch([torch.randn(3, *size) for size in SIZES], "nan")
     with torch.no_grad():
         assert model(pixel_values.to(dtype), pixel_mask).logits.isfinite().all()

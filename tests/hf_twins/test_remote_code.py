@@ -58,7 +58,8 @@ LOAD_EVERYTHING = """
     import os
     import torch
     from transformers import (
-        AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
+        AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification,
+        AutoModelForSemanticSegmentation, pipeline
     )
 
     source, target, result = {source!r}, {target!r}, {result!r}
@@ -67,6 +68,7 @@ LOAD_EVERYTHING = """
     processor = AutoImageProcessor.from_pretrained(source, **trusted)
     backbone = AutoBackbone.from_config(AutoConfig.from_pretrained(source, **trusted), **trusted)
     for loaded in (model, processor, backbone, AutoModel.from_pretrained(source, **trusted),
+                   AutoModelForSemanticSegmentation.from_pretrained(source, **trusted),
                    AutoImageProcessor.from_pretrained(source, backend="pil", **trusted),
                    pipeline("image-classification", source, **trusted).model):
         assert type(loaded).__module__.startswith("transformers_modules."), type(loaded)
@@ -111,6 +113,7 @@ def test_published_model_loads_without_the_package(published, tmp_path, source):
         "TwinsImageProcessor",
         "TwinsBackbone",
         "TwinsModel",
+        "TwinsForSemanticSegmentation",
         "TwinsImageProcessorPil",
         "TwinsForImageClassification",
     ]
