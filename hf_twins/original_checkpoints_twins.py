@@ -238,6 +238,8 @@ def find_original_checkpoint(path_or_repo_id: str | os.PathLike, **hub_kwargs: A
         return None
     if not is_timm_config(config):
         return None
+    # Before its weights are fetched, another model is refused.
+    convert_timm_config(config)
     for filename in (SAFE_WEIGHTS_NAME, WEIGHTS_NAME):
         file = cached_file(path_or_repo_id, filename, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
         if file is not None:
@@ -478,9 +480,14 @@ def convert_timm_preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
     }
     pretrained_cfg |= {key: value for key, value in (config.get("pretrained_cfg") or {}).items() if value is not None}
     _, height, width = pretrained_cfg["input_size"]
+    resample = getattr(PILImageResampling, pretrained_cfg["interpolation"].upper(), None)
+    if resample is None:
+        raise ValueError(
+            f"timm's config.json must have an interpolation of Pillow's, got {pretrained_cfg['interpolation']!r}."
+        )
     fields: dict[str, Any] = {
         "crop_size": {"height": height, "width": width},
-        "resample": getattr(PILImageResampling, pretrained_cfg["interpolation"].upper()),
+        "resample": resample,
     }
     scaled_height, scaled_width = (int(side / pretrained_cfg["crop_pct"]) for side in (height, width))
     if pretrained_cfg["crop_mode"] == "squash":

@@ -1,0 +1,182 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What the scripts of this folder can be told, and the recipes that tell it all at once.
+
+A recipe is a set of defaults: `--recipe fine-tune --learning_rate 1e-3` is that recipe with another learning rate. Names are
+those of transformers' and accelerate's own examples where these have one.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import HfArgumentParser
+
+
+@dataclass
+class ModelArguments:
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Trained weights to start from: a folder or Hub id, of ours or of timm's."}
+    )
+    config_name: str | None = field(
+        default=None,
+        metadata={"help": "Start from random weights: a published variant (twins-svt-small), or a folder or Hub id."},
+    )
+    image_processor_name: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of another preprocessing than the model's."}
+    )
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side of the crop in pixels; the share of the image that it shows is kept."}
+    )
+    num_channels: int | None = field(
+        default=None, metadata={"help": "Channels of the images, where they are not the model's: its stem is adapted."}
+    )
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code of the model's repository."})
+
+
+@dataclass
+class DataArguments:
+    dataset_name: str | None = field(default=None, metadata={"help": "Data set on the Hub, or a folder that is one."})
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "Its configuration, where it has several."}
+    )
+    train_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder with a sub-folder of images for each label, or with .parquet files, or .tar (webdataset)."
+        },
+    )
+    validation_dir: str | None = field(default=None, metadata={"help": "The same, of images to evaluate on."})
+    train_val_split: float = field(
+        default=0.15, metadata={"help": "Share of the training images to evaluate on where there are no others."}
+    )
+    image_column_name: str | None = field(default=None, metadata={"help": "Column of the images; found if not given."})
+    label_column_name: str | None = field(default=None, metadata={"help": "Column of the labels; found if not given."})
+    check_images: bool = field(
+        default=True,
+        metadata={"help": "Decode every image once, before training, and leave out those that cannot be."},
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use only so many training images."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only so many evaluation images."})
+
+
+@dataclass
+class RecipeArguments:
+    recipe: str = field(default="fine-tune", metadata={"help": "One of RECIPES, which sets the defaults of the rest."})
+    scale_learning_rate: bool = field(
+        default=False,
+        metadata={"help": "Take --learning_rate for 512 images a step, and scale it to those of a step."},
+    )
+    layer_decay: float = field(
+        default=1.0, metadata={"help": "Factor of the learning rate from block to block, in (0, 1]."}
+    )
+    drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth of the last block."})
+    freeze_backbone: bool = field(default=False, metadata={"help": "Train the classifier alone."})
+    lora_rank: int = field(
+        default=0, metadata={"help": "Train matrices of this rank beside the frozen ones, and the head."}
+    )
+    rand_augment: bool = field(default=False, metadata={"help": "RandAugment, two operations of magnitude 9."})
+    color_jitter: float = field(default=0.0, metadata={"help": "Range of brightness, contrast and saturation."})
+    random_erasing: float = field(default=0.0, metadata={"help": "Probability that a rectangle is erased."})
+    horizontal_flip: float = field(default=0.5, metadata={"help": "Probability that an image is mirrored."})
+    min_crop_scale: float = field(default=0.08, metadata={"help": "Smallest share of an image that a crop shows."})
+    mixup_alpha: float = field(default=0.0, metadata={"help": "Of mixup's Beta distribution; 0 for no mixup."})
+    cutmix_alpha: float = field(default=0.0, metadata={"help": "Of CutMix's; with both, each step takes one of them."})
+    label_smoothing: float = field(
+        default=0.0, metadata={"help": "Share of the target that is spread over all labels."}
+    )
+    class_weights: str = field(
+        default="none",
+        metadata={"help": "Against rare labels: none, loss (weighs it), or sampling (draws them more often)."},
+    )
+    ema_decay: float = field(
+        default=0.0, metadata={"help": "Average the weights over steps, and evaluate and save that."}
+    )
+    early_stopping_patience: int = field(
+        default=0, metadata={"help": "Stop after so many evaluations without a better one; 0 for never."}
+    )
+
+
+# The authors' (https://github.com/Meituan-AutoML/Twins/blob/main/main.py), and what is usual for trained weights.
+RECIPES: dict[str, dict[str, Any]] = {
+    "imagenet-from-scratch": {
+        "num_train_epochs": 300,
+        "learning_rate": 5e-4,
+        "scale_learning_rate": True,
+        "weight_decay": 0.05,
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr": 1e-5},
+        # Five epochs.
+        "warmup_steps": 5 / 300,
+        "max_grad_norm": 5.0,
+        "drop_path_rate": 0.1,
+        "rand_augment": True,
+        "color_jitter": 0.4,
+        "random_erasing": 0.25,
+        "mixup_alpha": 0.8,
+        "cutmix_alpha": 1.0,
+        "label_smoothing": 0.1,
+    },
+    "fine-tune": {
+        "num_train_epochs": 20,
+        "learning_rate": 5e-4,
+        "weight_decay": 0.05,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.1,
+        "layer_decay": 0.8,
+        "drop_path_rate": 0.1,
+        "label_smoothing": 0.1,
+        "min_crop_scale": 0.4,
+    },
+    "linear-probe": {
+        "num_train_epochs": 20,
+        "learning_rate": 1e-2,
+        "weight_decay": 0.0,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.05,
+        "freeze_backbone": True,
+        "min_crop_scale": 0.6,
+    },
+    "lora": {
+        "num_train_epochs": 20,
+        "learning_rate": 2e-3,
+        "weight_decay": 0.01,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.1,
+        "lora_rank": 8,
+        "min_crop_scale": 0.4,
+    },
+}
+
+
+def parse_arguments(
+    *dataclasses: type, defaults: dict[str, Any] | None = None, arguments: list[str] | None = None
+) -> tuple[Any, ...]:
+    """The command line as these dataclasses, with the recipe's values, or else `defaults`, for what it does not say.
+
+    Exits with a sentence if there is no such recipe, or an option is unknown.
+    """
+    parser = HfArgumentParser(dataclasses)  # type: ignore[arg-type]  # which is declared for something else
+    words = sys.argv[1:] if arguments is None else arguments
+    recipe = parser.get_default("recipe")
+    for index, word in enumerate(words):
+        if word == "--recipe" and index + 1 < len(words):
+            recipe = words[index + 1]
+        elif word.startswith("--recipe="):
+            recipe = word.partition("=")[2]
+    if recipe not in RECIPES:
+        parser.error(f"--recipe must be one of {', '.join(RECIPES)}, got {recipe!r}")
+    parser.set_defaults(**(defaults or {}) | RECIPES[recipe])
+    return parser.parse_args_into_dataclasses(args=words)

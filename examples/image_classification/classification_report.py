@@ -1,0 +1,184 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a run measured, as numbers and as pictures, beside the model it is about."""
+
+import json
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from matplotlib.figure import Figure
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
+
+import hf_twins
+
+
+CARD = """---
+{metadata}
+---
+
+# {name}
+
+A Twins image classifier ({start}), trained by the recipe `{recipe}` of hf_twins on {dataset}.
+
+| | |
+|---|---|
+{results}
+
+{figures}
+
+## Settings
+
+```json
+{settings}
+```
+"""
+
+
+def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Top-1 and, with more than five labels, top-5 accuracy, as shares."""
+    metrics = {"accuracy": float(np.mean(logits.argmax(-1) == labels))}
+    num_labels = logits.shape[-1]
+    if num_labels > 5:
+        metrics["top5_accuracy"] = float(top_k_accuracy_score(labels, logits, k=5, labels=range(num_labels)))
+    return metrics
+
+
+def write_report(
+    output_dir: Path,
+    names: Sequence[str],
+    logits: np.ndarray,
+    labels: np.ndarray,
+    history: Sequence[dict[str, float]],
+    settings: dict[str, Any],
+) -> dict[str, float]:
+    """Write the results, their pictures and the model card into the model's folder.
+
+    Args:
+        output_dir: of the model.
+        names: of the labels.
+        logits: of the evaluation images, `(num_images, num_labels)`.
+        labels: of the evaluation images, `(num_images,)`.
+        history: entries with `epoch` and any of `loss`, `eval_loss`, `eval_accuracy`, `learning_rate`.
+        settings: what the run was told, with `recipe`, `start` and `dataset` among it.
+
+    Returns:
+        The metrics of `classification_metrics`.
+    """
+    metrics = classification_metrics(logits, labels)
+    predictions = logits.argmax(-1)
+    matrix = confusion_matrix(labels, predictions, labels=range(len(names)))
+    precision, recall, f1, support = precision_recall_fscore_support(
+        labels, predictions, labels=range(len(names)), zero_division=0
+    )
+    per_label = {
+        name: {"precision": float(p), "recall": float(r), "f1": float(f), "images": int(n)}
+        for name, p, r, f, n in zip(names, precision, recall, f1, support)
+    }
+    versions = {
+        "hf_twins": hf_twins.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+    report = {
+        "metrics": metrics,
+        "per_label": per_label,
+        "confusion_matrix": matrix.tolist(),
+        "history": list(history),
+        "settings": settings,
+        "versions": versions,
+    }
+    (output_dir / "report.json").write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8")
+    draw_confusion_matrix(matrix, names, output_dir / "confusion_matrix.png")
+    draw_curves(history, output_dir / "curves.png")
+    write_card(output_dir, metrics, settings | {"versions": versions})
+    return metrics
+
+
+def draw_confusion_matrix(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
+    """Rows are what images show, columns what they were taken for; each row in shares of its images."""
+    size = min(max(5.0, 0.35 * len(names)), 30.0)
+    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    axes = figure.subplots()
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    figure.colorbar(axes.imshow(shares, cmap="Blues", vmin=0, vmax=1), label="share of the label's images", shrink=0.8)
+    if len(names) <= 60:
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+    if len(names) <= 20:
+        for (row, column), count in np.ndenumerate(matrix):
+            if count:
+                colour = "white" if shares[row, column] > 0.5 else "black"
+                axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("is")
+    figure.savefig(path, dpi=100)
+
+
+def draw_curves(history: Sequence[dict[str, float]], path: Path) -> None:
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    loss_axes, accuracy_axes = figure.subplots(1, 2)
+    for axes, curves in (
+        (loss_axes, {"loss": "training", "eval_loss": "evaluation"}),
+        (accuracy_axes, {"eval_accuracy": "evaluation, top-1", "eval_top5_accuracy": "evaluation, top-5"}),
+    ):
+        for key, caption in curves.items():
+            points = [(entry["epoch"], entry[key]) for entry in history if key in entry]
+            if points:
+                axes.plot(*zip(*points), marker=".", label=caption)
+        axes.set_xlabel("epoch")
+        if axes.lines:
+            axes.legend()
+        axes.grid(alpha=0.3)
+    loss_axes.set_ylabel("loss")
+    accuracy_axes.set_ylabel("accuracy")
+    figure.savefig(path, dpi=100)
+
+
+def write_card(output_dir: Path, metrics: dict[str, float], settings: dict[str, Any]) -> None:
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type="image-classification",
+            dataset_name=str(settings["dataset"]),
+            metric_type="accuracy",
+            metric_name=name,
+            metric_value=round(value, 4),
+        )
+        for name, value in metrics.items()
+    ]
+    metadata = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        tags=["twins", "hf_twins"],
+        model_name=output_dir.name,
+        eval_results=results,
+    )
+    card = CARD.format(
+        metadata=metadata.to_yaml(),
+        name=output_dir.name,
+        start=settings["start"],
+        recipe=settings["recipe"],
+        dataset=settings["dataset"],
+        results="\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items()),
+        figures="![Loss and accuracy](curves.png)\n\n![Confusion matrix](confusion_matrix.png)",
+        settings=json.dumps(settings, indent=2, default=str),
+    )
+    ModelCard(card).save(output_dir / "README.md")

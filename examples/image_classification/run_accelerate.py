@@ -1,0 +1,311 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Fine-tune a Twins image classifier in a loop of Accelerate's, to read from top to bottom and to change.
+
+    accelerate launch examples/image_classification/run_accelerate.py --model_name_or_path timm/twins_svt_small.in1k \
+        --train_dir path/to/images --output_dir outputs/mine
+
+It takes the recipes and options of `run_trainer.py`, and gives the same model within the noise of training.
+"""
+
+import json
+import logging
+import math
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from classification_arguments import DataArguments, ModelArguments, RecipeArguments, parse_arguments
+from classification_data import (
+    EpochSampler,
+    LabelledImages,
+    collate,
+    evaluation_transform,
+    load_images,
+    training_transform,
+)
+from classification_report import classification_metrics, write_report
+from classification_training import (
+    BatchMixer,
+    ClassificationLoss,
+    WeightAverage,
+    create_model,
+    find_checkpoint,
+    loss_weights,
+    push_folder,
+    sampling_weights,
+    save_model,
+    scaled_learning_rate,
+    write_results,
+)
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import get_scheduler
+
+from hf_twins import parameter_groups
+
+
+logger = logging.getLogger(__name__)
+# Written into a checkpoint after everything else: a checkpoint with it is whole.
+STATE_FILE = "state.json"
+
+
+@dataclass
+class LoopArguments:
+    """The options of `TrainingArguments` that the loop has, under the same names."""
+
+    output_dir: str = field(metadata={"help": "Where the model, its checkpoints and the report are written."})
+    num_train_epochs: float = field(default=20, metadata={"help": "Passes over the training images."})
+    max_steps: int = field(default=-1, metadata={"help": "Stop after so many steps; -1 for all epochs."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Images of a batch, in each process."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images of an evaluation batch."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches of a step."})
+    learning_rate: float = field(default=5e-4, metadata={"help": "Highest learning rate."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Of AdamW; norms, biases and PEG are spared."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "As transformers' get_scheduler knows it."})
+    lr_scheduler_kwargs: dict | str | None = field(default=None, metadata={"help": "More arguments of it, as JSON."})
+    warmup_steps: float = field(default=0, metadata={"help": "Steps, or below 1 the share of all, of rising rate."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Longest gradient; longer ones are scaled to it."})
+    mixed_precision: str | None = field(
+        default=None, metadata={"help": "no, fp16 or bf16; accelerate's if not given."}
+    )
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Compute activations twice, to save memory."}
+    )
+    torch_compile: bool = field(default=False, metadata={"help": "Compile the model."})
+    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that prepare images."})
+    checkpointing_steps: str = field(default="epoch", metadata={"help": "Save after so many steps, or each epoch."})
+    save_total_limit: int = field(default=3, metadata={"help": "Checkpoints that are kept, the newest."})
+    resume_from_checkpoint: str | None = field(default=None, metadata={"help": "Path of a checkpoint, or latest."})
+    report_to: str = field(default="none", metadata={"help": "Tracker: tensorboard, trackio, ..., or none."})
+    seed: int = field(default=42, metadata={"help": "Of the weights, the split, the order and the augmentation."})
+    push_to_hub: bool = field(default=False, metadata={"help": "Publish the model at the end."})
+    hub_model_id: str | None = field(default=None, metadata={"help": "Name to publish it by."})
+    hub_private_repo: bool = field(default=False, metadata={"help": "Make a repository that is new private."})
+
+
+def main(arguments: list[str] | None = None) -> dict[str, float]:
+    model_arguments, data_arguments, recipe, args = parse_arguments(
+        ModelArguments, DataArguments, RecipeArguments, LoopArguments, arguments=arguments
+    )
+    try:
+        return train(model_arguments, data_arguments, recipe, args)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+def train(
+    model_arguments: ModelArguments, data_arguments: DataArguments, recipe: RecipeArguments, args: LoopArguments
+) -> dict[str, float]:
+    """Train, evaluate, and write the model, its processor, and what was measured, into the output folder."""
+    output_dir = Path(args.output_dir)
+    checkpoint_files = [STATE_FILE] + ([WeightAverage.FILE] if recipe.ema_decay > 0 else [])
+    checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir, "step_", checkpoint_files)
+    accelerator = Accelerator(
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        mixed_precision=args.mixed_precision,
+        log_with=None if args.report_to == "none" else args.report_to,
+        project_dir=output_dir,
+    )
+    set_seed(args.seed)
+
+    # The data, and a model that fits it.
+    with accelerator.main_process_first():
+        images = load_images(data_arguments, args.seed)
+    names = images["train"].features["label"].names
+    labels = images["train"]["label"]
+    model, processor = create_model(model_arguments, recipe, names)
+    num_channels = model.config.num_channels
+    sampler = EpochSampler(len(images["train"]), args.seed, sampling_weights(recipe, labels, len(names)))
+    train_loader = DataLoader(
+        LabelledImages(images["train"], training_transform(recipe, processor), num_channels, args.seed),
+        batch_size=args.per_device_train_batch_size,
+        sampler=sampler,
+        collate_fn=collate,
+        num_workers=args.dataloader_num_workers,
+        # Not the global one, whose state belongs to the model's dropout.
+        generator=torch.Generator(),
+    )
+    evaluation_loader = DataLoader(
+        LabelledImages(images["validation"], evaluation_transform(processor), num_channels),
+        batch_size=args.per_device_eval_batch_size,
+        collate_fn=collate,
+        num_workers=args.dataloader_num_workers,
+        generator=torch.Generator(),
+    )
+
+    # The recipe.
+    if args.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    images_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+    learning_rate = scaled_learning_rate(args.learning_rate, recipe, images_per_step)
+    optimizer = torch.optim.AdamW(parameter_groups(model, learning_rate, args.weight_decay, recipe.layer_decay))
+    loss_function = ClassificationLoss(recipe.label_smoothing, loss_weights(recipe, labels, len(names)))
+    mixer = BatchMixer(recipe, len(names), args.seed)
+    average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay > 0 else None
+    raw_model: Any = model
+    trained: Any = torch.compile(model) if args.torch_compile else model
+    model, optimizer, train_loader, evaluation_loader = accelerator.prepare(
+        trained, optimizer, train_loader, evaluation_loader
+    )
+    steps_per_epoch = math.ceil(len(train_loader) / args.gradient_accumulation_steps)
+    num_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
+    scheduler = create_scheduler(args, optimizer, num_steps)
+    accelerator.register_for_checkpointing(scheduler)
+    accelerator.init_trackers(output_dir.name, config=plain_values(vars(args) | vars(recipe)))
+
+    # Where to start: at the beginning, or after a step of an epoch.
+    step = epoch = batches_done = 0
+    history: list[dict[str, float]] = []
+    if checkpoint is not None:
+        accelerator.load_state(str(checkpoint))
+        state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+        step, epoch, batches_done, history = (state[name] for name in ("step", "epoch", "batches_done", "history"))
+        if average is not None:
+            average.load(checkpoint)
+    checkpoint_every = None if args.checkpointing_steps == "epoch" else int(args.checkpointing_steps)
+
+    def save_checkpoint() -> None:
+        folder = output_dir / f"step_{step}"
+        accelerator.save_state(str(folder))
+        if accelerator.is_main_process:
+            if average is not None:
+                average.save(folder)
+            state = {"step": step, "epoch": epoch, "batches_done": batches_done, "history": history}
+            (folder / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+            remove_old_checkpoints(output_dir, args.save_total_limit)
+
+    # The training.
+    progress = tqdm(total=num_steps, initial=step, disable=not accelerator.is_local_main_process)
+    while step < num_steps:
+        model.train()
+        loader = accelerator.skip_first_batches(train_loader, batches_done) if batches_done else train_loader
+        # A loader of Accelerate's counts epochs itself, from 0, and does not reach the sampler behind skipped batches.
+        loader.set_epoch(epoch)
+        sampler.set_epoch(epoch)
+        losses: list[torch.Tensor] = []
+        for batch in loader:
+            mixed = mixer(batch, (step, batches_done % args.gradient_accumulation_steps, accelerator.process_index))
+            batches_done += 1
+            with accelerator.accumulate(model):
+                loss = loss_function(model(pixel_values=mixed["pixel_values"]).logits, mixed["labels"])
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+            losses.append(loss.detach())
+            if accelerator.sync_gradients:
+                scheduler.step()
+                step += 1
+                progress.update()
+                if average is not None:
+                    average.update(raw_model)
+                if checkpoint_every is not None and step % checkpoint_every == 0:
+                    save_checkpoint()
+                if step == num_steps:
+                    break
+        epoch += 1
+        batches_done = 0
+        logits, evaluation_labels = predict(accelerator, model, evaluation_loader)
+        metrics = {f"eval_{name}": value for name, value in classification_metrics(logits, evaluation_labels).items()}
+        entry = {"epoch": epoch, "step": step, "loss": float(torch.stack(losses).mean()) if losses else 0.0, **metrics}
+        history.append(entry)
+        accelerator.log(entry, step=step)
+        progress.set_postfix(accuracy=f"{metrics['eval_accuracy']:.3f}")
+        if checkpoint_every is None:
+            save_checkpoint()
+        if has_stopped_improving(history, recipe.early_stopping_patience):
+            break
+
+    # What comes of it.
+    progress.close()
+    if average is not None:
+        average.copy_to(raw_model)
+    logits, evaluation_labels = predict(accelerator, model, evaluation_loader)
+    metrics = {f"eval_{name}": value for name, value in classification_metrics(logits, evaluation_labels).items()}
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        save_model(raw_model, processor, output_dir)
+        settings = {
+            "recipe": recipe.recipe,
+            "start": model_arguments.model_name_or_path or f"{model_arguments.config_name}, random weights",
+            "dataset": data_arguments.dataset_name or data_arguments.train_dir,
+            "model": vars(model_arguments),
+            "data": vars(data_arguments),
+            "recipe_values": vars(recipe),
+            "training": vars(args),
+        }
+        write_report(output_dir, names, logits, evaluation_labels, history, settings)
+        write_results(output_dir, metrics | {"epoch": epoch, "steps": step})
+        if args.push_to_hub:
+            push_folder(output_dir, args.hub_model_id, args.hub_private_repo)
+    accelerator.end_training()
+    return metrics
+
+
+def create_scheduler(args: LoopArguments, optimizer: Any, num_steps: int) -> Any:
+    warmup = args.warmup_steps if args.warmup_steps >= 1 else math.ceil(args.warmup_steps * num_steps)
+    options = args.lr_scheduler_kwargs
+    return get_scheduler(
+        args.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=int(warmup),
+        num_training_steps=num_steps,
+        scheduler_specific_kwargs=json.loads(options) if isinstance(options, str) else options,
+    )
+
+
+@torch.no_grad()
+def predict(accelerator: Accelerator, model: Any, loader: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and labels of all images, in every process."""
+    model.eval()
+    logits, labels = [], []
+    for batch in loader:
+        outputs = model(pixel_values=batch["pixel_values"])
+        # Without the images that were repeated to fill the last batch.
+        gathered = accelerator.gather_for_metrics((outputs.logits.float(), batch["labels"]))
+        logits.append(gathered[0].cpu().numpy())
+        labels.append(gathered[1].cpu().numpy())
+    return np.concatenate(logits), np.concatenate(labels)
+
+
+def has_stopped_improving(history: list[dict[str, float]], patience: int) -> bool:
+    """Whether none of the last `patience` evaluations was better than all before them."""
+    accuracies = [entry["eval_accuracy"] for entry in history]
+    return 0 < patience < len(accuracies) and max(accuracies[-patience:]) <= max(accuracies[:-patience])
+
+
+def remove_old_checkpoints(output_dir: Path, limit: int) -> None:
+    folders = sorted(
+        (folder for folder in output_dir.glob("step_*") if folder.name.removeprefix("step_").isdecimal()),
+        key=lambda folder: int(folder.name.removeprefix("step_")),
+    )
+    for folder in folders[:-limit] if limit > 0 else []:
+        shutil.rmtree(folder)
+
+
+def plain_values(settings: dict[str, Any]) -> dict[str, Any]:
+    """What trackers take: numbers and texts."""
+    return {name: value if isinstance(value, int | float | str) else str(value) for name, value in settings.items()}
+
+
+if __name__ == "__main__":
+    main()
