@@ -523,7 +523,7 @@ class OriginalConfigMixin:
     def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
         if find_authors_file(json_file) is not None:
             return original_config(read_weights(json_file))
-        return super()._dict_from_json_file(json_file)  # type: ignore[misc]
+        return super()._dict_from_json_file(json_file)  # type: ignore[misc]  # likewise
 
 
 class OriginalPreprocessingMixin:

@@ -387,7 +387,7 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         except ConnectionError:
             self.close_connection = True
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = respond  # noqa: N815
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = respond  # noqa: N815  # as http.server calls them
 
     def answer(self, path: str) -> Answer:
         try:
