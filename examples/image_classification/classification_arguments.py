@@ -17,11 +17,10 @@ A recipe is a set of defaults: `--recipe fine-tune --learning_rate 1e-3` is that
 those of transformers' and accelerate's own examples where these have one.
 """
 
-import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import HfArgumentParser
+from training import RecipeArguments
 
 
 @dataclass
@@ -62,27 +61,32 @@ class DataArguments:
     train_val_split: float = field(
         default=0.15, metadata={"help": "Share of the training images to evaluate on where there are no others."}
     )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the training images where they are, from first to last, instead of preparing them all."
+        },
+    )
+    shuffle_buffer_size: int = field(
+        default=10_000, metadata={"help": "Images of a stream that the next one is drawn from."}
+    )
     image_column_name: str | None = field(default=None, metadata={"help": "Column of the images; found if not given."})
     label_column_name: str | None = field(default=None, metadata={"help": "Column of the labels; found if not given."})
+    class_names_file: str | None = field(
+        default=None, metadata={"help": "File with the name of a label a line, in the order of their numbers."}
+    )
     check_images: bool = field(
         default=True,
         metadata={"help": "Decode every image once, before training, and leave out those that cannot be."},
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use only so many training images."})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Use only so many training images; of a stream, those that make an epoch."}
+    )
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use only so many evaluation images."})
 
 
 @dataclass
-class RecipeArguments:
-    recipe: str = field(default="fine-tune", metadata={"help": "One of RECIPES, which sets the defaults of the rest."})
-    scale_learning_rate: bool = field(
-        default=False,
-        metadata={"help": "Take --learning_rate for 512 images a step, and scale it to those of a step."},
-    )
-    layer_decay: float = field(
-        default=1.0, metadata={"help": "Factor of the learning rate from block to block, in (0, 1]."}
-    )
-    drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth of the last block."})
+class ClassificationRecipe(RecipeArguments):
     freeze_backbone: bool = field(default=False, metadata={"help": "Train the classifier alone."})
     lora_rank: int = field(
         default=0, metadata={"help": "Train matrices of this rank beside the frozen ones, and the head."}
@@ -101,12 +105,9 @@ class RecipeArguments:
         default="none",
         metadata={"help": "Against rare labels: none, loss (weighs it), or sampling (draws them more often)."},
     )
-    ema_decay: float = field(
-        default=0.0, metadata={"help": "Average the weights over steps, and evaluate and save that."}
-    )
-    early_stopping_patience: int = field(
-        default=0, metadata={"help": "Stop after so many evaluations without a better one; 0 for never."}
-    )
+
+    def options_for_whole_weights(self) -> list[str]:
+        return super().options_for_whole_weights() + (["--lora_rank"] if self.lora_rank > 0 else [])
 
 
 # The authors' (https://github.com/Meituan-AutoML/Twins/blob/main/main.py), and what is usual for trained weights.
@@ -159,24 +160,3 @@ RECIPES: dict[str, dict[str, Any]] = {
         "min_crop_scale": 0.4,
     },
 }
-
-
-def parse_arguments(
-    *dataclasses: type, defaults: dict[str, Any] | None = None, arguments: list[str] | None = None
-) -> tuple[Any, ...]:
-    """The command line as these dataclasses, with the recipe's values, or else `defaults`, for what it does not say.
-
-    Exits with a sentence if there is no such recipe, or an option is unknown.
-    """
-    parser = HfArgumentParser(dataclasses)  # type: ignore[arg-type]  # which is declared for something else
-    words = sys.argv[1:] if arguments is None else arguments
-    recipe = parser.get_default("recipe")
-    for index, word in enumerate(words):
-        if word == "--recipe" and index + 1 < len(words):
-            recipe = words[index + 1]
-        elif word.startswith("--recipe="):
-            recipe = word.partition("=")[2]
-    if recipe not in RECIPES:
-        parser.error(f"--recipe must be one of {', '.join(RECIPES)}, got {recipe!r}")
-    parser.set_defaults(**(defaults or {}) | RECIPES[recipe])
-    return parser.parse_args_into_dataclasses(args=words)

@@ -19,41 +19,59 @@ sees what it would have seen.
 """
 
 import io
+import itertools
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
-from classification_arguments import DataArguments, RecipeArguments
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset
+from accelerate.data_loader import prepare_data_loader
+from classification_arguments import ClassificationRecipe, DataArguments
+from datasets import (
+    Array3D,
+    ClassLabel,
+    Dataset,
+    Features,
+    Image,
+    IterableDataset,
+    Value,
+    get_dataset_split_names,
+    load_dataset,
+)
+from datasets.distributed import split_dataset_by_node
+from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode, v2
+from training import mixed_seed
 
 
 logger = logging.getLogger(__name__)
 # What images with so many channels are to Pillow.
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+# By which a data set's own evaluation images are known.
+EVALUATION_SPLITS = ("validation", "test")
 
 
-def load_images(arguments: DataArguments, seed: int) -> DatasetDict:
-    """The data set as `train` and `validation`, with the columns `image` and `label`, a `ClassLabel`.
+def load_images(arguments: DataArguments, seed: int) -> dict[str, Any]:
+    """The data set as `train`, a stream if that is asked for, and `validation`.
 
-    Images that cannot be decoded are left out, counted and named.
+    Both have the columns `image` and `label`, a `ClassLabel`. Images that cannot be decoded are left out, counted and named;
+    of a stream, while it is read.
 
     Raises:
         ValueError: if there is no data set, or it lacks what is needed. The message says what.
     """
-    splits = load_splits(arguments)
-    if "train" not in splits:
-        raise ValueError(f"The data set must have a split named train, got {', '.join(splits)}.")
-    splits = DatasetDict({name: with_columns(split, arguments) for name, split in splits.items()})
-    splits = with_label_names(splits)
+    splits = {name: with_columns(split, arguments) for name, split in load_splits(arguments).items()}
+    splits = with_label_names(splits, arguments)
     if "validation" not in splits:
         held_out = splits["train"].train_test_split(arguments.train_val_split, stratify_by_column="label", seed=seed)
-        splits = DatasetDict({"train": held_out["train"], "validation": held_out["test"]})
+        splits = {"train": held_out["train"], "validation": held_out["test"]}
     for name, limit in (("train", arguments.max_train_samples), ("validation", arguments.max_eval_samples)):
+        if isinstance(splits[name], IterableDataset):
+            continue
         if limit is not None:
             splits[name] = splits[name].shuffle(seed=seed).select(range(min(limit, len(splits[name]))))
         if arguments.check_images:
@@ -63,19 +81,30 @@ def load_images(arguments: DataArguments, seed: int) -> DatasetDict:
     return splits
 
 
-def load_splits(arguments: DataArguments) -> DatasetDict:
+def load_splits(arguments: DataArguments) -> dict[str, Any]:
     """`train` and, if it is there, `validation`, with whatever columns they have."""
     if (arguments.dataset_name is None) == (arguments.train_dir is None):
         raise ValueError("Give either --dataset_name or --train_dir.")
+    splits: dict[str, Any] = {}
     if arguments.dataset_name is not None:
-        splits = load_dataset(arguments.dataset_name, arguments.dataset_config_name)
-        held_out = next((name for name in ("validation", "test") if name in splits), None)
-        return DatasetDict({"train": splits["train"]} | ({"validation": splits[held_out]} if held_out else {}))
-    folders = {"train": arguments.train_dir, "validation": arguments.validation_dir}
-    return DatasetDict({name: load_folder(folder) for name, folder in folders.items() if folder is not None})
+        name, config = arguments.dataset_name, arguments.dataset_config_name
+        names = get_dataset_split_names(name, config)
+        if "train" not in names:
+            raise ValueError(f"The data set must have a split named train, got {', '.join(names)}.")
+        splits["train"] = load_dataset(name, config, split="train", streaming=arguments.streaming)
+        held_out = next((split for split in EVALUATION_SPLITS if split in names), None)
+        if held_out is not None:
+            splits["validation"] = load_dataset(name, config, split=held_out)
+    else:
+        splits["train"] = load_folder(str(arguments.train_dir), arguments.streaming)
+        if arguments.validation_dir is not None:
+            splits["validation"] = load_folder(arguments.validation_dir)
+    if arguments.streaming and "validation" not in splits:
+        raise ValueError("With --streaming, evaluation images must be apart from the others: give --validation_dir.")
+    return splits
 
 
-def load_folder(folder: str) -> Dataset:
+def load_folder(folder: str, streaming: bool = False) -> Any:
     """A folder of images in sub-folders, of .parquet files, or of .tar files (webdataset)."""
     if not Path(folder).is_dir():
         raise ValueError(
@@ -84,13 +113,13 @@ def load_folder(folder: str) -> Dataset:
     for pattern, builder in (("*.parquet", "parquet"), ("*.tar", "webdataset")):
         files = sorted(str(file) for file in Path(folder).glob(pattern))
         if files:
-            return load_dataset(builder, data_files={"train": files}, split="train")
-    return load_dataset("imagefolder", data_dir=folder, split="train")
+            return load_dataset(builder, data_files={"train": files}, split="train", streaming=streaming)
+    return load_dataset("imagefolder", data_dir=folder, split="train", streaming=streaming)
 
 
-def with_columns(split: Dataset, arguments: DataArguments) -> Dataset:
+def with_columns(split: Any, arguments: DataArguments) -> Any:
     """The same data set with the columns `image` and `label`."""
-    image = arguments.image_column_name or only_column(split.features, "image", (Image,))
+    image = arguments.image_column_name or only_column(split.features, "image", (Image, Array3D))
     label = arguments.label_column_name or only_column(split.features, "label", (ClassLabel, Value))
     for option, column in (("--image_column_name", image), ("--label_column_name", label)):
         if column not in split.features:
@@ -115,13 +144,44 @@ def only_column(features: Features, name: str, types: tuple[type, ...]) -> str:
     raise ValueError(f"Which column is the {name}? Say --{name}_column_name, one of {', '.join(features)}.")
 
 
-def with_label_names(splits: DatasetDict) -> DatasetDict:
+def with_label_names(splits: dict[str, Any], arguments: DataArguments) -> dict[str, Any]:
     """Labels that are texts or numbers as a `ClassLabel` with their names, the same in all splits."""
-    if isinstance(splits["train"].features["label"], ClassLabel):
-        return splits
-    names = sorted({label for split in splits.values() for label in split["label"]})
-    feature = ClassLabel(names=[str(name) for name in names])
-    return splits.map(lambda example: {"label": str(example["label"])}).cast_column("label", feature)
+    features = [split.features["label"] for split in splits.values()]
+    if arguments.class_names_file is not None:
+        names = Path(arguments.class_names_file).read_text(encoding="utf-8").splitlines()
+    elif all(isinstance(feature, ClassLabel) for feature in features):
+        names = features[0].names
+        for feature in features[1:]:
+            unknown = sorted(set(feature.names) - set(names))
+            if unknown:
+                raise ValueError(f"Evaluation images have labels that training images lack: {', '.join(unknown)}.")
+    elif arguments.streaming:
+        raise ValueError("The labels of a stream must be known before it is read: give --class_names_file.")
+    else:
+        labels = {label for split in splits.values() for label in split["label"]}
+        names = [str(label) for label in sorted(labels)]
+    return {name: with_names(split, names, arguments.class_names_file is not None) for name, split in splits.items()}
+
+
+def with_names(split: Any, names: list[str], are_numbered: bool) -> Any:
+    """The split with `ClassLabel` labels of these names; numbers are places among them, or else names themselves."""
+    feature = split.features["label"]
+    if isinstance(feature, ClassLabel):
+        if feature.names == names:
+            return split
+        if are_numbered:
+            return split.cast_column("label", ClassLabel(names=names))
+    target = ClassLabel(names=names)
+
+    def numbered(example: dict[str, Any]) -> dict[str, int]:
+        label = example["label"]
+        if isinstance(feature, ClassLabel):
+            label = feature.int2str(label)
+        elif are_numbered and not isinstance(label, str):
+            return {"label": label}
+        return {"label": target.str2int(str(label))}
+
+    return split.map(numbered, features=Features({"image": split.features["image"], "label": target}))
 
 
 def without_corrupt_images(split: Dataset, name: str) -> Dataset:
@@ -130,7 +190,7 @@ def without_corrupt_images(split: Dataset, name: str) -> Dataset:
         return split
     undecoded = split.cast_column("image", Image(decode=False))
     is_readable = undecoded.map(
-        lambda example: {"is_readable": can_be_decoded(example["image"])},
+        lambda example: {"is_readable": decoded(example["image"]) is not None},
         remove_columns=undecoded.column_names,
         desc=f"Checking the images of {name}",
     )["is_readable"]
@@ -141,76 +201,153 @@ def without_corrupt_images(split: Dataset, name: str) -> Dataset:
     return split.select([index for index, readable in enumerate(is_readable) if readable])
 
 
-def can_be_decoded(image: dict[str, Any]) -> bool:
+def decoded(image: dict[str, Any]) -> PIL.Image.Image | None:
+    """The picture that `datasets` has as `bytes`, or else as the `path` of a file; None if it cannot be decoded."""
     try:
         with PIL.Image.open(io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]) as opened:
             opened.load()
+            return opened
     except Exception:
         # Pillow's decoders raise all kinds of errors.
-        return False
-    return True
+        return None
 
 
-class LabelledImages(torch.utils.data.Dataset):
-    """Images as the model takes them, `pixel_values` `(num_channels, height, width)`, and `labels`.
-
-    Asked for by their place, or by epoch and place, as `EpochSampler` does: what is random about the transform depends on
-    these and the seed alone.
+@dataclass
+class Preparation:
+    """Makes of an example what the model takes: `pixel_values` `(num_channels, height, width)`, and `labels`.
 
     Args:
-        split: with the columns `image` and `label`.
-        transform: of a picture to a tensor.
+        transform: of a picture, or of an array `(height, width, num_channels)` from 0 to 255, to a tensor.
         num_channels: channels of the model.
         seed: of the transform.
     """
 
-    def __init__(self, split: Dataset, transform: Any, num_channels: int, seed: int = 0):
-        self.split, self.transform, self.num_channels, self.seed = split, transform, num_channels, seed
+    transform: Any
+    num_channels: int
+    seed: int = 0
+
+    def __call__(self, example: dict[str, Any], *place: int) -> dict[str, Any]:
+        """What is random about it depends on the seed and the place alone."""
+        image = example["image"]
+        if not isinstance(image, PIL.Image.Image):
+            image = np.asarray(image, dtype=np.uint8)
+            if image.shape[-1] != self.num_channels:
+                raise ValueError(
+                    f"Images must be (height, width, {self.num_channels}), as the model's channels are, got {image.shape}: "
+                    "give --num_channels."
+                )
+        elif self.num_channels in MODES:
+            image = image.convert(MODES[self.num_channels])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(mixed_seed(self.seed, *place))
+            return {"pixel_values": self.transform(image), "labels": example["label"]}
+
+
+class LabelledImages(torch.utils.data.Dataset):
+    """A data set of images, prepared when they are asked for, by their place, or by epoch and place."""
+
+    def __init__(self, split: Dataset, preparation: Preparation):
+        self.split, self.preparation = split, preparation
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        example = self.split[index]
-        image = example["image"]
-        if isinstance(image, PIL.Image.Image) and self.num_channels in MODES:
-            image = image.convert(MODES[self.num_channels])
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mixed_seed(self.seed, epoch, index))
-            return {"pixel_values": self.transform(image), "labels": example["label"]}
+        return self.preparation(self.split[index], epoch, index)
 
 
-class EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
-    """Every image once an epoch, or, by weights, as many drawn; in an order that depends on seed and epoch alone.
+class StreamedImages(torch.utils.data.IterableDataset):
+    """This process's share of a stream of images, in another order each epoch.
+
+    An epoch has as many full batches in every process, so that none waits for another: a stream that ends before is read
+    again.
 
     Args:
-        num_images: in the data set.
-        seed: of the order.
-        weights: how often each image is drawn, relative to the others.
+        stream: with the columns `image` and `label`.
+        preparation: of its images.
+        num_images: of an epoch, in all processes together; those that the stream says it has, if not given.
+        batch_size: of a process.
+        buffer_size: images that the next one is drawn from.
+        process_index, num_processes: which share of the stream this is.
+
+    Raises:
+        ValueError: if it is not known how many images make an epoch, or they are fewer than a batch.
     """
 
-    def __init__(self, num_images: int, seed: int, weights: torch.Tensor | None = None):
-        self.num_images, self.seed, self.weights, self.epoch = num_images, seed, weights, 0
+    def __init__(
+        self,
+        stream: IterableDataset,
+        preparation: Preparation,
+        num_images: int | None,
+        batch_size: int,
+        buffer_size: int,
+        process_index: int = 0,
+        num_processes: int = 1,
+    ):
+        if num_images is None:
+            splits = stream.info.splits or {}
+            num_images = splits[str(stream.split)].num_examples if str(stream.split) in splits else None
+        if not num_images:
+            raise ValueError("The stream does not say how many images it has: give --max_train_samples.")
+        self.num_batches = num_images // (batch_size * num_processes)
+        if self.num_batches == 0:
+            raise ValueError(
+                f"An epoch of {num_images} images is less than a batch of {batch_size} in each of {num_processes} "
+                "processes."
+            )
+        self.preparation, self.batch_size, self.process_index, self.epoch = preparation, batch_size, process_index, 0
+        if isinstance(stream.features["image"], Image):
+            # Decoded here, so that one bad image is no end of the stream.
+            stream = stream.cast_column("image", Image(decode=False))
+        stream = split_dataset_by_node(stream, rank=process_index, world_size=num_processes)
+        self.stream = stream.shuffle(seed=preparation.seed, buffer_size=buffer_size)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.num_images
+        return self.num_batches * self.batch_size
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        generator = torch.Generator().manual_seed(mixed_seed(self.seed, self.epoch))
-        if self.weights is None:
-            order = torch.randperm(self.num_images, generator=generator)
-        else:
-            order = torch.multinomial(self.weights, self.num_images, replacement=True, generator=generator)
-        yield from ((self.epoch, index) for index in order.tolist())
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = torch.utils.data.get_worker_info()
+        index, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        num_images = (self.num_batches // count + (index < self.num_batches % count)) * self.batch_size
+        for place, example in enumerate(itertools.islice(self.examples(), num_images)):
+            yield self.preparation(example, self.epoch, self.process_index, index, place)
+
+    def examples(self) -> Iterator[dict[str, Any]]:
+        """Those that can be decoded, without an end."""
+        num_corrupt = 0
+        for repetition in itertools.count():
+            is_empty = True
+            # The stream of epoch 1 is not what epoch 0 has when it is read again.
+            self.stream.set_epoch(mixed_seed(self.epoch, repetition))
+            for example in self.stream:
+                if isinstance(example["image"], dict):
+                    path, example["image"] = example["image"]["path"], decoded(example["image"])
+                    if example["image"] is None:
+                        num_corrupt += 1
+                        logger.warning(f"left out, because it cannot be decoded: {path} ({num_corrupt} so far)")
+                        continue
+                is_empty = False
+                yield example
+            if is_empty:
+                raise ValueError("No image of the stream can be used.")
 
 
-def mixed_seed(*parts: int) -> int:
-    """One seed of several numbers; near ones give seeds that have nothing to do with each other."""
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+def stream_loader(images: StreamedImages, num_workers: int, device: torch.device) -> Any:
+    """The batches of a stream, on the device."""
+    loader = DataLoader(
+        images,
+        batch_size=images.batch_size,
+        collate_fn=collate,
+        # More would have nothing to read.
+        num_workers=min(num_workers, images.stream.num_shards),
+        generator=torch.Generator(),
+    )
+    # The stream is this process's share already: Accelerate is not to divide it again.
+    return prepare_data_loader(loader, device, num_processes=1, process_index=0, put_on_device=True)
 
 
 def collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -220,8 +357,12 @@ def collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     }
 
 
-def training_transform(arguments: RecipeArguments, processor: Any) -> v2.Transform:
+def training_transform(arguments: ClassificationRecipe, processor: Any, num_channels: int = 3) -> v2.Transform:
     """Random crop and augmentation, to the size and the normalization of the checkpoint's image processor."""
+    if num_channels not in (1, 3) and (arguments.rand_augment or arguments.color_jitter > 0):
+        raise ValueError(
+            f"--rand_augment and --color_jitter know grey and colour, not {num_channels} channels: leave them out."
+        )
     crop = processor.crop_size or processor.size
     steps = [
         v2.ToImage(),
@@ -246,5 +387,11 @@ def training_transform(arguments: RecipeArguments, processor: Any) -> v2.Transfo
 
 
 def evaluation_transform(processor: Any) -> Any:
-    """What the checkpoint's image processor makes of a picture."""
-    return lambda image: processor(image, return_tensors="pt")["pixel_values"][0]
+    """What the checkpoint's image processor makes of a picture, or of an array `(height, width, num_channels)`."""
+
+    def transform(image: Any) -> torch.Tensor:
+        # Of five channels and more it could not tell where they are.
+        layout = {"input_data_format": "channels_last"} if isinstance(image, np.ndarray) else {}
+        return processor(image, return_tensors="pt", **layout)["pixel_values"][0]
+
+    return transform

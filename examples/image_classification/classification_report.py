@@ -25,6 +25,7 @@ import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
+from training import draw_curves
 
 import hf_twins
 
@@ -49,6 +50,13 @@ A Twins image classifier ({start}), trained by the recipe `{recipe}` of hf_twins
 {settings}
 ```
 """
+
+
+# Of the curves.
+PANELS = {
+    "loss": {"loss": "training", "eval_loss": "evaluation"},
+    "accuracy": {"eval_accuracy": "evaluation, top-1", "eval_top5_accuracy": "evaluation, top-5"},
+}
 
 
 def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -107,7 +115,7 @@ def write_report(
     }
     (output_dir / "report.json").write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8")
     draw_confusion_matrix(matrix, names, output_dir / "confusion_matrix.png")
-    draw_curves(history, output_dir / "curves.png")
+    draw_curves(history, PANELS, output_dir / "curves.png")
     write_card(output_dir, metrics, settings | {"versions": versions})
     return metrics
 
@@ -129,26 +137,6 @@ def draw_confusion_matrix(matrix: np.ndarray, names: Sequence[str], path: Path) 
                 axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
     axes.set_xlabel("predicted")
     axes.set_ylabel("is")
-    figure.savefig(path, dpi=100)
-
-
-def draw_curves(history: Sequence[dict[str, float]], path: Path) -> None:
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    loss_axes, accuracy_axes = figure.subplots(1, 2)
-    for axes, curves in (
-        (loss_axes, {"loss": "training", "eval_loss": "evaluation"}),
-        (accuracy_axes, {"eval_accuracy": "evaluation, top-1", "eval_top5_accuracy": "evaluation, top-5"}),
-    ):
-        for key, caption in curves.items():
-            points = [(entry["epoch"], entry[key]) for entry in history if key in entry]
-            if points:
-                axes.plot(*zip(*points), marker=".", label=caption)
-        axes.set_xlabel("epoch")
-        if axes.lines:
-            axes.legend()
-        axes.grid(alpha=0.3)
-    loss_axes.set_ylabel("loss")
-    accuracy_axes.set_ylabel("accuracy")
     figure.savefig(path, dpi=100)
 
 

@@ -14,7 +14,6 @@
 """Models and losses as the recipes want them: what both training scripts share."""
 
 import copy
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,13 +21,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from classification_arguments import ModelArguments, RecipeArguments
-from classification_data import mixed_seed
-from huggingface_hub import HfApi
+from classification_arguments import ClassificationRecipe, ModelArguments
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.transforms import v2
+from training import mixed_seed
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from hf_twins import TWINS_VARIANTS, TwinsConfig, TwinsForImageClassification, TwinsImageProcessor
@@ -40,7 +37,7 @@ LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"]
 
 
 def create_model(
-    arguments: ModelArguments, recipe: RecipeArguments, labels: Sequence[str]
+    arguments: ModelArguments, recipe: ClassificationRecipe, labels: Sequence[str]
 ) -> tuple[PreTrainedModel | PeftModel, TwinsImageProcessor]:
     """The model with a head for `labels`, of which the recipe's part is trainable, and its image processor.
 
@@ -124,7 +121,7 @@ class BatchMixer:
     In the step and not in the loader, so that what is mixed how depends on nothing but the seed and the step.
     """
 
-    def __init__(self, arguments: RecipeArguments, num_labels: int, seed: int):
+    def __init__(self, arguments: ClassificationRecipe, num_labels: int, seed: int):
         self.seed = seed
         self.transforms: list[v2.Transform] = []
         if arguments.mixup_alpha > 0:
@@ -170,122 +167,48 @@ def balancing_weights(labels: Sequence[int], num_labels: int) -> torch.Tensor:
     return torch.where(shares > 0, 1 / (shares * (shares > 0).sum()), 0.0)
 
 
-def loss_weights(recipe: RecipeArguments, labels: Sequence[int], num_labels: int) -> torch.Tensor | None:
-    """The weight of each label in the loss, if the recipe wants one."""
+def loss_weights(recipe: ClassificationRecipe, labels: Sequence[int], num_labels: int) -> torch.Tensor | None:
+    """The weight of each label in the loss, if the recipe wants one; `labels` are those of the training images."""
     if recipe.class_weights not in ("none", "loss", "sampling"):
         raise ValueError(f"--class_weights must be none, loss or sampling, got {recipe.class_weights}.")
     return balancing_weights(labels, num_labels) if recipe.class_weights == "loss" else None
 
 
-def sampling_weights(recipe: RecipeArguments, labels: Sequence[int], num_labels: int) -> torch.Tensor | None:
+def labels_of_stream(recipe: ClassificationRecipe) -> list[int]:
+    """None: they are not known before they are read.
+
+    Raises:
+        ValueError: if the recipe wants to know them.
+    """
+    if recipe.class_weights != "none":
+        raise ValueError(f"--class_weights {recipe.class_weights} counts labels, which a stream cannot: leave it out.")
+    return []
+
+
+def sampling_weights(recipe: ClassificationRecipe, labels: Sequence[int], num_labels: int) -> torch.Tensor | None:
     """The weight of each image in the sampling, if the recipe wants one."""
     if recipe.class_weights != "sampling":
         return None
     return balancing_weights(labels, num_labels)[torch.as_tensor(labels)]
 
 
-class WeightAverage:
-    """The exponential moving average of a model's weights, as part of the run's checkpoints.
+def save_model(
+    model: PreTrainedModel | PeftModel,
+    processor: TwinsImageProcessor,
+    output_dir: Path,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """The model and its processor, as a folder to load or to publish; of an adapter, also itself.
 
     Args:
-        model: to be followed.
-        decay: of the average, from step to step.
+        model: trained.
+        processor: of its images.
+        output_dir: the folder.
+        weights: of the model, where it is sharded and has them only in parts.
     """
-
-    FILE = "average.pt"
-
-    def __init__(self, model: nn.Module, decay: float):
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-
-    def update(self, model: nn.Module) -> None:
-        self.average.update_parameters(model)
-
-    def copy_to(self, model: nn.Module) -> None:
-        model.load_state_dict(self.average.module.state_dict())
-
-    def save(self, checkpoint: str | Path) -> None:
-        """Whole, or not at all."""
-        partial = Path(checkpoint, f"{self.FILE}.partial")
-        torch.save(self.average.state_dict(), partial)
-        partial.replace(partial.with_name(self.FILE))
-
-    def load(self, checkpoint: str | Path) -> None:
-        self.average.load_state_dict(torch.load(Path(checkpoint, self.FILE), weights_only=True))
-
-
-def scaled_learning_rate(learning_rate: float, recipe: RecipeArguments, images_per_step: int) -> float:
-    """The authors' rule: a learning rate for 512 images is scaled to those of a step."""
-    return learning_rate * images_per_step / 512 if recipe.scale_learning_rate else learning_rate
-
-
-def find_checkpoint(resume_from: str | None, output_dir: str | Path, prefix: str, files: Sequence[str]) -> Path | None:
-    """The checkpoint to resume from.
-
-    Args:
-        resume_from: path of a checkpoint, or "latest" (or "True") for the newest whole one of the run; None for none.
-        output_dir: of the run.
-        prefix: of the names of its checkpoints, before a number.
-        files: those that are written into a checkpoint after everything else; JSON is read, so that half of it shows.
-
-    Raises:
-        ValueError: if there is no such checkpoint, or it is not whole.
-    """
-    if resume_from is None:
-        return None
-    if resume_from.lower() not in ("latest", "auto", "true"):
-        if not is_whole(Path(resume_from), files):
-            raise ValueError(
-                f"--resume_from_checkpoint must be 'latest' or a whole checkpoint, with {', '.join(files)}, got "
-                f"{resume_from}."
-            )
-        return Path(resume_from)
-    numbered = [
-        (int(folder.name.removeprefix(prefix)), folder)
-        for folder in Path(output_dir).glob(f"{prefix}*")
-        if folder.name.removeprefix(prefix).isdecimal()
-    ]
-    for _, folder in sorted(numbered, reverse=True):
-        if is_whole(folder, files):
-            return folder
-        logger.warning(f"{folder} is not whole, and is left out.")
-    logger.warning(f"{output_dir} has no whole checkpoint: starting from the beginning.")
-    return None
-
-
-def is_whole(checkpoint: Path, files: Sequence[str]) -> bool:
-    try:
-        for file in files:
-            if file.endswith(".json"):
-                json.loads((checkpoint / file).read_text(encoding="utf-8"))
-            elif not (checkpoint / file).is_file():
-                return False
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def save_model(model: PreTrainedModel | PeftModel, processor: TwinsImageProcessor, output_dir: Path) -> None:
-    """The model and its processor, as a folder to load or to publish; of an adapter, also itself."""
     if isinstance(model, PeftModel):
         model.save_pretrained(str(output_dir / "adapter"))
         # Merged into a copy: the model may still be trained.
         model = copy.deepcopy(model).merge_and_unload()
-    model.save_pretrained(str(output_dir))
+    model.save_pretrained(str(output_dir), state_dict=weights)
     processor.save_pretrained(output_dir)
-
-
-def write_results(output_dir: Path, metrics: dict[str, Any]) -> None:
-    """`all_results.json`, as transformers' and accelerate's examples write it."""
-    (output_dir / "all_results.json").write_text(
-        json.dumps(metrics, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-    )
-
-
-def push_folder(output_dir: Path, repo_id: str | None, is_private: bool) -> None:
-    """Publish a model's folder, without the checkpoints of its training."""
-    api = HfApi()
-    url = api.create_repo(repo_id or output_dir.resolve().name, private=is_private or None, exist_ok=True)
-    api.upload_folder(
-        repo_id=url.repo_id, folder_path=output_dir, ignore_patterns=["checkpoint-*", "step_*", "runs/*"]
-    )
-    logger.info(f"published as {url}")

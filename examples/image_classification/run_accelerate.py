@@ -20,7 +20,6 @@ It takes the recipes and options of `run_trainer.py`, and gives the same model w
 """
 
 import json
-import logging
 import math
 import shutil
 import sys
@@ -32,29 +31,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from classification_arguments import DataArguments, ModelArguments, RecipeArguments, parse_arguments
-from classification_data import (
-    EpochSampler,
-    LabelledImages,
-    collate,
-    evaluation_transform,
-    load_images,
-    training_transform,
-)
-from classification_report import classification_metrics, write_report
-from classification_training import (
-    BatchMixer,
-    ClassificationLoss,
-    WeightAverage,
-    create_model,
-    find_checkpoint,
-    loss_weights,
-    push_folder,
-    sampling_weights,
-    save_model,
-    scaled_learning_rate,
-    write_results,
-)
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_scheduler
@@ -62,7 +38,43 @@ from transformers import get_scheduler
 from hf_twins import parameter_groups
 
 
-logger = logging.getLogger(__name__)
+# For what the examples share.
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+
+from classification_arguments import RECIPES, ClassificationRecipe, DataArguments, ModelArguments
+from classification_data import (
+    LabelledImages,
+    Preparation,
+    StreamedImages,
+    collate,
+    evaluation_transform,
+    load_images,
+    stream_loader,
+    training_transform,
+)
+from classification_report import classification_metrics, write_report
+from classification_training import (
+    BatchMixer,
+    ClassificationLoss,
+    create_model,
+    labels_of_stream,
+    loss_weights,
+    sampling_weights,
+    save_model,
+)
+from training import (
+    EpochSampler,
+    WeightAverage,
+    check_sharding,
+    find_checkpoint,
+    parse_arguments,
+    push_folder,
+    scaled_learning_rate,
+    whole_weights,
+    write_results,
+)
+
+
 # Written into a checkpoint after everything else: a checkpoint with it is whole.
 STATE_FILE = "state.json"
 
@@ -103,7 +115,7 @@ class LoopArguments:
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     model_arguments, data_arguments, recipe, args = parse_arguments(
-        ModelArguments, DataArguments, RecipeArguments, LoopArguments, arguments=arguments
+        *(ModelArguments, DataArguments, ClassificationRecipe, LoopArguments), recipes=RECIPES, arguments=arguments
     )
     try:
         return train(model_arguments, data_arguments, recipe, args)
@@ -112,7 +124,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
 
 def train(
-    model_arguments: ModelArguments, data_arguments: DataArguments, recipe: RecipeArguments, args: LoopArguments
+    model_arguments: ModelArguments, data_arguments: DataArguments, recipe: ClassificationRecipe, args: LoopArguments
 ) -> dict[str, float]:
     """Train, evaluate, and write the model, its processor, and what was measured, into the output folder."""
     output_dir = Path(args.output_dir)
@@ -123,32 +135,46 @@ def train(
         mixed_precision=args.mixed_precision,
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=output_dir,
+        # Without an accelerator, the processes that torchrun starts are told that they are to be CPUs.
+        cpu=not torch.accelerator.is_available(),
     )
+    check_sharding(accelerator.distributed_type, False, recipe)
     set_seed(args.seed)
 
     # The data, and a model that fits it.
     with accelerator.main_process_first():
         images = load_images(data_arguments, args.seed)
     names = images["train"].features["label"].names
-    labels = images["train"]["label"]
     model, processor = create_model(model_arguments, recipe, names)
     num_channels = model.config.num_channels
-    sampler = EpochSampler(len(images["train"]), args.seed, sampling_weights(recipe, labels, len(names)))
-    train_loader = DataLoader(
-        LabelledImages(images["train"], training_transform(recipe, processor), num_channels, args.seed),
-        batch_size=args.per_device_train_batch_size,
-        sampler=sampler,
-        collate_fn=collate,
-        num_workers=args.dataloader_num_workers,
+    preparation = Preparation(training_transform(recipe, processor, num_channels), num_channels, args.seed)
+    loader_options: dict[str, Any] = {
+        "collate_fn": collate,
+        "num_workers": args.dataloader_num_workers,
         # Not the global one, whose state belongs to the model's dropout.
-        generator=torch.Generator(),
+        "generator": torch.Generator(),
+    }
+    train_loader: Any
+    sampler: Any
+    if data_arguments.streaming:
+        labels = labels_of_stream(recipe)
+        sampler = StreamedImages(
+            *(images["train"], preparation, data_arguments.max_train_samples, args.per_device_train_batch_size),
+            *(data_arguments.shuffle_buffer_size, accelerator.process_index, accelerator.num_processes),
+        )
+        train_loader = stream_loader(sampler, args.dataloader_num_workers, accelerator.device)
+    else:
+        labels = images["train"]["label"]
+        train_images = LabelledImages(images["train"], preparation)
+        sampler = EpochSampler(len(train_images), args.seed, sampling_weights(recipe, labels, len(names)))
+        train_loader = accelerator.prepare(
+            DataLoader(train_images, args.per_device_train_batch_size, sampler=sampler, **loader_options)
+        )
+    evaluation_images = LabelledImages(
+        images["validation"], Preparation(evaluation_transform(processor), num_channels)
     )
-    evaluation_loader = DataLoader(
-        LabelledImages(images["validation"], evaluation_transform(processor), num_channels),
-        batch_size=args.per_device_eval_batch_size,
-        collate_fn=collate,
-        num_workers=args.dataloader_num_workers,
-        generator=torch.Generator(),
+    evaluation_loader = accelerator.prepare(
+        DataLoader(evaluation_images, args.per_device_eval_batch_size, **loader_options)
     )
 
     # The recipe.
@@ -162,9 +188,7 @@ def train(
     average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay > 0 else None
     raw_model: Any = model
     trained: Any = torch.compile(model) if args.torch_compile else model
-    model, optimizer, train_loader, evaluation_loader = accelerator.prepare(
-        trained, optimizer, train_loader, evaluation_loader
-    )
+    model, optimizer = accelerator.prepare(trained, optimizer)
     steps_per_epoch = math.ceil(len(train_loader) / args.gradient_accumulation_steps)
     num_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
     scheduler = create_scheduler(args, optimizer, num_steps)
@@ -226,7 +250,8 @@ def train(
         batches_done = 0
         logits, evaluation_labels = predict(accelerator, model, evaluation_loader)
         metrics = {f"eval_{name}": value for name, value in classification_metrics(logits, evaluation_labels).items()}
-        entry = {"epoch": epoch, "step": step, "loss": float(torch.stack(losses).mean()) if losses else 0.0, **metrics}
+        loss_of_all: Any = accelerator.reduce(torch.stack(losses).mean(), "mean")
+        entry = {"epoch": epoch, "step": step, "loss": float(loss_of_all), **metrics}
         history.append(entry)
         accelerator.log(entry, step=step)
         progress.set_postfix(accuracy=f"{metrics['eval_accuracy']:.3f}")
@@ -241,9 +266,9 @@ def train(
         average.copy_to(raw_model)
     logits, evaluation_labels = predict(accelerator, model, evaluation_loader)
     metrics = {f"eval_{name}": value for name, value in classification_metrics(logits, evaluation_labels).items()}
-    accelerator.wait_for_everyone()
+    weights = whole_weights(accelerator, model)
     if accelerator.is_main_process:
-        save_model(raw_model, processor, output_dir)
+        save_model(raw_model, processor, output_dir, weights)
         settings = {
             "recipe": recipe.recipe,
             "start": model_arguments.model_name_or_path or f"{model_arguments.config_name}, random weights",

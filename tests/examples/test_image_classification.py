@@ -27,21 +27,21 @@ import run_accelerate
 import run_trainer
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from classification_arguments import RECIPES, DataArguments, ModelArguments, RecipeArguments, parse_arguments
-from classification_data import EpochSampler, LabelledImages, load_images, training_transform
+from classification_arguments import RECIPES, ClassificationRecipe, DataArguments, ModelArguments
+from classification_data import LabelledImages, Preparation, load_images, training_transform
 from classification_training import (
     BatchMixer,
     ClassificationLoss,
     adapt_stem,
     balancing_weights,
     create_processor,
-    find_checkpoint,
 )
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from testing_utils import randomize, tiny_config
+from training import EpochSampler, find_checkpoint, parse_arguments
 
 from hf_twins import TwinsForImageClassification, TwinsImageProcessor
 
@@ -232,15 +232,18 @@ def test_wrong_options_are_named(digits, start, tmp_path, capsys):
 def test_recipe_sets_defaults_that_can_be_overridden(recipe):
     arguments = ["--output_dir", "x", "--recipe", recipe]
     *_, values, loop = parse_arguments(
-        ModelArguments, DataArguments, RecipeArguments, run_accelerate.LoopArguments, arguments=arguments
+        *(ModelArguments, DataArguments, ClassificationRecipe, run_accelerate.LoopArguments),
+        recipes=RECIPES,
+        arguments=arguments,
     )
     for name, value in RECIPES[recipe].items():
         assert getattr(values, name, None) == value or getattr(loop, name, None) == value, name
     *_, loop = parse_arguments(
         ModelArguments,
         DataArguments,
-        RecipeArguments,
+        ClassificationRecipe,
         run_accelerate.LoopArguments,
+        recipes=RECIPES,
         arguments=[*arguments, "--learning_rate", "0.125"],
     )
     assert loop.learning_rate == 0.125
@@ -297,14 +300,14 @@ def test_image_depends_on_seed_epoch_and_place_alone(tmp_path):
     folder = write_images(tmp_path / "images", {"cat": 4, "dog": 4})
     images = load_images(DataArguments(train_dir=str(folder), validation_dir=str(folder)), seed=0)["train"]
     processor = TwinsImageProcessor(size={"shortest_edge": 18}, crop_size={"height": 16, "width": 16})
-    transform = training_transform(RecipeArguments(rand_augment=True, random_erasing=1.0), processor)
-    dataset = LabelledImages(images, transform, num_channels=3, seed=7)
+    transform = training_transform(ClassificationRecipe(rand_augment=True, random_erasing=1.0), processor)
+    dataset = LabelledImages(images, Preparation(transform, num_channels=3, seed=7))
     first = dataset[(2, 5)]["pixel_values"]
     torch.manual_seed(123)
     state = torch.get_rng_state()
     assert torch.equal(dataset[(2, 5)]["pixel_values"], first)
     assert torch.equal(torch.get_rng_state(), state), "the model's own random numbers are not touched"
-    for other in (dataset[(3, 5)], LabelledImages(images, transform, 3, seed=8)[(2, 5)]):
+    for other in (dataset[(3, 5)], LabelledImages(images, Preparation(transform, 3, seed=8))[(2, 5)]):
         assert not torch.equal(other["pixel_values"], first)
 
 
@@ -342,12 +345,12 @@ def test_loss_is_cross_entropy_of_numbers_and_of_shares():
 
 def test_mixing_depends_on_seed_and_step_alone():
     batch = {"pixel_values": torch.rand(4, 3, 16, 16), "labels": torch.tensor([0, 1, 2, 3])}
-    mixer = BatchMixer(RecipeArguments(mixup_alpha=0.8, cutmix_alpha=1.0), num_labels=4, seed=0)
+    mixer = BatchMixer(ClassificationRecipe(mixup_alpha=0.8, cutmix_alpha=1.0), num_labels=4, seed=0)
     first, again, other = (mixer(batch, step) for step in ((3, 0, 0), (3, 0, 0), (4, 0, 0)))
     assert torch.equal(first["pixel_values"], again["pixel_values"])
     assert not torch.equal(first["pixel_values"], other["pixel_values"])
     torch.testing.assert_close(first["labels"].sum(-1), torch.ones(4))
-    assert BatchMixer(RecipeArguments(), num_labels=4, seed=0)(batch, (0,)) is batch
+    assert BatchMixer(ClassificationRecipe(), num_labels=4, seed=0)(batch, (0,)) is batch
 
 
 @pytest.mark.parametrize("num_channels", [1, 5])

@@ -1,0 +1,377 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What every training script here shares: recipes, examples in an order to resume in, averaged weights, checkpoints.
+
+What is random about an example depends on the seed, the epoch and its place in the data set alone, so that training which
+was killed goes on as if it had not been.
+"""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from huggingface_hub import HfApi
+from matplotlib.figure import Figure
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import Sampler
+from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_optimizer import is_optimizer_factory
+
+from hf_twins import parameter_groups
+
+
+logger = logging.getLogger(__name__)
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
+@dataclass
+class RecipeArguments:
+    """What every recipe says; those of a task say more."""
+
+    recipe: str = field(default="fine-tune", metadata={"help": "Which of RECIPES sets the defaults of the rest."})
+    scale_learning_rate: bool = field(
+        default=False,
+        metadata={"help": "Take --learning_rate for 512 images a step, and scale it to those of a step."},
+    )
+    layer_decay: float = field(
+        default=1.0, metadata={"help": "Factor of the learning rate from block to block, in (0, 1]."}
+    )
+    drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth of the last block."})
+    ema_decay: float = field(
+        default=0.0, metadata={"help": "Average the weights over steps, and evaluate and save that."}
+    )
+    early_stopping_patience: int = field(
+        default=0, metadata={"help": "Stop after so many evaluations without a better one; 0 for never."}
+    )
+
+    def options_for_whole_weights(self) -> list[str]:
+        """Those that are given and do not work where weights are sharded."""
+        return ["--ema_decay"] if self.ema_decay > 0 else []
+
+
+# What differs from the Trainer's own defaults: train and evaluate without further options.
+TRAINER_DEFAULTS = {
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 3,
+    "logging_strategy": "epoch",
+    "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 64,
+    "remove_unused_columns": False,
+    # Where there is no accelerator to copy to, PyTorch warns of it.
+    "dataloader_pin_memory": torch.accelerator.is_available(),
+    # Accelerate takes the processes that torchrun starts for strangers unless it is told that they are to be CPUs.
+    "use_cpu": not torch.accelerator.is_available(),
+    "report_to": "none",
+}
+
+
+def parse_arguments(
+    *dataclasses: type,
+    recipes: dict[str, dict[str, Any]],
+    defaults: dict[str, Any] | None = None,
+    arguments: list[str] | None = None,
+) -> tuple[Any, ...]:
+    """The command line as these dataclasses, with the recipe's values, or else `defaults`, for what it does not say.
+
+    Exits with a sentence if there is no such recipe, or an option is unknown.
+    """
+    parser = HfArgumentParser(dataclasses)  # type: ignore[arg-type]  # which is declared for something else
+    words = sys.argv[1:] if arguments is None else arguments
+    recipe = parser.get_default("recipe")
+    for index, word in enumerate(words):
+        if word == "--recipe" and index + 1 < len(words):
+            recipe = words[index + 1]
+        elif word.startswith("--recipe="):
+            recipe = word.partition("=")[2]
+    if recipe not in recipes:
+        parser.error(f"--recipe must be one of {', '.join(recipes)}, got {recipe!r}")
+    parser.set_defaults(**(defaults or {}) | recipes[recipe])
+    return parser.parse_args_into_dataclasses(args=words)
+
+
+def mixed_seed(*parts: int) -> int:
+    """One seed of several numbers; near ones give seeds that have nothing to do with each other."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Every example once an epoch, or, by weights, as many drawn; in an order that depends on seed and epoch alone.
+
+    Gives (epoch, place), so that the data set can know both.
+
+    Args:
+        num_examples: in the data set.
+        seed: of the order.
+        weights: how often each example is drawn, relative to the others.
+    """
+
+    def __init__(self, num_examples: int, seed: int, weights: torch.Tensor | None = None):
+        self.num_examples, self.seed, self.weights, self.epoch = num_examples, seed, weights, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_examples
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed, self.epoch))
+        if self.weights is None:
+            order = torch.randperm(self.num_examples, generator=generator)
+        else:
+            order = torch.multinomial(self.weights, self.num_examples, replacement=True, generator=generator)
+        yield from ((self.epoch, index) for index in order.tolist())
+
+
+def scaled_learning_rate(learning_rate: float, recipe: RecipeArguments, images_per_step: int) -> float:
+    """The authors' rule: a learning rate for 512 images is scaled to those of a step."""
+    return learning_rate * images_per_step / 512 if recipe.scale_learning_rate else learning_rate
+
+
+class RecipeTrainer(Trainer):
+    """The Trainer with a recipe: its own parameter groups, order of examples, and epochs that a resumed run knows.
+
+    Args:
+        recipe: of the training.
+        sampler: of the examples, or the data set itself where it is a stream; told the epoch.
+        checkpoint: that training goes on from.
+    """
+
+    def __init__(
+        self, *args: Any, recipe: RecipeArguments, sampler: Any, checkpoint: Path | None = None, **kwargs: Any
+    ):
+        self.recipe, self.sampler = recipe, sampler
+        super().__init__(*args, **kwargs)
+        refuse_options(self.args, recipe)
+        check_sharding(self.accelerator.distributed_type, bool(self.args.fsdp), recipe)
+        self.add_callback(EpochOfSampler(sampler))
+        self.average = WeightAverage(self.model, recipe.ema_decay) if recipe.ema_decay > 0 else None
+        if self.average is not None:
+            self.add_callback(Averaging(self.average, checkpoint))
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            trained: Any = self.model if model is None else model
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
+            if is_optimizer_factory(optimizer_class) or {"params", "model", "optimizer_dict"} & options.keys():
+                raise ValueError(f"--optim {self.args.optim} groups the parameters itself: choose another.")
+            groups = parameter_groups(
+                trained, self.args.learning_rate, self.args.weight_decay, self.recipe.layer_decay
+            )
+            self.optimizer = optimizer_class(groups, **options)
+        return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return self.sampler
+
+
+def refuse_options(args: TrainingArguments, recipe: RecipeArguments) -> None:
+    """Say which options of the Trainer's have no effect beside a recipe, instead of letting them have none."""
+    if args.label_smoothing_factor != 0:
+        raise ValueError("--label_smoothing_factor is the Trainer's own loss: the recipe's is --label_smoothing.")
+    if args.train_sampling_strategy != "random":
+        raise ValueError(
+            "--train_sampling_strategy must be random: the order of the examples is the recipe's, so that training can "
+            f"be resumed; got {args.train_sampling_strategy}."
+        )
+    if recipe.ema_decay > 0 and args.load_best_model_at_end:
+        raise ValueError(
+            "--ema_decay and --load_best_model_at_end are two answers to which weights are kept: give one."
+        )
+
+
+def check_sharding(distributed_type: DistributedType, asks_for_fsdp: bool, recipe: RecipeArguments) -> None:
+    """Say when training was to be sharded and is not: Accelerate itself trains on, unsharded, where it cannot.
+
+    Raises:
+        ValueError: if the weights are sharded and the recipe has to have them whole.
+    """
+    asks_for_fsdp = asks_for_fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
+    if asks_for_fsdp and distributed_type != DistributedType.FSDP:
+        logger.warning(
+            f"FSDP was asked for, and this run is not sharded ({distributed_type.value}): it needs more than one "
+            "process, started by accelerate launch or torchrun, and accelerators, for which Accelerate does not take CPUs."
+        )
+    options = recipe.options_for_whole_weights()
+    if distributed_type in SHARDED and options:
+        raise ValueError(
+            f"{', '.join(options)} needs whole weights, which sharded training has nowhere: leave it out."
+        )
+
+
+def whole_weights(accelerator: Accelerator, model: nn.Module) -> dict[str, Any] | None:
+    """The weights of a prepared model where they are sharded, in the main process; None where it has them itself.
+
+    To be called in all processes.
+    """
+    return accelerator.get_state_dict(model) if accelerator.distributed_type in SHARDED else None
+
+
+class EpochOfSampler(TrainerCallback):
+    """Tells the sampler the epoch also where training is resumed within one, which accelerate does not."""
+
+    def __init__(self, sampler: Any):
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        self.sampler.set_epoch(int(state.epoch))
+
+
+class WeightAverage:
+    """The exponential moving average of a model's weights, as part of the run's checkpoints.
+
+    Args:
+        model: to be followed.
+        decay: of the average, from step to step.
+    """
+
+    FILE = "average.pt"
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+    def update(self, model: nn.Module) -> None:
+        self.average.update_parameters(model)
+
+    def copy_to(self, model: nn.Module) -> None:
+        model.load_state_dict(self.average.module.state_dict())
+
+    def save(self, checkpoint: str | Path) -> None:
+        """Whole, or not at all."""
+        partial = Path(checkpoint, f"{self.FILE}.partial")
+        torch.save(self.average.state_dict(), partial)
+        partial.replace(partial.with_name(self.FILE))
+
+    def load(self, checkpoint: str | Path) -> None:
+        self.average.load_state_dict(torch.load(Path(checkpoint, self.FILE), weights_only=True))
+
+
+class Averaging(TrainerCallback):
+    """Lets the average of the weights follow the training, and be part of its checkpoints."""
+
+    def __init__(self, average: WeightAverage, checkpoint: Path | None):
+        self.average, self.checkpoint = average, checkpoint
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.checkpoint is not None:
+            self.average.load(self.checkpoint)
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        self.average.update(kwargs["model"])
+
+    def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.average.save(Path(str(args.output_dir), f"checkpoint-{state.global_step}"))
+
+
+def trainer_checkpoint(args: TrainingArguments, recipe: RecipeArguments) -> Path | None:
+    """The checkpoint that a Trainer's run is to go on from, whole."""
+    files = ["trainer_state.json"] + ([WeightAverage.FILE] if recipe.ema_decay > 0 else [])
+    return find_checkpoint(args.resume_from_checkpoint, str(args.output_dir), "checkpoint-", files)
+
+
+def find_checkpoint(resume_from: str | None, output_dir: str | Path, prefix: str, files: Sequence[str]) -> Path | None:
+    """The checkpoint to resume from.
+
+    Args:
+        resume_from: path of a checkpoint, or "latest" (or "True") for the newest whole one of the run; None for none.
+        output_dir: of the run.
+        prefix: of the names of its checkpoints, before a number.
+        files: those that are written into a checkpoint after everything else; JSON is read, so that half of it shows.
+
+    Raises:
+        ValueError: if there is no such checkpoint, or it is not whole.
+    """
+    if resume_from is None:
+        return None
+    if resume_from.lower() not in ("latest", "auto", "true"):
+        if not is_whole(Path(resume_from), files):
+            raise ValueError(
+                f"--resume_from_checkpoint must be 'latest' or a whole checkpoint, with {', '.join(files)}, got "
+                f"{resume_from}."
+            )
+        return Path(resume_from)
+    numbered = [
+        (int(folder.name.removeprefix(prefix)), folder)
+        for folder in Path(output_dir).glob(f"{prefix}*")
+        if folder.name.removeprefix(prefix).isdecimal()
+    ]
+    for _, folder in sorted(numbered, reverse=True):
+        if is_whole(folder, files):
+            return folder
+        logger.warning(f"{folder} is not whole, and is left out.")
+    logger.warning(f"{output_dir} has no whole checkpoint: starting from the beginning.")
+    return None
+
+
+def is_whole(checkpoint: Path, files: Sequence[str]) -> bool:
+    try:
+        for file in files:
+            if file.endswith(".json"):
+                json.loads((checkpoint / file).read_text(encoding="utf-8"))
+            elif not (checkpoint / file).is_file():
+                return False
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def write_results(output_dir: Path, metrics: dict[str, Any]) -> None:
+    """`all_results.json`, as transformers' and accelerate's examples write it."""
+    (output_dir / "all_results.json").write_text(
+        json.dumps(metrics, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
+
+
+def draw_curves(history: Sequence[dict[str, float]], panels: dict[str, dict[str, str]], path: Path) -> None:
+    """What a run logged over its epochs, as a picture.
+
+    Args:
+        history: entries with `epoch` and numbers by name.
+        panels: the caption of each panel, and of its curves by the name of their numbers.
+        path: of the picture.
+    """
+    figure = Figure(figsize=(4.5 * len(panels), 3.5), layout="constrained")
+    for axes, (caption, curves) in zip(figure.subplots(1, len(panels)), panels.items()):
+        for name, curve in curves.items():
+            points = [(entry["epoch"], entry[name]) for entry in history if name in entry]
+            if points:
+                axes.plot(*zip(*points), marker=".", label=curve)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(caption)
+        if axes.lines:
+            axes.legend()
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=100)
+
+
+def push_folder(output_dir: Path, repo_id: str | None, is_private: bool) -> None:
+    """Publish a model's folder, without the checkpoints of its training."""
+    api = HfApi()
+    url = api.create_repo(repo_id or output_dir.resolve().name, private=is_private or None, exist_ok=True)
+    api.upload_folder(
+        repo_id=url.repo_id, folder_path=output_dir, ignore_patterns=["checkpoint-*", "step_*", "runs/*"]
+    )
+    logger.info(f"published as {url}")
