@@ -249,7 +249,7 @@ class WeightAverage:
 
     FILE = "average.pt"
 
-    def __init__(self, model: nn.Module, decay: float):
+    def __init__(self, model: Any, decay: float):
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
     def update(self, model: nn.Module) -> None:

@@ -310,7 +310,7 @@ class StreamedImages(torch.utils.data.IterableDataset):
         return self.num_batches * self.batch_size
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        worker = torch.utils.data.get_worker_info()
+        worker: Any = torch.utils.data.get_worker_info()
         index, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
         num_images = (self.num_batches // count + (index < self.num_batches % count)) * self.batch_size
         for place, example in enumerate(itertools.islice(self.examples(), num_images)):
