@@ -324,14 +324,15 @@ class StreamedImages(torch.utils.data.IterableDataset):
             # The stream of epoch 1 is not what epoch 0 has when it is read again.
             self.stream.set_epoch(mixed_seed(self.epoch, repetition))
             for example in self.stream:
-                if isinstance(example["image"], dict):
-                    path, example["image"] = example["image"]["path"], decoded(example["image"])
-                    if example["image"] is None:
+                image = example["image"]
+                if isinstance(image, dict):
+                    path, image = image["path"], decoded(image)
+                    if image is None:
                         num_corrupt += 1
                         logger.warning(f"left out, because it cannot be decoded: {path} ({num_corrupt} so far)")
                         continue
                 is_empty = False
-                yield example
+                yield example | {"image": image}
             if is_empty:
                 raise ValueError("No image of the stream can be used.")
 
