@@ -27,12 +27,12 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, UperNetConfig, UperNetForSemanticSegmentation
 
 from hf_twins import (
-    TWINS_VARIANTS,
     TwinsBackbone,
     TwinsConfig,
     TwinsForImageClassification,
     TwinsForSemanticSegmentation,
     TwinsModel,
+    published_variant,
 )
 from hf_twins.original_checkpoints_twins import (
     ORIGINAL_NAMES,
@@ -280,7 +280,6 @@ def convert_checkpoint(
 
 
 CLASSIFIERS = ("classifier.weight", "decode_head.classifier.weight")
-PUBLISHED_SR_RATIOS = [8, 4, 2, 1]
 # Their own weights have no prefix, where a model with a head has "twins.".
 WITHOUT_HEAD = (TwinsModel, TwinsBackbone)
 
@@ -372,19 +371,6 @@ def build_model(
             )
     model.load_state_dict(weights, assign=True)
     return model
-
-
-def published_variant(fields: Mapping[str, Any]) -> str | None:
-    """The name of the published variant with this architecture."""
-    architecture = ("hidden_sizes", "num_attention_heads", "depths", "mlp_ratios", "window_size")
-    if list(fields.get("sr_ratios", PUBLISHED_SR_RATIOS)) != PUBLISHED_SR_RATIOS:
-        return None
-    for name, variant in TWINS_VARIANTS.items():
-        expected = [getattr(variant, field) for field in architecture]
-        actual = [tuple(value) if isinstance(value := fields[field], list) else value for field in architecture]
-        if actual == expected:
-            return name
-    return None
 
 
 def revert_model(model: PreTrainedModel, toolbox: str) -> tuple[CheckpointFormat, dict[str, torch.Tensor], list[str]]:

@@ -27,7 +27,7 @@ from typing import Any
 
 import timm
 import torch
-from checkpoint_formats import published_variant, revert_model
+from checkpoint_formats import revert_model
 from convert_twins_to_hf import write_whole
 from huggingface_hub.errors import HfHubHTTPError
 from timm.models import save_for_hf
@@ -93,7 +93,9 @@ def write_timm(folder: Path, model: PreTrainedModel, weights: dict[str, torch.Te
     config = backbone_config(model)
     arguments = {theirs: getattr(config, ours) for theirs, ours in TIMM_ARGUMENTS.items() if ours != "drop_path_rate"}
     arguments["wss"] = [config.window_size] * len(config.depths) if config.window_size else None
-    variant = published_variant(config.to_dict()) or ("twins-svt-small" if config.window_size else "twins-pcpvt-small")
+    variant = hf_twins.published_variant(config.to_dict()) or (
+        "twins-svt-small" if config.window_size else "twins-pcpvt-small"
+    )
     num_labels = config.num_labels if "head.weight" in weights else 0
     timm_model = timm.create_model(variant.replace("-", "_"), num_classes=num_labels, **arguments)
     timm_model.load_state_dict(weights, assign=True)

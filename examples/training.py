@@ -89,7 +89,7 @@ TRAINER_DEFAULTS = {
 
 def parse_arguments(
     *dataclasses: type,
-    recipes: dict[str, dict[str, Any]],
+    recipes: dict[str, dict[str, Any]] | None = None,
     defaults: dict[str, Any] | None = None,
     arguments: list[str] | None = None,
 ) -> tuple[Any, ...]:
@@ -99,15 +99,17 @@ def parse_arguments(
     """
     parser = HfArgumentParser(dataclasses)  # type: ignore[arg-type]  # which is declared for something else
     words = sys.argv[1:] if arguments is None else arguments
-    recipe = parser.get_default("recipe")
-    for index, word in enumerate(words):
-        if word == "--recipe" and index + 1 < len(words):
-            recipe = words[index + 1]
-        elif word.startswith("--recipe="):
-            recipe = word.partition("=")[2]
-    if recipe not in recipes:
-        parser.error(f"--recipe must be one of {', '.join(recipes)}, got {recipe!r}")
-    parser.set_defaults(**(defaults or {}) | recipes[recipe])
+    parser.set_defaults(**defaults or {})
+    if recipes is not None:
+        recipe = parser.get_default("recipe")
+        for index, word in enumerate(words):
+            if word == "--recipe" and index + 1 < len(words):
+                recipe = words[index + 1]
+            elif word.startswith("--recipe="):
+                recipe = word.partition("=")[2]
+        if recipe not in recipes:
+            parser.error(f"--recipe must be one of {', '.join(recipes)}, got {recipe!r}")
+        parser.set_defaults(**recipes[recipe])
     return parser.parse_args_into_dataclasses(args=words)
 
 

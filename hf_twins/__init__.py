@@ -37,7 +37,7 @@ from .modeling_twins import (
 )
 from .optimization import parameter_groups
 from .remote_code import save_remote_code
-from .variants_twins import TWINS_VARIANTS, TwinsVariant
+from .variants_twins import TWINS_VARIANTS, TwinsVariant, published_variant
 
 
 __version__ = "0.1.0.dev0"
@@ -67,5 +67,6 @@ __all__ = [
     "TwinsPreTrainedModel",
     "TwinsVariant",
     "parameter_groups",
+    "published_variant",
     "save_remote_code",
 ]

@@ -19,7 +19,9 @@ Results: the authors' README, tables 2 and 5 of the paper (https://huggingface.c
 `results-imagenet.csv`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -134,4 +136,37 @@ TWINS_VARIANTS: dict[str, TwinsVariant] = {
     ),
 }
 
-__all__ = ["TWINS_VARIANTS", "TwinsVariant"]
+
+# Of all published variants: the factors by which each stage's global attention sub-samples.
+PUBLISHED_SR_RATIOS = [8, 4, 2, 1]
+
+
+def published_variant(fields: Mapping[str, Any]) -> str | None:
+    """The name of the published variant that a configuration's fields describe.
+
+    Args:
+        fields: by name, as of `TwinsConfig.to_dict`.
+
+    Returns:
+        The name, or None if no published variant has this architecture.
+
+    Example:
+
+    ```python
+    >>> from hf_twins import TwinsConfig, published_variant
+
+    >>> published_variant(TwinsConfig.from_variant("twins-svt-base", num_labels=10).to_dict())
+    'twins-svt-base'
+    ```"""
+    if list(fields.get("sr_ratios", PUBLISHED_SR_RATIOS)) != PUBLISHED_SR_RATIOS:
+        return None
+    for name, variant in TWINS_VARIANTS.items():
+        if all(
+            (tuple(fields[field]) if isinstance(fields[field], list) else fields[field]) == getattr(variant, field)
+            for field in ("hidden_sizes", "num_attention_heads", "depths", "mlp_ratios", "window_size")
+        ):
+            return name
+    return None
+
+
+__all__ = ["TWINS_VARIANTS", "TwinsVariant", "published_variant"]

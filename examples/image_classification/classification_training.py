@@ -54,14 +54,8 @@ def create_model(
     if recipe.drop_path_rate is not None:
         fields["drop_path_rate"] = recipe.drop_path_rate
     if arguments.model_name_or_path is not None:
-        options: dict[str, Any] = {"revision": arguments.model_revision}
-        model_class: Any = TwinsForImageClassification
-        if arguments.trust_remote_code:
-            model_class, options["trust_remote_code"] = AutoModelForImageClassification, True
         # The trained head is replaced where it has other labels.
-        model = model_class.from_pretrained(
-            arguments.model_name_or_path, ignore_mismatched_sizes=True, **options, **fields
-        )
+        model = load_classifier(arguments, ignore_mismatched_sizes=True, **fields)
         if arguments.num_channels is not None:
             adapt_stem(model, arguments.num_channels)
     else:
@@ -76,6 +70,14 @@ def create_model(
     if recipe.freeze_backbone:
         model.base_model.requires_grad_(False)
     return model, processor
+
+
+def load_classifier(arguments: ModelArguments, **options: Any) -> PreTrainedModel:
+    """The trained model that the arguments name; `options` are those of `from_pretrained`."""
+    model_class: Any = TwinsForImageClassification
+    if arguments.trust_remote_code:
+        model_class, options["trust_remote_code"] = AutoModelForImageClassification, True
+    return model_class.from_pretrained(arguments.model_name_or_path, revision=arguments.model_revision, **options)
 
 
 def create_config(name: str, fields: dict[str, Any]) -> TwinsConfig:

@@ -1,0 +1,250 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Labels for a million images: in shards, in many processes, and going on where it was stopped.
+
+    accelerate launch examples/image_classification/batch_predict.py --model_name_or_path timm/twins_svt_small.in1k \
+        --input_dir path/to/images --output_dir outputs/predictions
+
+Reads a folder of images, of .parquet or of .tar files (webdataset), or a data set on the Hub, and writes a .parquet file a
+shard, with the columns `path`, `label` and `score`, `labels` and `scores` of the likeliest few, and `error`, which says why
+an image has none. A file is there when it is whole: started again, the script does what is missing, so that every image is
+predicted exactly once.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from datasets import Image, load_dataset
+from filelock import FileLock, Timeout
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+
+# For what the examples share.
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+
+from classification_arguments import ModelArguments
+from classification_data import Preparation, evaluation_transform, only_column
+from classification_training import create_processor, load_classifier
+from prediction_shards import DatasetShard, Shard, ShardImages, find_shards
+from training import parse_arguments
+
+
+SETTINGS_FILE = "settings.json"
+SCHEMA = pa.schema(
+    {
+        "path": pa.string(),
+        "label": pa.string(),
+        "score": pa.float32(),
+        "labels": pa.list_(pa.string()),
+        "scores": pa.list_(pa.float32()),
+        "error": pa.string(),
+    }
+)
+
+
+@dataclass
+class PredictionArguments:
+    output_dir: str = field(metadata={"help": "Where the predictions are written."})
+    input_dir: str | None = field(default=None, metadata={"help": "Folder of images, of .parquet or of .tar files."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Data set on the Hub, or a folder that is one."})
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "Its configuration, where it has several."}
+    )
+    split: str = field(default="train", metadata={"help": "Its split."})
+    image_column_name: str | None = field(default=None, metadata={"help": "Column of the images; found if not given."})
+    shard_size: int = field(default=10_000, metadata={"help": "Images of an output file, and of what a stop loses."})
+    top_k: int = field(default=5, metadata={"help": "Labels that are given for an image, the likeliest first."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images of a batch, in each process."})
+    dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that prepare images, in each."})
+    mixed_precision: str | None = field(default=None, metadata={"help": "no, fp16 or bf16."})
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    model_arguments, args = parse_arguments(ModelArguments, PredictionArguments, arguments=arguments)
+    try:
+        return predict(model_arguments, args)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+def predict(model_arguments: ModelArguments, args: PredictionArguments) -> dict[str, Any]:
+    """Predict the shards that have no file yet, and say what there is now."""
+    if model_arguments.model_name_or_path is None:
+        raise ValueError("Give --model_name_or_path.")
+    for name in ("shard_size", "top_k", "per_device_eval_batch_size"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}.")
+    accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=not torch.accelerator.is_available())
+    model: Any = load_classifier(model_arguments)
+    model.eval().to(accelerator.device)
+    processor = create_processor(model_arguments, model.config.num_channels)
+    preparation = Preparation(evaluation_transform(processor), model.config.num_channels)
+    with accelerator.main_process_first():
+        shards = load_shards(args)
+    output_dir = Path(args.output_dir)
+    files = [output_dir / f"predictions-{index:05}-of-{len(shards):05}.parquet" for index in range(len(shards))]
+    lock = FileLock(output_dir / "lock")
+    if accelerator.is_main_process:
+        settings = {
+            "model": model_arguments.model_name_or_path,
+            "revision": model_arguments.model_revision,
+            "input": args.input_dir or args.dataset_name,
+            "shard_size": args.shard_size,
+            "top_k": min(args.top_k, model.config.num_labels),
+            "images": fingerprint(shards),
+        }
+        start_output(output_dir, settings, lock)
+    # The main process looks once, for all: others would see what the first have done meanwhile.
+    pending = [[index for index, file in enumerate(files) if not file.is_file()]]
+    broadcast_object_list(pending)
+    own = pending[0][accelerator.process_index :: accelerator.num_processes]
+
+    started = time.perf_counter()
+    progress = tqdm(desc="predicting", unit=" images", disable=not accelerator.is_local_main_process)
+    for done, index in enumerate(own):
+        progress.set_postfix_str(f"file {done + 1} of {len(own)}")
+        rows = predict_shard(accelerator, model, ShardImages(shards[index], preparation), args, progress)
+        write_whole(pa.Table.from_pylist(rows, SCHEMA), files[index])
+    progress.close()
+    accelerator.wait_for_everyone()
+    seconds = time.perf_counter() - started
+    summary = summarize(files)
+    if accelerator.is_main_process:
+        now = sum(pq.read_metadata(files[index]).num_rows for index in pending[0])
+        print(
+            f"{summary['images']} images in {len(files)} files in {output_dir}; {now} of them now, {now / seconds:.1f} "
+            f"images/s in {accelerator.num_processes} process(es). {summary['errors']} images cannot be decoded."
+        )
+        lock.release()
+    accelerator.end_training()
+    return summary
+
+
+def load_shards(args: PredictionArguments) -> list[Shard]:
+    if (args.input_dir is None) == (args.dataset_name is None):
+        raise ValueError("Give either --input_dir or --dataset_name.")
+    if args.input_dir is not None:
+        return find_shards(args.input_dir, args.shard_size, args.image_column_name)
+    split: Any = load_dataset(args.dataset_name, args.dataset_config_name, split=args.split)
+    column = args.image_column_name or only_column(split.features, "image", (Image,))
+    if column not in split.features:
+        raise ValueError(f"--image_column_name must be one of {', '.join(split.features)}, got {column}.")
+    split = split.select_columns([column]).cast_column(column, Image(decode=False))
+    starts = range(0, len(split), args.shard_size)
+    return [DatasetShard(split, range(start, min(start + args.shard_size, len(split))), column) for start in starts]
+
+
+def fingerprint(shards: list[Shard]) -> str:
+    """A number that differs where the images, by their names and their order, do."""
+    digest = hashlib.sha256()
+    for shard in shards:
+        digest.update(repr(shard).encode("utf-8", "backslashreplace"))
+    return digest.hexdigest()
+
+
+def start_output(output_dir: Path, settings: dict[str, Any], lock: FileLock) -> None:
+    """Write down what the folder's predictions are of; refuse one with those of something else, or in use."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        # Until the process ends, however it does.
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"Another run writes to {output_dir}: wait for it, or give another --output_dir.") from None
+    file = output_dir / SETTINGS_FILE
+    if file.is_file():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        differing = [name for name, value in settings.items() if before.get(name) != value]
+        if differing:
+            lock.release()
+            raise ValueError(
+                f"{output_dir} holds predictions with other {', '.join(differing)}: give another --output_dir, or remove "
+                "it."
+            )
+        return
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    partial.replace(file)
+
+
+@torch.inference_mode()
+def predict_shard(
+    accelerator: Accelerator, model: Any, images: ShardImages, args: PredictionArguments, progress: tqdm
+) -> list[dict[str, Any]]:
+    """A row for every image of the shard, in their order."""
+    loader = DataLoader(
+        images,
+        args.per_device_eval_batch_size,
+        num_workers=args.dataloader_num_workers,
+        collate_fn=list,
+        generator=torch.Generator(),
+    )
+    rows: list[tuple[int, dict[str, Any]]] = []
+    top_k = min(args.top_k, model.config.num_labels)
+    for examples in loader:
+        progress.update(len(examples))
+        readable = [example for example in examples if example["pixel_values"] is not None]
+        rows += [
+            (example["place"], {"path": printable(example["path"]), "error": "cannot be decoded"})
+            for example in examples
+            if example["pixel_values"] is None
+        ]
+        if not readable:
+            continue
+        pixel_values = torch.stack([example["pixel_values"] for example in readable]).to(accelerator.device)
+        with accelerator.autocast():
+            logits = model(pixel_values=pixel_values).logits
+        scores, numbers = (values.tolist() for values in logits.float().softmax(-1).topk(top_k))
+        for example, image_scores, image_numbers in zip(readable, scores, numbers):
+            labels = [model.config.id2label[number] for number in image_numbers]
+            row = {"path": printable(example["path"]), "label": labels[0], "score": image_scores[0]}
+            rows.append((example["place"], row | {"labels": labels, "scores": image_scores, "error": None}))
+    return [row for _, row in sorted(rows, key=lambda item: item[0])]
+
+
+def printable(path: str) -> str:
+    """Names of files need not be text."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def write_whole(table: pa.Table, file: Path) -> None:
+    # What a killed run leaves under this name is overwritten by the next.
+    partial = file.with_name(f"{file.name}.partial")
+    pq.write_table(table, partial)
+    partial.replace(file)
+
+
+def summarize(files: list[Path]) -> dict[str, Any]:
+    """How many images there are, and how many of them have no prediction."""
+    num_images = num_errors = 0
+    for file in files:
+        errors = pq.read_table(file, columns=["error"])["error"]
+        num_images += len(errors)
+        num_errors += len(errors) - errors.null_count
+    return {"images": num_images, "errors": num_errors}
+
+
+if __name__ == "__main__":
+    main()

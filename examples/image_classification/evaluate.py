@@ -1,0 +1,263 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Top-1 and top-5 accuracy of a checkpoint on ImageNet, or on images of your own, beside what was published.
+
+    python examples/image_classification/evaluate.py --model_name_or_path timm/twins_svt_small.in1k \
+        --dataset_dir path/to/imagenet/validation
+
+The folder has a sub-folder for each label: ImageNet's WordNet ids (n01440764), the names of the model's labels, or their
+numbers. With several processes (`accelerate launch`, `torchrun`) each evaluates its share.
+"""
+
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from datasets import load_dataset
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from hf_twins import TWINS_VARIANTS, TwinsImageProcessor, published_variant
+
+
+# For what the examples share.
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+
+from classification_arguments import DataArguments, ModelArguments
+from classification_data import (
+    LabelledImages,
+    Preparation,
+    collate,
+    evaluation_transform,
+    load_folder,
+    with_columns,
+    with_label_names,
+    without_corrupt_images,
+)
+from classification_training import create_processor, load_classifier
+from training import parse_arguments, write_results
+
+
+# The shorter side of the picture, of which a square of 224 is looked at: the authors' (main.py), and timm's crop of 0.9.
+PROTOCOLS = {"authors": 256, "timm": 248}
+NUM_IMAGENET_IMAGES = 50_000
+
+
+@dataclass
+class EvaluationArguments:
+    dataset_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder with a sub-folder of images for each label, or with .parquet or .tar files."},
+    )
+    split: str = field(default="validation", metadata={"help": "Split of --dataset_name."})
+    protocol: str = field(
+        default="checkpoint",
+        metadata={"help": "Preprocessing: the checkpoint's own, or that of a published evaluation: authors, timm."},
+    )
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images of a batch, in each process."})
+    dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that prepare images, in each."})
+    mixed_precision: str | None = field(default=None, metadata={"help": "no, fp16 or bf16."})
+    output_dir: str | None = field(default=None, metadata={"help": "Where all_results.json is written, if anywhere."})
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    model_arguments, data_arguments, args = parse_arguments(
+        ModelArguments, DataArguments, EvaluationArguments, arguments=arguments
+    )
+    try:
+        return evaluate(model_arguments, data_arguments, args)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+def evaluate(
+    model_arguments: ModelArguments, data_arguments: DataArguments, args: EvaluationArguments
+) -> dict[str, Any]:
+    """Measure, print what was measured beside what was published, and write it into the output folder."""
+    if model_arguments.model_name_or_path is None:
+        raise ValueError("Give --model_name_or_path.")
+    accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=not torch.accelerator.is_available())
+    model: Any = load_classifier(model_arguments)
+    processor = with_protocol(create_processor(model_arguments, model.config.num_channels), args.protocol)
+    with accelerator.main_process_first():
+        images, num_corrupt = load_evaluation_images(data_arguments, args)
+    label_of = torch.tensor(label_numbers(images.features["label"].names, model.config.id2label))
+    loader = accelerator.prepare(
+        DataLoader(
+            LabelledImages(images, Preparation(evaluation_transform(processor), model.config.num_channels)),
+            args.per_device_eval_batch_size,
+            collate_fn=collate,
+            num_workers=args.dataloader_num_workers,
+        )
+    )
+    started = time.perf_counter()
+    correct = count_correct(accelerator, model, loader, label_of)
+    seconds = time.perf_counter() - started
+    num_images = len(images)
+    results: dict[str, Any] = {f"eval_{name}": count / num_images for name, count in correct.items()}
+    results |= {
+        "images": num_images,
+        "corrupt_images": num_corrupt,
+        "images_per_second": num_images / seconds,
+        "processes": accelerator.num_processes,
+        "device": str(accelerator.device),
+        "precision": "float32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision,
+        "preprocessing": describe(processor),
+    }
+    published = published_accuracy(model, processor)
+    if published is not None:
+        results["published_accuracy"] = published
+    if accelerator.is_main_process:
+        print(report(results))
+        if args.output_dir is not None:
+            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+            write_results(Path(args.output_dir), results)
+    accelerator.end_training()
+    return results
+
+
+def with_protocol(processor: Any, protocol: str) -> TwinsImageProcessor:
+    if protocol == "checkpoint":
+        return processor
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"--protocol must be checkpoint, {' or '.join(PROTOCOLS)}, got {protocol}.")
+    return TwinsImageProcessor(size={"shortest_edge": PROTOCOLS[protocol]})
+
+
+def load_evaluation_images(data_arguments: DataArguments, args: EvaluationArguments) -> tuple[Any, int]:
+    """The images with the columns `image` and `label`, and how many could not be decoded."""
+    if (args.dataset_dir is None) == (data_arguments.dataset_name is None):
+        raise ValueError("Give either --dataset_dir or --dataset_name.")
+    if args.dataset_dir is not None:
+        split: Any = load_folder(args.dataset_dir)
+    else:
+        split = load_dataset(data_arguments.dataset_name, data_arguments.dataset_config_name, split=args.split)
+    split = with_label_names({"split": with_columns(split, data_arguments)}, data_arguments)["split"]
+    if data_arguments.max_eval_samples is not None:
+        split = split.shuffle(seed=0).select(range(min(data_arguments.max_eval_samples, len(split))))
+    images = without_corrupt_images(split, "the data set") if data_arguments.check_images else split
+    if len(images) == 0:
+        raise ValueError("No image of the data set can be used.")
+    return images, len(split) - len(images)
+
+
+def label_numbers(names: Sequence[str], id2label: dict[int, str]) -> list[int]:
+    """The number that the model has for each label of the data set.
+
+    Raises:
+        ValueError: if a label is none of the model's.
+    """
+    numbers = {label.lower(): number for number, label in id2label.items()}
+    if all(name.lower() in numbers for name in names):
+        return [numbers[name.lower()] for name in names]
+    if all(re.fullmatch(r"n\d{8}", name) for name in names) and len(id2label) == 1000:
+        if len(names) == 1000:
+            # ImageNet's classes are in the order of these.
+            return sorted(range(1000), key=sorted(range(1000), key=lambda index: names[index]).__getitem__)
+        return [imagenet_number(name) for name in names]
+    if all(name.isdecimal() and int(name) < len(id2label) for name in names):
+        return [int(name) for name in names]
+    unknown = [name for name in names if name.lower() not in numbers]
+    raise ValueError(
+        f"{len(unknown)} labels of the data set are none of the model's, such as {unknown[0]}: sub-folders must have the "
+        f"names of the model's labels, such as {id2label[0]}, their numbers, or ImageNet's WordNet ids."
+    )
+
+
+def imagenet_number(synset: str) -> int:
+    """The number of an ImageNet-1k class, by its WordNet id: a part of them does not tell by its order."""
+    try:
+        from timm.data import ImageNetInfo
+    except ImportError:
+        raise ValueError(
+            "A part of ImageNet's classes, by their WordNet ids, needs timm to know them: pip install timm."
+        ) from None
+    known = ImageNetInfo().label_names()
+    if synset not in known:
+        raise ValueError(f"{synset} is none of ImageNet-1k's classes.")
+    return known.index(synset)
+
+
+@torch.inference_mode()
+def count_correct(accelerator: Accelerator, model: Any, loader: Any, label_of: torch.Tensor) -> dict[str, int]:
+    """How many images have their label as the likeliest, and, of more than five labels, among the likeliest five."""
+    model.eval().to(accelerator.device)
+    label_of = label_of.to(accelerator.device)
+    num_ranks = 5 if model.config.num_labels > 5 else 1
+    correct = torch.zeros(num_ranks, dtype=torch.long, device=accelerator.device)
+    for batch in tqdm(loader, desc="evaluating", unit="batch", disable=not accelerator.is_main_process):
+        with accelerator.autocast():
+            logits = model(pixel_values=batch["pixel_values"]).logits
+        hits = logits.topk(num_ranks).indices == label_of[batch["labels"]].unsqueeze(-1)
+        # Without the images that were repeated to fill the last batch.
+        correct += accelerator.gather_for_metrics(hits).sum(0)
+    counts = {"accuracy": int(correct[0])}
+    if num_ranks > 1:
+        counts["top5_accuracy"] = int(correct.sum())
+    return counts
+
+
+def published_accuracy(model: Any, processor: Any) -> float | None:
+    """What was published for this architecture with ImageNet's classes, as a share, by who looked at it the same way."""
+    variant = published_variant(model.config.to_dict())
+    if variant is None or model.config.num_labels != 1000:
+        return None
+    is_timm = processor.size.shortest_edge == PROTOCOLS["timm"]
+    results = TWINS_VARIANTS[variant]
+    return (results.imagenet_top1_timm if is_timm else results.imagenet_top1) / 100
+
+
+def describe(processor: Any) -> str:
+    size, crop = processor.size, processor.crop_size
+    shorter = size.shortest_edge if size.shortest_edge else f"{size.height} x {size.width}"
+    return f"resized to {shorter}" + (f", crop {crop.height} x {crop.width}" if processor.do_center_crop else "")
+
+
+def report(results: dict[str, Any]) -> str:
+    """What was measured, and what is to be said about it, as text."""
+    percent = {name: f"{100 * results[name]:.2f}" for name in results if name.endswith("accuracy")}
+    lines = [
+        "| | top-1 % | top-5 % |",
+        "|---|---|---|",
+        f"| measured | {percent['eval_accuracy']} | {percent.get('eval_top5_accuracy', '-')} |",
+    ]
+    if "published_accuracy" in results:
+        lines.append(f"| published | {percent['published_accuracy']} | - |")
+    lines.append(
+        f"\n{results['images']} images ({results['preprocessing']}; {results['precision']}), "
+        f"{results['images_per_second']:.1f} images/s in {results['processes']} process(es) on {results['device']}."
+    )
+    if results["corrupt_images"]:
+        lines.append(f"{results['corrupt_images']} images cannot be decoded and are not among them.")
+    if "published_accuracy" in results:
+        difference = 100 * (results["eval_accuracy"] - results["published_accuracy"])
+        if abs(difference) > 0.1:
+            lines.append(
+                f"Measured and published differ by {difference:+.2f} points, more than 0.1: the published number is of "
+                f"ImageNet's {NUM_IMAGENET_IMAGES} validation images, in float32, resized to {PROTOCOLS['authors']} (the "
+                f"authors') or {PROTOCOLS['timm']} (timm's), crop 224 x 224."
+            )
+        else:
+            lines.append(f"Measured and published differ by {difference:+.2f} points.")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Images to be predicted, however many, in shards that are read one at a time: each becomes one output file."""
+
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pyarrow.parquet
+import torch
+from classification_data import Preparation, decoded
+
+
+@dataclass(frozen=True)
+class FileShard:
+    """Some files below a folder."""
+
+    folder: str
+    files: tuple[str, ...]
+
+    def images(self, start: int, step: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Every `step`-th image from `start` on: what it is called, and `bytes` or the `path` of a file."""
+        for file in islice(self.files, start, None, step):
+            yield file, {"path": str(Path(self.folder, file)), "bytes": None}
+
+
+@dataclass(frozen=True)
+class TarShard:
+    """A .tar file, as webdataset has them."""
+
+    file: str
+
+    def images(self, start: int, step: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        extensions = image_extensions()
+        with tarfile.open(self.file) as archive:
+            members = (member for member in archive if member.isfile() and suffix(member.name) in extensions)
+            for member in islice(members, start, None, step):
+                content: Any = archive.extractfile(member)
+                yield f"{Path(self.file).name}/{member.name}", {"path": member.name, "bytes": content.read()}
+
+
+@dataclass(frozen=True)
+class ParquetShard:
+    """Some row groups of a .parquet file with a column of images, as `datasets` writes them."""
+
+    file: str
+    row_groups: tuple[int, ...]
+    first_row: int
+    column: str
+
+    def images(self, start: int, step: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        with pyarrow.parquet.ParquetFile(self.file) as parquet:
+            rows = (
+                row.as_py()
+                for batch in parquet.iter_batches(64, row_groups=list(self.row_groups), columns=[self.column])
+                for row in batch.column(0)
+            )
+            for number, image in islice(enumerate(rows, self.first_row), start, None, step):
+                yield f"{Path(self.file).name}#{number}", image if isinstance(image, dict) else {"bytes": image}
+
+
+@dataclass(frozen=True)
+class DatasetShard:
+    """Some rows of a data set that `datasets` has loaded, with undecoded images."""
+
+    split: Any
+    rows: range
+    column: str
+
+    def images(self, start: int, step: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        for row in islice(self.rows, start, None, step):
+            yield f"{self.split.split}#{row}", self.split[row][self.column]
+
+
+Shard = FileShard | TarShard | ParquetShard | DatasetShard
+
+
+def find_shards(folder: str, shard_size: int, column: str | None = None) -> list[Shard]:
+    """The images of a folder: files in it and below it or, if it has some, .parquet or .tar files.
+
+    Args:
+        folder: with the images.
+        shard_size: images of a shard; .tar files, and row groups of .parquet files, are not divided.
+        column: of the images in .parquet files; found if not given.
+
+    Raises:
+        ValueError: if there are no images.
+    """
+    if not Path(folder).is_dir():
+        raise ValueError(f"--input_dir must be a folder of images, of .parquet or of .tar files, got {folder}.")
+    parquet_files = sorted(str(file) for file in Path(folder).glob("*.parquet"))
+    if parquet_files:
+        return [shard for file in parquet_files for shard in parquet_shards(file, shard_size, column)]
+    tar_files = sorted(str(file) for file in Path(folder).glob("*.tar"))
+    if tar_files:
+        return [TarShard(file) for file in tar_files]
+    files = sorted(image_files(folder))
+    if not files:
+        raise ValueError(f"{folder} has no images, no .parquet and no .tar files.")
+    return [FileShard(folder, tuple(files[start : start + shard_size])) for start in range(0, len(files), shard_size)]
+
+
+def image_files(folder: str) -> Iterator[str]:
+    """The images in a folder and below it, by their path in it."""
+    extensions = image_extensions()
+    for parent, _, names in os.walk(folder):
+        yield from (os.path.relpath(Path(parent, name), folder) for name in names if suffix(name) in extensions)
+
+
+def image_extensions() -> set[str]:
+    """Of the formats that Pillow reads."""
+    return {extension for extension, name in PIL.Image.registered_extensions().items() if name in PIL.Image.OPEN}
+
+
+def suffix(name: str) -> str:
+    return Path(name).suffix.lower()
+
+
+def parquet_shards(file: str, shard_size: int, column: str | None) -> Iterator[ParquetShard]:
+    with pyarrow.parquet.ParquetFile(file) as parquet:
+        schema = parquet.schema_arrow
+        column = column or image_column(file, schema)
+        if column not in schema.names:
+            raise ValueError(f"--image_column_name must be one of {', '.join(schema.names)}, got {column}.")
+        sizes = [parquet.metadata.row_group(index).num_rows for index in range(parquet.num_row_groups)]
+    start = first_row = num_rows = 0
+    for index, size in enumerate(sizes):
+        num_rows += size
+        if num_rows >= shard_size or index == len(sizes) - 1:
+            yield ParquetShard(file, tuple(range(start, index + 1)), first_row, column)
+            start, first_row, num_rows = index + 1, first_row + num_rows, 0
+
+
+def image_column(file: str, schema: Any) -> str:
+    columns = [
+        field.name
+        for field in schema
+        if pyarrow.types.is_struct(field.type) and "bytes" in [child.name for child in field.type]
+    ]
+    if len(columns) != 1:
+        raise ValueError(
+            f"Which column of {file} has the images? Say --image_column_name, one of {', '.join(schema.names)}."
+        )
+    return columns[0]
+
+
+class ShardImages(torch.utils.data.IterableDataset):
+    """The images of a shard, prepared, each with its place and what it is called; divided among a loader's workers.
+
+    Those that cannot be decoded have None for `pixel_values`.
+    """
+
+    def __init__(self, shard: Shard, preparation: Preparation):
+        self.shard, self.preparation = shard, preparation
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker: Any = torch.utils.data.get_worker_info()
+        start, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for index, (path, image) in enumerate(self.shard.images(start, step)):
+            picture = decoded(image)
+            pixel_values = None
+            if picture is not None:
+                pixel_values = self.preparation({"image": picture, "label": -1})["pixel_values"]
+            yield {"place": start + index * step, "path": path, "pixel_values": pixel_values}
