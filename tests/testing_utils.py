@@ -13,7 +13,12 @@
 # limitations under the License.
 """What several tests need: small models whose every weight matters."""
 
+from pathlib import Path
+from typing import Any
+
+import timm
 import torch
+from timm.models import save_for_hf
 from torch import nn
 
 from hf_twins import TwinsConfig
@@ -59,3 +64,23 @@ def rectangle_mask(sizes: list[tuple[int, int]], height: int, width: int) -> tor
     for image_mask, (image_height, image_width) in zip(mask, sizes):
         image_mask[:image_height, :image_width] = 1
     return mask
+
+
+# Heads of 32 and 64 channels and windows of 7, as all published models have: the authors' files do not say.
+TIMM_ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "svt": {"embed_dims": [32, 64, 96], "num_heads": [1, 2, 3], "wss": [7, 7, 7]},
+    "pcpvt": {"embed_dims": [64, 128, 192], "num_heads": [1, 2, 3]},
+}
+TIMM_SHARED = {"depths": [2, 3, 2], "mlp_ratios": [2, 2, 2], "sr_ratios": [4, 2, 1], "num_classes": 5}
+
+
+def timm_model(family: str = "svt", **overrides: Any) -> nn.Module:
+    """A small model of timm's, for images from 16 pixels."""
+    return randomize(
+        timm.create_model(f"twins_{family}_small", **TIMM_ARCHITECTURES[family] | TIMM_SHARED | overrides)
+    )
+
+
+def save_timm(model: nn.Module, folder: Path, safe_serialization: bool = True, **model_config: Any) -> Path:
+    save_for_hf(model, folder, safe_serialization=safe_serialization, model_config=model_config)
+    return folder

@@ -34,6 +34,7 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_scheduler
+from transformers.hf_argparser import HfArg
 
 from hf_twins import parameter_groups
 
@@ -98,8 +99,8 @@ class LoopArguments:
     mixed_precision: str | None = field(
         default=None, metadata={"help": "no, fp16 or bf16; accelerate's if not given."}
     )
-    gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "Compute activations twice, to save memory."}
+    activation_checkpointing: bool = HfArg(
+        default=False, aliases=["--gradient_checkpointing"], help="Compute activations twice, to save memory."
     )
     torch_compile: bool = field(default=False, metadata={"help": "Compile the model."})
     dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that prepare images."})
@@ -178,7 +179,7 @@ def train(
     )
 
     # The recipe.
-    if args.gradient_checkpointing:
+    if args.activation_checkpointing:
         model.activation_checkpointing_enable()
     images_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     learning_rate = scaled_learning_rate(args.learning_rate, recipe, images_per_step)
@@ -253,7 +254,7 @@ def train(
         loss_of_all: Any = accelerator.reduce(torch.stack(losses).mean(), "mean")
         entry = {"epoch": epoch, "step": step, "loss": float(loss_of_all), **metrics}
         history.append(entry)
-        accelerator.log(entry, step=step)
+        accelerator.log({name: value for name, value in entry.items() if name != "step"}, step=step)
         progress.set_postfix(accuracy=f"{metrics['eval_accuracy']:.3f}")
         if checkpoint_every is None:
             save_checkpoint()

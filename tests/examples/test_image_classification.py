@@ -22,13 +22,22 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import run_accelerate
 import run_trainer
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import DistributedType
 from classification_arguments import RECIPES, ClassificationRecipe, DataArguments, ModelArguments
-from classification_data import LabelledImages, Preparation, load_images, training_transform
+from classification_data import (
+    LabelledImages,
+    Preparation,
+    StreamedImages,
+    load_folder,
+    load_images,
+    stream_loader,
+    training_transform,
+)
 from classification_training import (
     BatchMixer,
     ClassificationLoss,
@@ -36,55 +45,21 @@ from classification_training import (
     balancing_weights,
     create_processor,
 )
-from datasets import Dataset, Features, Image, Value
+from classification_utils import digit_pictures, options, plain_options, write_images, write_parquet
+from datasets import Array3D, ClassLabel, Dataset, Features, Image, Value
+from huggingface_hub import HfApi
+from loopback_hub import serve_hub
+from peft import PeftModel
 from PIL import Image as PILImage
 from safetensors.torch import load_file
-from sklearn.datasets import load_digits
-from testing_utils import randomize, tiny_config
-from training import EpochSampler, find_checkpoint, parse_arguments
+from testing_utils import randomize, save_timm, timm_model, tiny_config
+from training import EpochSampler, check_sharding, find_checkpoint, parse_arguments
+from transformers import AutoModelForImageClassification, pipeline
 
 from hf_twins import TwinsForImageClassification, TwinsImageProcessor
 
 
 SCRIPTS = {"trainer": run_trainer, "accelerate": run_accelerate}
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory) -> Path:
-    """scikit-learn's digits in a .parquet file, as texts and pictures."""
-    folder = tmp_path_factory.mktemp("digits")
-    images = load_digits()
-    features = Features({"picture": Image(), "digit": Value("string")})
-    pictures = [PILImage.fromarray((image * 255 / 16).astype("uint8")) for image in images.images]
-    columns = {"picture": pictures, "digit": [str(label) for label in images.target]}
-    Dataset.from_dict(columns, features=features).to_parquet(folder / "train.parquet")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory) -> Path:
-    """A tiny model to start from, for images of 16 pixels."""
-    folder = tmp_path_factory.mktemp("start")
-    TwinsForImageClassification(tiny_config(num_labels=10)).save_pretrained(folder)
-    TwinsImageProcessor(size={"shortest_edge": 18}, crop_size={"height": 16, "width": 16}).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def one_process():
-    """Accelerate's state of one run does not become the next one's."""
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-
-
-def options(digits: Path, start: Path, output: Path) -> list[str]:
-    return [
-        *("--config_name", str(start), "--train_dir", str(digits), "--output_dir", str(output)),
-        *("--max_train_samples", "96", "--max_eval_samples", "40", "--num_train_epochs", "2"),
-        *("--per_device_train_batch_size", "16", "--mixup_alpha", "0.8", "--cutmix_alpha", "1.0"),
-        *("--rand_augment", "true", "--random_erasing", "0.25"),
-    ]
 
 
 @pytest.mark.usefixtures("one_process")
@@ -164,42 +139,6 @@ def test_killed_training_resumes_to_the_same_weights(script, digits, start, tmp_
     assert all(torch.equal(weight, expected[name]) for name, weight in actual.items())
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("one_process")
-def test_both_scripts_learn_the_digits_equally_well(digits, tmp_path):
-    """97 % of the held-out digits within eight epochs, and no more than a point apart."""
-    config = {
-        "patch_size": 2,
-        "hidden_sizes": [32, 64, 128, 256],
-        "num_attention_heads": [1, 2, 4, 8],
-        "depths": [2, 2, 2, 2],
-        "mlp_ratios": [4, 4, 4, 4],
-        "sr_ratios": [4, 2, 1, 1],
-        "window_size": 4,
-    }
-    tiny_config(**config).save_pretrained(tmp_path / "start")
-    processor = TwinsImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    processor.save_pretrained(tmp_path / "start")
-    accuracies = []
-    for name, script in SCRIPTS.items():
-        arguments = [
-            *(
-                "--config_name",
-                str(tmp_path / "start"),
-                "--train_dir",
-                str(digits),
-                "--output_dir",
-                str(tmp_path / name),
-            ),
-            *("--num_train_epochs", "8", "--learning_rate", "1e-3", "--layer_decay", "1.0", "--drop_path_rate", "0"),
-            *("--horizontal_flip", "0", "--min_crop_scale", "0.7"),
-            *(["--disable_tqdm", "true", "--save_strategy", "no"] if name == "trainer" else []),
-        ]
-        accuracies.append(script.main(arguments)["eval_accuracy"])
-    assert min(accuracies) >= 0.97
-    assert abs(accuracies[0] - accuracies[1]) <= 0.01
-
-
 @pytest.mark.usefixtures("one_process")
 def test_wrong_options_are_named(digits, start, tmp_path, capsys):
     for arguments, message in (
@@ -247,14 +186,6 @@ def test_recipe_sets_defaults_that_can_be_overridden(recipe):
         arguments=[*arguments, "--learning_rate", "0.125"],
     )
     assert loop.learning_rate == 0.125
-
-
-def write_images(folder: Path, counts: dict[str, int]) -> Path:
-    for label, count in counts.items():
-        (folder / label).mkdir(parents=True)
-        for index in range(count):
-            PILImage.effect_noise((12, 10), 80).convert("RGB").save(folder / label / f"{index}.png")
-    return folder
 
 
 def test_corrupt_images_are_left_out_and_named(tmp_path, caplog):
@@ -382,3 +313,313 @@ def test_newest_whole_checkpoint_is_found(tmp_path, caplog):
     assert find_checkpoint("latest", tmp_path, "step_", ["state.json"]) == tmp_path / "step_4"
     assert "step_10 is not whole" in caplog.text
     assert find_checkpoint(str(tmp_path / "step_2"), tmp_path, "step_", ["state.json"]) == tmp_path / "step_2"
+
+
+def quietly(script: str, arguments: list[str]) -> dict[str, float]:
+    """The run of a script in this process."""
+    return SCRIPTS[script].main(arguments + (["--disable_tqdm", "true"] if script == "trainer" else []))
+
+
+def losses(output: Path) -> list[float]:
+    """The training loss of every epoch."""
+    return [entry["loss"] for entry in json.loads((output / "report.json").read_text())["history"] if "loss" in entry]
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_accumulated_and_checkpointed_batches_give_the_same_losses(script, digits, start, tmp_path):
+    arguments = plain_options(digits, start, tmp_path / "whole")
+    quietly(script, arguments)
+    arguments = plain_options(digits, start, tmp_path / "parts")
+    parts = ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "4", "--activation_checkpointing"]
+    quietly(script, [*arguments, *parts, "true"])
+    expected = losses(tmp_path / "whole")
+    assert len(expected) == 3
+    assert losses(tmp_path / "parts") == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("tracker", ["tensorboard", "trackio"])
+def test_tracker_is_told(tracker, script, digits, start, tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
+    monkeypatch.setenv("TRACKIO_PROJECT", f"run-of-{script}")
+    arguments = plain_options(digits, start, tmp_path / f"run-of-{script}")
+    quietly(script, [*arguments, "--report_to", tracker, "--num_train_epochs", "1"])
+    if tracker == "tensorboard":
+        written = list(tmp_path.rglob("*tfevents*"))
+    else:
+        written = list(Path(os.environ["HF_HOME"]).rglob(f"*run-of-{script}*.db"))
+    assert any(file.stat().st_size > 0 for file in written)
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_training_that_gets_no_better_stops(script, digits, start, tmp_path):
+    arguments = plain_options(digits, start, tmp_path / "run")
+    quietly(script, [*arguments, "--num_train_epochs", "9", "--learning_rate", "0", "--early_stopping_patience", "2"])
+    assert len(losses(tmp_path / "run")) == 3
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("class_weights", ["loss", "sampling"])
+def test_rare_labels_are_weighed(class_weights, script, start, tmp_path):
+    folder = write_images(tmp_path / "images", {"often": 40, "rarely": 8})
+    arguments = plain_options(folder, start, tmp_path / "run")
+    metrics = quietly(script, [*arguments, "--class_weights", class_weights, "--num_train_epochs", "1"])
+    assert 0 <= metrics["eval_accuracy"] <= 1
+    assert losses(tmp_path / "run")[0] == pytest.approx(0.7, abs=0.5)
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_result_is_published(script, digits, start, tmp_path):
+    with serve_hub(tokens={"hf_write": "write"}) as hub, hub.in_process(tmp_path / "home", token="hf_write"):
+        arguments = [*plain_options(digits, start, tmp_path / "run"), "--num_train_epochs", "1"]
+        quietly(script, [*arguments, "--push_to_hub", "true", "--hub_model_id", "me/digits"])
+        labels = pipeline("image-classification", "me/digits")(PILImage.new("L", (16, 16)))
+        files = HfApi().list_repo_files("me/digits")
+    assert {label["label"] for label in labels} <= set("0123456789")
+    assert {"model.safetensors", "README.md", "all_results.json", "report.json", "curves.png"} <= set(files)
+    assert not [file for file in files if file.startswith(("checkpoint-", "step_"))]
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("num_channels", [1, 5])
+def test_images_with_other_channels_are_learnt(num_channels, script, start, tmp_path):
+    pictures, labels = digit_pictures()
+    if num_channels == 1:
+        folder = write_parquet(tmp_path / "images", pictures, labels)
+    else:
+        features = Features({"image": Array3D((8, 8, 5), "uint8"), "label": Value("string")})
+        arrays = [np.repeat(np.asarray(picture)[..., None], 5, axis=-1) for picture in pictures]
+        (tmp_path / "images").mkdir()
+        Dataset.from_dict({"image": arrays, "label": labels}, features=features).to_parquet(
+            tmp_path / "images" / "train.parquet"
+        )
+        folder = tmp_path / "images"
+    arguments = plain_options(folder, start, tmp_path / "run")
+    arguments[:2] = ["--model_name_or_path", str(start)]
+    quietly(script, [*arguments, "--num_channels", str(num_channels), "--num_train_epochs", "1"])
+    model = TwinsForImageClassification.from_pretrained(tmp_path / "run")
+    processor = TwinsImageProcessor.from_pretrained(tmp_path / "run")
+    assert model.config.num_channels == num_channels == len(processor.image_mean)
+    assert model.get_input_embeddings().weight.shape[1] == num_channels
+
+
+@pytest.mark.usefixtures("one_process")
+def test_channels_that_are_not_the_models_are_named(start, tmp_path):
+    features = Features({"image": Array3D((8, 8, 5), "uint8"), "label": Value("string")})
+    columns = {"image": [np.zeros((8, 8, 5), "uint8")] * 20, "label": ["a", "b"] * 10}
+    Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "train.parquet")
+    arguments = plain_options(tmp_path, start, tmp_path / "run")
+    with pytest.raises(
+        SystemExit, match=r"Images must be \(height, width, 3\), .* got \(8, 8, 5\): give --num_channels"
+    ):
+        run_accelerate.main(arguments)
+    with pytest.raises(SystemExit, match="know grey and colour, not 5 channels"):
+        run_accelerate.main([*arguments, "--num_channels", "5", "--rand_augment", "true"])
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_timm_folder_is_fine_tuned_to_other_labels(script, digits, tmp_path):
+    save_timm(timm_model(num_classes=7), tmp_path / "timm")
+    arguments = plain_options(digits, tmp_path, tmp_path / "run")
+    arguments[:2] = ["--model_name_or_path", str(tmp_path / "timm")]
+    quietly(script, [*arguments, "--num_train_epochs", "1", "--image_size", "32", "--max_train_samples", "16"])
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "run")
+    assert isinstance(model, TwinsForImageClassification)
+    assert list(model.config.id2label.values()) == list("0123456789")
+    # Learning rates fall from block to block, and one step moves no weight further than about them.
+    start = TwinsForImageClassification.from_pretrained(tmp_path / "timm").twins.state_dict()
+    for name, weight in model.twins.state_dict().items():
+        assert (weight - start[name]).abs().max() < 2e-3, name
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_adapter_is_saved_loaded_and_merged(script, digits, start, tmp_path):
+    arguments = plain_options(digits, start, tmp_path / "run")
+    arguments[:2] = ["--model_name_or_path", str(start)]
+    quietly(script, [*arguments, "--recipe", "lora", "--num_train_epochs", "1"])
+    pixel_values = torch.randn(2, 3, 16, 16)
+    merged = TwinsForImageClassification.from_pretrained(tmp_path / "run").eval()
+    base = TwinsForImageClassification.from_pretrained(start).eval()
+    with torch.no_grad():
+        before = base(pixel_values).logits
+        adapted = PeftModel.from_pretrained(base, tmp_path / "run" / "adapter").eval()
+        expected = adapted(pixel_values).logits
+        torch.testing.assert_close(merged(pixel_values).logits, expected, rtol=0, atol=1e-5)
+        unmerged = TwinsForImageClassification.from_pretrained(tmp_path / "run" / "adapter").eval()
+        torch.testing.assert_close(unmerged(pixel_values).logits, expected, rtol=0, atol=1e-5)
+    assert (before - expected).abs().max() > 1e-3
+
+
+@pytest.mark.usefixtures("one_process")
+def test_options_of_the_trainer_act_or_are_refused(digits, start, tmp_path):
+    arguments = plain_options(digits, start, tmp_path / "run")
+    for extra, message in (
+        (["--label_smoothing_factor", "0.1"], "the recipe's is --label_smoothing"),
+        (["--train_sampling_strategy", "group_by_length"], "--train_sampling_strategy must be random"),
+        (["--ema_decay", "0.9", "--load_best_model_at_end", "true"], "two answers to which weights are kept"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            quietly("trainer", arguments + extra)
+    frozen = [*arguments, "--optim", "sgd", "--learning_rate", "1e-12", "--weight_decay", "0"]
+    quietly("trainer", [*frozen, "--num_train_epochs", "1", "--ema_decay", "0.5"])
+    # AdamW's steps would not shrink with the gradients.
+    first = losses(tmp_path / "run")
+    quietly("trainer", [*frozen, "--num_train_epochs", "2", "--output_dir", str(tmp_path / "more")])
+    assert losses(tmp_path / "more")[0] == pytest.approx(first[0])
+
+
+def test_sharding_that_was_asked_for_and_is_not_there_is_said(caplog, monkeypatch):
+    check_sharding(DistributedType.NO, False, ClassificationRecipe())
+    check_sharding(DistributedType.FSDP, True, ClassificationRecipe())
+    assert not caplog.text
+    check_sharding(DistributedType.MULTI_CPU, True, ClassificationRecipe())
+    assert "FSDP was asked for, and this run is not sharded (MULTI_CPU)" in caplog.text
+    caplog.clear()
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    check_sharding(DistributedType.NO, False, ClassificationRecipe())
+    assert "FSDP was asked for, and this run is not sharded (NO)" in caplog.text
+    for recipe in (ClassificationRecipe(ema_decay=0.9), ClassificationRecipe(lora_rank=8)):
+        with pytest.raises(ValueError, match="needs whole weights, which sharded training has nowhere"):
+            check_sharding(DistributedType.FSDP, True, recipe)
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_script_that_was_asked_for_fsdp_says_that_it_is_not_sharded(
+    script, digits, start, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    quietly(script, [*plain_options(digits, start, tmp_path / "run"), "--num_train_epochs", "1"])
+    assert "FSDP was asked for, and this run is not sharded" in caplog.text
+
+
+def test_label_names_are_given_by_a_file(tmp_path):
+    picture = PILImage.new("RGB", (9, 9))
+    features = Features({"image": Image(), "label": Value("int64")})
+    columns = {"image": [picture] * 6, "label": [0, 1, 2, 0, 1, 2]}
+    Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "a.parquet")
+    (tmp_path / "names.txt").write_text("ant\nbee\ncat\ndog\n")
+    arguments = DataArguments(
+        train_dir=str(tmp_path), validation_dir=str(tmp_path), class_names_file=str(tmp_path / "names.txt")
+    )
+    images = load_images(arguments, seed=0)
+    assert images["train"].features["label"].names == ["ant", "bee", "cat", "dog"]
+    assert images["train"]["label"][:] == [0, 1, 2, 0, 1, 2]
+
+
+def test_evaluation_labels_that_training_lacks_are_named(tmp_path):
+    train = write_images(tmp_path / "train", {"cat": 4, "dog": 4})
+    validation = write_images(tmp_path / "validation", {"cat": 2, "cow": 2})
+    with pytest.raises(ValueError, match="labels that training images lack: cow"):
+        load_images(DataArguments(train_dir=str(train), validation_dir=str(validation)), seed=0)
+
+
+def stream_options(start: Path, tmp_path: Path) -> list[str]:
+    pictures, labels = digit_pictures()
+    for index in range(2):
+        part = slice(40 * index, 40 * index + 40)
+        write_parquet(tmp_path / "train", pictures[part], labels[part])
+        (tmp_path / "train" / "train.parquet").rename(tmp_path / "train" / f"{index}.parquet")
+    write_parquet(tmp_path / "validation", pictures[80:100], labels[80:100])
+    (tmp_path / "names.txt").write_text("\n".join("0123456789"))
+    return [
+        *plain_options(tmp_path / "train", start, tmp_path / "run"),
+        *("--validation_dir", str(tmp_path / "validation"), "--streaming", "true"),
+        *("--class_names_file", str(tmp_path / "names.txt"), "--shuffle_buffer_size", "16"),
+    ]
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_stream_is_learnt(script, start, tmp_path):
+    metrics = quietly(script, stream_options(start, tmp_path))
+    results = json.loads((tmp_path / "run" / "all_results.json").read_text())
+    assert results["steps"] == 3 * 64 // 16
+    assert results["eval_accuracy"] == metrics["eval_accuracy"]
+    assert len(losses(tmp_path / "run")) == 3
+
+
+@pytest.mark.usefixtures("one_process")
+def test_what_a_stream_cannot_do_is_said(start, tmp_path):
+    arguments = stream_options(start, tmp_path)
+    names, validation, limit = (
+        arguments.index(f"--{name}") for name in ("class_names_file", "validation_dir", "max_train_samples")
+    )
+    for without, message in (
+        (names, "must be known before it is read: give --class_names_file"),
+        (validation, "evaluation images must be apart from the others: give --validation_dir"),
+        (limit, "does not say how many images it has: give --max_train_samples"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            run_accelerate.main(arguments[:without] + arguments[without + 2 :])
+    with pytest.raises(SystemExit, match="--class_weights sampling counts labels, which a stream cannot"):
+        run_accelerate.main([*arguments, "--class_weights", "sampling"])
+    with pytest.raises(SystemExit, match="An epoch of 8 images is less than a batch of 16"):
+        run_accelerate.main([*arguments, "--max_train_samples", "8"])
+
+
+def numbered_stream(tmp_path: Path, batch_size: int, **options: int) -> StreamedImages:
+    """Of 40 grey images that are known by their brightness, one of which cannot be decoded, in four files."""
+    tmp_path.mkdir(exist_ok=True)
+    for part in range(4):
+        pictures = [PILImage.new("L", (8, 8), 10 * part + index) for index in range(10)]
+        columns: dict = {"image": [{"bytes": png(picture), "path": f"{part}.png"} for picture in pictures]}
+        if part == 2:
+            columns["image"][5]["bytes"] = b"no picture"
+        columns["label"] = list(range(10))
+        features = Features({"image": Image(), "label": ClassLabel(num_classes=10)})
+        Dataset.from_dict(columns, features=features).to_parquet(tmp_path / f"{part}.parquet")
+    stream = load_folder(str(tmp_path), streaming=True)
+
+    def brightness(image: PILImage.Image) -> torch.Tensor:
+        return torch.tensor(image.getpixel((0, 0)))
+
+    return StreamedImages(stream, Preparation(brightness, 1), 40, batch_size, 8, **options)
+
+
+def png(picture: PILImage.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_stream_gives_every_image_in_another_order_each_epoch(num_workers, tmp_path, caplog):
+    images = numbered_stream(tmp_path, batch_size=4)
+    loader = stream_loader(images, num_workers, torch.device("cpu"))
+    assert len(loader) == 10
+    epochs = []
+    for epoch in (0, 1, 0):
+        loader.set_epoch(epoch)
+        epochs.append(torch.cat([batch["pixel_values"] for batch in loader]).tolist())
+    assert epochs[0] == epochs[2] != epochs[1]
+    assert len(epochs[0]) == 40
+    if num_workers == 0:
+        # All but the one that cannot be decoded, in whose place another comes again.
+        assert set(epochs[0]) == set(epochs[1]) == set(range(40)) - {25}
+        assert "left out, because it cannot be decoded: 2.png (1 so far)" in caplog.text
+
+
+def test_processes_share_a_stream(tmp_path):
+    shares = [list(numbered_stream(tmp_path, 5, process_index=index, num_processes=2)) for index in (0, 1)]
+    seen = [{int(example["pixel_values"]) for example in share} for share in shares]
+    assert [len(share) for share in shares] == [20, 20]
+    assert not seen[0] & seen[1]
+    assert len(seen[0] | seen[1]) >= 39
+
+
+def test_stream_without_images_is_no_endless_loop(tmp_path):
+    features = Features({"image": Image(), "label": ClassLabel(num_classes=2)})
+    columns = {"image": [{"bytes": b"no picture", "path": None}] * 4, "label": [0, 1, 0, 1]}
+    Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "a.parquet")
+    stream = load_folder(str(tmp_path), streaming=True)
+    with pytest.raises(ValueError, match="No image of the stream can be used"):
+        list(StreamedImages(stream, Preparation(None, 3), 4, 2, 8))

@@ -31,9 +31,8 @@ import torchvision
 from loopback_hub import serve_models
 from PIL import Image
 from sklearn.datasets import load_sample_image
-from testing_utils import FAMILIES, randomize, tiny_config
+from testing_utils import FAMILIES, TIMM_ARCHITECTURES, TIMM_SHARED, randomize, save_timm, timm_model, tiny_config
 from timm.data import create_transform, resolve_data_config
-from timm.models import save_for_hf
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
@@ -48,24 +47,6 @@ from hf_twins import (
     original_checkpoints_twins,
 )
 from hf_twins.original_checkpoints_twins import ORIGINAL_NAMES, NameTable, read_weights
-
-
-# Heads of 32 and 64 channels and windows of 7, as all published models have: the authors' files do not say.
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "svt": {"embed_dims": [32, 64, 96], "num_heads": [1, 2, 3], "wss": [7, 7, 7]},
-    "pcpvt": {"embed_dims": [64, 128, 192], "num_heads": [1, 2, 3]},
-}
-SHARED = {"depths": [2, 3, 2], "mlp_ratios": [2, 2, 2], "sr_ratios": [4, 2, 1], "num_classes": 5}
-
-
-def timm_model(family: str = "svt", **overrides: Any) -> nn.Module:
-    """A small model of timm's, for images from 16 pixels."""
-    return randomize(timm.create_model(f"twins_{family}_small", **ARCHITECTURES[family] | SHARED | overrides))
-
-
-def save_timm(model: nn.Module, folder: Path, safe_serialization: bool = True, **model_config: Any) -> Path:
-    save_for_hf(model, folder, safe_serialization=safe_serialization, model_config=model_config)
-    return folder
 
 
 def edit_config(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> Path:
@@ -451,12 +432,12 @@ def test_architecture_is_inferred_from_the_authors_file(tmp_path, family):
     expected = TwinsConfig(
         num_channels=4,
         patch_size=8,
-        hidden_sizes=ARCHITECTURES[family]["embed_dims"],
+        hidden_sizes=TIMM_ARCHITECTURES[family]["embed_dims"],
         num_attention_heads=[1, 2, 3],
         window_size=7 if family == "svt" else None,
         window_padding="zeros",
         num_labels=9,
-        **{name: value for name, value in (SHARED | sizes).items() if name != "num_classes"},
+        **{name: value for name, value in (TIMM_SHARED | sizes).items() if name != "num_classes"},
     )
     assert config.to_dict() == expected.to_dict()
 
@@ -496,7 +477,7 @@ def test_names_there_and_back_are_the_same(family):
     back = table.to_theirs(ours, window_size=7 if family == "svt" else None)
     assert back.keys() == weights.keys()
     assert all(torch.equal(back[name], weight) for name, weight in weights.items())
-    config = {"hidden_sizes": ARCHITECTURES[family]["embed_dims"], "window_size": 7 if family == "svt" else None}
+    config = {"hidden_sizes": TIMM_ARCHITECTURES[family]["embed_dims"], "window_size": 7 if family == "svt" else None}
     assert ours.keys() == TwinsForImageClassification(tiny_config(family, **config)).state_dict().keys()
 
 
