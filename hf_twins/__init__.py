@@ -28,6 +28,7 @@ from transformers import (
 from .configuration_twins import TwinsConfig
 from .image_processing_pil_twins import TwinsImageProcessorPil
 from .image_processing_twins import TwinsImageProcessor
+from .interpretation import LayerAttention, attention_maps, attention_rollout, grad_cam
 from .modeling_twins import (
     TwinsBackbone,
     TwinsForImageClassification,
@@ -57,6 +58,7 @@ AutoImageProcessor.register(
 
 __all__ = [
     "TWINS_VARIANTS",
+    "LayerAttention",
     "TwinsBackbone",
     "TwinsConfig",
     "TwinsForImageClassification",
@@ -66,6 +68,9 @@ __all__ = [
     "TwinsModel",
     "TwinsPreTrainedModel",
     "TwinsVariant",
+    "attention_maps",
+    "attention_rollout",
+    "grad_cam",
     "parameter_groups",
     "published_variant",
     "save_remote_code",

@@ -1,0 +1,389 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a Twins model looks at: its attention in the image's layout, attention rollout, and Grad-CAM.
+
+All three work on any model that holds a Twins encoder, also one that transformers or peft built around it.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .modeling_twins import (
+    TwinsAttention,
+    TwinsEncoder,
+    TwinsLocalAttention,
+    TwinsModel,
+    window_partition,
+    window_reverse,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerAttention:
+    """The attention weights of one layer for a batch of images, in the image's layout.
+
+    The queries are the tokens of the stage, a grid of `height` x `width`. The keys are a grid too, of which every method
+    gives maps:
+
+    - Global sub-sampled attention (GSA): a key is a square of `sr_ratio x sr_ratio` tokens. Tokens at the right and bottom
+      that make no whole square are no key's.
+    - Locally-grouped attention (LSA): a key is a token, and a query has weights within its window only. The grid of the
+      keys is padded at the right and bottom to whole windows. What lies there, and outside an image's `pixel_mask`, has
+      exactly 0 with `window_padding="masked"`. With `"zeros"`, and where `"authors_segmentation"` does not mask, the
+      model does attend to it: that part of the weights lies outside the image, and is returned as such.
+
+    So the weights of a query always sum to 1 over the map.
+
+    Args:
+        stage: `"stage1"`, `"stage2"`, ..., as in `config.stage_names`.
+        layer: place in its stage; of a model with windows, the even layers are LSA and the odd ones GSA.
+        index: place in the model's `attentions`.
+        weights: as the model records them, see [`TwinsModelOutput`].
+        token_mask: which tokens lie on the image, `(batch_size, height, width)`.
+        stride: pixels from a token to the next.
+        sr_ratio: tokens from a key to the next; 1 for LSA.
+        window_size: side of the windows in tokens; None for GSA.
+    """
+
+    stage: str
+    layer: int
+    index: int
+    weights: torch.Tensor
+    token_mask: torch.Tensor
+    stride: int
+    sr_ratio: int
+    window_size: int | None
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the queries in tokens."""
+        return self.token_mask.shape[1], self.token_mask.shape[2]
+
+    @property
+    def key_grid(self) -> tuple[int, int]:
+        """Height and width of the maps."""
+        height, width = self.grid
+        if self.window_size is None:
+            return height // self.sr_ratio, width // self.sr_ratio
+        return height + -height % self.window_size, width + -width % self.window_size
+
+    def propagate(self, relevance: torch.Tensor) -> torch.Tensor:
+        """The sum of all queries' weights, each multiplied by its query's relevance.
+
+        Args:
+            relevance: of the queries, `(batch_size, height, width)`.
+
+        Returns:
+            `(batch_size, num_heads, key_height, key_width)`.
+        """
+        weights = self.weights.to(relevance.dtype)
+        if self.window_size is None:
+            return torch.einsum("bq,bhqk->bhk", relevance.flatten(1), weights).unflatten(2, self.key_grid)
+        (height, width), (key_height, key_width) = self.grid, self.key_grid
+        padded = nn.functional.pad(relevance, (0, key_width - width, 0, key_height - height))
+        windows = window_partition(padded.unsqueeze(-1), self.window_size).squeeze(-1)
+        attended = torch.einsum("wq,whqk->wkh", windows, weights)
+        windows_grid = (len(relevance), key_height // self.window_size, key_width // self.window_size)
+        return window_reverse(attended, self.window_size, windows_grid).permute(0, 3, 1, 2)
+
+    def from_query(self, row: int, column: int) -> torch.Tensor:
+        """Where one token looks: its weights.
+
+        Args:
+            row: of the token, in `grid`.
+            column: of the token, in `grid`.
+
+        Returns:
+            `(batch_size, num_heads, key_height, key_width)`; each map sums to 1.
+
+        Raises:
+            ValueError: if the token does not lie on every image of the batch.
+        """
+        return self.propagate(self.query_relevance((row, column)))
+
+    def received(self) -> torch.Tensor:
+        """Where the image looks: the mean of its tokens' weights, those of padding left out.
+
+        Returns:
+            `(batch_size, num_heads, key_height, key_width)`; each map sums to 1.
+        """
+        return self.propagate(self.query_relevance(None))
+
+    def query_relevance(self, query: tuple[int, int] | None) -> torch.Tensor:
+        """1 at a token or, without one, the same for every token of the image, with the sum 1.
+
+        Raises:
+            ValueError: if the token does not lie on every image of the batch.
+        """
+        # In float32 at least: half precision would lose the small weights.
+        on_image = self.token_mask.to(torch.promote_types(self.weights.dtype, torch.float32))
+        if query is None:
+            return on_image / on_image.sum((1, 2), keepdim=True)
+        (row, column), (height, width) = query, self.grid
+        if not (0 <= row < height and 0 <= column < width and self.token_mask[:, row, column].all()):
+            sizes = zip(self.token_mask[:, :, 0].sum(1).tolist(), self.token_mask[:, 0].sum(1).tolist())
+            raise ValueError(
+                f"The query must be (row, column) of a token of {self.stage} that lies on every image, got {query} for "
+                f"images of {', '.join(f'{rows} x {columns}' for rows, columns in sizes)} tokens."
+            )
+        relevance = torch.zeros_like(on_image)
+        relevance[:, row, column] = 1
+        return relevance
+
+
+def attention_maps(
+    model: nn.Module, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None
+) -> list[LayerAttention]:
+    """Run the encoder of a model and give the attention of all its layers.
+
+    The model attends eagerly for this call, whatever its attention implementation, because no other one has weights to
+    give. They are all kept: `num_heads * height * width` times the number of keys, for each layer.
+
+    Args:
+        model: a Twins model, or any other that holds one, in evaluation mode.
+        pixel_values: `(batch_size, num_channels, height, width)`.
+        pixel_mask: `(batch_size, height, width)`, 1 on the image and 0 on the padding.
+
+    Returns:
+        One [`LayerAttention`] a layer, in the order in which they run.
+
+    Raises:
+        ValueError: if the model holds no Twins encoder or is training, or the inputs do not fit the model.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_twins import TwinsConfig, TwinsForImageClassification, attention_maps
+
+    >>> model = TwinsForImageClassification(TwinsConfig.from_variant("twins-svt-small")).eval()
+    >>> local_attention, global_attention, *_ = attention_maps(model, torch.rand(1, 3, 224, 200))
+    >>> local_attention.grid, local_attention.key_grid, global_attention.key_grid
+    ((56, 50), (56, 56), (7, 6))
+    >>> local_attention.received().shape, global_attention.from_query(28, 25).shape
+    (torch.Size([1, 2, 56, 56]), torch.Size([1, 2, 7, 6]))
+    ```"""
+    encoder = find_encoder(model)
+    config = encoder.config
+    implementation = config._attn_implementation
+    encoder.set_attn_implementation("eager")
+    try:
+        with torch.no_grad(), recorded_stages(model) as records:
+            attentions = encoder(pixel_values, pixel_mask, output_attentions=True).attentions
+    finally:
+        encoder.set_attn_implementation(implementation)
+    places = [(stage, layer) for stage, depth in enumerate(config.depths) for layer in range(depth)]
+    modules = [module for module in encoder.modules() if isinstance(module, TwinsAttention)]
+    layers: list[LayerAttention] = []
+    for (stage, layer), module, weights in zip(places, modules, attentions):
+        is_local = isinstance(module, TwinsLocalAttention)
+        layers.append(
+            LayerAttention(
+                stage=config.stage_names[1 + stage],
+                layer=layer,
+                index=len(layers),
+                weights=weights,
+                token_mask=records[stage][1],
+                stride=config.patch_size * 2**stage,
+                sr_ratio=1 if is_local else config.sr_ratios[stage],
+                window_size=config.window_size if is_local else None,
+            )
+        )
+    return layers
+
+
+def attention_rollout(layers: Sequence[LayerAttention], query: tuple[int, int] | None = None) -> torch.Tensor:
+    """Attention rollout (https://huggingface.co/papers/2005.00928), for a hierarchy: how much of what the last of some
+    layers gives comes from each token that the first of them is given.
+
+    No matrix of tokens by tokens is made: the relevance of the last layer's output is carried down through the layers.
+
+    Exact are the weights of the attention, and which tokens a window, a square of GSA or a patch holds. The rest is
+    convention. The paper's: half of a token comes from itself, by the residual connection, and half by the mean of the
+    heads' attention; norms, values and MLPs are left out. And for Twins: what comes from a square of GSA's tokens, or from
+    a patch of the stage before, comes from each of its tokens on the image alike; position encodings, whose convolution
+    mixes neighbours, are left out.
+
+    Args:
+        layers: consecutive ones of those that [`attention_maps`] gives: all, or a stage's.
+        query: row and column, in the last layer's grid, of the token to explain. By default it is the mean over the image,
+            which is what a classifier sees.
+
+    Returns:
+        `(batch_size, height, width)`, in the first layer's grid, and 0 outside the image. Each map sums to 1, less
+        what went to padding that the model attends to (`window_padding`).
+
+    Raises:
+        ValueError: if the layers are not consecutive, or the query does not lie on every image.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_twins import TwinsConfig, TwinsModel, attention_maps, attention_rollout
+
+    >>> layers = attention_maps(TwinsModel(TwinsConfig.from_variant("twins-svt-small")).eval(), torch.rand(1, 3, 224, 224))
+    >>> list(attention_rollout(layers).shape)
+    [1, 56, 56]
+    >>> third_stage = [layer for layer in layers if layer.stage == "stage3"]
+    >>> list(attention_rollout(third_stage, query=(7, 7)).shape)
+    [1, 14, 14]
+    ```"""
+    indices = [layer.index for layer in layers]
+    if not indices or indices != list(range(indices[0], indices[0] + len(indices))):
+        raise ValueError(f"layers must be consecutive ones of a model, at least one, got those with index {indices}.")
+    relevance = layers[-1].query_relevance(query)
+    stage = layers[-1].stage
+    for layer in reversed(layers):
+        if layer.stage != stage:
+            # The patches of every stage but the first are 2 x 2 tokens of the one before.
+            relevance, stage = spread(relevance, 2, layer.token_mask), layer.stage
+        attended = layer.propagate(relevance).mean(1)
+        relevance = (relevance + spread(attended, layer.sr_ratio, layer.token_mask)) / 2
+    return relevance
+
+
+def spread(relevance: torch.Tensor, ratio: int, token_mask: torch.Tensor) -> torch.Tensor:
+    """Divide what each square of `ratio x ratio` tokens has among those of its tokens that lie on the image."""
+    (height, width), (rows, columns) = token_mask.shape[1:], relevance.shape[1:]
+    # The squares may leave tokens over, or reach beyond the last ones.
+    padding = (0, columns * ratio - width, 0, rows * ratio - height)
+    on_image = nn.functional.pad(token_mask, padding).unflatten(2, (columns, ratio)).unflatten(1, (rows, ratio))
+    share = relevance / on_image.sum((2, 4)).clamp(min=1)
+    share = (share[:, :, None, :, None] * on_image).flatten(3, 4).flatten(1, 2)
+    return nn.functional.pad(share, [-pad for pad in padding])
+
+
+def grad_cam(
+    model: nn.Module,
+    pixel_values: torch.Tensor,
+    label: int | Sequence[int] | torch.Tensor | None = None,
+    stage: str | None = None,
+    pixel_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Grad-CAM (https://huggingface.co/papers/1610.02391): which tokens of a stage speak for a class.
+
+    The stage's channels, weighted by the mean gradient of the class's logit, summed, and what is negative left out
+    (equations 1 and 2). For semantic segmentation, the logit is the sum of the class's logits over the image. Of a
+    classifier's last stage, the output is taken after the final layer norm: as the head is linear in the mean of that, the
+    map is the class activation map (https://huggingface.co/papers/1512.04150), exact to each token's part of the logit.
+
+    A map shows where the model reads the class off. In a model that attends globally this may be beside what it saw.
+
+    Args:
+        model: a Twins model with a classifier of images or pixels, or any other that holds a Twins encoder and gives
+            `logits`, in evaluation mode.
+        pixel_values: `(batch_size, num_channels, height, width)`.
+        label: index of the class, one or one for each image. By default it is the one with the largest logit.
+        stage: whose output is looked at: `"stage1"`, `"stage2"`, ...; the last by default.
+        pixel_mask: `(batch_size, height, width)`, 1 on the image and 0 on the padding.
+
+    Returns:
+        `(batch_size, height, width)`, in the stage's grid, from 0 to the 1 of each image's strongest token; all 0
+        if no token speaks for the class. 0 outside the image. The model and its parameters' gradients stay as they were.
+
+    Raises:
+        ValueError: if the model holds no Twins encoder, is training or gives no logits of classes, there is no such stage
+            or label, or the inputs do not fit the model.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_twins import TwinsConfig, TwinsForImageClassification, grad_cam
+
+    >>> model = TwinsForImageClassification(TwinsConfig.from_variant("twins-pcpvt-small")).eval()
+    >>> list(grad_cam(model, torch.rand(1, 3, 224, 320), label=281, stage="stage3").shape)
+    [1, 14, 20]
+    ```"""
+    encoder = find_encoder(model)
+    stage_names = encoder.config.stage_names[1:]
+    stage = stage_names[-1] if stage is None else stage
+    if stage not in stage_names:
+        raise ValueError(f"stage must be one of {', '.join(stage_names)}, got {stage!r}.")
+    inputs: dict[str, Any] = {} if pixel_mask is None else {"pixel_mask": pixel_mask}
+    # Also where the caller turned gradients off, and for a model whose parameters are frozen.
+    with torch.inference_mode(False), torch.enable_grad(), recorded_stages(model) as records:
+        logits = getattr(model(pixel_values.detach().clone().requires_grad_(), **inputs), "logits", None)
+        if logits is None or logits.ndim not in (2, 4):
+            raise ValueError(
+                f"model must give logits, (batch_size, num_labels) or (batch_size, num_labels, height, width), which "
+                f"{type(model).__name__} does not."
+            )
+        if logits.ndim == 4:
+            logits = (logits if pixel_mask is None else logits * records[0][1].unsqueeze(1)).sum((2, 3))
+        score = logits.gather(1, check_label(label, logits).unsqueeze(1)).sum()
+        hidden_states, token_mask = records[stage_names.index(stage)]
+        (gradients,) = torch.autograd.grad(score, hidden_states)
+    on_image = token_mask.flatten(1).unsqueeze(2)
+    # A sum for the mean: it makes no difference to where the largest is 1.
+    channel_weights = (gradients * on_image).sum(1, keepdim=True)
+    maps = (channel_weights * hidden_states.detach() * on_image).sum(2).relu()
+    maps = maps / maps.amax(1, keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
+    return maps.unflatten(1, token_mask.shape[1:])
+
+
+def check_label(label: int | Sequence[int] | torch.Tensor | None, logits: torch.Tensor) -> torch.Tensor:
+    """The class of each image, `(batch_size,)`, of logits `(batch_size, num_labels)`."""
+    if label is None:
+        return logits.argmax(1)
+    labels = torch.as_tensor(label, device=logits.device)
+    batch_size, num_labels = logits.shape
+    if labels.shape not in ((), (batch_size,)) or labels.is_floating_point():
+        raise ValueError(f"label must be an integer, or one for each of the {batch_size} images, got {label}.")
+    if (labels < 0).any() or (labels >= num_labels).any():
+        raise ValueError(f"label must be from 0 to {num_labels - 1}, got {label}.")
+    return labels.long().expand(batch_size)
+
+
+def find_encoder(model: nn.Module) -> TwinsEncoder:
+    """The Twins encoder in a model that is to be looked into."""
+    if model.training:
+        # Dropout would act on what is shown, and batch norms would learn from it.
+        raise ValueError("model must be in evaluation mode: call model.eval() first.")
+    for module in model.modules():
+        if isinstance(module, TwinsEncoder):
+            return module
+    raise ValueError(f"model must be a Twins model or hold one, got {type(model).__name__}.")
+
+
+@contextmanager
+def recorded_stages(model: nn.Module) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
+    """While it lasts, a list that each stage adds its output to, `(batch_size, height * width, hidden_size)`, and which of
+    its tokens lie on the image, `(batch_size, height, width)`. The final layer norm's output replaces the last stage's."""
+    records: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def record_stage(stage: nn.Module, arguments: tuple, output: torch.Tensor) -> None:
+        _, grid, token_mask = arguments
+        if token_mask is None:
+            token_mask = output.new_ones((len(output), *grid), dtype=torch.bool)
+        records.append((output, token_mask))
+
+    def record_final_norm(layernorm: nn.Module, arguments: tuple, output: torch.Tensor) -> None:
+        records[-1] = (output, records[-1][1])
+
+    handles = [stage.register_forward_hook(record_stage) for stage in find_encoder(model).stages]
+    for module in model.modules():
+        if isinstance(module, TwinsModel) and module.layernorm is not None:
+            handles.append(module.layernorm.register_forward_hook(record_final_norm))
+    try:
+        yield records
+    finally:
+        for handle in handles:
+            handle.remove()
