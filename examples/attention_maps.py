@@ -1,0 +1,220 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Pictures of what a Twins model looks at: its attention, attention rollout and Grad-CAM, over the image.
+
+Writes a figure for each stage. The image is what the image processor makes of the picture; the weights are means over the
+heads. "Received" is the attention that all tokens pay, "from" that of the token under the cross, and rollout is the
+stage's own.
+
+    python examples/attention_maps.py --model_name_or_path outputs/quickstart --image picture.png --output_dir outputs/maps
+    ... --stages stage3 stage4 --layers 0 1     # of some stages, of other layers than the last of each kind
+    ... --query 0.3 0.7 --label "tabby"         # of another token, for another class
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    HfArgumentParser,
+)
+
+from hf_twins import LayerAttention, TwinsConfig, attention_maps, attention_rollout, grad_cam
+
+
+@dataclass
+class AttentionMapsArguments:
+    model_name_or_path: str = field(metadata={"help": "Folder or Hub id of a classifier or a Semantic FPN."})
+    image: str = field(metadata={"help": "The picture."})
+    output_dir: str = field(metadata={"help": "Where the figures are written, one for each stage."})
+    stages: list[str] | None = field(default=None, metadata={"help": "Such as stage3 stage4; all by default."})
+    layers: list[int] | None = field(
+        default=None, metadata={"help": "Layers of each stage, from 0; by default the last of each kind of attention."}
+    )
+    query: list[float] = field(
+        default_factory=lambda: [0.5, 0.5],
+        metadata={"help": "Place of the token to look from: row and column, as parts of the image in [0, 1)."},
+    )
+    label: str | None = field(
+        default=None, metadata={"help": "Name or index of Grad-CAM's class; the predicted one by default."}
+    )
+
+
+def load_model(name_or_path: str) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(name_or_path)
+    except OSError as error:
+        # transformers does not always say which.
+        raise OSError(f"cannot load the model {name_or_path}: {error}") from error
+    if not isinstance(config, TwinsConfig):
+        raise ValueError(f"{name_or_path} must hold a Twins model, it is of type {config.model_type}.")
+    segments = "TwinsForSemanticSegmentation" in (config.architectures or [])
+    model_class = AutoModelForSemanticSegmentation if segments else AutoModelForImageClassification
+    return model_class.from_pretrained(name_or_path).eval()
+
+
+def choose_layers(
+    layers: list[LayerAttention], stage: str, chosen: list[int] | None
+) -> tuple[list[LayerAttention], list[LayerAttention]]:
+    """All layers of a stage, and those to be shown."""
+    of_stage = [layer for layer in layers if layer.stage == stage]
+    if chosen is None:
+        last_of_kind = {layer.window_size is None: layer for layer in of_stage}
+        return of_stage, sorted(last_of_kind.values(), key=lambda layer: layer.layer)
+    if not set(chosen) <= set(range(len(of_stage))):
+        raise ValueError(f"--layers must be from 0 to {len(of_stage) - 1} in {stage}, got {chosen}.")
+    return of_stage, [of_stage[layer] for layer in chosen]
+
+
+def choose_label(label: str | None, model: Any, pixel_values: torch.Tensor) -> int:
+    if label is None:
+        with torch.inference_mode():
+            logits = model(pixel_values).logits
+        return int(logits.flatten(2).sum(2).argmax() if logits.ndim == 4 else logits.argmax())
+    index = model.config.label2id.get(label, int(label) if label.isdecimal() else -1)
+    if not 0 <= index < model.config.num_labels:
+        raise ValueError(
+            f"--label must be a label of the model or an index below {model.config.num_labels}, got {label}."
+        )
+    return index
+
+
+def as_picture(pixel_values: torch.Tensor, processor: Any) -> np.ndarray:
+    """`(1, num_channels, height, width)`, normalized, as the image that it was, `(height, width, 3)` in [0, 1]."""
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (processor.image_mean, processor.image_std))
+    return (pixel_values[0] * std + mean).clamp(0, 1).permute(1, 2, 0).expand(-1, -1, 3).numpy()
+
+
+def draw_map(axes: Axes, picture: np.ndarray, values: torch.Tensor, stride: int, title: str) -> None:
+    """A map `(height, width)` over the picture, each of its values over the `stride x stride` pixels that it is of."""
+    draw_picture(axes, picture, title)
+    height, width = values.shape
+    image = axes.imshow(
+        values.numpy(),
+        extent=(-0.5, width * stride - 0.5, height * stride - 0.5, -0.5),
+        cmap="inferno",
+        alpha=0.6,
+        vmin=0,
+    )
+    # What windows or patches have beyond the picture is left out.
+    axes.set_xlim(-0.5, picture.shape[1] - 0.5)
+    axes.set_ylim(picture.shape[0] - 0.5, -0.5)
+    bar = axes.figure.colorbar(image, ax=axes, fraction=0.04)
+    bar.ax.tick_params(labelsize=7)
+
+
+def draw_picture(axes: Axes, picture: np.ndarray, title: str) -> None:
+    axes.imshow(picture)
+    axes.set_title(title, fontsize=9)
+    axes.set_axis_off()
+
+
+def draw_windows(axes: Axes, picture: np.ndarray, side: int) -> None:
+    """The borders of windows of `side` pixels."""
+    for row in range(side, picture.shape[0], side):
+        axes.axhline(row - 0.5, color="white", linewidth=0.6)
+    for column in range(side, picture.shape[1], side):
+        axes.axvline(column - 0.5, color="white", linewidth=0.6)
+
+
+def draw_stage(
+    picture: np.ndarray,
+    of_stage: list[LayerAttention],
+    shown: list[LayerAttention],
+    cam: torch.Tensor,
+    label: str,
+    query: tuple[int, int],
+) -> Figure:
+    """All maps of a stage: above, those of the whole image; below, those of one token."""
+    stage, stride = of_stage[0].stage, of_stage[0].stride
+    row, column = query
+    panel_height = 2.6 * picture.shape[0] / picture.shape[1] + 0.4
+    figure = Figure(figsize=(3.3 * (len(shown) + 2), 2 * panel_height + 0.4), layout="constrained")
+    grid = figure.subplots(2, len(shown) + 2)
+    draw_picture(grid[0, 0], picture, f"image, {picture.shape[0]} x {picture.shape[1]} pixels")
+    draw_map(grid[1, 0], picture, cam, stride, f"Grad-CAM: {label}")
+    for layer, (above, below) in zip(shown, grid.T[1:-1]):
+        kind = "GSA" if layer.window_size is None else "LSA"
+        for axes, weights, caption in (
+            (above, layer.received(), "received"),
+            (below, layer.from_query(row, column), f"from token {row}, {column}"),
+        ):
+            draw_map(
+                axes, picture, weights[0].mean(0), stride * layer.sr_ratio, f"layer {layer.layer}, {kind}: {caption}"
+            )
+            if layer.window_size is not None:
+                draw_windows(axes, picture, layer.window_size * stride)
+    rollout, rollout_of_query = attention_rollout(of_stage), attention_rollout(of_stage, query)
+    draw_map(grid[0, -1], picture, rollout[0], stride, "rollout: of the mean")
+    draw_map(grid[1, -1], picture, rollout_of_query[0], stride, f"rollout: of token {row}, {column}")
+    for axes in (grid[0, 0], *grid[1, 1:]):
+        axes.plot((column + 0.5) * stride - 0.5, (row + 0.5) * stride - 0.5, "x", color="cyan", markeredgewidth=2)
+    figure.suptitle(f"{stage}: {of_stage[0].grid[0]} x {of_stage[0].grid[1]} tokens of {stride} x {stride} pixels")
+    return figure
+
+
+def write_figures(arguments: AttentionMapsArguments) -> list[Path]:
+    if len(arguments.query) != 2 or not all(0 <= part < 1 for part in arguments.query):
+        raise ValueError(f"--query must be a row and a column in [0, 1), got {arguments.query}.")
+    model = load_model(arguments.model_name_or_path)
+    stage_names = model.config.stage_names[1:]
+    stages = arguments.stages or stage_names
+    if not set(stages) <= set(stage_names):
+        raise ValueError(f"--stages must be some of {', '.join(stage_names)}, got {', '.join(stages)}.")
+    processor = AutoImageProcessor.from_pretrained(arguments.model_name_or_path)
+    with PIL.Image.open(arguments.image) as image:
+        pixel_values = processor(image.convert("RGB"), return_tensors="pt")["pixel_values"]
+    label = choose_label(arguments.label, model, pixel_values)
+    layers = attention_maps(model, pixel_values)
+    # All of it is looked at before anything is written.
+    chosen = [choose_layers(layers, stage, arguments.layers) for stage in stages]
+    output_dir = Path(arguments.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for stage, (of_stage, shown) in zip(stages, chosen):
+        row, column = (int(part * side) for part, side in zip(arguments.query, of_stage[0].grid))
+        figure = draw_stage(
+            *(as_picture(pixel_values, processor), of_stage, shown),
+            *(grad_cam(model, pixel_values, label, stage)[0], model.config.id2label[label], (row, column)),
+        )
+        path = output_dir / f"{stage}.png"
+        figure.savefig(path.with_suffix(".tmp"), format="png", dpi=110)
+        path.with_suffix(".tmp").replace(path)
+        paths.append(path)
+    return paths
+
+
+def main() -> None:
+    # What transformers declares as `DataClassType` is not the type of a dataclass.
+    parser = HfArgumentParser(AttentionMapsArguments)  # type: ignore[arg-type]
+    (arguments,) = parser.parse_args_into_dataclasses()
+    try:
+        paths = write_figures(arguments)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    print(f"Look at {', '.join(str(path) for path in paths)}.")
+
+
+if __name__ == "__main__":
+    main()
