@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -184,7 +185,9 @@ def write_figures(arguments: AttentionMapsArguments) -> list[Path]:
         raise ValueError(f"--stages must be some of {', '.join(stage_names)}, got {', '.join(stages)}.")
     processor = AutoImageProcessor.from_pretrained(arguments.model_name_or_path)
     with PIL.Image.open(arguments.image) as image:
-        pixel_values = processor(image.convert("RGB"), return_tensors="pt")["pixel_values"]
+        pixel_values = processor(PIL.ImageOps.exif_transpose(image).convert("RGB"), return_tensors="pt")[
+            "pixel_values"
+        ]
     label = choose_label(arguments.label, model, pixel_values)
     layers = attention_maps(model, pixel_values)
     # All of it is looked at before anything is written.
