@@ -1,0 +1,141 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The nearest neighbours of a picture among the vectors that `extract_features.py` wrote, by cosine similarity.
+
+    python examples/feature_extraction/search_features.py --features outputs/features --query picture.png --top_k 5
+
+Prints them, nearest first, and draws them. One batch of vectors is held in memory at a time, however many there are.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow.parquet
+import torch
+from extract_features import SETTINGS_NAME, FeatureExtractor, Settings, read_image, write_whole
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from transformers import HfArgumentParser
+
+
+@dataclass
+class SearchArguments:
+    features: str = field(metadata={"help": "The --output_dir of extract_features.py."})
+    query: str = field(metadata={"help": "The picture whose neighbours are wanted."})
+    top_k: int = field(default=5, metadata={"help": "How many of them."})
+    contact_sheet: str = field(default="neighbours.png", metadata={"help": "Where they are drawn."})
+
+
+def read_settings(features: Path) -> Settings:
+    path = features / SETTINGS_NAME
+    if not path.exists():
+        raise ValueError(
+            f"--features must be a folder that extract_features.py wrote, {features} has no {SETTINGS_NAME}."
+        )
+    settings = Settings(**json.loads(path.read_text()))
+    if settings.features != ["pooled"]:
+        raise ValueError(f"{features} holds maps of {', '.join(settings.features)}: extract with --features pooled.")
+    return settings
+
+
+def find_shards(features: Path) -> list[Path]:
+    shards = sorted(features.glob("features-*-of-*.parquet"))
+    numbers = [re.fullmatch(r"features-(\d+)-of-(\d+)", shard.stem) for shard in shards]
+    expected = int(numbers[0][2]) if numbers and numbers[0] else None
+    if len(shards) != expected:
+        raise ValueError(
+            f"{features} has {len(shards)} of {expected or 'its'} files: run extract_features.py again, which goes on."
+        )
+    return shards
+
+
+def read_vectors(shards: list[Path], batch_size: int = 4096) -> Iterator[tuple[list[str], torch.Tensor]]:
+    """Paths and vectors `(batch_size, hidden_size)`, batch by batch."""
+    for shard in shards:
+        with pyarrow.parquet.ParquetFile(shard) as file:
+            for batch in file.iter_batches(batch_size):
+                vectors = torch.tensor(batch["feature"].flatten().to_numpy())
+                yield batch["path"].to_pylist(), vectors.unflatten(0, (batch.num_rows, -1))
+
+
+def nearest_neighbours(query: torch.Tensor, shards: list[Path], top_k: int) -> list[tuple[float, str]]:
+    """The `top_k` images most like the query `(hidden_size,)`, each with its cosine similarity; nearest first."""
+    best: list[tuple[float, str]] = []
+    for paths, vectors in read_vectors(shards):
+        similarities, indices = torch.cosine_similarity(query, vectors).topk(min(top_k, len(paths)))
+        best += [(similarity, paths[index]) for similarity, index in zip(similarities.tolist(), indices.tolist())]
+        best = sorted(best, key=lambda neighbour: (-neighbour[0], neighbour[1]))[:top_k]
+    return best
+
+
+def draw_contact_sheet(query: Path, input_dir: Path, neighbours: list[tuple[float, str]], path: Path) -> None:
+    """The query, and its neighbours with their similarities."""
+    num_columns = min(6, len(neighbours) + 1)
+    num_rows = -(-(len(neighbours) + 1) // num_columns)
+    figure = Figure(figsize=(2.2 * num_columns, 2.5 * num_rows), layout="constrained")
+    grid = figure.subplots(num_rows, num_columns, squeeze=False).flat
+    draw_image(grid[0], query, f"query: {query.name}")
+    for axes, (similarity, name) in zip(grid[1:], neighbours):
+        draw_image(axes, input_dir / name, f"{similarity:.4f}\n{name}")
+    for axes in grid:
+        axes.set_axis_off()
+    write_whole(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+
+
+def draw_image(axes: Axes, path: Path, title: str) -> None:
+    # The end of a long path says more than its beginning.
+    lines = [line if len(line) <= 28 else f"...{line[-25:]}" for line in title.splitlines()]
+    axes.set_title("\n".join(lines), fontsize=8)
+    try:
+        axes.imshow(read_image(path))
+    except OSError:
+        axes.text(0.5, 0.5, "no longer there", ha="center", va="center")
+
+
+def search_features(arguments: SearchArguments) -> list[tuple[float, str]]:
+    if arguments.top_k < 1:
+        raise ValueError(f"--top_k must be at least 1, got {arguments.top_k}.")
+    features, query = Path(arguments.features), Path(arguments.query)
+    settings, shards = read_settings(features), find_shards(features)
+    image = read_image(query)
+    extractor = FeatureExtractor(settings.model_name_or_path, settings.features)
+    if extractor.digest() != settings.model_digest:
+        raise ValueError(
+            f"{settings.model_name_or_path} has other weights or preprocessing than what made {features}: "
+            "extract them again."
+        )
+    neighbours = nearest_neighbours(extractor([image])[0]["pooled"], shards, arguments.top_k)
+    draw_contact_sheet(query, Path(settings.input_dir), neighbours, Path(arguments.contact_sheet))
+    return neighbours
+
+
+def main() -> None:
+    # What transformers declares as `DataClassType` is not the type of a dataclass.
+    parser = HfArgumentParser(SearchArguments)  # type: ignore[arg-type]
+    (arguments,) = parser.parse_args_into_dataclasses()
+    try:
+        neighbours = search_features(arguments)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    for similarity, path in neighbours:
+        print(f"{similarity:.4f}  {path}")
+    print(f"Look at {arguments.contact_sheet}.")
+
+
+if __name__ == "__main__":
+    main()

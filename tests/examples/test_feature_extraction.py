@@ -1,0 +1,294 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Features of scikit-learn's digits: equal to the model's own, whole after an interruption, and good for finding the like."""
+
+import json
+import sys
+from pathlib import Path
+
+import extract_features
+import numpy as np
+import pyarrow.parquet
+import pytest
+import search_features
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+from sklearn.datasets import load_digits
+from sklearn.neighbors import NearestNeighbors
+from testing_utils import randomize, tiny_config
+
+from hf_twins import TwinsBackbone, TwinsForImageClassification, TwinsImageProcessor, TwinsModel
+
+
+NUM_IMAGES = 60
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Path:
+    """A tiny model, and a folder of digits named by their label, the last one in a sub-folder."""
+    folder = tmp_path_factory.mktemp("features")
+    torch.manual_seed(0)
+    randomize(TwinsForImageClassification(tiny_config("pcpvt"))).save_pretrained(folder / "model")
+    TwinsImageProcessor(size={"height": 16, "width": 16}, do_center_crop=False).save_pretrained(folder / "model")
+    digits = load_digits()
+    for index, (pixels, digit) in enumerate(zip(digits.images[:NUM_IMAGES], digits.target)):
+        path = (
+            folder / "images" / f"{index:02}_{digit}.png" if index < NUM_IMAGES - 1 else folder / "images/z/last.png"
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((pixels * 255 / 16).astype(np.uint8)).save(path)
+    (folder / "images/notes.txt").write_text("no image")
+    return folder
+
+
+@pytest.fixture
+def extract(workplace, monkeypatch, tmp_path):
+    """Run `extract_features.py` with the options given, in an empty folder, to the folder `features` in it."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*options: str) -> list[str]:
+        paths = ["--model_name_or_path", str(workplace / "model"), "--input_dir", str(workplace / "images")]
+        monkeypatch.setattr(
+            sys, "argv", ["extract_features.py", *paths, "--output_dir", "features", "--batch_size", "8", *options]
+        )
+        extract_features.main()
+        return sorted(path.name for path in Path("features").glob("*"))
+
+    return run
+
+
+@pytest.fixture
+def search(monkeypatch, capsys):
+    def run(query: Path, *options: str) -> list[str]:
+        monkeypatch.setattr(
+            sys, "argv", ["search_features.py", "--features", "features", "--query", str(query), *options]
+        )
+        capsys.readouterr()
+        search_features.main()
+        return capsys.readouterr().out.splitlines()
+
+    return run
+
+
+def own_inputs(workplace: Path, path: str) -> torch.Tensor:
+    processor = TwinsImageProcessor.from_pretrained(workplace / "model")
+    return processor(Image.open(workplace / "images" / path).convert("RGB"), return_tensors="pt")["pixel_values"]
+
+
+def read_features(folder: Path) -> tuple[list[str], np.ndarray]:
+    table = pyarrow.concat_tables([pyarrow.parquet.read_table(shard) for shard in sorted(folder.glob("*.parquet"))])
+    return table["path"].to_pylist(), np.array(table["feature"].to_pylist(), dtype=np.float32)
+
+
+def test_pooled_features_equal_the_models_own(workplace, extract, capsys):
+    assert extract("--shard_size", "25") == [
+        *(f"features-0000{number}-of-00003.parquet" for number in (1, 2, 3)),
+        "settings.json",
+    ]
+    assert "60 of 60 images have their features in features." in capsys.readouterr().out
+    schema = pyarrow.parquet.read_schema("features/features-00003-of-00003.parquet")
+    assert schema.field("path").type == pyarrow.string()
+    assert schema.field("feature").type == pyarrow.list_(pyarrow.field("element", pyarrow.float32()), 48)
+    paths, features = read_features(Path("features"))
+    assert paths == sorted(paths)
+    assert len(paths) == NUM_IMAGES
+    assert paths[-1] == "z/last.png"
+    model = TwinsModel.from_pretrained(workplace / "model").eval()
+    for index in (0, 30, 59):
+        with torch.no_grad():
+            expected = model(own_inputs(workplace, paths[index])).pooler_output[0]
+        np.testing.assert_allclose(features[index], expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_feature_maps_equal_the_backbones(workplace, extract):
+    names = extract("--features", "stage1", "stage3", "--shard_size", "32")
+    shards = [f"features-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    assert names == [*shards, "features.safetensors.index.json", "settings.json"]
+    weight_map = json.loads(Path("features/features.safetensors.index.json").read_text())["weight_map"]
+    assert len(weight_map) == 2 * NUM_IMAGES
+    backbone = TwinsBackbone.from_pretrained(workplace / "model", out_features=["stage1", "stage3"]).eval()
+    with torch.no_grad():
+        first, third = backbone(own_inputs(workplace, "z/last.png")).feature_maps
+    with safe_open(f"features/{weight_map['z/last.png/stage1']}", framework="pt") as tensors:
+        assert tensors.get_tensor("z/last.png/stage1").shape == (16, 8, 8)
+        torch.testing.assert_close(tensors.get_tensor("z/last.png/stage1"), first[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(tensors.get_tensor("z/last.png/stage3"), third[0], rtol=1e-4, atol=1e-5)
+        assert tensors.get_tensor("z/last.png/stage3").shape == (48, 2, 2)
+
+
+def test_images_of_different_sizes_have_features_of_their_own(workplace, tmp_path, extract):
+    model, images = tmp_path / "model", tmp_path / "images"
+    TwinsForImageClassification.from_pretrained(workplace / "model").save_pretrained(model)
+    TwinsImageProcessor(do_resize=False, do_center_crop=False).save_pretrained(model)
+    images.mkdir()
+    for name, size in (("a", (8, 8)), ("b", (20, 11)), ("c", (20, 11)), ("d", (8, 8))):
+        Image.effect_noise(size, 80).save(images / f"{name}.png")
+    extract("--model_name_or_path", str(model), "--input_dir", str(images), "--features", "stage1")
+    maps = load_file("features/features-00001-of-00001.safetensors")
+    assert {name: tuple(value.shape[1:]) for name, value in maps.items()} == {
+        "a.png/stage1": (4, 4),
+        "b.png/stage1": (5, 10),
+        "c.png/stage1": (5, 10),
+        "d.png/stage1": (4, 4),
+    }
+    assert not torch.equal(maps["b.png/stage1"], maps["c.png/stage1"])
+
+
+def test_an_interrupted_extraction_goes_on(workplace, extract, monkeypatch):
+    """Killed after a file and amid the next one, it leaves neither half a file nor anything to be done again."""
+    write_table = pyarrow.parquet.write_table
+    num_written = 0
+
+    def write_and_die(table, path):
+        nonlocal num_written
+        if num_written == 1:
+            path.write_bytes(b"PAR1 and no more")
+            raise KeyboardInterrupt
+        num_written += 1
+        write_table(table, path)
+
+    with monkeypatch.context() as context:
+        context.setattr(pyarrow.parquet, "write_table", write_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            extract("--shard_size", "25")
+    first = Path("features/features-00001-of-00003.parquet")
+    assert [path.name for path in Path("features").glob("*.parquet")] == [first.name]
+    before = first.stat().st_mtime_ns
+    assert len(extract("--shard_size", "25")) == 4
+    assert first.stat().st_mtime_ns == before
+    resumed = read_features(Path("features"))
+    extract("--shard_size", "25", "--output_dir", "again")
+    uninterrupted = read_features(Path("again"))
+    assert resumed[0] == uninterrupted[0]
+    assert np.array_equal(resumed[1], uninterrupted[1])
+
+
+def test_corrupt_images_are_counted_named_and_left_out(workplace, tmp_path, extract, capsys):
+    images = tmp_path / "images"
+    (images / "sub").mkdir(parents=True)
+    whole = (workplace / "images/z/last.png").read_bytes()
+    (images / "a.png").write_bytes(whole)
+    (images / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (images / "sub/empty.jpg").write_bytes(b"")
+    for features, shard in (("pooled", "1-of-00003.parquet"), ("stage2", "1-of-00003.safetensors")):
+        options = ["--input_dir", str(images), "--shard_size", "1", "--features", features, "--output_dir", features]
+        for _ in range(2):
+            extract(*options)
+            printed = capsys.readouterr()
+            assert "1 of 3 images have their features in" in printed.out
+            assert "Left out, because they cannot be decoded, 2: cut.png, sub/empty.jpg." in printed.out
+        assert Path(f"{features}/features-0000{shard}").exists()
+
+
+def test_neighbours_are_those_of_scikit_learn(workplace, extract, search):
+    extract("--shard_size", "7")
+    paths, features = read_features(Path("features"))
+    reference = NearestNeighbors(n_neighbors=9, metric="cosine").fit(features)
+    for index in (3, 58):
+        printed = search(workplace / "images" / paths[index], "--top_k", "9")
+        distances, indices = reference.kneighbors(features[index : index + 1])
+        assert [line.split(maxsplit=1)[1] for line in printed[:-1]] == [paths[other] for other in indices[0]]
+        similarities = [float(line.split()[0]) for line in printed[:-1]]
+        np.testing.assert_allclose(similarities, 1 - distances[0], atol=1e-4)
+        assert printed[0] == f"1.0000  {paths[index]}"
+    assert printed[-1] == "Look at neighbours.png."
+    sheet = np.asarray(Image.open("neighbours.png").convert("L"))
+    assert sheet.shape[1] > sheet.shape[0] > 400
+    assert sheet.std() > 20
+
+
+def test_most_nearest_neighbours_have_the_same_label(extract):
+    """Even of random weights: by chance it would be a tenth."""
+    extract()
+    paths, features = read_features(Path("features"))
+    shards = search_features.find_shards(Path("features"))
+    same = []
+    for path, feature in zip(paths[:-1], features):
+        neighbours = search_features.nearest_neighbours(torch.tensor(feature), shards, top_k=2)
+        assert neighbours[0][1] == path
+        same.append(neighbours[1][1][3] == path[3])
+    assert np.mean(same) > 0.5
+
+
+def test_a_neighbour_that_is_gone_is_said_to_be(workplace, tmp_path, extract, search):
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in ("a.png", "b.png"):
+        (images / name).write_bytes((workplace / "images/z/last.png").read_bytes())
+    extract("--input_dir", str(images))
+    (images / "b.png").unlink()
+    printed = search(images / "a.png")
+    assert [line.split()[1] for line in printed[:-1]] == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model_name_or_path", "not-here"], "error: cannot load the model not-here"),
+        (["--input_dir", "not-here"], "--input_dir must be a folder of images, not-here is none"),
+        (["--input_dir", "."], "--input_dir must be a folder of images, . has none"),
+        (
+            ["--features", "pooled", "stage1"],
+            "--features must be pooled, or stages in their order .*'pooled', 'stage1'",
+        ),
+        (["--features", "stage2", "stage1"], "--features must be pooled, or stages in their order"),
+        (["--features", "stage4"], "stage4"),
+        (["--shard_size", "0"], "--shard_size must be at least 1, got 0"),
+        (["--batch_size", "-1"], "--batch_size must be at least 1, got -1"),
+    ],
+    ids=["model", "folder", "empty", "mixed", "order", "stage", "shard size", "batch size"],
+)
+def test_extraction_names_bad_input_without_a_traceback(extract, options, message):
+    with pytest.raises(SystemExit, match=message):
+        extract(*options)
+    assert not Path("features").exists()
+
+
+def test_features_of_other_settings_are_not_mixed(workplace, tmp_path, extract, search):
+    extract()
+    with pytest.raises(SystemExit, match="made with other shard_size: give another --output_dir"):
+        extract("--shard_size", "10")
+    model = tmp_path / "model"
+    torch.manual_seed(1)
+    randomize(TwinsForImageClassification(tiny_config("pcpvt"))).save_pretrained(model)
+    TwinsImageProcessor(size={"height": 16, "width": 16}, do_center_crop=False).save_pretrained(model)
+    with pytest.raises(SystemExit, match="made with other model_name_or_path, model_digest: give"):
+        extract("--model_name_or_path", str(model))
+    extract("--model_name_or_path", str(model), "--output_dir", "features2")
+    randomize(TwinsForImageClassification(tiny_config("pcpvt"))).save_pretrained(model)
+    with pytest.raises(SystemExit, match="has other weights or preprocessing than what made features2"):
+        search(workplace / "images/z/last.png", "--features", "features2")
+
+
+def test_search_names_bad_input_without_a_traceback(workplace, extract, search):
+    query = workplace / "images/z/last.png"
+    with pytest.raises(SystemExit, match=r"features has no settings\.json"):
+        search(query)
+    extract("--shard_size", "25")
+    for options, message in (
+        (["--top_k", "0"], "--top_k must be at least 1, got 0"),
+        (["--query", "not-here.png"], "error: .*not-here.png"),
+        (["--query", "features/settings.json"], "error: cannot identify image file"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            search(query, *options)
+    Path("features/features-00002-of-00003.parquet").unlink()
+    with pytest.raises(SystemExit, match=r"features has 2 of 3 files: run extract_features\.py again"):
+        search(query)
+    extract("--features", "stage1", "--output_dir", "maps")
+    with pytest.raises(SystemExit, match="maps holds maps of stage1: extract with --features pooled"):
+        search(query, "--features", "maps")
+    assert not Path("neighbours.png").exists()
