@@ -70,7 +70,7 @@ def test_figures_of_other_models(draw_maps, model):
 
 
 def test_figures_of_chosen_stages_layers_token_and_label(draw_maps):
-    options = ["--stages", "stage2", "--layers", "0", "1", "2", "--query", "0", "0.99"]
+    options = ["--stages", "stage2", "--layers", "2", "--query", "0", "0.99"]
     assert draw_maps("svt", *options, "--label", "LABEL_3") == ["stage2.png"]
     by_name = Image.open("maps/stage2.png").tobytes()
     draw_maps("svt", *options, "--label", "3")
