@@ -66,6 +66,9 @@ def load_images(arguments: DataArguments, seed: int) -> dict[str, Any]:
     """
     splits = {name: with_columns(split, arguments) for name, split in load_splits(arguments).items()}
     splits = with_label_names(splits, arguments)
+    names = splits["train"].features["label"].names
+    if len(names) < 2:
+        raise ValueError(f"There must be two labels to tell apart, got {', '.join(names)} alone.")
     if "validation" not in splits:
         held_out = splits["train"].train_test_split(arguments.train_val_split, stratify_by_column="label", seed=seed)
         splits = {"train": held_out["train"], "validation": held_out["test"]}
@@ -114,7 +117,8 @@ def load_folder(folder: str, streaming: bool = False) -> Any:
         files = sorted(str(file) for file in Path(folder).glob(pattern))
         if files:
             return load_dataset(builder, data_files={"train": files}, split="train", streaming=streaming)
-    return load_dataset("imagefolder", data_dir=folder, split="train", streaming=streaming)
+    # Else it would take a single sub-folder for no label.
+    return load_dataset("imagefolder", data_dir=folder, split="train", streaming=streaming, drop_labels=False)
 
 
 def with_columns(split: Any, arguments: DataArguments) -> Any:

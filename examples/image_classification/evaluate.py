@@ -174,7 +174,9 @@ def label_numbers(names: Sequence[str], id2label: dict[int, str]) -> list[int]:
         return [imagenet_number(name) for name in names]
     if all(name.isdecimal() and int(name) < len(id2label) for name in names):
         return [int(name) for name in names]
-    unknown = [name for name in names if name.lower() not in numbers]
+    unknown = [
+        name for name in names if name.lower() not in numbers and not (name.isdecimal() and int(name) < len(id2label))
+    ]
     raise ValueError(
         f"{len(unknown)} labels of the data set are none of the model's, such as {unknown[0]}: sub-folders must have the "
         f"names of the model's labels, such as {id2label[0]}, their numbers, or ImageNet's WordNet ids."

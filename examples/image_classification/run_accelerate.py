@@ -34,7 +34,6 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_scheduler
-from transformers.hf_argparser import HfArg
 
 from hf_twins import parameter_groups
 
@@ -99,8 +98,9 @@ class LoopArguments:
     mixed_precision: str | None = field(
         default=None, metadata={"help": "no, fp16 or bf16; accelerate's if not given."}
     )
-    activation_checkpointing: bool = HfArg(
-        default=False, aliases=["--gradient_checkpointing"], help="Compute activations twice, to save memory."
+    activation_checkpointing: bool = field(
+        default=False,
+        metadata={"aliases": ["--gradient_checkpointing"], "help": "Compute activations twice, to save memory."},
     )
     torch_compile: bool = field(default=False, metadata={"help": "Compile the model."})
     dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that prepare images."})

@@ -343,9 +343,9 @@ def test_accumulated_and_checkpointed_batches_give_the_same_losses(script, digit
 @pytest.mark.parametrize("tracker", ["tensorboard", "trackio"])
 def test_tracker_is_told(tracker, script, digits, start, tmp_path, monkeypatch):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
-    monkeypatch.setenv("TRACKIO_PROJECT", f"run-of-{script}")
     arguments = plain_options(digits, start, tmp_path / f"run-of-{script}")
-    quietly(script, [*arguments, "--report_to", tracker, "--num_train_epochs", "1"])
+    project = ["--project", "run-of-trainer"] if script == "trainer" else []
+    quietly(script, [*arguments, "--report_to", tracker, "--num_train_epochs", "1", *project])
     if tracker == "tensorboard":
         written = list(tmp_path.rglob("*tfevents*"))
     else:
@@ -513,6 +513,12 @@ def test_label_names_are_given_by_a_file(tmp_path):
     images = load_images(arguments, seed=0)
     assert images["train"].features["label"].names == ["ant", "bee", "cat", "dog"]
     assert images["train"]["label"][:] == [0, 1, 2, 0, 1, 2]
+
+
+def test_single_label_is_nothing_to_learn(tmp_path):
+    folder = write_images(tmp_path / "images", {"cat": 4})
+    with pytest.raises(ValueError, match="There must be two labels to tell apart, got cat alone"):
+        load_images(DataArguments(train_dir=str(folder)), seed=0)
 
 
 def test_evaluation_labels_that_training_lacks_are_named(tmp_path):

@@ -1,0 +1,236 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Every image is predicted exactly once, wherever it comes from and however often the script was stopped."""
+
+import io
+import json
+import os
+import random
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import batch_predict
+import psutil
+import pyarrow.parquet
+import pytest
+import torch
+from classification_utils import digit_pictures, write_digit_folder, write_parquet
+from filelock import FileLock
+from PIL import Image
+
+from hf_twins import TwinsForImageClassification, TwinsImageProcessor
+
+
+pytestmark = pytest.mark.usefixtures("one_process")
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """35 digits, one file that is no picture though it is called one, and one that is called nothing of the kind."""
+    folder = write_digit_folder(tmp_path / "digits", 35)
+    (folder / "3" / "broken.jpg").write_text("no picture")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def command(start: object, source: object, output: object, *more: object) -> list[str]:
+    arguments = ["--model_name_or_path", start, "--input_dir", source, "--output_dir", output, "--shard_size", 10]
+    return [str(argument) for argument in [*arguments, "--dataloader_num_workers", 0, *more]]
+
+
+def read(output: Path) -> list[dict]:
+    return [row for file in sorted(output.glob("*.parquet")) for row in pyarrow.parquet.read_table(file).to_pylist()]
+
+
+def test_predictions_are_the_models(start, folder, tmp_path, capsys):
+    summary = batch_predict.main(command(start, folder, tmp_path / "out", "--top_k", 3))
+    rows = read(tmp_path / "out")
+    files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.suffix in (".png", ".jpg"))
+    assert [row["path"] for row in rows] == files
+    assert len(list((tmp_path / "out").glob("*.parquet"))) == 4
+    assert summary == {"images": 36, "errors": 1}
+    assert "36 images in 4 files" in capsys.readouterr().out
+    model = TwinsForImageClassification.from_pretrained(start).eval()
+    processor = TwinsImageProcessor.from_pretrained(start)
+    for row in rows:
+        if row["path"].endswith(".jpg"):
+            assert row["error"] == "cannot be decoded"
+            assert row["label"] is row["score"] is row["labels"] is None
+            continue
+        with torch.no_grad():
+            logits = model(**processor(Image.open(folder / row["path"]).convert("RGB"), return_tensors="pt")).logits
+        scores, numbers = logits.softmax(-1)[0].topk(3)
+        assert row["labels"] == [model.config.id2label[number] for number in numbers.tolist()]
+        assert row["scores"] == pytest.approx(scores.tolist(), abs=1e-5)
+        assert (row["label"], row["score"]) == (row["labels"][0], row["scores"][0])
+        assert row["error"] is None
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet", "data set"])
+def test_other_sources_give_the_same_predictions(kind, start, tmp_path):
+    pictures, labels = (values[:23] for values in digit_pictures())
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for index, picture in enumerate(pictures):
+        picture.save(folder / f"{index:02}.png")
+    batch_predict.main(command(start, folder, tmp_path / "expected"))
+    expected = [(row["label"], pytest.approx(row["score"], abs=1e-6)) for row in read(tmp_path / "expected")]
+
+    source = tmp_path / "source"
+    source.mkdir()
+    if kind == "tar":
+        for name, part in (("a.tar", pictures[:12]), ("b.tar", pictures[12:])):
+            with tarfile.open(source / name, "w") as archive:
+                for index, picture in enumerate(part):
+                    for suffix, content in ((".png", png(picture)), (".cls", b"0")):
+                        member = tarfile.TarInfo(f"{index:03}{suffix}")
+                        member.size = len(content)
+                        archive.addfile(member, io.BytesIO(content))
+        names = [f"a.tar/{index:03}.png" for index in range(12)] + [f"b.tar/{index:03}.png" for index in range(11)]
+    else:
+        write_parquet(source, pictures, labels)
+        names = [f"train{'.parquet' if kind == 'parquet' else ''}#{index}" for index in range(23)]
+    if kind == "parquet":
+        table = pyarrow.parquet.read_table(source / "train.parquet")
+        pyarrow.parquet.write_table(table, source / "train.parquet", row_group_size=4)
+    arguments = command(start, source, tmp_path / "out")
+    if kind == "data set":
+        arguments[2] = "--dataset_name"
+    batch_predict.main(arguments)
+    rows = read(tmp_path / "out")
+    assert [row["path"] for row in rows] == names
+    assert [(row["label"], row["score"]) for row in rows] == expected
+    # Row groups of four: shards of twelve, that is, at least ten.
+    assert len(list((tmp_path / "out").glob("*.parquet"))) == {"tar": 2, "parquet": 2, "data set": 3}[kind]
+
+
+def png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def test_workers_divide_a_shard(start, folder, tmp_path):
+    batch_predict.main(command(start, folder, tmp_path / "one", "--shard_size", 100))
+    more = ["--dataloader_num_workers", 2, "--shard_size", 100, "--per_device_eval_batch_size", 4]
+    batch_predict.main(command(start, folder, tmp_path / "two", *more))
+    assert [row["path"] for row in read(tmp_path / "one")] == [row["path"] for row in read(tmp_path / "two")]
+    assert [row["label"] for row in read(tmp_path / "one")] == [row["label"] for row in read(tmp_path / "two")]
+
+
+def test_only_what_is_missing_is_done_again(start, folder, tmp_path):
+    output = tmp_path / "out"
+    batch_predict.main(command(start, folder, output))
+    expected = read(output)
+    files = sorted(output.glob("*.parquet"))
+    times = {file: file.stat().st_mtime_ns for file in files}
+    files[1].unlink()
+    files[2].with_name(f"{files[2].name}.partial").write_bytes(b"half")
+    files[2].unlink()
+    batch_predict.main(command(start, folder, output))
+    assert read(output) == expected
+    assert not list(output.glob("*.partial"))
+    for file in (files[0], files[3]):
+        assert file.stat().st_mtime_ns == times[file]
+
+
+def test_predictions_of_something_else_are_not_mixed_in(start, folder, tmp_path):
+    output = tmp_path / "out"
+    batch_predict.main(command(start, folder, output))
+    with pytest.raises(SystemExit, match="holds predictions with other shard_size, images: give another --output_dir"):
+        batch_predict.main(command(start, folder, output, "--shard_size", 7))
+    (folder / "new.png").write_bytes((folder / "3" / "003.png").read_bytes())
+    with pytest.raises(SystemExit, match="holds predictions with other images"):
+        batch_predict.main(command(start, folder, output))
+
+
+def test_output_of_a_running_script_is_left_alone(start, folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    with (
+        FileLock(tmp_path / "out" / "lock"),
+        pytest.raises(SystemExit, match=r"Another run writes to .*out: wait for it, or give another --output_dir"),
+    ):
+        batch_predict.main(command(start, folder, tmp_path / "out"))
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["lock"]
+
+
+def test_wrong_input_is_named(start, folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for source, more, message in (
+        (
+            tmp_path / "missing",
+            [],
+            "--input_dir must be a folder of images, of .parquet or of .tar files, got .*missing",
+        ),
+        (tmp_path / "empty", [], "empty has no images, no .parquet and no .tar files"),
+        (folder, ["--shard_size", 0], "--shard_size must be at least 1, got 0"),
+        (folder, ["--dataset_name", folder], "Give either --input_dir or --dataset_name"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            batch_predict.main(command(start, source, tmp_path / "out", *more))
+    write_parquet(tmp_path / "tables", *(values[:4] for values in digit_pictures()))
+    with pytest.raises(SystemExit, match="--image_column_name must be one of picture, digit, got photo"):
+        batch_predict.main(command(start, tmp_path / "tables", tmp_path / "out", "--image_column_name", "photo"))
+
+
+def test_names_that_are_no_text_are_kept(start, folder, tmp_path):
+    (folder / "3" / "003.png").rename(folder / "3" / os.fsdecode(b"\xff.png"))
+    batch_predict.main(command(start, folder, tmp_path / "out"))
+    assert "3/\\xff.png" in [row["path"] for row in read(tmp_path / "out")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_again_and_again_every_image_is_predicted_exactly_once(processes, start, tmp_path):
+    folder = write_digit_folder(tmp_path / "digits", 400)
+    output = tmp_path / "out"
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    arguments = command(start, folder, output, "--shard_size", 8)
+
+    def begin() -> subprocess.Popen:
+        return subprocess.Popen(
+            [*launcher, batch_predict.__file__, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            text=True,
+        )
+
+    random.seed(processes)
+    for _ in range(3):
+        process = begin()
+        before = len(list(output.glob("*.parquet")))
+        while len(list(output.glob("*.parquet"))) == before and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.3))
+        # torchrun's workers outlive it.
+        everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        for one in everyone:
+            one.kill()
+        psutil.wait_procs(everyone)
+        process.communicate()
+    assert 3 <= len(list(output.glob("*.parquet"))) < 50
+    process = begin()
+    printed, _ = process.communicate()
+    assert process.returncode == 0
+    assert "400 images in 50 files" in printed
+    paths = [row["path"] for row in read(output)]
+    assert sorted(paths) == sorted(str(file.relative_to(folder)) for file in folder.rglob("*.png"))
+    assert not list(output.glob("*.partial"))
+    assert json.loads((output / "settings.json").read_text())["shard_size"] == 8

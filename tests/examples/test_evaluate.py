@@ -1,0 +1,144 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Accuracies are those of the model on the images, beside what was published for it."""
+
+import json
+
+import evaluate
+import pytest
+import torch
+from classification_utils import write_digit_folder
+from PIL import Image
+
+from hf_twins import (
+    TWINS_VARIANTS,
+    TwinsConfig,
+    TwinsForImageClassification,
+    TwinsImageProcessor,
+)
+
+
+pytestmark = pytest.mark.usefixtures("one_process")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_digit_folder(tmp_path / "digits", 37)
+
+
+def run(start, folder, *more: object) -> dict:
+    arguments = ["--model_name_or_path", start, "--dataset_dir", folder, "--dataloader_num_workers", 0, *more]
+    return evaluate.main([str(argument) for argument in arguments])
+
+
+def test_accuracy_is_that_of_every_single_image(start, folder, tmp_path, capsys):
+    (folder / "3" / "half.png").write_bytes(next((folder / "3").iterdir()).read_bytes()[:60])
+    results = run(start, folder, "--per_device_eval_batch_size", 8, "--output_dir", tmp_path / "results")
+    model = TwinsForImageClassification.from_pretrained(start).eval()
+    processor = TwinsImageProcessor.from_pretrained(start)
+    ranks = []
+    for file in sorted(folder.rglob("*.png")):
+        if file.name != "half.png":
+            with torch.no_grad():
+                logits = model(**processor(Image.open(file).convert("RGB"), return_tensors="pt")).logits[0]
+            ranks.append(logits.argsort(descending=True).tolist().index(int(file.parent.name)))
+    assert len(ranks) == 37
+    assert results["eval_accuracy"] == sum(rank == 0 for rank in ranks) / 37
+    assert results["eval_top5_accuracy"] == sum(rank < 5 for rank in ranks) / 37
+    assert results["corrupt_images"] == 1
+    assert json.loads((tmp_path / "results" / "all_results.json").read_text()) == results
+    printed = capsys.readouterr().out
+    assert f"| measured | {100 * results['eval_accuracy']:.2f} |" in printed
+    assert "37 images (resized to 18, crop 16 x 16; float32)" in printed
+    assert "1 images cannot be decoded and are not among them" in printed
+    assert "published" not in printed
+
+
+def test_labels_are_found_by_name_number_and_wordnet_id():
+    labels = {0: "tench, Tinca tinca", 1: "Goldfish", 2: "shark"}
+    assert evaluate.label_numbers(["goldfish", "shark"], labels) == [1, 2]
+    assert evaluate.label_numbers(["0", "2"], labels) == [0, 2]
+    with pytest.raises(ValueError, match="1 labels of the data set are none of the model's, such as cow: sub-folders"):
+        evaluate.label_numbers(["cow", "shark"], labels)
+    with pytest.raises(ValueError, match="1 labels of the data set are none of the model's, such as 7"):
+        evaluate.label_numbers(["1", "7"], labels)
+    imagenet = dict(enumerate(TwinsConfig(num_labels=1000).id2label.values()))
+    synsets = [f"n{10_000_000 + 37 * index:08}" for index in range(1000)]
+    assert evaluate.label_numbers(synsets, imagenet) == list(range(1000))
+    # The tench, the first class, and a toilet tissue, the last; in any order.
+    assert evaluate.label_numbers(["n15075141", "n01440764"], imagenet) == [999, 0]
+    with pytest.raises(ValueError, match="n00000001 is none of ImageNet-1k's classes"):
+        evaluate.label_numbers(["n00000001"], imagenet)
+
+
+def test_labels_in_another_order_than_the_models_are_matched(start, folder, tmp_path):
+    expected = run(start, folder)["eval_accuracy"]
+    model = TwinsForImageClassification.from_pretrained(start)
+    model.config.id2label = {number: f"digit {number}" for number in range(10)}
+    model.save_pretrained(tmp_path / "renamed")
+    TwinsImageProcessor.from_pretrained(start).save_pretrained(tmp_path / "renamed")
+    for name in sorted(path.name for path in folder.iterdir()):
+        # Sorted, the folders' names are in another order than the labels.
+        (folder / name).rename(folder / f"Digit {name}")
+    assert run(tmp_path / "renamed", folder)["eval_accuracy"] == expected
+
+
+@pytest.mark.parametrize("name", TWINS_VARIANTS)
+def test_published_accuracy_is_that_of_the_way_it_was_measured(name):
+    with torch.device("meta"):
+        model = TwinsForImageClassification(TwinsConfig.from_variant(name))
+        other = TwinsForImageClassification(TwinsConfig.from_variant(name, num_labels=10))
+    authors, timm = (evaluate.with_protocol(None, protocol) for protocol in ("authors", "timm"))
+    assert evaluate.published_accuracy(model, authors) == TWINS_VARIANTS[name].imagenet_top1 / 100
+    assert evaluate.published_accuracy(model, timm) == TWINS_VARIANTS[name].imagenet_top1_timm / 100
+    assert evaluate.published_accuracy(other, authors) is None
+    assert (authors.size.shortest_edge, authors.crop_size.height) == (256, 224)
+    assert (timm.size.shortest_edge, timm.crop_size.height) == (248, 224)
+
+
+@pytest.mark.parametrize(("measured", "differs"), [(0.8161, False), (0.8179, False), (0.8155, True), (0.5, True)])
+def test_more_than_a_tenth_of_a_point_is_said(measured, differs):
+    results = {
+        "eval_accuracy": measured,
+        "eval_top5_accuracy": 0.95,
+        "published_accuracy": 0.817,
+        "images": 50_000,
+        "corrupt_images": 0,
+        "images_per_second": 123.4,
+        "processes": 2,
+        "device": "cpu",
+        "precision": "bf16",
+        "preprocessing": "resized to 256, crop 224 x 224",
+    }
+    text = evaluate.report(results)
+    assert "| published | 81.70 |" in text
+    assert "123.4 images/s in 2 process(es) on cpu" in text
+    assert ("more than 0.1" in text) == differs
+
+
+def test_wrong_options_are_named(start, folder, tmp_path):
+    for arguments, message in (
+        (["--dataset_dir", str(folder)], "Give --model_name_or_path"),
+        (["--model_name_or_path", str(start)], "Give either --dataset_dir or --dataset_name"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            evaluate.main(arguments)
+    with pytest.raises(SystemExit, match="--protocol must be checkpoint, authors or timm, got best"):
+        run(start, folder, "--protocol", "best")
+    with pytest.raises(SystemExit, match="missing must be a folder"):
+        run(start, tmp_path / "missing")
+    (tmp_path / "broken" / "1").mkdir(parents=True)
+    (tmp_path / "broken" / "1" / "a.png").write_text("no picture")
+    with pytest.raises(SystemExit, match="No image of the data set can be used"):
+        run(start, tmp_path / "broken")
