@@ -23,6 +23,7 @@ import evaluate
 import pytest
 import run_accelerate
 import run_trainer
+import sharded_training
 import yaml
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.commands.config.config_args import load_config_from_file
@@ -46,7 +47,9 @@ def test_launch_configuration_is_valid(file):
     # accelerate takes any key and value in these, so each is given to the parser of its command line.
     for section in ("fsdp_config", "deepspeed_config"):
         for name, value in (getattr(config, section) or {}).items():
-            given = parser.parse_args([f"--{name}", str(value).lower() if isinstance(value, bool) else str(value), "a"])
+            given = parser.parse_args(
+                [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value), "a"]
+            )
             assert name in given.nondefault or hasattr(given, name), name
     assert yaml.safe_load(file.read_text())["mixed_precision"] in ("no", "bf16")
 
@@ -81,7 +84,15 @@ def run(launcher: list[str], script: object, arguments: list[str], output: Path 
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 TWO_CPUS = next(file for file in CONFIGS if file.stem == "cpu_2_processes")
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(TWO_CPUS), "--main_process_port", "0"]
+LAUNCH = [
+    sys.executable,
+    "-m",
+    "accelerate.commands.launch",
+    "--config_file",
+    str(TWO_CPUS),
+    "--main_process_port",
+    "0",
+]
 
 
 @pytest.mark.slow
@@ -108,7 +119,14 @@ def test_two_processes_learn_what_one_learns(script, launcher, digits, start, tm
 @pytest.mark.usefixtures("one_process")
 def test_two_processes_evaluate_what_one_evaluates(start, tmp_path):
     folder = write_digit_folder(tmp_path / "digits", 37)
-    arguments = ["--model_name_or_path", str(start), "--dataset_dir", str(folder), "--output_dir", str(tmp_path / "out")]
+    arguments = [
+        "--model_name_or_path",
+        str(start),
+        "--dataset_dir",
+        str(folder),
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
     expected = evaluate.main([*arguments, "--dataloader_num_workers", "0"])
     run(TORCHRUN, evaluate.__file__, [*arguments, "--per_device_eval_batch_size", "4"])
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
@@ -117,52 +135,21 @@ def test_two_processes_evaluate_what_one_evaluates(start, tmp_path):
         assert results[name] == expected[name]
 
 
-SHARDED_TRAINING = '''
-"""Train with the weights sharded over the processes as the model's plan says, and print the losses."""
-
-import fnmatch
-import sys
-
-import torch
-from testing_utils import randomize, tiny_config
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
-
-from hf_twins import TwinsForImageClassification, parameter_groups
-
-torch.manual_seed(0)
-model = randomize(TwinsForImageClassification(tiny_config(sys.argv[1]))).train()
-rank, size = 0, 1
-if "--sharded" in sys.argv:
-    mesh = init_device_mesh("cpu", (2,))
-    rank, size = mesh.get_rank(), 2
-    modules = dict(model.named_modules())
-    planned = [name for name in modules if any(fnmatch.fnmatch(name, pattern) for pattern in model.fsdp_plan)]
-    for name in planned:
-        fully_shard(modules[name], mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    assert planned and all(isinstance(parameter, DTensor) for parameter in model.parameters())
-    held = sum(parameter.to_local().numel() for parameter in model.parameters())
-    assert held < 0.6 * sum(parameter.numel() for parameter in model.parameters())
-if "--checkpointed" in sys.argv:
-    model.activation_checkpointing_enable()
-optimizer = torch.optim.AdamW(parameter_groups(model, 1e-3, 0.05))
-losses = []
-for step in range(5):
-    torch.manual_seed(step)
-    images, labels = torch.randn(8, 3, 24, 28), torch.randint(5, (8,))
-    share = slice(rank * 8 // size, (rank + 1) * 8 // size)
-    loss = model(pixel_values=images[share], labels=labels[share]).loss
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    if size > 1:
-        torch.distributed.all_reduce(loss.detach_(), torch.distributed.ReduceOp.AVG if False else None or torch.distributed.ReduceOp.SUM)
-        loss = loss / size
-    losses.append(loss.item())
-if rank == 0:
-    print(*losses)
-if size > 1:
-    torch.distributed.destroy_process_group()
-'''
+@pytest.mark.slow
+def test_sharded_weights_learn_what_whole_ones_learn():
+    """FSDP2 over gloo, both families, with and without checkpoints: by PyTorch's own `fully_shard`, because Accelerate does
+    not shard on CPUs."""
+    script = Path(sharded_training.__file__)
+    curves = []
+    for launcher in ([sys.executable], TORCHRUN):
+        process = subprocess.run(
+            [*launcher, str(script)],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parent)},
+        )
+        assert process.returncode == 0, process.stderr[-3000:]
+        curves.append([[float(loss) for loss in line.split()] for line in process.stdout.splitlines()])
+    assert [len(set(curve)) for curve in curves[0]] == [5] * 4
+    for sharded, whole in zip(curves[1], curves[0]):
+        assert sharded == pytest.approx(whole, abs=1e-6)

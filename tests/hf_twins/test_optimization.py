@@ -14,9 +14,12 @@
 """Which parameters are decayed, and how fast each block learns."""
 
 import pytest
+import timm
 import torch
 from peft import LoraConfig, get_peft_model
 from testing_utils import FAMILIES, tiny_config
+from timm.models import save_for_hf
+from timm.optim import create_optimizer_v2
 from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
 from hf_twins import TwinsForImageClassification, parameter_groups
@@ -104,3 +107,33 @@ def test_optimizer_takes_the_groups():
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     optimizer.step()
     assert all(not torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["twins_svt_small", "twins_pcpvt_small"])
+def test_fifty_steps_of_adamw_are_timms(name, tmp_path):
+    """Same weights, same batches, the weight decay that each package's own rules give: the same losses."""
+    reference = timm.create_model(name, num_classes=10)
+    save_for_hf(reference, tmp_path, safe_serialization=True)
+    model = TwinsForImageClassification.from_pretrained(tmp_path, drop_path_rate=0.0)
+    model.train()
+    reference.train()
+    optimizers = [
+        torch.optim.AdamW(parameter_groups(model, learning_rate=1e-4, weight_decay=0.05)),
+        create_optimizer_v2(reference, opt="adamw", lr=1e-4, weight_decay=0.05),
+    ]
+    curves: list[list[float]] = [[], []]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        images = torch.randn(4, 3, 64, 64, generator=generator)
+        labels = torch.randint(10, (4,), generator=generator)
+        for compute, optimizer, curve in zip(
+            (lambda images: model(pixel_values=images).logits, reference), optimizers, curves
+        ):
+            loss = torch.nn.functional.cross_entropy(compute(images), labels)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            curve.append(loss.item())
+    assert curves[0] == pytest.approx(curves[1], abs=1e-4)
+    assert max(curves[0]) - min(curves[0]) > 0.5

@@ -1,0 +1,278 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""How fast Twins is, beside timm's model of the same variant and beside other models: time, memory, and how they grow.
+
+    python examples/benchmark.py
+    python examples/benchmark.py --mode training --dtypes float32 bfloat16 --batch_sizes 8 --json training.json
+
+Every contender runs in a process of its own, so that none warms another's caches, and they take turns, a few calls each, so
+that what else the machine does falls on all of them. What is compared is pairs of a turn; shown are medians, with the least
+and the greatest of the ratios. timm's model in eager float32 is 1.00; larger is faster.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+
+MODES = ("inference", "pyramid", "training")
+# Models of transformers that a user might pick instead of a small Twins.
+PEERS = {"swin-tiny": "SwinConfig", "pvtv2-b2": "PvtV2Config", "convnext-tiny": "ConvNextConfig"}
+CONTENDERS = ("timm", "timm-compiled", "hf_twins", "hf_twins-compiled", *PEERS)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured.
+
+    Args:
+        contender: one of `CONTENDERS`.
+        variant: of Twins, which a peer stands beside.
+        mode: a classifier's `inference`, the four feature maps of a backbone (`pyramid`), or a step of `training`.
+        dtype: of the weights in inference, of autocast in training.
+        batch_size: images of a call.
+        image_size: height and width in pixels.
+        checkpoints: whether training computes activations twice, to save memory.
+    """
+
+    contender: str
+    variant: str
+    mode: str
+    dtype: str
+    batch_size: int
+    image_size: int
+    checkpoints: bool = False
+
+    @property
+    def baseline(self) -> "Case":
+        return replace(self, contender="timm", dtype="float32", checkpoints=False)
+
+    def describe(self) -> str:
+        checkpoints = ", checkpoints" if self.checkpoints else ""
+        return (
+            f"{self.variant} {self.mode}, {self.batch_size} x {self.image_size}: {self.contender} {self.dtype}{checkpoints}"
+        )
+
+
+def create_call(case: Case, device: str) -> Callable[[], Any]:
+    """A function that does once what is measured."""
+    import torch
+
+    torch.manual_seed(0)
+    model = create_model(case).to(device)
+    images = torch.randn(case.batch_size, 3, case.image_size, case.image_size, device=device)
+    dtype = getattr(torch, case.dtype)
+    if case.mode == "training":
+        return training_step(model.train(), images, dtype)
+    model, images = model.eval().to(dtype), images.to(dtype)
+    compute = torch.compile(model) if case.contender.endswith("-compiled") else model
+
+    def call() -> Any:
+        with torch.inference_mode():
+            return compute(images)
+
+    return call
+
+
+def create_model(case: Case) -> Any:
+    """With random weights, as large as trained ones."""
+    import timm
+    import transformers
+
+    import hf_twins
+
+    stages = ["stage1", "stage2", "stage3", "stage4"] if case.mode == "pyramid" else None
+    if case.contender in PEERS:
+        options: dict[str, Any] = {"num_labels": 1000}
+        if case.contender == "pvtv2-b2":
+            options |= {"depths": [3, 4, 6, 3], "hidden_sizes": [64, 128, 320, 512]}
+        config = getattr(transformers, PEERS[case.contender])(**options)
+        if stages is None:
+            return transformers.AutoModelForImageClassification.from_config(config)
+        config.out_features = stages
+        return transformers.AutoBackbone.from_config(config)
+    if case.contender.startswith("timm"):
+        name = case.variant.replace("-", "_")
+        if stages is None:
+            model = timm.create_model(name)
+            model.set_grad_checkpointing(case.checkpoints)
+            return model
+        return timm.create_model(name, features_only=True)
+    twins_config = hf_twins.TwinsConfig.from_variant(case.variant)
+    if stages is not None:
+        twins_config.out_features = stages
+        return hf_twins.TwinsBackbone(twins_config)
+    model = hf_twins.TwinsForImageClassification(twins_config)
+    if case.checkpoints:
+        model.activation_checkpointing_enable()
+    return model
+
+
+def training_step(model: Any, images: Any, dtype: Any) -> Callable[[], Any]:
+    """Forward, backward and AdamW, the same for all."""
+    import torch
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    labels = torch.randint(1000, (len(images),), device=images.device)
+    is_mixed = dtype != torch.float32
+
+    def call() -> None:
+        with torch.autocast(images.device.type, dtype) if is_mixed else nullcontext():
+            output = model(images)
+        logits = output if torch.is_tensor(output) else output.logits
+        torch.nn.functional.cross_entropy(logits.float(), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return call
+
+
+def serve(case: Case, threads: int, device: str, warm_ups: int, connection: Any) -> None:
+    """A contender's process: told how many calls to make, answers with the seconds of each; None ends it."""
+    try:
+        import torch
+
+        torch.set_num_threads(threads)
+        # Imports are not what is measured.
+        import timm  # noqa: F401
+        import transformers  # noqa: F401
+
+        import hf_twins  # noqa: F401
+
+        transformers.utils.logging.set_verbosity_error()
+        before = resident_memory()
+        call = create_call(case, device)
+        for _ in range(warm_ups):
+            call()
+        connection.send("ready")
+        while (count := connection.recv()) is not None:
+            connection.send(list(timed(call, count, device)))
+        memory = torch.cuda.max_memory_allocated() if device == "cuda" else peak_memory() - before
+        connection.send(memory)
+    except Exception as error:
+        connection.send(f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+def timed(call: Callable[[], Any], count: int, device: str) -> Iterator[float]:
+    import torch
+
+    for _ in range(count):
+        started = time.perf_counter()
+        call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        yield time.perf_counter() - started
+
+
+def resident_memory() -> int:
+    """Of this process, in bytes."""
+    return next(
+        1024 * int(line.split()[1]) for line in Path("/proc/self/status").open() if line.startswith("VmRSS:")
+    )
+
+
+def peak_memory() -> int:
+    """The most that this process had resident, in bytes."""
+    return next(
+        1024 * int(line.split()[1]) for line in Path("/proc/self/status").open() if line.startswith("VmHWM:")
+    )
+
+
+class Contender:
+    """A contender's process, from outside."""
+
+    def __init__(self, case: Case, threads: int, device: str, warm_ups: int):
+        self.case = case
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(case, threads, device, warm_ups, theirs), daemon=True)
+        self.process.start()
+        # So that the end of the process ends the pipe.
+        theirs.close()
+        self.seconds: list[list[float]] = []
+        self.error: str | None = None
+        self.memory: int | None = None
+        answer = self.receive()
+        if answer is not None and answer != "ready":
+            self.error = answer
+
+    def receive(self) -> Any:
+        try:
+            return self.connection.recv()
+        except EOFError:
+            self.error = f"the process ended with status {self.process.exitcode}"
+            return None
+
+    def take_turn(self, count: int) -> None:
+        if self.error is None:
+            self.connection.send(count)
+            answer = self.receive()
+            if isinstance(answer, str):
+                self.error = answer
+            elif answer is not None:
+                self.seconds.append(answer)
+
+    def end(self) -> None:
+        if self.error is None:
+            self.connection.send(None)
+            answer = self.receive()
+            if isinstance(answer, str):
+                self.error = answer
+            else:
+                self.memory = answer
+        self.process.join()
+
+
+def compete(cases: list[Case], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of cases with the same baseline, which is the first of them."""
+    contenders = [Contender(case, args.threads, args.device, args.warm_ups) for case in cases]
+    for _ in range(args.rounds):
+        for contender in contenders:
+            contender.take_turn(args.calls)
+    for contender in contenders:
+        contender.end()
+    return [row(contender, contenders[0]) for contender in contenders]
+
+
+def row(contender: Contender, baseline: Contender) -> dict[str, Any]:
+    result: dict[str, Any] = asdict(contender.case) | {"error": contender.error}
+    if contender.error is not None:
+        return result
+    # A turn's time is that of its fastest call, which has least of what else the machine did.
+    turns = [min(turn) for turn in contender.seconds]
+    calls = sorted(second for turn in contender.seconds for second in turn)
+    seconds = statistics.median(turns)
+    result |= {
+        "seconds": seconds,
+        "images_per_second": contender.case.batch_size / seconds,
+        "percentiles": {percent: calls[min(len(calls) - 1, len(calls) * percent // 100)] for percent in (50, 95, 99)},
+        "memory": contender.memory,
+    }
+    if baseline.error is None:
+        ratios = [min(theirs) / ours for theirs, ours in zip(baseline.seconds, turns)]
+        result["ratio"] = statistics.median(ratios)
+        result["ratio_range"] = [min(ratios), max(ratios)]
+    return result
