@@ -37,6 +37,7 @@ from .modeling_twins import (
     TwinsPreTrainedModel,
 )
 from .optimization import parameter_groups
+from .pixel_mask import pass_pixel_mask_to_backbone
 from .remote_code import save_remote_code
 from .variants_twins import TWINS_VARIANTS, TwinsVariant, published_variant
 
@@ -72,6 +73,7 @@ __all__ = [
     "attention_rollout",
     "grad_cam",
     "parameter_groups",
+    "pass_pixel_mask_to_backbone",
     "published_variant",
     "save_remote_code",
 ]

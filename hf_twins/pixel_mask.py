@@ -1,0 +1,123 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Heads that do not tell their backbone where the images of a batch end, and how they are made to."""
+
+import inspect
+from contextvars import ContextVar
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from .modeling_twins import TwinsBackbone
+
+
+# Of the forward passes that are under way in this thread or task, innermost last.
+PIXEL_MASKS: ContextVar[tuple[torch.Tensor | None, ...]] = ContextVar("PIXEL_MASKS", default=())
+
+
+class PixelMaskHandle:
+    """The hooks of [`pass_pixel_mask_to_backbone`]: gone after `remove()`, or at the end of a `with` block."""
+
+    def __init__(self, handles: list[RemovableHandle]):
+        self.handles = handles
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.remove()
+
+
+def pass_pixel_mask_to_backbone(model: nn.Module) -> PixelMaskHandle:
+    """Let a model that holds a [`TwinsBackbone`] hand it the `pixel_mask` that it is called with.
+
+    DETR and its relatives mask their own attention with it, and UperNet does not know it, but all of them call their
+    backbone with `pixel_values` alone, for which padding then is image. After this, an image padded within a batch has
+    the feature maps that it has alone, with zeros beside them. UperNet is called with `pixel_mask` by name.
+
+    Only hooks are registered: weights, `save_pretrained` and the configuration stay as they are, and a model that was
+    loaded again has to be told again. Calls may be nested and come from several threads. `torch.compile` works, in more
+    than one graph.
+
+    Args:
+        model: any module with a Twins backbone within, e.g. `DetrForObjectDetection`, `UperNetForSemanticSegmentation`.
+
+    Returns:
+        What `remove()` takes back. As a context manager, it does so at the end of the block.
+
+    Raises:
+        ValueError: if there is no Twins backbone in the model.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_twins import TwinsConfig, pass_pixel_mask_to_backbone
+    >>> from transformers import DetrConfig, DetrForObjectDetection
+
+    >>> backbone_config = TwinsConfig.from_variant("twins-svt-small", out_features=["stage4"])
+    >>> config = DetrConfig(backbone_config=backbone_config, encoder_layers=1, decoder_layers=1, num_queries=10)
+    >>> model = DetrForObjectDetection(config).eval()
+    >>> handle = pass_pixel_mask_to_backbone(model)
+
+    >>> pixel_mask = torch.ones(2, 64, 96, dtype=torch.long)
+    >>> pixel_mask[1, :, 64:] = 0  # the second image is 64 x 64
+    >>> with torch.no_grad():
+    ...     outputs = model(torch.rand(2, 3, 64, 96), pixel_mask)
+    >>> list(outputs.pred_boxes.shape)
+    [2, 10, 4]
+    ```"""
+    backbones = [module for module in model.modules() if isinstance(module, TwinsBackbone)]
+    if not backbones:
+        raise ValueError(f"model must hold a TwinsBackbone, which {type(model).__name__} does not.")
+    names = list(inspect.signature(model.forward).parameters)
+    place = names.index("pixel_mask") if "pixel_mask" in names else None
+    handles = [
+        model.register_forward_pre_hook(partial(enter_forward, place), with_kwargs=True),
+        # Also after an error, so that no mask is left for the next call.
+        model.register_forward_hook(leave_forward, always_call=True),
+    ]
+    handles += [backbone.register_forward_pre_hook(add_pixel_mask, with_kwargs=True) for backbone in backbones]
+    return PixelMaskHandle(handles)
+
+
+# Functions of a module, so that a model with these hooks can be copied and pickled.
+def enter_forward(place: int | None, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    pixel_mask = kwargs.get("pixel_mask")
+    if place is not None and len(args) > place:
+        pixel_mask = args[place]
+    PIXEL_MASKS.set((*PIXEL_MASKS.get(), pixel_mask))
+
+
+def leave_forward(model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    PIXEL_MASKS.set(PIXEL_MASKS.get()[:-1])
+
+
+def add_pixel_mask(
+    backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    pixel_masks = PIXEL_MASKS.get()
+    if not pixel_masks or pixel_masks[-1] is None or len(args) > 1 or "pixel_mask" in kwargs:
+        return None
+    return args, kwargs | {"pixel_mask": pixel_masks[-1]}
