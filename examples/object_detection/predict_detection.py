@@ -1,0 +1,112 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Find objects on pictures with a detector that `run_detection.py` trained.
+
+    python examples/object_detection/predict_detection.py outputs/mine path/to/pictures --output_dir outputs/found
+
+Writes every picture with boxes, labels, scores and, of Mask R-CNN, masks drawn on it, and `predictions.json`: by the name
+of the picture a list of `label`, `score`, `box` (left, top, right and bottom in pixels) and, maybe, `mask` (COCO's
+compressed run lengths).
+"""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import torch
+
+
+# For what the examples share.
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+
+from detection_models import Detector, load_detector
+from detection_report import draw_objects, mask_run_lengths
+from torchvision.transforms.v2 import functional
+from tqdm import tqdm
+
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", help="Folder of the detector.")
+    parser.add_argument("pictures", type=Path, help="A picture, or a folder of them.")
+    parser.add_argument("--output_dir", type=Path, required=True, help="Folder to write into.")
+    parser.add_argument("--threshold", type=float, default=0.5, help="Lowest score of what is kept, in [0, 1).")
+    parser.add_argument("--device", default="cpu", help="Where to compute: cpu, cuda, ...")
+    options = parser.parse_args(arguments)
+    try:
+        predict(options.model, options.pictures, options.output_dir, options.threshold, options.device)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+def predict(model: str, pictures: Path, output_dir: Path, threshold: float, device: str) -> None:
+    """Draw and write what is on the pictures; those that cannot be read are counted and named."""
+    if not 0 <= threshold < 1:
+        raise ValueError(f"--threshold must be in [0, 1), got {threshold}.")
+    files = picture_files(pictures)
+    detector = load_detector(model)
+    detector.model.to(device)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    found: dict[str, list[dict[str, Any]]] = {}
+    unreadable = []
+    for file in tqdm(files, desc="Pictures", disable=len(files) == 1):
+        try:
+            with PIL.Image.open(file) as opened:
+                picture = opened.convert("RGB")
+        except Exception:
+            # Pillow's decoders raise all kinds of errors.
+            unreadable.append(file.name)
+            continue
+        found[file.name] = detect_and_draw(detector, picture, threshold, output_dir / f"{file.stem}.png")
+    if unreadable:
+        logger.warning(f"{len(unreadable)} pictures cannot be decoded and are left out: {', '.join(unreadable)}")
+    (output_dir / "predictions.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def picture_files(pictures: Path) -> list[Path]:
+    """The picture, or those of the folder, by their extensions."""
+    if pictures.is_file():
+        return [pictures]
+    known = PIL.Image.registered_extensions()
+    files = sorted(file for file in pictures.glob("*") if file.suffix.lower() in known)
+    if not files:
+        raise ValueError(f"{pictures} must be a picture or a folder of pictures.")
+    return files
+
+
+def detect_and_draw(
+    detector: Detector, picture: PIL.Image.Image, threshold: float, path: Path
+) -> list[dict[str, Any]]:
+    objects = detector([picture], threshold)[0]
+    names = [detector.model.config.id2label[label] for label in range(detector.model.config.num_labels)]
+    functional.to_pil_image(draw_objects(picture, objects, names)).save(path)
+    entries = [
+        {"label": names[label], "score": round(score, 4), "box": [round(side, 2) for side in box]}
+        for label, score, box in zip(objects["labels"].tolist(), objects["scores"].tolist(), objects["boxes"].tolist())
+    ]
+    for entry, mask in zip(entries, objects.get("masks", torch.empty(0))):
+        lengths = mask_run_lengths(mask)
+        entry["mask"] = lengths | {"counts": lengths["counts"].decode()}
+    return entries
+
+
+if __name__ == "__main__":
+    main()

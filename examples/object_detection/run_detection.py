@@ -1,0 +1,183 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Train a detector with a Twins backbone on data in COCO's format, with transformers' Trainer.
+
+    python examples/object_detection/run_detection.py --detector retinanet --model_name_or_path timm/twins_svt_small.in1k \
+        --train_dir train2017 --train_annotations instances_train2017.json \
+        --validation_dir val2017 --validation_annotations instances_val2017.json --output_dir outputs/mine
+
+`--recipe` chooses fine-tune (the default), or one of the authors' schedules: retinanet-1x, retinanet-3x, mask-rcnn-1x,
+mask-rcnn-3x; every option of it can be given another value.
+"""
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+# For what the examples share.
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+
+from accelerate.utils import gather_object
+from detection_arguments import RECIPES, DataArguments, DetectionRecipe, ModelArguments
+from detection_data import DetectionImages, collate, evaluation_transform, load_splits, training_transform
+from detection_models import Detector, create_detector
+from detection_report import average_precision, write_report
+from tqdm import tqdm
+from training import (
+    TRAINER_DEFAULTS,
+    EpochSampler,
+    RecipeTrainer,
+    parse_arguments,
+    push_folder,
+    scaled_learning_rate,
+    trainer_checkpoint,
+    whole_weights,
+    write_results,
+)
+from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
+from transformers.trainer_utils import EvalLoopOutput
+
+
+class DetectionTrainer(RecipeTrainer):
+    """Which lowers the learning rate at epochs, and evaluates by average precision.
+
+    After an evaluation, `predictions` has what was detected, by the place of its image in the data set.
+    """
+
+    recipe: DetectionRecipe
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if not self.recipe.decay_epochs:
+            return super().create_scheduler(num_training_steps, optimizer)
+        if self.lr_scheduler is None:
+            trained: Any = self.optimizer if optimizer is None else optimizer
+            warmup_steps = self.args.get_warmup_steps(num_training_steps)
+            images_per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            steps_per_epoch = math.ceil(len(self.sampler) / images_per_step)
+
+            def factor(step: int) -> float:
+                num_decays = sum(step >= epoch * steps_per_epoch for epoch in self.recipe.decay_epochs)
+                return min((step + 1) / (warmup_steps + 1), 1.0) * 0.1**num_decays
+
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(trained, factor)
+        return self.lr_scheduler
+
+    @torch.no_grad()
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        model: Any = self.model
+        detector = Detector(model.eval(), self.processing_class)
+        found: list[tuple[int, dict[str, torch.Tensor]]] = []
+        for batch in tqdm(
+            dataloader, desc=description, disable=self.args.disable_tqdm or not self.is_world_process_zero()
+        ):
+            batch = self._prepare_inputs(batch)
+            sizes = torch.stack([labels["orig_size"] for labels in batch["labels"]])
+            with self.compute_loss_context_manager():
+                predictions = detector.detect(batch, sizes)
+            places = (int(labels["image_id"]) for labels in batch["labels"])
+            found += zip(places, predictions)
+        # Where processes get images twice, so that they have as many, these count once.
+        self.predictions = dict(gather_object(found))
+        images: Any = dataloader.dataset
+        metrics, _ = average_precision(images.split, self.predictions)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=metrics, num_samples=len(images))
+
+
+def main(arguments: list[str] | None = None) -> dict[str, float]:
+    model_arguments, data_arguments, recipe, training_arguments = parse_arguments(
+        *(ModelArguments, DataArguments, DetectionRecipe, TrainingArguments),
+        recipes=RECIPES,
+        defaults=TRAINER_DEFAULTS | {"metric_for_best_model": "ap"},
+        arguments=arguments,
+    )
+    set_seed(training_arguments.seed)
+    try:
+        return train(model_arguments, data_arguments, recipe, training_arguments)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+def train(
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    recipe: DetectionRecipe,
+    args: TrainingArguments,
+) -> dict[str, float]:
+    """Train, evaluate, and write the model, its processor, and what was measured, into the output folder."""
+    output_dir = Path(str(args.output_dir))
+    checkpoint = trainer_checkpoint(args, recipe)
+    needs_masks = model_arguments.detector == "mask-rcnn"
+    with args.main_process_first(desc="loading annotations"):
+        splits = load_splits(data_arguments, args.seed, needs_masks)
+    model, processor = create_detector(model_arguments, recipe, splits["train"].names)
+    train_images = DetectionImages(splits["train"], training_transform(recipe, processor), needs_masks, args.seed)
+    evaluation_images = DetectionImages(splits["validation"], evaluation_transform(processor))
+    sampler = EpochSampler(len(train_images), args.seed)
+    images_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    args.learning_rate = scaled_learning_rate(args.learning_rate, recipe, images_per_step)
+    trainer = DetectionTrainer(
+        model=model,
+        args=args,
+        train_dataset=train_images,
+        eval_dataset=evaluation_images,
+        processing_class=processor,
+        data_collator=collate,
+        recipe=recipe,
+        sampler=sampler,
+        checkpoint=checkpoint,
+    )
+    if recipe.early_stopping_patience > 0:
+        trainer.add_callback(EarlyStoppingCallback(recipe.early_stopping_patience))
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+
+    if trainer.average is not None:
+        trainer.average.copy_to(model)
+    metrics = trainer.evaluate()
+    weights = whole_weights(trainer.accelerator, trainer.model_wrapped)
+    if trainer.is_world_process_zero():
+        model.save_pretrained(str(output_dir), state_dict=weights)
+        processor.save_pretrained(output_dir)
+        settings = {
+            "detector": model_arguments.detector,
+            "recipe": recipe.recipe,
+            "start": model_arguments.model_name_or_path or f"{model_arguments.config_name}, random weights",
+            "dataset": data_arguments.train_annotations,
+            "model": vars(model_arguments),
+            "data": vars(data_arguments),
+            "recipe_values": vars(recipe),
+            "training": args.to_sanitized_dict(),
+        }
+        history = trainer.state.log_history
+        per_category = write_report(output_dir, splits["validation"], trainer.predictions, history, settings)
+        write_results(output_dir, metrics | {"steps": trainer.state.global_step, "per_category": per_category})
+        if args.push_to_hub:
+            push_folder(output_dir, args.hub_model_id, bool(args.hub_private_repo))
+    return metrics
+
+
+if __name__ == "__main__":
+    main()
