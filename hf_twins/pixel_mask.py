@@ -102,7 +102,7 @@ def pass_pixel_mask_to_backbone(model: nn.Module) -> PixelMaskHandle:
     return PixelMaskHandle(handles)
 
 
-# Functions of a module, so that a model with these hooks can be copied and pickled.
+# Functions of the module, not of the call above: so that a model with these hooks can be copied.
 def enter_forward(place: int | None, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     pixel_mask = kwargs.get("pixel_mask")
     if place is not None and len(args) > place:

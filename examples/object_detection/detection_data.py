@@ -40,6 +40,12 @@ logger = logging.getLogger(__name__)
 # Images are padded to multiples of it, as the authors do: the stride of the last stage.
 SIZE_DIVISOR = 32
 NUM_NAMED = 10
+# What the lists of a file of annotations cannot do without; of single annotations, `fault_of` says what is wrong.
+FIELDS: dict[str, set[str]] = {
+    "images": {"id", "file_name", "height", "width"},
+    "categories": {"id", "name"},
+    "annotations": set(),
+}
 
 
 @dataclass
@@ -116,13 +122,7 @@ def load_coco(folder: str, file: str, needs_masks: bool = False) -> CocoImages:
     """The images and annotations of a JSON file; those that cannot be used are left out, counted and named."""
     if not Path(folder).is_dir():
         raise ValueError(f"{folder} must be a folder of images.")
-    try:
-        content = json.loads(Path(file).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} must be a JSON file as COCO's: {error}.") from error
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise ValueError(f"{file} must have a list of {key}, as COCO's files do.")
+    content = read_annotations(file)
     categories = sorted(content["categories"], key=lambda category: category["id"])
     labels = {category["id"]: label for label, category in enumerate(categories)}
     if not labels:
@@ -143,6 +143,20 @@ def load_coco(folder: str, file: str, needs_masks: bool = False) -> CocoImages:
     return CocoImages(Path(folder), content["images"], names, dict(annotations))
 
 
+def read_annotations(file: str) -> dict[str, Any]:
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} must be a JSON file as COCO's: {error}.") from error
+    for key, fields in FIELDS.items():
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise ValueError(f"{file} must have a list of {key}, as COCO's files do.")
+        for entry in content[key]:
+            if not isinstance(entry, dict) or not fields <= entry.keys():
+                raise ValueError(f"{file} must have {', '.join(sorted(fields))} for each of its {key}, got {entry}.")
+    return content
+
+
 def fault_of(
     annotation: dict[str, Any], labels: dict[Any, int], sizes: dict[Any, tuple[int, int]], needs_masks: bool
 ) -> str | None:
@@ -152,7 +166,7 @@ def fault_of(
     if annotation.get("image_id") not in sizes:
         return "an unknown image"
     box = annotation.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not np.isfinite(np.asarray(box, dtype=float)).all():
+    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, int | float) for side in box):
         return "no box of four numbers"
     height, width = sizes[annotation["image_id"]]
     left, top, right, bottom = (
@@ -161,11 +175,18 @@ def fault_of(
         min(box[0] + box[2], width),
         min(box[1] + box[3], height),
     )
-    if right <= left or bottom <= top:
+    if not (right > left and bottom > top):
         return "a box of no area within the image"
-    if needs_masks and not annotation.get("segmentation"):
-        return "no segmentation"
+    if needs_masks and not is_segmentation(annotation.get("segmentation"), [height, width]):
+        return "no segmentation of the image's size"
     return None
+
+
+def is_segmentation(segmentation: Any, size: list[int]) -> bool:
+    """Whether it is polygons of three corners and more, or run lengths of that height and width."""
+    if isinstance(segmentation, dict):
+        return segmentation.get("size") == size and "counts" in segmentation
+    return bool(segmentation) and all(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in segmentation)
 
 
 def without_corrupt_images(split: CocoImages, name: str, is_decoded: bool) -> CocoImages:

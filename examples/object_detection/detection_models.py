@@ -33,7 +33,9 @@ from huggingface_hub.dataclasses import strict
 from torch import nn
 from torchvision.models.detection import MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_convert
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
@@ -74,6 +76,8 @@ class TorchvisionDetectorConfig(PreTrainedConfig):
         pyramid_size: channels of the feature pyramid.
         anchor_scale: side of a level's smallest anchor as a multiple of its stride; torchvision's and the authors' if None.
         score_threshold: below which predictions are left out.
+        box_head_size, mask_head_size: channels of Mask R-CNN's two heads.
+        num_sampled_boxes: proposals of an image that Mask R-CNN's heads learn from.
     """
 
     model_type = "twins_torchvision_detector"
@@ -85,6 +89,9 @@ class TorchvisionDetectorConfig(PreTrainedConfig):
     pyramid_size: int = 256
     anchor_scale: float | int | None = None
     score_threshold: float | int = 0.05
+    box_head_size: int = 1024
+    mask_head_size: int = 256
+    num_sampled_boxes: int = 512
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.detector not in TORCHVISION_DETECTORS:
@@ -288,13 +295,18 @@ def mask_rcnn(config: TorchvisionDetectorConfig, backbone: TwinsFeaturePyramidBa
     scale = config.anchor_scale or 8
     sizes = [(scale * stride,) for stride in backbone.strides]
     levels = [str(level) for level in range(len(backbone.body.channels))]
+    num_classes = int(config.num_labels or 0) + 1
     return MaskRCNN(
         backbone,
-        int(config.num_labels or 0) + 1,
         rpn_anchor_generator=AnchorGenerator(sizes, len(sizes) * (ASPECT_RATIOS,)),
         box_roi_pool=MultiScaleRoIAlign(levels, output_size=7, sampling_ratio=2),
-        mask_roi_pool=MultiScaleRoIAlign(levels, output_size=14, sampling_ratio=2),
+        box_head=TwoMLPHead(config.pyramid_size * 7**2, config.box_head_size),
+        box_predictor=FastRCNNPredictor(config.box_head_size, num_classes),
         box_score_thresh=config.score_threshold,
+        box_batch_size_per_image=config.num_sampled_boxes,
+        mask_roi_pool=MultiScaleRoIAlign(levels, output_size=14, sampling_ratio=2),
+        mask_head=MaskRCNNHeads(config.pyramid_size, 4 * (config.mask_head_size,), dilation=1),
+        mask_predictor=MaskRCNNPredictor(config.mask_head_size, config.mask_head_size, num_classes),
     )
 
 

@@ -53,7 +53,7 @@ A {detector} with a Twins backbone ({start}), trained by the recipe `{recipe}` o
 
 ![Loss and average precision](curves.png)
 
-![Objects, and what was detected](predictions.png)
+![Above what is on pictures, below what was detected](predictions.png)
 
 ## Settings
 
