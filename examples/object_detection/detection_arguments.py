@@ -100,7 +100,8 @@ AUTHORS: dict[str, Any] = {
     "window_padding": "zeros",
     "stage_norm": True,
 }
-# "PVT setting", "Swin setting": the schedules that they compare with PVT and Swin by.
+# "PVT setting", "Swin setting": the schedules that they compare with PVT and Swin by. Their 1x decay norms, biases and
+# position encodings like the rest, by a weight so small that it was not worth an option.
 AUTHORS_1X = AUTHORS | {"num_train_epochs": 12, "decay_epochs": [8, 11], "weight_decay": 1e-4}
 AUTHORS_3X = AUTHORS | {"num_train_epochs": 36, "decay_epochs": [27, 33], "weight_decay": 0.05, "multi_scale": True}
 

@@ -30,6 +30,7 @@ import torch
 from detection_arguments import DetectionRecipe, ModelArguments
 from detection_data import SIZE_DIVISOR, collate, evaluation_transform
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from torchvision.models.detection import MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -360,30 +361,42 @@ def create_detector(
         "id2label": dict(enumerate(names)),
         "label2id": {name: label for label, name in enumerate(names)},
     }
-    options = detector_options(arguments.detector_config)
-    model: PreTrainedModel
     if family is None:
-        model = TorchvisionDetector(TorchvisionDetectorConfig(detector=arguments.detector, **fields | options))
-    else:
-        if family.is_square:
-            strides = stage_strides(backbone_config)
-            fields |= {"encoder_in_channels": backbone_config.hidden_sizes[first_stage:], "feat_strides": strides}
-        model = family.model_class(family.config_class(**fields | options))
-        model.accepts_loss_kwargs = False  # type: ignore[assignment]  # its losses are means over a batch's objects
+        fields["detector"] = arguments.detector
+    elif family.is_square:
+        fields["encoder_in_channels"] = backbone_config.hidden_sizes[first_stage:]
+        fields["feat_strides"] = stage_strides(backbone_config)
+    config_class: Any = TorchvisionDetectorConfig if family is None else family.config_class
+    config = create_config(config_class, fields, arguments.detector_config)
+    model: Any = TorchvisionDetector(config) if family is None else family.model_class(config)
+    if family is not None:
+        # Its losses are means over a batch's objects.
+        model.accepts_loss_kwargs = False
         pass_pixel_mask_to_backbone(model)
     if trained is not None:
         backbone_of(model).load_state_dict(trained.state_dict())
     return model, create_processor(family, recipe)
 
 
-def detector_options(text: str) -> dict[str, Any]:
+def create_config(config_class: Any, fields: dict[str, Any], options: str) -> Any:
+    """The detector's configuration, with the fields that `options` gives as JSON.
+
+    Raises:
+        ValueError: if these are not JSON, there is no such field, or its value does not fit.
+    """
     try:
-        options = json.loads(text)
+        given = json.loads(options)
     except ValueError:
-        options = None
-    if not isinstance(options, dict):
-        raise ValueError(f"--detector_config must be a JSON object, got {text}.")
-    return options
+        given = None
+    if not isinstance(given, dict):
+        raise ValueError(f"--detector_config must be a JSON object, got {options}.")
+    unknown = [name for name in given if not hasattr(config_class, name)]
+    if unknown:
+        raise ValueError(f"--detector_config: {config_class.__name__} has no field {', '.join(unknown)}.")
+    try:
+        return config_class(**fields | given)
+    except StrictDataclassError as error:
+        raise ValueError(f"--detector_config: {error}") from error
 
 
 def load_backbone(
@@ -397,7 +410,9 @@ def load_backbone(
         config = TwinsConfig.from_variant(name)
     else:
         config = TwinsConfig.from_pretrained(name, revision=arguments.model_revision)
-    fields: dict[str, Any] = {"use_stage_norm": recipe.stage_norm and config.window_size is not None}
+    fields: dict[str, Any] = {}
+    if recipe.stage_norm and config.window_size is not None:
+        fields["use_stage_norm"] = True
     if recipe.drop_path_rate is not None:
         fields["drop_path_rate"] = recipe.drop_path_rate
     if recipe.window_padding is not None:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
+import PIL.ImageOps
 import torch
 
 
@@ -62,6 +63,8 @@ def predict(model: str, pictures: Path, output_dir: Path, threshold: float, devi
     if not 0 <= threshold < 1:
         raise ValueError(f"--threshold must be in [0, 1), got {threshold}.")
     files = picture_files(pictures)
+    if output_dir.resolve() == files[0].resolve().parent:
+        raise ValueError(f"--output_dir must be another folder than the pictures', {output_dir}.")
     detector = load_detector(model)
     detector.model.to(device)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -70,12 +73,12 @@ def predict(model: str, pictures: Path, output_dir: Path, threshold: float, devi
     for file in tqdm(files, desc="Pictures", disable=len(files) == 1):
         try:
             with PIL.Image.open(file) as opened:
-                picture = opened.convert("RGB")
+                picture = PIL.ImageOps.exif_transpose(opened).convert("RGB")
         except Exception:
             # Pillow's decoders raise all kinds of errors.
             unreadable.append(file.name)
             continue
-        found[file.name] = detect_and_draw(detector, picture, threshold, output_dir / f"{file.stem}.png")
+        found[file.name] = detect_and_draw(detector, picture, threshold, output_dir / drawn_name(file))
     if unreadable:
         logger.warning(f"{len(unreadable)} pictures cannot be decoded and are left out: {', '.join(unreadable)}")
     (output_dir / "predictions.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
@@ -90,6 +93,11 @@ def picture_files(pictures: Path) -> list[Path]:
     if not files:
         raise ValueError(f"{pictures} must be a picture or a folder of pictures.")
     return files
+
+
+def drawn_name(file: Path) -> str:
+    """Another for pictures that differ in their extension alone."""
+    return file.name if file.suffix == ".png" else f"{file.name}.png"
 
 
 def detect_and_draw(
