@@ -75,7 +75,6 @@ class TorchvisionDetectorConfig(PreTrainedConfig):
         detector: `"retinanet"` or `"mask-rcnn"`.
         backbone_config: of the backbone; its `out_features` are what the pyramid is built on.
         pyramid_size: channels of the feature pyramid.
-        anchor_scale: side of a level's smallest anchor as a multiple of its stride; torchvision's and the authors' if None.
         score_threshold: below which predictions are left out.
         box_head_size, mask_head_size: channels of Mask R-CNN's two heads.
         num_sampled_boxes: proposals of an image that Mask R-CNN's heads learn from.
@@ -88,7 +87,6 @@ class TorchvisionDetectorConfig(PreTrainedConfig):
     # None only until it is made.
     backbone_config: Any = None
     pyramid_size: int = 256
-    anchor_scale: float | int | None = None
     score_threshold: float | int = 0.05
     box_head_size: int = 1024
     mask_head_size: int = 256
@@ -281,8 +279,7 @@ def as_scale(size: Any, device: torch.device) -> torch.Tensor:
 
 
 def retinanet(config: TorchvisionDetectorConfig, backbone: TwinsFeaturePyramidBackbone) -> RetinaNet:
-    scale = config.anchor_scale or 4
-    sizes = [tuple(scale * stride * 2 ** (octave / 3) for octave in range(3)) for stride in backbone.strides]
+    sizes = [tuple(4 * stride * 2 ** (octave / 3) for octave in range(3)) for stride in backbone.strides]
     return RetinaNet(
         backbone,
         config.num_labels,
@@ -293,8 +290,7 @@ def retinanet(config: TorchvisionDetectorConfig, backbone: TwinsFeaturePyramidBa
 
 
 def mask_rcnn(config: TorchvisionDetectorConfig, backbone: TwinsFeaturePyramidBackbone) -> MaskRCNN:
-    scale = config.anchor_scale or 8
-    sizes = [(scale * stride,) for stride in backbone.strides]
+    sizes = [(8 * stride,) for stride in backbone.strides]
     levels = [str(level) for level in range(len(backbone.body.channels))]
     num_classes = int(config.num_labels or 0) + 1
     return MaskRCNN(

@@ -200,6 +200,8 @@ def draw_objects(picture: PIL.Image.Image, objects: dict[str, torch.Tensor], nam
     image = functional.pil_to_tensor(picture)
     if len(objects["boxes"]) == 0:
         return image
+    # The best last, over the others.
+    objects = {name: value.flip(0) for name, value in objects.items()}
     labels = objects["labels"].tolist()
     colours: Any = [COLOURS[label % len(COLOURS)] for label in labels]
     if "masks" in objects:

@@ -219,13 +219,12 @@ def test_pyramid_has_the_papers_strides_and_anchors(detector, start):
     assert [tuple(feature_map.shape) for feature_map in maps] == [
         (2, 24, 128 // stride, 256 // stride) for stride in strides
     ]
-    # Squares of the smallest size of the finest level, of the first image.
-    detector_ = small_detector(detector, start).model.detector
-    anchors = (detector_.anchor_generator if detector == "retinanet" else detector_.rpn.anchor_generator).sizes
-    scale = 4 if detector == "retinanet" else 8
-    small = [stride // 2 for stride in strides]
-    assert [sizes[0] for sizes in anchors] == [scale * stride for stride in small]
-    assert {len(sizes) for sizes in anchors} == {3 if detector == "retinanet" else 1}
+    # Of the paper's pyramid with half its strides: the authors' multiples of them, and three octaves of RetinaNet's.
+    model = small_detector(detector, start).model.detector
+    sizes = (model.anchor_generator if detector == "retinanet" else model.rpn.anchor_generator).sizes
+    scale, octaves = (4, 3) if detector == "retinanet" else (8, 1)
+    for level, stride in zip(sizes, strides, strict=True):
+        assert level == pytest.approx([scale * stride / 2 * 2 ** (octave / 3) for octave in range(octaves)])
 
 
 def test_trained_backbone_is_what_training_starts_from(start):
