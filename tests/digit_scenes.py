@@ -16,6 +16,7 @@
 The digits are scikit-learn's (https://archive.ics.uci.edu/dataset/80), of 8 x 8 pixels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -46,13 +47,16 @@ class DigitScene:
     labels: np.ndarray
 
 
-def digit_scene(seed: int, size: tuple[int, int] = (64, 64), num_digits: int = 3) -> DigitScene:
+def digit_scene(
+    seed: int, size: tuple[int, int] = (64, 64), num_digits: int = 3, digits: Sequence[int] = tuple(range(10))
+) -> DigitScene:
     """Digits at random places and of random sizes and colours, none over another, on a textured background.
 
     Args:
         seed: which everything depends on.
         size: height and width in pixels.
         num_digits: how many; fewer where there is no room for more.
+        digits: those that there are.
     """
     rng = np.random.default_rng(seed)
     height, width = size
@@ -61,7 +65,7 @@ def digit_scene(seed: int, size: tuple[int, int] = (64, 64), num_digits: int = 3
     boxes: list[tuple[int, int, int, int]] = []
     labels: list[int] = []
     for _ in range(num_digits):
-        label, ink = random_digit(rng, max(int(min(size) * MAX_DIGIT_SHARE), MIN_DIGIT_SIDE))
+        label, ink = random_digit(rng, max(int(min(size) * MAX_DIGIT_SHARE), MIN_DIGIT_SIDE), digits)
         box = free_place(rng, mask, ink.shape)
         if box is None:
             continue
@@ -91,10 +95,10 @@ def digit_pictures() -> tuple[np.ndarray, np.ndarray]:
     return digits.images.astype(np.float32), digits.target
 
 
-def random_digit(rng: np.random.Generator, max_side: int) -> tuple[int, np.ndarray]:
+def random_digit(rng: np.random.Generator, max_side: int, digits: Sequence[int]) -> tuple[int, np.ndarray]:
     """A digit and where its ink is, without a margin, of any size up to `max_side`."""
     pictures, labels = digit_pictures()
-    index = int(rng.integers(len(pictures)))
+    index = int(rng.choice(np.flatnonzero(np.isin(labels, digits))))
     side = int(rng.integers(MIN_DIGIT_SIDE, max_side + 1))
     picture = PIL.Image.fromarray(pictures[index]).resize((side, side), PIL.Image.Resampling.BILINEAR)
     ink = np.asarray(picture) > 6
