@@ -22,20 +22,14 @@ and the greatest of the ratios. timm's model in eager float32 is 1.00; larger is
 """
 
 import argparse
-import json
 import multiprocessing
-import os
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from tqdm.auto import tqdm
 
 
 MODES = ("inference", "pyramid", "training")
@@ -158,7 +152,7 @@ def serve(case: Case, threads: int, device: str, warm_ups: int, connection: Any)
         torch.set_num_threads(threads)
         # Imports are not what is measured.
         import timm  # noqa: F401
-        import transformers  # noqa: F401
+        import transformers
 
         import hf_twins  # noqa: F401
 
