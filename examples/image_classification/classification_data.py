@@ -18,7 +18,6 @@ image's place in the data set: not on how many workers prepare it, nor on what c
 sees what it would have seen.
 """
 
-import io
 import itertools
 import logging
 from collections.abc import Iterator
@@ -39,10 +38,10 @@ from datasets import (
     Image,
     IterableDataset,
     Value,
-    get_dataset_split_names,
     load_dataset,
 )
 from datasets.distributed import split_dataset_by_node
+from image_data import decoded, load_hub_splits, only_column, renamed_columns
 from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode, v2
 from training import mixed_seed
@@ -51,8 +50,6 @@ from training import mixed_seed
 logger = logging.getLogger(__name__)
 # What images with so many channels are to Pillow.
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-# By which a data set's own evaluation images are known.
-EVALUATION_SPLITS = ("validation", "test")
 
 
 def load_images(arguments: DataArguments, seed: int) -> dict[str, Any]:
@@ -90,14 +87,7 @@ def load_splits(arguments: DataArguments) -> dict[str, Any]:
         raise ValueError("Give either --dataset_name or --train_dir.")
     splits: dict[str, Any] = {}
     if arguments.dataset_name is not None:
-        name, config = arguments.dataset_name, arguments.dataset_config_name
-        names = get_dataset_split_names(name, config)
-        if "train" not in names:
-            raise ValueError(f"The data set must have a split named train, got {', '.join(names)}.")
-        splits["train"] = load_dataset(name, config, split="train", streaming=arguments.streaming)
-        held_out = next((split for split in EVALUATION_SPLITS if split in names), None)
-        if held_out is not None:
-            splits["validation"] = load_dataset(name, config, split=held_out)
+        splits = load_hub_splits(arguments.dataset_name, arguments.dataset_config_name, arguments.streaming)
     else:
         splits["train"] = load_folder(str(arguments.train_dir), arguments.streaming)
         if arguments.validation_dir is not None:
@@ -125,27 +115,7 @@ def with_columns(split: Any, arguments: DataArguments) -> Any:
     """The same data set with the columns `image` and `label`."""
     image = arguments.image_column_name or only_column(split.features, "image", (Image, Array3D))
     label = arguments.label_column_name or only_column(split.features, "label", (ClassLabel, Value))
-    for option, column in (("--image_column_name", image), ("--label_column_name", label)):
-        if column not in split.features:
-            raise ValueError(f"{option} must be one of {', '.join(split.features)}, got {column}.")
-    split = split.select_columns([image, label])
-    # One of them may have the other's name.
-    return split.rename_columns({image: "image_", label: "label_"}).rename_columns(
-        {"image_": "image", "label_": "label"}
-    )
-
-
-def only_column(features: Features, name: str, types: tuple[type, ...]) -> str:
-    """The column of that name or, if there is none, the only one of the first of these types that any has."""
-    if isinstance(features.get(name), types):
-        return name
-    for feature_type in types:
-        columns = [column for column, feature in features.items() if isinstance(feature, feature_type)]
-        # What webdataset says about a file is no label.
-        columns = [column for column in columns if not column.startswith("__")]
-        if len(columns) == 1:
-            return columns[0]
-    raise ValueError(f"Which column is the {name}? Say --{name}_column_name, one of {', '.join(features)}.")
+    return renamed_columns(split, image, label)
 
 
 def with_label_names(splits: dict[str, Any], arguments: DataArguments) -> dict[str, Any]:
@@ -205,17 +175,6 @@ def without_corrupt_images(split: Dataset, name: str) -> Dataset:
     return split.select([index for index, readable in enumerate(is_readable) if readable])
 
 
-def decoded(image: dict[str, Any]) -> PIL.Image.Image | None:
-    """The picture that `datasets` has as `bytes`, or else as the `path` of a file; None if it cannot be decoded."""
-    try:
-        with PIL.Image.open(io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]) as opened:
-            opened.load()
-            return opened
-    except Exception:
-        # Pillow's decoders raise all kinds of errors.
-        return None
-
-
 @dataclass
 class Preparation:
     """Makes of an example what the model takes: `pixel_values` `(num_channels, height, width)`, and `labels`.
@@ -245,20 +204,6 @@ class Preparation:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mixed_seed(self.seed, *place))
             return {"pixel_values": self.transform(image), "labels": example["label"]}
-
-
-class LabelledImages(torch.utils.data.Dataset):
-    """A data set of images, prepared when they are asked for, by their place, or by epoch and place."""
-
-    def __init__(self, split: Dataset, preparation: Preparation):
-        self.split, self.preparation = split, preparation
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        return self.preparation(self.split[index], epoch, index)
 
 
 class StreamedImages(torch.utils.data.IterableDataset):

@@ -13,43 +13,15 @@
 # limitations under the License.
 """What a run measured, as numbers and as pictures, beside the model it is about."""
 
-import json
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import transformers
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from matplotlib.figure import Figure
+from model_report import write_report_and_card
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
 from training import draw_curves
-
-import hf_twins
-
-
-CARD = """---
-{metadata}
----
-
-# {name}
-
-A Twins image classifier ({start}), trained by the recipe `{recipe}` of hf_twins on {dataset}.
-
-| | |
-|---|---|
-{results}
-
-{figures}
-
-## Settings
-
-```json
-{settings}
-```
-"""
 
 
 # Of the curves.
@@ -99,24 +71,23 @@ def write_report(
         name: {"precision": float(p), "recall": float(r), "f1": float(f), "images": int(n)}
         for name, p, r, f, n in zip(names, precision, recall, f1, support)
     }
-    versions = {
-        "hf_twins": hf_twins.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
     report = {
         "metrics": metrics,
         "per_label": per_label,
         "confusion_matrix": matrix.tolist(),
         "history": list(history),
-        "settings": settings,
-        "versions": versions,
     }
-    (output_dir / "report.json").write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8")
     draw_confusion_matrix(matrix, names, output_dir / "confusion_matrix.png")
     draw_curves(history, PANELS, output_dir / "curves.png")
-    write_card(output_dir, metrics, settings | {"versions": versions})
+    write_report_and_card(
+        output_dir,
+        report,
+        settings,
+        kind="image classifier",
+        task="image-classification",
+        metric_types={"top5_accuracy": "accuracy"},
+        figures={"Loss and accuracy": "curves.png", "Confusion matrix": "confusion_matrix.png"},
+    )
     return metrics
 
 
@@ -138,35 +109,3 @@ def draw_confusion_matrix(matrix: np.ndarray, names: Sequence[str], path: Path) 
     axes.set_xlabel("predicted")
     axes.set_ylabel("is")
     figure.savefig(path, dpi=100)
-
-
-def write_card(output_dir: Path, metrics: dict[str, float], settings: dict[str, Any]) -> None:
-    results = [
-        EvalResult(
-            task_type="image-classification",
-            dataset_type="image-classification",
-            dataset_name=str(settings["dataset"]),
-            metric_type="accuracy",
-            metric_name=name,
-            metric_value=round(value, 4),
-        )
-        for name, value in metrics.items()
-    ]
-    metadata = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="image-classification",
-        tags=["twins", "hf_twins"],
-        model_name=output_dir.name,
-        eval_results=results,
-    )
-    card = CARD.format(
-        metadata=metadata.to_yaml(),
-        name=output_dir.name,
-        start=settings["start"],
-        recipe=settings["recipe"],
-        dataset=settings["dataset"],
-        results="\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items()),
-        figures="![Loss and accuracy](curves.png)\n\n![Confusion matrix](confusion_matrix.png)",
-        settings=json.dumps(settings, indent=2, default=str),
-    )
-    ModelCard(card).save(output_dir / "README.md")

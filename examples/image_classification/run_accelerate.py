@@ -43,7 +43,6 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 from classification_arguments import RECIPES, ClassificationRecipe, DataArguments, ModelArguments
 from classification_data import (
-    LabelledImages,
     Preparation,
     StreamedImages,
     collate,
@@ -62,6 +61,7 @@ from classification_training import (
     sampling_weights,
     save_model,
 )
+from image_data import LabelledImages
 from training import (
     EpochSampler,
     WeightAverage,

@@ -30,7 +30,6 @@ import torch
 from accelerate.utils import DistributedType
 from classification_arguments import RECIPES, ClassificationRecipe, DataArguments, ModelArguments
 from classification_data import (
-    LabelledImages,
     Preparation,
     StreamedImages,
     load_folder,
@@ -48,6 +47,7 @@ from classification_training import (
 from classification_utils import digit_pictures, options, plain_options, write_images, write_parquet
 from datasets import Array3D, ClassLabel, Dataset, Features, Image, Value
 from huggingface_hub import HfApi
+from image_data import LabelledImages
 from loopback_hub import serve_hub
 from peft import PeftModel
 from PIL import Image as PILImage

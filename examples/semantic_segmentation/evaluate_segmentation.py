@@ -1,0 +1,116 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Measure a segmentation model: mIoU, IoU of each class, accuracy; beside what was published, where it is known.
+
+    python examples/semantic_segmentation/evaluate_segmentation.py --model_name_or_path outputs/mine \
+        --validation_dir path/to/validation
+
+`--scales 0.5 0.75 1.0 1.25 1.5 1.75 --flip true` measures as the published multi-scale results were.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+# For what the examples share.
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+
+from segmentation_data import checked_pairs, load_folder
+from segmentation_evaluation import evaluate_pairs, published_miou, segmentation_metrics
+from segmentation_inference import InferenceArguments
+from segmentation_report import per_class
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, HfArgumentParser
+
+import hf_twins  # noqa: F401  # registers Twins with transformers
+
+
+@dataclass
+class EvaluationArguments:
+    model_name_or_path: str = field(metadata={"help": "Folder or Hub id of a segmentation model."})
+    validation_dir: str = field(metadata={"help": "Folder with images/ and annotations/, PNG masks with their names."})
+    do_reduce_labels: bool | None = field(
+        default=None,
+        metadata={"help": "Masks have 0 where there is no class; if not given, as the image processor says."},
+    )
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only so many images, from the first."})
+    output_file: str | None = field(default=None, metadata={"help": "File of JSON to write the results into."})
+    device: str | None = field(default=None, metadata={"help": "Of PyTorch; the accelerator, if there is one."})
+
+
+def main(arguments: list[str] | None = None) -> dict[str, float]:
+    try:
+        parser = HfArgumentParser([EvaluationArguments, InferenceArguments], description=__doc__)  # type: ignore[list-item]
+        options, how = parser.parse_args_into_dataclasses(args=arguments)
+        return evaluate(options, how)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+def load_model(name_or_path: str, device: str | None = None) -> tuple[Any, Any]:
+    """A segmentation model in evaluation mode, and its image processor."""
+    model = AutoModelForSemanticSegmentation.from_pretrained(name_or_path).eval()
+    if device is None:
+        device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
+    return model.to(device), AutoImageProcessor.from_pretrained(name_or_path)
+
+
+def evaluate(options: EvaluationArguments, how: InferenceArguments) -> dict[str, float]:
+    """Measure, print, and return `segmentation_metrics`."""
+    model, processor = load_model(options.model_name_or_path, options.device)
+    names = list(model.config.id2label.values())
+    if options.do_reduce_labels is not None:
+        processor.do_reduce_labels = options.do_reduce_labels
+    pairs = load_folder(options.validation_dir)
+    if options.max_eval_samples is not None:
+        pairs = pairs.select(range(min(options.max_eval_samples, len(pairs))))
+    pairs, _ = checked_pairs(pairs, "validation", processor.do_reduce_labels, names)
+    if len(pairs) == 0:
+        raise ValueError(f"No pair of image and mask in {options.validation_dir} can be used.")
+    matrix = evaluate_pairs(model, processor, pairs, how)
+    classes, metrics = per_class(matrix, names), segmentation_metrics(matrix)
+    width = max(map(len, names))
+    print(f"{'class':{width}}     IoU  accuracy      pixels")
+    for name, values in classes.items():
+        shares = (
+            f"{100 * value:6.2f}" if value is not None else "     -" for value in (values["iou"], values["accuracy"])
+        )
+        print(f"{name:{width}}  {'    '.join(shares)}  {values['pixels']:10}")
+    for name, value in metrics.items():
+        print(f"{name:16} {100 * value:6.2f} %")
+    published = published_miou(options.model_name_or_path, model.config, how)
+    if published is not None:
+        print(
+            f"{'published mIoU':16} {published[0]:6.2f} %, by {published[1]}, on the 2000 validation images of ADE20K"
+        )
+    if options.output_file is not None:
+        results = {
+            "metrics": metrics,
+            "published_mean_iou": published[0] / 100 if published is not None else None,
+            "images": len(pairs),
+            "per_class": classes,
+            "settings": vars(options) | vars(how),
+        }
+        partial = Path(f"{options.output_file}.partial")
+        partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        partial.replace(options.output_file)
+    return metrics
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Segment a picture, or a folder of them: the mask over the picture with a legend, and the mask itself.
+
+    python examples/semantic_segmentation/predict_segmentation.py --model_name_or_path outputs/mine \
+        --images street.jpg --output_dir outputs/street
+
+writes `street_overlay.png` and `street_mask.png`, whose pixels are the numbers of the classes.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+
+
+# For what the examples share.
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+
+from evaluate_segmentation import load_model
+from image_data import decoded
+from segmentation_inference import InferenceArguments, segment
+from segmentation_pictures import class_shares, draw_prediction, mask_picture
+from tqdm import tqdm
+from transformers import HfArgumentParser
+
+
+@dataclass
+class PredictionArguments:
+    model_name_or_path: str = field(metadata={"help": "Folder or Hub id of a segmentation model."})
+    images: str = field(metadata={"help": "A picture, or a folder of them."})
+    output_dir: str = field(metadata={"help": "Folder to write into."})
+    device: str | None = field(default=None, metadata={"help": "Of PyTorch; the accelerator, if there is one."})
+
+
+def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
+    try:
+        parser = HfArgumentParser([PredictionArguments, InferenceArguments], description=__doc__)  # type: ignore[list-item]
+        options, how = parser.parse_args_into_dataclasses(args=arguments)
+        return predict(options, how)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+def predict(options: PredictionArguments, how: InferenceArguments) -> dict[str, dict[str, float]]:
+    """Write an overlay and a mask of each picture, and return the shares of the classes in it, by the picture's name."""
+    files = picture_files(Path(options.images))
+    model, processor = load_model(options.model_name_or_path, options.device)
+    names = list(model.config.id2label.values())
+    output_dir = Path(options.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    shares, unreadable = {}, []
+    for file in tqdm(files, desc="Segmenting", disable=len(files) == 1):
+        image = decoded({"bytes": None, "path": str(file)})
+        if image is None:
+            unreadable.append(str(file))
+            continue
+        mask = segment(model, processor, image, how).argmax(0).cpu().numpy().astype(np.uint8)
+        mask_picture(mask, len(names)).save(output_dir / f"{file.stem}_mask.png")
+        draw_prediction(image, mask, names, output_dir / f"{file.stem}_overlay.png")
+        shares[file.name] = class_shares(mask, names)
+    for name, classes in shares.items():
+        print(f"{name}: {', '.join(f'{label} {100 * share:.1f} %' for label, share in classes.items())}")
+    if unreadable:
+        raise ValueError(f"{len(unreadable)} of {len(files)} pictures cannot be decoded: {', '.join(unreadable)}.")
+    return shares
+
+
+def picture_files(path: Path) -> list[Path]:
+    """The picture, or those in the folder, which have different names.
+
+    Raises:
+        ValueError: if there is none, or two would be written to the same file.
+    """
+    if path.is_file():
+        return [path]
+    known = PIL.Image.registered_extensions()
+    files = sorted(file for file in path.glob("*") if file.suffix.lower() in known)
+    if not files:
+        raise ValueError(f"--images must be a picture or a folder of pictures, got {path}.")
+    stems = [file.stem for file in files]
+    repeated = sorted({stem for stem in stems if stems.count(stem) > 1})
+    if repeated:
+        raise ValueError(f"Two pictures in {path} have the same name but for its ending: {', '.join(repeated)}.")
+    return files
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Train a Twins model for semantic segmentation, Semantic FPN or UperNet, with transformers' Trainer.
+
+    python examples/semantic_segmentation/run_segmentation.py --model_name_or_path timm/twins_svt_small.in1k \
+        --train_dir path/to/training --validation_dir path/to/validation --output_dir outputs/mine
+
+`--recipe` chooses fine-tune (the default), ade20k-semantic-fpn or ade20k-upernet; every option of it can be given another
+value.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+# For what the examples share.
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+
+from image_data import LabelledImages
+from segmentation_arguments import RECIPES, DataArguments, ModelArguments, SegmentationRecipe
+from segmentation_data import IGNORE_INDEX, Preparation, load_pairs, training_transform
+from segmentation_evaluation import evaluate_pairs, segmentation_metrics
+from segmentation_inference import InferenceArguments
+from segmentation_model import checkpoint_config, create_model, create_processor, segmentation_labels
+from segmentation_report import draw_predictions, write_report
+from training import (
+    TRAINER_DEFAULTS,
+    EpochSampler,
+    RecipeTrainer,
+    parse_arguments,
+    push_folder,
+    scaled_learning_rate,
+    trainer_checkpoint,
+    write_results,
+)
+from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
+from transformers.training_args import ParallelMode
+
+
+class SegmentationTrainer(RecipeTrainer):
+    """Which evaluates pictures at their own size, one after the other.
+
+    Args:
+        inference: how they are segmented.
+    """
+
+    def __init__(self, *args: Any, inference: InferenceArguments, **kwargs: Any):
+        self.inference = inference
+        self.matrix = torch.zeros(0, 0)
+        super().__init__(*args, **kwargs)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        loss: Any = super().compute_loss(model, inputs, *args, **kwargs)
+        # The mean over no pixel is NaN: a batch without any that has a class is to change nothing.
+        return torch.where((inputs["labels"] != IGNORE_INDEX).any(), loss, torch.zeros_like(loss))
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        pairs: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        model: Any = self.model
+        self.matrix = evaluate_pairs(model, self.processing_class, pairs, self.inference, self.accelerator)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in segmentation_metrics(self.matrix).items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def main(arguments: list[str] | None = None) -> dict[str, float]:
+    try:
+        model_arguments, data_arguments, recipe, inference, training_arguments = parse_arguments(
+            *(ModelArguments, DataArguments, SegmentationRecipe, InferenceArguments, TrainingArguments),
+            recipes=RECIPES,
+            # The last batch may be too small for batch normalization.
+            defaults=TRAINER_DEFAULTS | {"metric_for_best_model": "mean_iou", "dataloader_drop_last": True},
+            arguments=arguments,
+        )
+        set_seed(training_arguments.seed)
+        return train(model_arguments, data_arguments, recipe, inference, training_arguments)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+def train(
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    recipe: SegmentationRecipe,
+    inference: InferenceArguments,
+    args: TrainingArguments,
+) -> dict[str, float]:
+    """Train, evaluate, and write the model, its processor, and what was measured, into the output folder."""
+    output_dir = Path(str(args.output_dir))
+    checkpoint = trainer_checkpoint(args, recipe)
+    fields = checkpoint_config(model_arguments)
+    with args.main_process_first(desc="loading images"):
+        pairs, names = load_pairs(data_arguments, args.seed, segmentation_labels(fields))
+    images_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if len(pairs["train"]) < args.train_batch_size * args.world_size:
+        raise ValueError(
+            f"There are {len(pairs['train'])} pairs to train on, fewer than a batch: give a --per_device_train_batch_size "
+            f"below {args.per_device_train_batch_size}."
+        )
+    model = create_model(model_arguments, fields, names, recipe.drop_path_rate)
+    if args.parallel_mode == ParallelMode.DISTRIBUTED and torch.accelerator.is_available():
+        # Few images a process are too few for its own statistics: the authors share them too.
+        torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    processor = create_processor(model_arguments, fields, data_arguments.do_reduce_labels)
+    preparation = Preparation(training_transform(recipe, processor), data_arguments.do_reduce_labels, args.seed)
+    train_images = LabelledImages(pairs["train"], preparation)
+    args.learning_rate = scaled_learning_rate(args.learning_rate, recipe, images_per_step)
+    trainer = SegmentationTrainer(
+        model=model,
+        args=args,
+        train_dataset=train_images,
+        eval_dataset=pairs["validation"],
+        processing_class=processor,
+        recipe=recipe,
+        sampler=EpochSampler(len(train_images), args.seed),
+        checkpoint=checkpoint,
+        inference=inference,
+    )
+    if recipe.early_stopping_patience > 0:
+        trainer.add_callback(EarlyStoppingCallback(recipe.early_stopping_patience))
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+
+    if trainer.average is not None:
+        trainer.average.copy_to(model)
+    metrics = trainer.evaluate()
+    if trainer.is_world_process_zero():
+        model.save_pretrained(output_dir)
+        processor.save_pretrained(output_dir)
+        draw_predictions(model, processor, pairs["validation"], inference, output_dir / "predictions.png")
+        settings = {
+            "recipe": recipe.recipe,
+            "start": model_arguments.model_name_or_path or f"{model_arguments.config_name}, random weights",
+            "dataset": data_arguments.dataset_name or data_arguments.train_dir,
+            "model": vars(model_arguments),
+            "data": vars(data_arguments),
+            "recipe_values": vars(recipe),
+            "inference": vars(inference),
+            "training": args.to_sanitized_dict(),
+        }
+        write_report(output_dir, names, trainer.matrix, trainer.state.log_history, settings)
+        write_results(output_dir, metrics | {"epoch": trainer.state.epoch, "steps": trainer.state.global_step})
+        if args.push_to_hub:
+            push_folder(output_dir, args.hub_model_id, bool(args.hub_private_repo))
+    return metrics
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""How well pictures are segmented: intersection over union (IoU) and accuracy, from counts of pixels.
+
+As mmsegmentation's `IoUMetric` and transformers' examples count: over all pictures together, without the pixels that have no
+class. A class that is neither there nor predicted has no IoU, and is not in the mean.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from segmentation_data import IGNORE_INDEX, class_numbers
+from segmentation_inference import MULTI_SCALES, InferenceArguments, segment
+from tqdm import tqdm
+from transformers import PreTrainedModel
+from transformers.utils import cached_file
+
+from hf_twins import TWINS_VARIANTS
+
+
+PUBLISHED = Path(__file__).resolve().parents[2] / "conversion" / "published_checkpoints.json"
+
+
+def confusion_matrix(truth: torch.Tensor, prediction: torch.Tensor, num_labels: int) -> torch.Tensor:
+    """Number of pixels of each class (rows) that were taken for each (columns), int64.
+
+    Args:
+        truth: class of each pixel, `IGNORE_INDEX` where there is none.
+        prediction: of the same shape.
+        num_labels: number of classes.
+
+    Raises:
+        ValueError: if the truth has other classes.
+    """
+    is_labelled = truth != IGNORE_INDEX
+    truth, prediction = truth[is_labelled], prediction[is_labelled]
+    if truth.numel() and not 0 <= int(truth.min()) <= int(truth.max()) < num_labels:
+        raise ValueError(
+            f"A mask has the class {int(truth.max())}, but the model knows {num_labels}, from 0: does --do_reduce_labels fit?"
+        )
+    return torch.bincount(truth * num_labels + prediction, minlength=num_labels**2).view(num_labels, num_labels)
+
+
+def class_iou(matrix: torch.Tensor) -> torch.Tensor:
+    """IoU of each class; NaN of those that are neither there nor predicted."""
+    matrix = matrix.double()
+    return matrix.diag() / (matrix.sum(0) + matrix.sum(1) - matrix.diag())
+
+
+def class_accuracy(matrix: torch.Tensor) -> torch.Tensor:
+    """Share of each class's pixels that are taken for it; NaN of those that are not there."""
+    matrix = matrix.double()
+    return matrix.diag() / matrix.sum(1)
+
+
+def segmentation_metrics(matrix: torch.Tensor) -> dict[str, float]:
+    """Shares: `mean_iou` and `mean_accuracy` over classes, and `overall_accuracy` over pixels."""
+    return {
+        "mean_iou": float(class_iou(matrix).nanmean()),
+        "mean_accuracy": float(class_accuracy(matrix).nanmean()),
+        "overall_accuracy": float(matrix.diag().sum() / matrix.sum()),
+    }
+
+
+def evaluate_pairs(
+    model: PreTrainedModel,
+    processor: Any,
+    pairs: Dataset,
+    how: InferenceArguments,
+    accelerator: Accelerator | None = None,
+) -> torch.Tensor:
+    """The confusion matrix of all pairs, at the size of the pictures.
+
+    Args:
+        model: for semantic segmentation; in evaluation mode afterwards as before, or not.
+        processor: its image processor, whose `do_reduce_labels` is that of the masks.
+        pairs: with the columns `image` and `label`.
+        how: pictures are segmented.
+        accelerator: of the processes that share the work, which all have the whole model.
+    """
+    num_labels = int(model.config.num_labels or 0)
+    matrix = torch.zeros(num_labels, num_labels, dtype=torch.long, device=model.device)
+    rank, world_size = (accelerator.process_index, accelerator.num_processes) if accelerator is not None else (0, 1)
+    was_training = model.training
+    model.eval()
+    for index in tqdm(range(rank, len(pairs), world_size), desc="Evaluating", disable=rank > 0, leave=False):
+        pair = pairs[index]
+        prediction = segment(model, processor, pair["image"], how).argmax(0)
+        truth = torch.from_numpy(class_numbers(pair["label"], processor.do_reduce_labels)).to(model.device)
+        matrix += confusion_matrix(truth, prediction, num_labels)
+    model.train(was_training)
+    if accelerator is not None:
+        matrix = accelerator.reduce(matrix, reduction="sum")
+    return matrix.cpu()
+
+
+def published_miou(name_or_path: str, config: Any, how: InferenceArguments) -> tuple[float, str] | None:
+    """The mIoU in percent that was published of a converted checkpoint and measured in this way, and by whom.
+
+    None if there is none. What a checkpoint was converted from is in its `conversion.json`.
+    """
+    is_multi_scale = tuple(how.scales) == MULTI_SCALES and how.flip
+    is_single_scale = tuple(how.scales) == (1.0,) and not how.flip
+    file = cached_file(name_or_path, "conversion.json", _raise_exceptions_for_missing_entries=False)
+    if file is None or how.slide_crop_size is not None or not (is_multi_scale or is_single_scale):
+        return None
+    report = json.loads(Path(file).read_text(encoding="utf-8"))
+    if report["source_format"] == "authors' UperNet":
+        backbone = getattr(config, "backbone_config", config)
+        for variant in TWINS_VARIANTS.values():
+            if [list(variant.depths), list(variant.hidden_sizes)] == [backbone.depths, backbone.hidden_sizes]:
+                single, multi = variant.ade20k_upernet_miou, variant.ade20k_upernet_miou_multi_scale
+                return multi if is_multi_scale else single, "the authors"
+    for each in json.loads(PUBLISHED.read_text(encoding="utf-8")):
+        if each["url"] == report["source"]:
+            return each["ade20k_miou_multi_scale_flip" if is_multi_scale else "ade20k_miou"], "OpenMMLab"
+    return None

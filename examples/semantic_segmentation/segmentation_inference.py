@@ -1,0 +1,123 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""From a picture to the class of each of its pixels: whole or in windows, at one size or at several, mirrored too.
+
+As mmsegmentation does it (https://github.com/open-mmlab/mmsegmentation, `EncoderDecoder.whole_inference` and
+`slide_inference`, `SegTTAModel`), so that published results can be measured again: logits at the size of the model's input,
+then at that of the picture, and of several inputs the mean of the probabilities.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import PIL.Image
+import torch
+from torch import nn
+
+
+# Of the published multi-scale results; with flip.
+MULTI_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+
+
+@dataclass
+class InferenceArguments:
+    """How a picture is segmented."""
+
+    slide_crop_size: int | None = field(
+        default=None, metadata={"help": "Side in pixels of windows that slide over the picture; whole if not given."}
+    )
+    slide_stride: int | None = field(
+        default=None, metadata={"help": "Pixels from window to window; two thirds of a window if not given."}
+    )
+    scales: list[float] = field(
+        default_factory=lambda: [1.0],
+        metadata={"help": "Sizes of the picture, relative to the image processor's, whose results are averaged."},
+    )
+    flip: bool = field(default=False, metadata={"help": "Average over the picture and its mirror image."})
+
+    def __post_init__(self) -> None:
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f"--scales must be positive numbers, got {self.scales}.")
+        if self.slide_crop_size is None:
+            if self.slide_stride is not None:
+                raise ValueError("--slide_stride goes with --slide_crop_size.")
+        else:
+            if self.slide_stride is None:
+                self.slide_stride = max(self.slide_crop_size * 2 // 3, 1)
+            if not 1 <= self.slide_stride <= self.slide_crop_size:
+                raise ValueError(
+                    f"--slide_stride must be from 1 to --slide_crop_size ({self.slide_crop_size}), so that no pixel is "
+                    f"between windows, got {self.slide_stride}."
+                )
+
+
+def resized(logits: torch.Tensor, size: Any) -> torch.Tensor:
+    if tuple(logits.shape[2:]) == tuple(size):
+        return logits
+    return nn.functional.interpolate(logits, size=tuple(size), mode="bilinear")
+
+
+def whole_logits(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
+    """`(batch_size, num_labels, height, width)` of the whole input, at its size, in float32."""
+    return resized(model(pixel_values).logits.float(), pixel_values.shape[2:])
+
+
+def sliding_logits(model: Any, pixel_values: torch.Tensor, crop_size: int, stride: int) -> torch.Tensor:
+    """The mean over the windows that see a pixel; the last ones are moved back so that none is smaller than the others."""
+    height, width = pixel_values.shape[2:]
+    total: Any = 0
+    count = pixel_values.new_zeros(1, 1, height, width, dtype=torch.float32)
+    for top in window_starts(height, crop_size, stride):
+        for left in window_starts(width, crop_size, stride):
+            bottom, right = min(top + crop_size, height), min(left + crop_size, width)
+            window = whole_logits(model, pixel_values[:, :, top:bottom, left:right])
+            total = total + nn.functional.pad(window, (left, width - right, top, height - bottom))
+            count[:, :, top:bottom, left:right] += 1
+    return total / count
+
+
+def window_starts(side: int, crop_size: int, stride: int) -> list[int]:
+    """Where windows begin, `stride` apart, the last one at the end."""
+    last = max(side - crop_size, 0)
+    return [*range(0, last, stride), last]
+
+
+@torch.inference_mode()
+def segment(model: Any, processor: Any, image: PIL.Image.Image, how: InferenceArguments) -> torch.Tensor:
+    """The probability of each class at each pixel.
+
+    Args:
+        model: for semantic segmentation, in evaluation mode.
+        processor: its image processor.
+        image: of any size and mode.
+        how: it is done.
+
+    Returns:
+        `(num_labels, height, width)`, of the picture's own size, float32.
+    """
+    image = image.convert("RGB")
+    size = {name: value for name, value in dict(processor.size).items() if value is not None}
+    probabilities: Any = 0
+    for scale in how.scales:
+        scaled = {name: round(scale * value) for name, value in size.items()}
+        pixel_values = processor(image, size=scaled, return_tensors="pt")["pixel_values"].to(model.device)
+        for is_flipped in (False, True) if how.flip else (False,):
+            pixels = pixel_values.flip(3) if is_flipped else pixel_values
+            if how.slide_crop_size is None or how.slide_stride is None:
+                logits = whole_logits(model, pixels)
+            else:
+                logits = sliding_logits(model, pixels, how.slide_crop_size, how.slide_stride)
+            logits = resized(logits.flip(3) if is_flipped else logits, (image.height, image.width))
+            probabilities = probabilities + logits.softmax(1)[0]
+    return probabilities / (len(how.scales) * (1 + how.flip))

@@ -1,0 +1,183 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Segmentation models: either head, on a backbone trained for something else, or as it was trained."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from segmentation_arguments import HEADS, ModelArguments
+from segmentation_data import IGNORE_INDEX
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    SegformerImageProcessor,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
+
+from hf_twins import (
+    TWINS_VARIANTS,
+    TwinsBackbone,
+    TwinsConfig,
+    TwinsForSemanticSegmentation,
+    TwinsImageProcessor,
+)
+
+
+logger = logging.getLogger(__name__)
+# Short side in pixels of the published models' crops and pictures; the long side is limited to four of it.
+IMAGE_SIZE = 512
+
+
+def checkpoint_config(arguments: ModelArguments) -> dict[str, Any]:
+    """The fields of the checkpoint's `config.json`; none of a variant, or of a file of weights alone.
+
+    Raises:
+        ValueError: if the arguments contradict each other.
+    """
+    if (arguments.model_name_or_path is None) == (arguments.config_name is None):
+        raise ValueError("Give either --model_name_or_path or --config_name.")
+    if arguments.head is not None and arguments.head not in HEADS:
+        raise ValueError(f"--head must be one of {', '.join(HEADS)}, got {arguments.head}.")
+    name = str(arguments.model_name_or_path or arguments.config_name)
+    if name in TWINS_VARIANTS:
+        return {}
+    try:
+        fields, _ = PreTrainedConfig.get_config_dict(name, revision=arguments.model_revision)
+    except OSError:
+        # `from_pretrained` will say what is wrong, or know the file.
+        return {}
+    if fields.get("model_type") == "upernet" and arguments.head == "semantic-fpn":
+        raise ValueError(f"{name} is an UperNet: --head semantic-fpn needs another checkpoint.")
+    return fields
+
+
+def segmentation_labels(fields: dict[str, Any]) -> list[str] | None:
+    """The classes that a segmentation checkpoint knows; None if it is another, or none."""
+    is_segmenter = any(str(name).endswith("ForSemanticSegmentation") for name in fields.get("architectures") or [])
+    labels = fields.get("id2label")
+    return list(labels.values()) if is_segmenter and labels else None
+
+
+def create_model(
+    arguments: ModelArguments, fields: dict[str, Any], labels: Sequence[str], drop_path_rate: float | None
+) -> PreTrainedModel:
+    """The model with a head for `labels`.
+
+    Args:
+        arguments: which model.
+        fields: `checkpoint_config(arguments)`.
+        labels: names of the classes.
+        drop_path_rate: of the backbone; the checkpoint's if None.
+
+    Raises:
+        OSError: if there is no such model.
+        ValueError: if it cannot be had so.
+    """
+    names: dict[str, Any] = {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: index for index, label in enumerate(labels)},
+    }
+    asked = {
+        "use_stage_norm": arguments.use_stage_norm,
+        "window_padding": arguments.window_padding,
+        "drop_path_rate": drop_path_rate,
+    }
+    changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    model: Any
+    if fields.get("model_type") == "upernet":
+        model = upernet(arguments, names, changes)
+    elif arguments.head == "upernet":
+        model = upernet_of_backbone(arguments, names, changes)
+    elif arguments.config_name is not None:
+        model = TwinsForSemanticSegmentation(twins_config(arguments.config_name, names | changes))
+    else:
+        model = TwinsForSemanticSegmentation.from_pretrained(
+            str(arguments.model_name_or_path),
+            revision=arguments.model_revision,
+            # The trained head is replaced where it has other labels.
+            ignore_mismatched_sizes=True,
+            **names,
+            **changes,
+        )
+    for name in ("semantic_loss_ignore_index", "loss_ignore_index"):
+        if hasattr(model.config, name):
+            setattr(model.config, name, IGNORE_INDEX)
+    # The loss is a mean over the pixels of a batch, whatever else the step accumulates.
+    model.accepts_loss_kwargs = False
+    return model
+
+
+def twins_config(name: str, fields: dict[str, Any]) -> TwinsConfig:
+    if name in TWINS_VARIANTS:
+        return TwinsConfig.from_variant(name, **fields)
+    return TwinsConfig.from_pretrained(name, **fields)
+
+
+def upernet(arguments: ModelArguments, names: dict[str, Any], changes: dict[str, Any]) -> PreTrainedModel:
+    """As an UperNet checkpoint or configuration says."""
+    name = str(arguments.model_name_or_path or arguments.config_name)
+    config = UperNetConfig.from_pretrained(name, revision=arguments.model_revision, **names)
+    backbone: Any = config.backbone_config
+    if not isinstance(backbone, TwinsConfig):
+        raise ValueError(f"{name} has no Twins backbone, but {backbone.model_type}.")
+    config.backbone_config = TwinsConfig.from_dict(backbone.to_dict() | changes)
+    if arguments.config_name is not None:
+        return UperNetForSemanticSegmentation(config)
+    return UperNetForSemanticSegmentation.from_pretrained(
+        name, revision=arguments.model_revision, config=config, ignore_mismatched_sizes=True
+    )
+
+
+def upernet_of_backbone(arguments: ModelArguments, names: dict[str, Any], changes: dict[str, Any]) -> PreTrainedModel:
+    """A new UperNet on all stages of a backbone, trained or not."""
+    name = str(arguments.model_name_or_path or arguments.config_name)
+    if arguments.model_name_or_path is not None:
+        trained = TwinsBackbone.from_pretrained(name, revision=arguments.model_revision, **changes)
+    else:
+        trained = TwinsBackbone(twins_config(name, changes))
+    backbone_config: Any = trained.config
+    backbone_config.out_features = backbone_config.stage_names[1:]
+    model = UperNetForSemanticSegmentation(UperNetConfig(backbone_config=backbone_config, **names))
+    model.backbone.load_state_dict(trained.state_dict())
+    return model
+
+
+def create_processor(
+    arguments: ModelArguments, fields: dict[str, Any], do_reduce_labels: bool
+) -> SegformerImageProcessor:
+    """A segmentation checkpoint's image processor; of another, its colours, at the size of the published models."""
+    name = str(arguments.model_name_or_path or arguments.config_name)
+    processor: Any = None
+    try:
+        if segmentation_labels(fields) is not None:
+            processor = SegformerImageProcessor.from_pretrained(name, revision=arguments.model_revision)
+        elif name not in TWINS_VARIANTS:
+            colours: Any = TwinsImageProcessor.from_pretrained(name, revision=arguments.model_revision)
+            processor = segmentation_processor(image_mean=colours.image_mean, image_std=colours.image_std)
+    except OSError:
+        logger.warning(f"{name} has no image processor: pictures are prepared as for the published models.")
+    if processor is None:
+        processor = segmentation_processor()
+    changes: dict[str, Any] = {"do_reduce_labels": do_reduce_labels}
+    if arguments.image_size is not None:
+        changes["size"] = {"shortest_edge": arguments.image_size, "longest_edge": 4 * arguments.image_size}
+    elif processor.size.shortest_edge is None:
+        raise ValueError(f"The image processor of {name} does not keep the shape of pictures: give --image_size.")
+    return SegformerImageProcessor.from_dict(processor.to_dict() | changes)
+
+
+def segmentation_processor(**fields: Any) -> SegformerImageProcessor:
+    return SegformerImageProcessor(size={"shortest_edge": IMAGE_SIZE, "longest_edge": 4 * IMAGE_SIZE}, **fields)

@@ -1,0 +1,116 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Masks to look at: coloured, over their picture, with a legend."""
+
+import colorsys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+
+# Of what has no class.
+GREY = (128, 128, 128)
+# Share of the class's colour over the picture.
+OPACITY = 0.6
+
+
+def label_colors(num_labels: int) -> np.ndarray:
+    """A colour for each class, `(num_labels, 3)`, uint8; those of neighbours differ most."""
+    # Steps of the golden ratio around the circle of hues, lighter and darker.
+    hues = (0.618034 * np.arange(num_labels)) % 1
+    values = [(1.0, 0.75, 0.55)[index % 3] for index in range(num_labels)]
+    colors = [colorsys.hsv_to_rgb(hue, 0.85, value) for hue, value in zip(hues, values)]
+    return (255 * np.array(colors)).round().astype(np.uint8)
+
+
+def overlay(image: PIL.Image.Image, mask: np.ndarray, num_labels: int) -> PIL.Image.Image:
+    """The picture under the colours of a mask `(height, width)`, grey where that has no class."""
+    known = mask < num_labels
+    colors = np.where(known[..., None], label_colors(num_labels)[np.where(known, mask, 0)], np.array(GREY, np.uint8))
+    return PIL.Image.blend(image.convert("RGB"), PIL.Image.fromarray(colors.astype(np.uint8)), OPACITY)
+
+
+def mask_picture(mask: np.ndarray, num_labels: int) -> PIL.Image.Image:
+    """A mask as a picture of class numbers, with a palette of their colours."""
+    picture = PIL.Image.fromarray(mask.astype(np.uint8), mode=None)
+    picture.putpalette(label_colors(num_labels).tobytes())
+    return picture
+
+
+def class_shares(mask: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+    """The share of the picture that each class has which is there, largest first."""
+    counts = np.bincount(mask.ravel(), minlength=len(names))[: len(names)]
+    order = [index for index in np.argsort(-counts, kind="stable") if counts[index] > 0]
+    return {names[index]: float(counts[index] / mask.size) for index in order}
+
+
+def legend_entries(masks: Sequence[np.ndarray], names: Sequence[str], limit: int) -> list[Patch]:
+    """The colours of the classes in the masks, largest first, with their shares of the last mask; at most `limit`."""
+    colors = label_colors(len(names)) / 255
+    number = {name: index for index, name in enumerate(names)}
+    everything = class_shares(np.concatenate([mask.ravel() for mask in masks]), names)
+    shares = class_shares(masks[-1], names)
+    entries = [
+        Patch(color=colors[number[name]], label=f"{name}  {100 * shares.get(name, 0):.1f} %")
+        for name in list(everything)[:limit]
+    ]
+    if len(everything) > limit:
+        entries.append(Patch(color="none", label=f"and {len(everything) - limit} more"))
+    return entries
+
+
+def draw_prediction(
+    image: PIL.Image.Image,
+    prediction: np.ndarray,
+    names: Sequence[str],
+    path: Path,
+) -> None:
+    """The picture with its mask over it, beside a legend of the classes that are there."""
+    draw_rows([(image, prediction, None)], names, path)
+
+
+def draw_rows(
+    rows: Sequence[tuple[PIL.Image.Image, np.ndarray, np.ndarray | None]], names: Sequence[str], path: Path
+) -> None:
+    """Pictures, one a row, with the predicted mask over them and, where it is known, the true one before it.
+
+    Args:
+        rows: picture, prediction, truth.
+        names: of the classes.
+        path: of what is drawn.
+    """
+    has_truth = any(truth is not None for _, _, truth in rows)
+    height = 3.2 if len(rows) > 1 else 4.5
+    # As wide as the widest picture wants to be, and never a strip.
+    width = height * float(np.clip(max(image.width / image.height for image, _, _ in rows), 0.7, 2.5))
+    figure = Figure(figsize=((2 + has_truth) * width + 2.6, height * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), 2 + has_truth, squeeze=False)
+    for axes, (image, prediction, truth) in zip(grid, rows):
+        masks = [prediction] if truth is None else [truth, prediction]
+        panels = [("picture", image.convert("RGB"))]
+        panels += [
+            (title, overlay(image, mask, len(names)))
+            for title, mask in zip(("truth", "prediction")[-len(masks) :], masks)
+        ]
+        for axis, (title, picture) in zip(axes, panels):
+            axis.imshow(picture)
+            axis.set_axis_off()
+            axis.set_title(title, fontsize=10)
+        entries = legend_entries(masks, names, limit=round(4 * height))
+        axes[-1].legend(handles=entries, loc="upper left", bbox_to_anchor=(1.02, 1.0), fontsize=8, frameon=False)
+    figure.savefig(path, dpi=100)

@@ -1,0 +1,118 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a run measured, as numbers and as pictures, beside the model it is about."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from matplotlib.figure import Figure
+from model_report import write_report_and_card
+from segmentation_data import class_numbers
+from segmentation_evaluation import class_accuracy, class_iou, segmentation_metrics
+from segmentation_inference import InferenceArguments, segment
+from segmentation_pictures import draw_rows
+from training import draw_curves
+
+
+# Of the curves.
+PANELS = {
+    "loss": {"loss": "training"},
+    "share": {"eval_mean_iou": "mean IoU", "eval_overall_accuracy": "pixels that are right"},
+}
+NUM_PICTURES = 4
+
+
+def per_class(matrix: torch.Tensor, names: Sequence[str]) -> dict[str, dict[str, float | int | None]]:
+    """IoU, accuracy and number of pixels of each class; None where a class is not there."""
+    rows = zip(names, class_iou(matrix).tolist(), class_accuracy(matrix).tolist(), matrix.sum(1).tolist())
+    return {
+        name: {
+            "iou": None if math.isnan(iou) else iou,
+            "accuracy": None if math.isnan(accuracy) else accuracy,
+            "pixels": pixels,
+        }
+        for name, iou, accuracy, pixels in rows
+    }
+
+
+def write_report(
+    output_dir: Path,
+    names: Sequence[str],
+    matrix: torch.Tensor,
+    history: Sequence[dict[str, float]],
+    settings: dict[str, Any],
+) -> None:
+    """Write the results, their pictures and the model card into the model's folder.
+
+    Args:
+        output_dir: of the model.
+        names: of the classes.
+        matrix: what `evaluate_pairs` counted.
+        history: entries with `epoch` and any of `loss`, `eval_mean_iou`, `eval_overall_accuracy`.
+        settings: what the run was told, with `recipe`, `start` and `dataset` among it.
+    """
+    draw_class_iou(matrix, names, output_dir / "class_iou.png")
+    draw_curves(history, PANELS, output_dir / "curves.png")
+    report = {
+        "metrics": segmentation_metrics(matrix),
+        "per_class": per_class(matrix, names),
+        "confusion_matrix": matrix.tolist(),
+        "history": list(history),
+    }
+    write_report_and_card(
+        output_dir,
+        report,
+        settings,
+        kind="semantic segmentation model",
+        task="image-segmentation",
+        metric_types={},
+        figures={
+            "Predictions": "predictions.png",
+            "Loss and accuracy": "curves.png",
+            "IoU of each class": "class_iou.png",
+        },
+    )
+
+
+def draw_predictions(model: Any, processor: Any, pairs: Dataset, how: InferenceArguments, path: Path) -> None:
+    """A few pictures, with the truth and what the model says."""
+    model.eval()
+    rows = []
+    for pair in pairs.select(range(min(NUM_PICTURES, len(pairs)))):
+        prediction = segment(model, processor, pair["image"], how).argmax(0).cpu().numpy()
+        rows.append((pair["image"], prediction, class_numbers(pair["label"], processor.do_reduce_labels)))
+    draw_rows(rows, list(model.config.id2label.values()), path)
+
+
+def draw_class_iou(matrix: torch.Tensor, names: Sequence[str], path: Path) -> None:
+    """A bar for each class that is there or predicted, the best one on top, and their mean."""
+    iou = class_iou(matrix).numpy()
+    order = [index for index in np.argsort(iou, kind="stable") if not np.isnan(iou[index])]
+    figure = Figure(figsize=(7, min(max(2.0, 0.2 * len(order) + 1), 40.0)), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.barh([names[index] for index in order], iou[order], color="tab:blue")
+    axes.bar_label(bars, fmt="%.2f", fontsize=7, padding=2)
+    mean = float(np.nanmean(iou))
+    axes.axvline(mean, color="tab:red", linewidth=1, label=f"mean {mean:.3f}")
+    axes.set_xlim(0, 1.08)
+    axes.margins(y=0.01)
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set_xlabel("intersection over union")
+    figure.legend(loc="outside upper right", fontsize=8)
+    figure.savefig(path, dpi=100)
