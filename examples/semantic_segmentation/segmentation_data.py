@@ -93,7 +93,8 @@ def load_splits(arguments: DataArguments) -> dict[str, Dataset]:
     splits = load_hub_splits(arguments.dataset_name, arguments.dataset_config_name)
     for name, split in splits.items():
         image = arguments.image_column_name or only_column(split.features, "image", (Image,))
-        label = arguments.label_column_name or only_column(split.features, "label", (Image,))
+        others = Features({name: feature for name, feature in split.features.items() if name != image})
+        label = arguments.label_column_name or only_column(others, "label", (Image,))
         splits[name] = renamed_columns(split, image, label)
     return splits
 

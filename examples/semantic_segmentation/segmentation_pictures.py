@@ -112,5 +112,14 @@ def draw_rows(
             axis.set_axis_off()
             axis.set_title(title, fontsize=10)
         entries = legend_entries(masks, names, limit=round(4 * height))
-        axes[-1].legend(handles=entries, loc="upper left", bbox_to_anchor=(1.02, 1.0), fontsize=8, frameon=False)
+        axes[-1].legend(
+            handles=entries,
+            title="share of the prediction",
+            title_fontsize=8,
+            alignment="left",
+            loc="upper left",
+            bbox_to_anchor=(1.02, 1.0),
+            fontsize=8,
+            frameon=False,
+        )
     figure.savefig(path, dpi=100)

@@ -109,7 +109,7 @@ def draw_class_iou(matrix: torch.Tensor, names: Sequence[str], path: Path) -> No
     bars = axes.barh([names[index] for index in order], iou[order], color="tab:blue")
     axes.bar_label(bars, fmt="%.2f", fontsize=7, padding=2)
     mean = float(np.nanmean(iou))
-    axes.axvline(mean, color="tab:red", linewidth=1, label=f"mean {mean:.3f}")
+    axes.axvline(mean, color="tab:red", linewidth=1, linestyle=":", zorder=0, label=f"mean {mean:.3f}")
     axes.set_xlim(0, 1.08)
     axes.margins(y=0.01)
     axes.tick_params(axis="y", labelsize=8)

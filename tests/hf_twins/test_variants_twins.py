@@ -16,6 +16,7 @@ import math
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
 from hf_twins import TWINS_VARIANTS, TwinsConfig, TwinsForImageClassification
 
@@ -26,7 +27,18 @@ def model_without_weights(name: str) -> TwinsForImageClassification:
         return TwinsForImageClassification._from_config(TwinsConfig.from_variant(name), attn_implementation="eager")
 
 
-def giga_multiply_adds(model: TwinsForImageClassification, image_size: int) -> float:
+# The authors' README: FLOPs (G) and parameters (M) of UperNet for ADE20K, of 512 x 512 pixels.
+PUBLISHED_UPERNET = {
+    "twins-pcpvt-small": (234, 54.6),
+    "twins-pcpvt-base": (250, 74.3),
+    "twins-pcpvt-large": (269, 91.5),
+    "twins-svt-small": (228, 54.4),
+    "twins-svt-base": (261, 88.5),
+    "twins-svt-large": (297, 133),
+}
+
+
+def giga_multiply_adds(model: torch.nn.Module, image_size: int) -> float:
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         model.eval()(torch.empty(1, 3, image_size, image_size, device="meta"))
@@ -49,3 +61,21 @@ def test_cost_grows_almost_linearly_with_pixels(name, largest_exponent):
     model = model_without_weights(name)
     exponent = math.log(giga_multiply_adds(model, 896) / giga_multiply_adds(model, 224)) / math.log(16)
     assert exponent < largest_exponent
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TWINS_VARIANTS)
+def test_upernet_has_the_published_parameters_and_flops(name):
+    variant, (flops, num_parameters) = TWINS_VARIANTS[name], PUBLISHED_UPERNET[name]
+    backbone_config = TwinsConfig.from_variant(
+        name,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+        use_stage_norm=variant.window_size is not None,
+    )
+    config = UperNetConfig(backbone_config=backbone_config, num_labels=150)
+    with torch.device("meta"):
+        model = UperNetForSemanticSegmentation._from_config(config, attn_implementation="eager")
+    # Theirs still have the classifier's norm and 1000-class head, which they never use.
+    unused = 1002 * variant.hidden_sizes[-1] + 1000
+    assert (model.num_parameters() + unused) / 1e6 == pytest.approx(num_parameters, rel=0.01)
+    assert giga_multiply_adds(model, 512) == pytest.approx(flops, rel=0.01)

@@ -1,0 +1,643 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Semantic segmentation: data, both heads, inference in windows and at several sizes, and training that goes on."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import evaluate_segmentation
+import numpy as np
+import predict_segmentation
+import pytest
+import run_segmentation
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from datasets import Dataset, Features, Image
+from digit_scenes import digit_scene
+from image_data import LabelledImages
+from PIL import Image as PILImage
+from safetensors.torch import load_file
+from segmentation_arguments import RECIPES, DataArguments, ModelArguments, SegmentationRecipe
+from segmentation_data import IGNORE_INDEX, Preparation, class_numbers, load_pairs, training_transform
+from segmentation_evaluation import (
+    class_accuracy,
+    class_iou,
+    confusion_matrix,
+    evaluate_pairs,
+    published_miou,
+    segmentation_metrics,
+)
+from segmentation_inference import MULTI_SCALES, InferenceArguments, segment, sliding_logits
+from segmentation_model import checkpoint_config, create_model, create_processor
+from segmentation_pictures import class_shares, label_colors, mask_picture, overlay
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, jaccard_score
+from testing_utils import randomize, tiny_config
+from torch import nn
+from training import parse_arguments
+from transformers import (
+    AutoModelForSemanticSegmentation,
+    SegformerImageProcessor,
+    TrainingArguments,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+    pipeline,
+)
+
+from hf_twins import TwinsConfig, TwinsForImageClassification, TwinsForSemanticSegmentation, TwinsImageProcessor
+
+
+HEADS = ("semantic-fpn", "upernet")
+# Those in the scenes to learn.
+DIGITS = (0, 1, 4)
+CLASSES = ["background", *(f"digit {digit}" for digit in DIGITS)]
+
+
+def write_scenes(folder: Path, seeds: range, size: tuple[int, int] = (32, 32)) -> Path:
+    """Scenes with the classes 0 (the background) to 3."""
+    number = np.zeros(11, dtype=np.uint8)
+    number[[1 + digit for digit in DIGITS]] = range(1, len(CLASSES))
+    (folder / "images").mkdir(parents=True)
+    (folder / "annotations").mkdir()
+    for seed in seeds:
+        scene = digit_scene(seed, size, num_digits=2, digits=DIGITS)
+        scene.image.save(folder / "images" / f"{seed}.png")
+        PILImage.fromarray(number[scene.mask]).save(folder / "annotations" / f"{seed}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder / "training", range(24))
+    write_scenes(folder / "validation", range(1000, 1006), size=(30, 37))
+    (folder / "names.txt").write_text("\n".join(CLASSES) + "\n")
+    return folder
+
+
+def processor_of(size: int = 32, **fields) -> SegformerImageProcessor:
+    return SegformerImageProcessor(size={"shortest_edge": size, "longest_edge": 4 * size}, **fields)
+
+
+def upernet_config(**fields) -> UperNetConfig:
+    """A tiny UperNet, with the backbone of the authors' segmentation models of Twins-SVT."""
+    backbone = {"out_features": ["stage1", "stage2", "stage3"], "use_stage_norm": True}
+    return UperNetConfig(
+        backbone_config=tiny_config(**backbone | {"window_padding": "authors_segmentation"} | fields),
+        hidden_size=16,
+        auxiliary_channels=8,
+        pool_scales=[1, 2],
+        num_labels=4,
+    )
+
+
+@pytest.fixture(scope="module")
+def starts(tmp_path_factory) -> dict[str, Path]:
+    """Configurations of tiny models of either head."""
+    folder = tmp_path_factory.mktemp("starts")
+    tiny_config(fpn_hidden_size=16, decoder_hidden_size=16, num_labels=4).save_pretrained(folder / "semantic-fpn")
+    upernet_config().save_pretrained(folder / "upernet")
+    return {head: folder / head for head in HEADS}
+
+
+@pytest.fixture
+def one_process():
+    """Accelerate's state of one run does not become the next one's."""
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+def options(scenes: Path, start: Path, output: Path) -> list[str]:
+    return [
+        *("--config_name", str(start), "--output_dir", str(output), "--image_size", "32"),
+        *("--train_dir", str(scenes / "training"), "--validation_dir", str(scenes / "validation")),
+        *("--class_names_file", str(scenes / "names.txt"), "--num_train_epochs", "2", "--disable_tqdm", "true"),
+        *("--per_device_train_batch_size", "8"),
+    ]
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("head", HEADS)
+def test_script_trains_evaluates_and_writes_a_repository(head, scenes, starts, tmp_path):
+    output = tmp_path / "run"
+    metrics = run_segmentation.main(options(scenes, starts[head], output))
+    results = json.loads((output / "all_results.json").read_text())
+    assert results["eval_mean_iou"] == metrics["eval_mean_iou"]
+    assert results["steps"] == 6
+    report = json.loads((output / "report.json").read_text())
+    assert np.sum(report["confusion_matrix"]) == 6 * 30 * 37
+    assert list(report["per_class"]) == CLASSES
+    assert "mean_iou" in (output / "README.md").read_text()
+    for name in ("predictions.png", "curves.png", "class_iou.png"):
+        with PILImage.open(output / name) as picture:
+            assert min(picture.size) >= 200
+
+    # What it measured is what its folder gives.
+    model = AutoModelForSemanticSegmentation.from_pretrained(output)
+    assert model.config.id2label == dict(enumerate(CLASSES))
+    arguments = [
+        "--model_name_or_path",
+        str(output),
+        "--validation_dir",
+        str(scenes / "validation"),
+        "--device",
+        "cpu",
+    ]
+    again = evaluate_segmentation.main([*arguments, "--output_file", str(tmp_path / "results.json")])
+    assert again["mean_iou"] == pytest.approx(metrics["eval_mean_iou"], abs=1e-6)
+    assert json.loads((tmp_path / "results.json").read_text())["images"] == 6
+    segments = pipeline("image-segmentation", str(output))(str(scenes / "validation" / "images" / "1000.png"))
+    assert {each["label"] for each in segments} <= set(CLASSES)
+    assert all(each["mask"].size == (37, 30) for each in segments)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_classifier_gets_either_head(head, tmp_path):
+    classifier = randomize(TwinsForImageClassification(tiny_config()))
+    classifier.save_pretrained(tmp_path)
+    TwinsImageProcessor(image_mean=[0.5, 0.4, 0.3]).save_pretrained(tmp_path)
+    arguments = ModelArguments(model_name_or_path=str(tmp_path), head=head, window_padding="zeros", image_size=48)
+    fields = checkpoint_config(arguments)
+    model = create_model(arguments, fields, CLASSES, drop_path_rate=0.25)
+    backbone = model.backbone if head == "upernet" else model.twins
+    assert model.config.num_labels == len(CLASSES)
+    assert (backbone.config.window_padding, backbone.config.drop_path_rate) == ("zeros", 0.25)
+    assert model.accepts_loss_kwargs is False
+    weights = backbone.encoder.state_dict()
+    for name, weight in classifier.twins.encoder.state_dict().items():
+        assert torch.equal(weights[name], weight), name
+    processor = create_processor(arguments, fields, do_reduce_labels=True)
+    assert (processor.size.shortest_edge, processor.size.longest_edge) == (48, 192)
+    assert list(processor.image_mean) == [0.5, 0.4, 0.3]
+    assert processor.do_reduce_labels
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_segmentation_checkpoint_keeps_its_head_where_the_classes_are_as_many(head, starts, tmp_path):
+    trained = AutoModelForSemanticSegmentation.from_config(
+        upernet_config() if head == "upernet" else tiny_config(num_labels=4)
+    )
+    randomize(trained).save_pretrained(tmp_path)
+    processor_of(40, image_mean=[0.1, 0.2, 0.3]).save_pretrained(tmp_path)
+    arguments = ModelArguments(model_name_or_path=str(tmp_path))
+    fields = checkpoint_config(arguments)
+    same, other = (create_model(arguments, fields, names, None) for names in (CLASSES, CLASSES[:3]))
+    assert type(same) is type(trained)
+    assert all(torch.equal(weight, trained.state_dict()[name]) for name, weight in same.state_dict().items())
+    changed = {name for name, weight in other.state_dict().items() if weight.shape != trained.state_dict()[name].shape}
+    assert changed
+    assert all(".classifier." in name for name in changed)
+    processor = create_processor(arguments, fields, do_reduce_labels=False)
+    assert processor.size.shortest_edge == 40
+    assert list(processor.image_mean) == [0.1, 0.2, 0.3]
+
+
+@pytest.mark.parametrize("window_padding", ["masked", "zeros", "authors_segmentation"])
+def test_upernet_segments_pictures_of_any_size(window_padding):
+    model = randomize(UperNetForSemanticSegmentation(upernet_config(window_padding=window_padding)))
+    picture = PILImage.effect_noise((45, 31), 80).convert("RGB")
+    probabilities = segment(model, processor_of(), picture, InferenceArguments())
+    assert probabilities.shape == (4, 31, 45)
+    torch.testing.assert_close(probabilities.sum(0), torch.ones(31, 45))
+
+
+@pytest.mark.parametrize("size", [(17, 29), (12, 12), (40, 33)], ids=str)
+def test_sliding_window_equals_a_plain_loop(size):
+    model = randomize(TwinsForSemanticSegmentation(tiny_config()))
+    pixel_values = torch.randn(2, 3, *size)
+    crop, stride = 16, 7
+    total, count = torch.zeros(2, 5, *size), torch.zeros(size)
+    with torch.no_grad():
+        actual = sliding_logits(model, pixel_values, crop, stride)
+        top = 0
+        while True:
+            left = 0
+            first_row = max(min(top, size[0] - crop), 0)
+            while True:
+                first = max(min(left, size[1] - crop), 0)
+                rows, columns = slice(first_row, first_row + crop), slice(first, first + crop)
+                window = pixel_values[:, :, rows, columns]
+                logits = nn.functional.interpolate(model(window).logits, size=window.shape[2:], mode="bilinear")
+                total[:, :, rows, columns] += logits
+                count[rows, columns] += 1
+                if left + crop >= size[1]:
+                    break
+                left += stride
+            if top + crop >= size[0]:
+                break
+            top += stride
+    torch.testing.assert_close(actual, total / count)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_multi_scale_and_flip_equals_a_plain_loop(head):
+    config = upernet_config() if head == "upernet" else tiny_config(num_labels=4)
+    model = randomize(AutoModelForSemanticSegmentation.from_config(config))
+    picture = PILImage.effect_noise((41, 35), 80).convert("RGB")
+    processor = processor_of()
+    actual = segment(model, processor, picture, InferenceArguments(scales=list(MULTI_SCALES), flip=True))
+    expected = []
+    for short_side in (16, 24, 32, 40, 48, 56):
+        inputs = SegformerImageProcessor(size={"shortest_edge": short_side, "longest_edge": 4 * short_side})(
+            picture, return_tensors="pt"
+        )["pixel_values"]
+        for pixels in (inputs, inputs.flip(-1)):
+            with torch.no_grad():
+                logits = model(pixels).logits
+            logits = nn.functional.interpolate(logits, size=inputs.shape[2:], mode="bilinear")
+            logits = nn.functional.interpolate(logits, size=(35, 41), mode="bilinear")
+            if pixels is not inputs:
+                logits = logits.flip(-1)
+            expected.append(logits.softmax(1)[0])
+    torch.testing.assert_close(actual, torch.stack(expected).mean(0))
+
+
+def test_windows_as_large_as_the_picture_are_the_picture():
+    model = randomize(TwinsForSemanticSegmentation(tiny_config()))
+    picture = PILImage.effect_noise((45, 31), 80)
+    how = InferenceArguments(slide_crop_size=64, slide_stride=64)
+    whole = segment(model, processor_of(), picture, InferenceArguments())
+    torch.testing.assert_close(segment(model, processor_of(), picture, how), whole)
+
+
+def test_metrics_equal_those_of_scikit_learn():
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randint(4, (3, 20, 30), generator=generator)
+    prediction = torch.where(torch.rand(truth.shape, generator=generator) < 0.6, truth, (truth + 1) % 4)
+    truth[0, :5] = IGNORE_INDEX
+    # In two parts, with a class that is nowhere.
+    matrix = sum(confusion_matrix(truth[part], prediction[part], 5) for part in (slice(1), slice(1, 3)))
+    is_labelled = truth != IGNORE_INDEX
+    expected, actual = truth[is_labelled].numpy(), prediction[is_labelled].numpy()
+    assert segmentation_metrics(matrix) == pytest.approx(
+        {
+            "mean_iou": jaccard_score(expected, actual, average="macro"),
+            "mean_accuracy": balanced_accuracy_score(expected, actual),
+            "overall_accuracy": accuracy_score(expected, actual),
+        }
+    )
+    np.testing.assert_allclose(class_iou(matrix)[:4], jaccard_score(expected, actual, average=None))
+    assert class_iou(matrix)[4].isnan()
+    assert class_accuracy(matrix)[4].isnan()
+    with pytest.raises(ValueError, match="A mask has the class 3, but the model knows 3, from 0"):
+        confusion_matrix(truth, prediction, 3)
+
+
+def test_evaluation_counts_every_pixel_of_every_picture(scenes):
+    model = randomize(TwinsForSemanticSegmentation(tiny_config(num_labels=4))).train()
+    pairs, _ = load_pairs(DataArguments(train_dir=str(scenes / "validation"), train_val_split=0.5), seed=0)
+    matrix = evaluate_pairs(model, processor_of(), pairs["train"], InferenceArguments())
+    truth = np.concatenate([np.asarray(pair["label"]).ravel() for pair in pairs["train"]])
+    np.testing.assert_array_equal(matrix.sum(1), np.bincount(truth, minlength=4))
+    assert model.training
+
+
+def test_pairs_that_do_not_fit_are_left_out_and_named(tmp_path, caplog):
+    folder = write_scenes(tmp_path / "scenes", range(9))
+    whole = (folder / "images" / "0.png").read_bytes()
+    (folder / "images" / "0.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "annotations" / "1.png").write_text("no picture")
+    PILImage.new("L", (31, 32)).save(folder / "annotations" / "2.png")
+    PILImage.new("RGB", (32, 32)).save(folder / "annotations" / "3.png")
+    PILImage.new("L", (32, 32), IGNORE_INDEX).save(folder / "annotations" / "4.png")
+    (folder / "annotations" / "5.png").unlink()
+    arguments = DataArguments(train_dir=str(folder), validation_dir=str(folder))
+    with caplog.at_level(logging.WARNING):
+        pairs, names = load_pairs(arguments, seed=0)
+    assert len(pairs["train"]) == 3
+    assert names == ["0", "1", "2", "3"]
+    assert "1 images of" in caplog.text
+    assert "have no mask and are left out: 5.png" in caplog.text
+    assert "5 images of train are left out: " in caplog.text
+    for file, fault in (
+        ("0.png", "image cannot be decoded"),
+        ("1.png", "mask cannot be decoded"),
+        ("2.png", "image of (32, 32), mask of (31, 32)"),
+        ("3.png", "mask of mode RGB"),
+        ("4.png", "no pixel with a class"),
+    ):
+        assert f"{file} ({fault})" in caplog.text
+
+
+def test_reduced_labels_ignore_zero_and_count_from_one():
+    mask = PILImage.fromarray(np.array([[0, 1], [150, 255]], dtype=np.uint8))
+    np.testing.assert_array_equal(class_numbers(mask, True), [[255, 0], [149, 255]])
+    np.testing.assert_array_equal(class_numbers(mask, False), [[0, 1], [150, 255]])
+    # A palette's colours are not its numbers.
+    indexed = mask_picture(np.array([[0, 1], [2, 2]], dtype=np.uint8), 3)
+    np.testing.assert_array_equal(class_numbers(indexed, False), [[0, 1], [2, 2]])
+    with pytest.raises(
+        ValueError, match=r"A mask must have one number a pixel, that of its class, got .* of mode RGB"
+    ):
+        class_numbers(mask.convert("RGB"), False)
+
+
+def test_columns_of_a_data_set_are_found(tmp_path, scenes):
+    files = [str(scenes / "training" / "images" / f"{index}.png") for index in range(6)]
+    columns = {"image": files, "annotation": [file.replace("images", "annotations") for file in files]}
+    features = Features({"image": Image(), "annotation": Image()})
+    Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "data" / "train.parquet")
+    pairs, names = load_pairs(DataArguments(dataset_name=str(tmp_path / "data"), train_val_split=0.5), seed=0)
+    assert (len(pairs["train"]), len(pairs["validation"])) == (3, 3)
+    assert names == ["0", "1", "2", "3"]
+    # Those of the model are taken where they are enough.
+    _, names = load_pairs(DataArguments(dataset_name=str(tmp_path / "data")), 0, ["a", "b", "c", "d", "e"])
+    assert names == ["a", "b", "c", "d", "e"]
+
+
+def test_crop_depends_on_seed_epoch_and_place_alone(scenes):
+    pairs, _ = load_pairs(DataArguments(train_dir=str(scenes / "training")), seed=0)
+    transform = training_transform(SegmentationRecipe(), processor_of(32))
+    images = LabelledImages(pairs["train"], Preparation(transform, do_reduce_labels=False, seed=7))
+    first = images[(2, 5)]
+    torch.manual_seed(123)
+    state = torch.get_rng_state()
+    assert torch.equal(images[(2, 5)]["pixel_values"], first["pixel_values"])
+    assert torch.equal(images[(2, 5)]["labels"], first["labels"])
+    assert torch.equal(torch.get_rng_state(), state), "the model's own random numbers are not touched"
+    for other in (images[(3, 5)], LabelledImages(pairs["train"], Preparation(transform, False, seed=8))[(2, 5)]):
+        assert not torch.equal(other["pixel_values"], first["pixel_values"])
+    assert {type(value) for value in first.values()} == {torch.Tensor}
+
+
+def test_picture_and_mask_are_cropped_padded_and_mirrored_together():
+    """A picture that is its own mask, so that each pixel must have its class's colour."""
+    numbers = np.kron(np.arange(12).reshape(3, 4), np.ones((16, 16), int)).astype(np.uint8)
+    picture = PILImage.fromarray(numbers * 20).convert("RGB")
+    processor = processor_of(64, image_mean=[0.5] * 3, image_std=[1.0] * 3)
+    recipe = SegmentationRecipe(photometric_distortion=False)
+    preparation = Preparation(training_transform(recipe, processor), do_reduce_labels=False)
+    num_padded = 0
+    for epoch in range(12):
+        example = preparation({"image": picture, "label": PILImage.fromarray(numbers)}, epoch, 0)
+        assert example["pixel_values"].shape == (3, 64, 64)
+        assert example["labels"].dtype == torch.int64
+        is_padding = example["labels"] == IGNORE_INDEX
+        num_padded += int(is_padding.any())
+        # Within the rounding of the mean colour.
+        assert example["pixel_values"][0][is_padding].abs().sum() < 0.003 * 64 * 64
+        found = (example["pixel_values"][0] + 0.5) * 255 / 20
+        is_same = (found - example["labels"]).abs() < 0.5
+        # Not all: between the squares the picture is blended, the mask is not.
+        assert is_same[~is_padding].float().mean() > 0.8
+    assert 0 < num_padded < 12
+
+
+def test_crop_avoids_what_is_nearly_all_of_one_class():
+    mask = np.zeros((64, 64), dtype=np.uint8)
+    mask[:, 48:] = 1
+    pair = {"image": PILImage.new("RGB", (64, 64)), "label": PILImage.fromarray(mask)}
+    shares = {}
+    for max_class_share in (0.75, 1.0):
+        recipe = SegmentationRecipe(min_scale=2.0, max_scale=2.0, max_class_share=max_class_share)
+        preparation = Preparation(training_transform(recipe, processor_of(32)), do_reduce_labels=False)
+        labels = torch.stack([preparation(pair, epoch)["labels"] for epoch in range(30)])
+        shares[max_class_share] = (labels == 0).flatten(1).float().mean(1)
+    assert (shares[0.75] < 0.75).float().mean() > 0.9
+    assert (shares[1.0] < 0.75).float().mean() < 0.7
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("head", HEADS)
+def test_batch_without_a_class_changes_nothing(head, tmp_path):
+    """PyTorch's mean over no pixel is NaN, and so is the models' loss."""
+    config = upernet_config() if head == "upernet" else tiny_config(num_labels=4)
+    model = AutoModelForSemanticSegmentation.from_config(config)
+    trainer = run_segmentation.SegmentationTrainer(
+        model=model,
+        args=TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True),
+        recipe=SegmentationRecipe(),
+        sampler=None,
+        inference=InferenceArguments(),
+    )
+    batch = {"pixel_values": torch.randn(2, 3, 32, 32), "labels": torch.full((2, 32, 32), IGNORE_INDEX)}
+    assert model(**batch).loss.isnan()
+    loss = trainer.compute_loss(model, batch)
+    loss.backward()
+    assert loss == 0
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
+    batch["labels"][0, 3, 4] = 1
+    torch.testing.assert_close(trainer.compute_loss(model.eval(), batch), model(**batch).loss)
+
+
+@pytest.mark.usefixtures("one_process")
+def test_wrong_options_are_named(scenes, starts, tmp_path, capsys):
+    start, upernet = starts["semantic-fpn"], starts["upernet"]
+    whole = options(scenes, start, tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "names.txt").write_text("background\ndigit\n")
+    for arguments, message in (
+        (["--output_dir", "x", "--train_dir", "y"], "Give either --model_name_or_path or --config_name"),
+        (["--output_dir", "x", "--config_name", str(start)], "Give either --dataset_name or --train_dir"),
+        ([*whole, "--head", "fcn"], "--head must be one of semantic-fpn, upernet, got fcn"),
+        (
+            [*options(scenes, upernet, tmp_path), "--head", "semantic-fpn"],
+            "is an UperNet: --head semantic-fpn needs another checkpoint",
+        ),
+        ([*whole, "--train_dir", str(tmp_path / "empty")], "with the folders images and annotations in it"),
+        (
+            [*whole, "--class_names_file", str(tmp_path / "names.txt")],
+            "has the class 3, where the largest is 1: do the",
+        ),
+        ([*whole, "--class_names_file", str(tmp_path / "none.txt")], "No such file or directory: .*none.txt"),
+        ([*whole, "--min_scale", "3"], "--min_scale must be above 0 and not above --max_scale, got 3.0 and 2.0"),
+        ([*whole, "--per_device_train_batch_size", "25"], "There are 24 pairs to train on, fewer than a batch"),
+        ([*whole, "--slide_stride", "8"], "--slide_stride goes with --slide_crop_size"),
+        (
+            [*whole, "--slide_crop_size", "8", "--slide_stride", "9"],
+            "--slide_stride must be from 1 to --slide_crop_size",
+        ),
+        ([*whole, "--scales", "0", "1"], "--scales must be positive numbers, got"),
+        ([*whole, "--resume_from_checkpoint", str(tmp_path)], "--resume_from_checkpoint must be 'latest' or a whole"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            run_segmentation.main(arguments)
+    with pytest.raises(SystemExit):
+        run_segmentation.main(["--recipe", "guess", "--output_dir", "x"])
+    assert "--recipe must be one of fine-tune, ade20k-semantic-fpn" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipe_sets_defaults(recipe):
+    parsed = parse_arguments(
+        *(ModelArguments, DataArguments, SegmentationRecipe, TrainingArguments),
+        recipes=RECIPES,
+        arguments=["--output_dir", "x", "--recipe", recipe],
+    )
+    for name, value in RECIPES[recipe].items():
+        assert any(getattr(each, name, None) == value for each in parsed), name
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A model of random weights with five classes, and its image processor."""
+    folder = tmp_path_factory.mktemp("trained")
+    names = {0: "sky", 1: "road", 2: "tree", 3: "house", 4: "a car of a rather long name"}
+    randomize(TwinsForSemanticSegmentation(tiny_config(id2label=names))).save_pretrained(folder)
+    processor_of().save_pretrained(folder)
+    return folder
+
+
+def test_prediction_writes_mask_and_overlay_of_every_picture(trained, tmp_path, capsys):
+    (tmp_path / "pictures").mkdir()
+    PILImage.effect_noise((60, 40), 80).save(tmp_path / "pictures" / "grey.png")
+    PILImage.effect_noise((33, 50), 80).convert("RGB").save(tmp_path / "pictures" / "colour.jpg")
+    (tmp_path / "pictures" / "notes.txt").write_text("no picture")
+    arguments = ["--model_name_or_path", str(trained), "--device", "cpu", "--output_dir", str(tmp_path / "out")]
+    shares = predict_segmentation.main([*arguments, "--images", str(tmp_path / "pictures")])
+    assert list(shares) == ["colour.jpg", "grey.png"]
+    assert all(sum(classes.values()) == pytest.approx(1) for classes in shares.values())
+    model, processor = evaluate_segmentation.load_model(str(trained), "cpu")
+    with PILImage.open(tmp_path / "pictures" / "grey.png") as picture:
+        expected = segment(model, processor, picture, InferenceArguments()).argmax(0)
+    with PILImage.open(tmp_path / "out" / "grey_mask.png") as mask:
+        np.testing.assert_array_equal(np.asarray(mask), expected)
+        assert class_shares(np.asarray(mask), list(model.config.id2label.values())) == shares["grey.png"]
+    with PILImage.open(tmp_path / "out" / "colour_overlay.png") as picture:
+        assert min(picture.size) > 200
+    assert "grey.png: " in capsys.readouterr().out
+
+    (tmp_path / "pictures" / "bad.png").write_text("no picture")
+    with pytest.raises(SystemExit, match=r"1 of 3 pictures cannot be decoded: .*bad.png"):
+        predict_segmentation.main([*arguments, "--images", str(tmp_path / "pictures")])
+    with pytest.raises(SystemExit, match="--images must be a picture or a folder of pictures, got"):
+        predict_segmentation.main([*arguments, "--images", str(tmp_path / "none")])
+    (tmp_path / "pictures" / "grey.jpg").write_text("another")
+    with pytest.raises(SystemExit, match="have the same name but for its ending: grey"):
+        predict_segmentation.main([*arguments, "--images", str(tmp_path / "pictures")])
+
+
+def test_overlay_shows_each_class_in_its_colour():
+    colors = label_colors(150)
+    assert len(np.unique(colors, axis=0)) == 150
+    mask = np.array([[0, 1, IGNORE_INDEX]], dtype=np.uint8)
+    pixels = np.asarray(overlay(PILImage.new("RGB", (3, 1)), mask, 150))[0]
+    np.testing.assert_allclose(pixels, 0.6 * np.array([*colors[:2], [128] * 3]), atol=1)
+
+
+def test_published_result_is_that_of_the_same_source_and_the_same_way(tmp_path, trained, scenes, capsys):
+    published = json.loads((Path(__file__).parents[2] / "conversion" / "published_checkpoints.json").read_text())
+    entry = next(each for each in published if each["name"] == "twins-svt-small-upernet-ade20k")
+    report = {"source": entry["url"], "source_format": "mmsegmentation UperNet"}
+    (tmp_path / "conversion.json").write_text(json.dumps(report))
+    config = UperNetConfig(backbone_config=TwinsConfig.from_variant("twins-svt-small"))
+    single, multi = InferenceArguments(), InferenceArguments(scales=list(MULTI_SCALES), flip=True)
+    assert published_miou(str(tmp_path), config, single) == (46.08, "OpenMMLab")
+    assert published_miou(str(tmp_path), config, multi) == (46.96, "OpenMMLab")
+    for other in (InferenceArguments(flip=True), InferenceArguments(slide_crop_size=512)):
+        assert published_miou(str(tmp_path), config, other) is None
+    assert published_miou(str(trained), config, single) is None
+    (tmp_path / "conversion.json").write_text(json.dumps({"source": "x.pth", "source_format": "authors' UperNet"}))
+    assert published_miou(str(tmp_path), config, single) == (46.2, "the authors")
+    assert published_miou(str(tmp_path), config, multi) == (47.1, "the authors")
+
+    for file in trained.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "conversion.json").write_text(json.dumps(report))
+    arguments = ["--model_name_or_path", str(tmp_path), "--validation_dir", str(scenes / "validation")]
+    evaluate_segmentation.main([*arguments, "--max_eval_samples", "1", "--device", "cpu"])
+    printed = capsys.readouterr().out
+    assert "published mIoU    46.08 %, by OpenMMLab" in printed
+    assert "a car of a rather long name" in printed
+
+
+def test_evaluation_names_what_is_wrong(trained, scenes, tmp_path):
+    good = ["--validation_dir", str(scenes / "validation"), "--model_name_or_path"]
+    for arguments, message in (
+        ([*good, str(tmp_path / "none")], "error: .*none"),
+        (
+            ["--model_name_or_path", str(trained), "--validation_dir", str(tmp_path)],
+            "with the folders images and annotations",
+        ),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            evaluate_segmentation.main(arguments)
+
+
+def train(arguments: list[str]) -> subprocess.Popen:
+    every_two = ["--save_strategy", "steps", "--save_steps", "2", "--ema_decay", "0.9"]
+    return subprocess.Popen(
+        [sys.executable, run_segmentation.__file__, *arguments, *every_two],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", HEADS)
+def test_killed_training_resumes_to_the_same_weights(head, scenes, starts, tmp_path):
+    """Bit for bit, with augmentation, dropout, batch statistics and the average of the weights."""
+    assert train(options(scenes, starts[head], tmp_path / "whole")).wait() == 0
+
+    output = tmp_path / "killed"
+    process = train(options(scenes, starts[head], output))
+    while not list(output.glob("checkpoint-*/trainer_state.json")):
+        assert process.poll() is None, "the training ended before it was killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (output / "all_results.json").exists()
+
+    assert train([*options(scenes, starts[head], output), "--resume_from_checkpoint", "latest"]).wait() == 0
+    expected = load_file(tmp_path / "whole" / "model.safetensors")
+    actual = load_file(output / "model.safetensors")
+    assert all(torch.equal(weight, expected[name]) for name, weight in actual.items())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("head", HEADS)
+def test_both_heads_learn_the_scenes(head, tmp_path):
+    """A mIoU of 0.7 on other scenes than the 200 that are learned, within ten epochs."""
+    write_scenes(tmp_path / "training", range(200), size=(48, 48))
+    write_scenes(tmp_path / "validation", range(10_000, 10_050), size=(48, 48))
+    config = tiny_config(
+        hidden_sizes=[32, 64, 128],
+        num_attention_heads=[1, 2, 4],
+        depths=[1, 1, 2],
+        mlp_ratios=[4, 4, 4],
+        fpn_hidden_size=32,
+        decoder_hidden_size=32,
+    )
+    if head == "upernet":
+        config.out_features = ["stage1", "stage2", "stage3"]
+        config = UperNetConfig(backbone_config=config, hidden_size=32, auxiliary_channels=32)
+    config.save_pretrained(tmp_path / "start")
+    metrics = run_segmentation.main(
+        [
+            *("--config_name", str(tmp_path / "start"), "--output_dir", str(tmp_path / "run"), "--image_size", "48"),
+            *("--train_dir", str(tmp_path / "training"), "--validation_dir", str(tmp_path / "validation")),
+            *(
+                "--num_train_epochs",
+                "10",
+                "--learning_rate",
+                "2e-3",
+                "--drop_path_rate",
+                "0",
+                "--horizontal_flip",
+                "0",
+            ),
+            *("--min_scale", "1", "--max_scale", "1", "--max_class_share", "1", "--photometric_distortion", "false"),
+            *("--eval_strategy", "no", "--save_strategy", "no", "--disable_tqdm", "true"),
+        ]
+    )
+    assert metrics["eval_mean_iou"] >= 0.7
