@@ -853,6 +853,8 @@ class TwinsSemanticFPNHead(nn.Module):
     """
 )
 class TwinsForSemanticSegmentation(TwinsPreTrainedModel):
+    # The loss is a mean over the pixels of a batch, whatever else a step of [`Trainer`] accumulates.
+    accepts_loss_kwargs = False
     # What a classifier's checkpoint holds beyond the backbone.
     _keys_to_ignore_on_load_unexpected = [r"^(twins\.)?layernorm\.", r"^classifier\."]
 
@@ -878,10 +880,12 @@ class TwinsForSemanticSegmentation(TwinsPreTrainedModel):
         pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
             Normalized images of any height and width from `config.min_image_size`.
         pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
-            1 on the image, 0 on the padding at its right and bottom, whose content then changes nothing. The head, which
-            has no masks, sees zeros there, as at the border of a feature map.
+            1 on the image, 0 on the padding at its right and bottom, whose content then changes nothing. It reaches the
+            backbone alone: the head, which has no masks, sees zeros there, as at the border of a feature map, so that
+            logits near the padding are not quite those of the image alone. Labels say where the padding is themselves.
         labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
-            Class of each pixel; `config.semantic_loss_ignore_index` where there is none.
+            Class of each pixel; `config.semantic_loss_ignore_index` where there is none. The loss is the mean over the
+            others of the batch: without any, NaN, as in PyTorch and in transformers' other segmentation models.
 
         Raises:
             ValueError: if the shape or type of the inputs does not fit the model, an image is smaller than

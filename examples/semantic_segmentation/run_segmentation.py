@@ -38,6 +38,7 @@ from segmentation_inference import InferenceArguments
 from segmentation_model import checkpoint_config, create_model, create_processor, segmentation_labels
 from segmentation_report import draw_predictions, write_report
 from training import (
+    SHARDED,
     TRAINER_DEFAULTS,
     EpochSampler,
     RecipeTrainer,
@@ -62,6 +63,10 @@ class SegmentationTrainer(RecipeTrainer):
         self.inference = inference
         self.matrix = torch.zeros(0, 0)
         super().__init__(*args, **kwargs)
+        if self.accelerator.distributed_type in SHARDED:
+            raise ValueError(
+                "Each process evaluates pictures of its own, which takes whole weights: leave --fsdp and DeepSpeed out."
+            )
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         loss: Any = super().compute_loss(model, inputs, *args, **kwargs)

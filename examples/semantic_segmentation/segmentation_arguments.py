@@ -102,10 +102,6 @@ class SegmentationRecipe(RecipeArguments):
         default=True, metadata={"help": "Change brightness, contrast, saturation and hue."}
     )
 
-    def options_for_whole_weights(self) -> list[str]:
-        # Each process evaluates pictures of its own.
-        return [*super().options_for_whole_weights(), "--fsdp or DeepSpeed: segmentation"]
-
 
 # The authors', as they gave them to mmsegmentation, https://github.com/open-mmlab/mmsegmentation, configs/twins: of Semantic
 # FPN `fpn_alt_gvt_s_512x512_80k_ade20k.py` and `twins_schedule_80k.py` (32 images a step, on eight GPUs), of UperNet

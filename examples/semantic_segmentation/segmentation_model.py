@@ -115,7 +115,7 @@ def create_model(
     for name in ("semantic_loss_ignore_index", "loss_ignore_index"):
         if hasattr(model.config, name):
             setattr(model.config, name, IGNORE_INDEX)
-    # The loss is a mean over the pixels of a batch, whatever else the step accumulates.
+    # Its loss is a mean over the pixels of a batch, and it takes any keyword, from which the Trainer concludes otherwise.
     model.accepts_loss_kwargs = False
     return model
 

@@ -607,7 +607,7 @@ def test_killed_training_resumes_to_the_same_weights(head, scenes, starts, tmp_p
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("head", HEADS)
 def test_both_heads_learn_the_scenes(head, tmp_path):
-    """A mIoU of 0.7 on other scenes than the 200 that are learned, within ten epochs."""
+    """A mIoU of 0.7 on other scenes than the 200 that are learned, within eight epochs (seven for UperNet)."""
     write_scenes(tmp_path / "training", range(200), size=(48, 48))
     write_scenes(tmp_path / "validation", range(10_000, 10_050), size=(48, 48))
     config = tiny_config(
@@ -620,7 +620,8 @@ def test_both_heads_learn_the_scenes(head, tmp_path):
     )
     if head == "upernet":
         config.out_features = ["stage1", "stage2", "stage3"]
-        config = UperNetConfig(backbone_config=config, hidden_size=32, auxiliary_channels=32)
+        # The default is for 512 channels: 32 of so small weights learn late.
+        config = UperNetConfig(backbone_config=config, hidden_size=32, auxiliary_channels=32, initializer_range=0.2)
     config.save_pretrained(tmp_path / "start")
     metrics = run_segmentation.main(
         [
@@ -628,7 +629,7 @@ def test_both_heads_learn_the_scenes(head, tmp_path):
             *("--train_dir", str(tmp_path / "training"), "--validation_dir", str(tmp_path / "validation")),
             *(
                 "--num_train_epochs",
-                "10",
+                "7" if head == "upernet" else "8",
                 "--learning_rate",
                 "2e-3",
                 "--drop_path_rate",
