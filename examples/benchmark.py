@@ -66,9 +66,7 @@ class Case:
 
     def describe(self) -> str:
         checkpoints = ", checkpoints" if self.checkpoints else ""
-        return (
-            f"{self.variant} {self.mode}, {self.batch_size} x {self.image_size}: {self.contender} {self.dtype}{checkpoints}"
-        )
+        return f"{self.variant} {self.mode}, {self.batch_size} x {self.image_size}: {self.contender} {self.dtype}{checkpoints}"
 
 
 def create_call(case: Case, device: str) -> Callable[[], Any]:
@@ -82,7 +80,7 @@ def create_call(case: Case, device: str) -> Callable[[], Any]:
     if case.mode == "training":
         return training_step(model.train(), images, dtype)
     model, images = model.eval().to(dtype), images.to(dtype)
-    compute = torch.compile(model) if case.contender.endswith("-compiled") else model
+    compute: Any = torch.compile(model) if case.contender.endswith("-compiled") else model
 
     def call() -> Any:
         with torch.inference_mode():
@@ -183,16 +181,12 @@ def timed(call: Callable[[], Any], count: int, device: str) -> Iterator[float]:
 
 def resident_memory() -> int:
     """Of this process, in bytes."""
-    return next(
-        1024 * int(line.split()[1]) for line in Path("/proc/self/status").open() if line.startswith("VmRSS:")
-    )
+    return next(1024 * int(line.split()[1]) for line in Path("/proc/self/status").open() if line.startswith("VmRSS:"))
 
 
 def peak_memory() -> int:
     """The most that this process had resident, in bytes."""
-    return next(
-        1024 * int(line.split()[1]) for line in Path("/proc/self/status").open() if line.startswith("VmHWM:")
-    )
+    return next(1024 * int(line.split()[1]) for line in Path("/proc/self/status").open() if line.startswith("VmHWM:"))
 
 
 class Contender:

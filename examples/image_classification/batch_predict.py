@@ -46,8 +46,9 @@ from tqdm.auto import tqdm
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 from classification_arguments import ModelArguments
-from classification_data import Preparation, evaluation_transform, only_column
+from classification_data import Preparation, evaluation_transform
 from classification_training import create_processor, load_classifier
+from image_data import only_column
 from prediction_shards import DatasetShard, Shard, ShardImages, find_shards
 from training import parse_arguments
 

@@ -42,7 +42,6 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 from classification_arguments import DataArguments, ModelArguments
 from classification_data import (
-    LabelledImages,
     Preparation,
     collate,
     evaluation_transform,
@@ -52,6 +51,7 @@ from classification_data import (
     without_corrupt_images,
 )
 from classification_training import create_processor, load_classifier
+from image_data import LabelledImages
 from training import parse_arguments, write_results
 
 

@@ -24,7 +24,8 @@ from typing import Any
 import PIL.Image
 import pyarrow.parquet
 import torch
-from classification_data import Preparation, decoded
+from classification_data import Preparation
+from image_data import decoded
 
 
 @dataclass(frozen=True)
