@@ -22,8 +22,12 @@ and the greatest of the ratios. timm's model in eager float32 is 1.00; larger is
 """
 
 import argparse
+import json
 import multiprocessing
+import os
+import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -31,10 +35,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
+
 
 MODES = ("inference", "pyramid", "training")
 # Models of transformers that a user might pick instead of a small Twins.
-PEERS = {"swin-tiny": "SwinConfig", "pvtv2-b2": "PvtV2Config", "convnext-tiny": "ConvNextConfig"}
+PEERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "swin-tiny": ("SwinConfig", {}),
+    "pvtv2-b2": ("PvtV2Config", {"depths": [3, 4, 6, 3], "hidden_sizes": [64, 128, 320, 512]}),
+    # Its backbone cannot do with the default, a tuple.
+    "convnext-tiny": ("ConvNextConfig", {"hidden_sizes": [96, 192, 384, 768]}),
+}
 CONTENDERS = ("timm", "timm-compiled", "hf_twins", "hf_twins-compiled", *PEERS)
 
 
@@ -79,12 +90,14 @@ def create_call(case: Case, device: str) -> Callable[[], Any]:
     dtype = getattr(torch, case.dtype)
     if case.mode == "training":
         return training_step(model.train(), images, dtype)
-    model, images = model.eval().to(dtype), images.to(dtype)
-    compute: Any = torch.compile(model) if case.contender.endswith("-compiled") else model
+    inputs = images.to(dtype)
+    compute: Any = model.eval().to(dtype)
+    if case.contender.endswith("-compiled"):
+        compute = torch.compile(compute)
 
     def call() -> Any:
         with torch.inference_mode():
-            return compute(images)
+            return compute(inputs)
 
     return call
 
@@ -98,21 +111,17 @@ def create_model(case: Case) -> Any:
 
     stages = ["stage1", "stage2", "stage3", "stage4"] if case.mode == "pyramid" else None
     if case.contender in PEERS:
-        options: dict[str, Any] = {"num_labels": 1000}
-        if case.contender == "pvtv2-b2":
-            options |= {"depths": [3, 4, 6, 3], "hidden_sizes": [64, 128, 320, 512]}
-        config = getattr(transformers, PEERS[case.contender])(**options)
+        config_class, options = PEERS[case.contender]
+        config = getattr(transformers, config_class)(num_labels=1000, **options)
         if stages is None:
             return transformers.AutoModelForImageClassification.from_config(config)
         config.out_features = stages
         return transformers.AutoBackbone.from_config(config)
     if case.contender.startswith("timm"):
         name = case.variant.replace("-", "_")
-        if stages is None:
-            model = timm.create_model(name)
-            model.set_grad_checkpointing(case.checkpoints)
-            return model
-        return timm.create_model(name, features_only=True)
+        if case.checkpoints:
+            raise ValueError("timm's Twins has no checkpoints")
+        return timm.create_model(name, features_only=stages is not None)
     twins_config = hf_twins.TwinsConfig.from_variant(case.variant)
     if stages is not None:
         twins_config.out_features = stages
@@ -264,3 +273,108 @@ def row(contender: Contender, baseline: Contender) -> dict[str, Any]:
         result["ratio"] = statistics.median(ratios)
         result["ratio_range"] = [min(ratios), max(ratios)]
     return result
+
+
+def all_cases(args: argparse.Namespace) -> Iterator[list[Case]]:
+    """The cases that are compared with each other, each group with its baseline first."""
+    for variant in args.variants:
+        for batch_size in args.batch_sizes:
+            for image_size in args.image_sizes:
+                groups = [
+                    Case(contender, variant, args.mode, dtype, batch_size, image_size, checkpoints)
+                    for dtype in args.dtypes
+                    for contender in args.contenders
+                    # timm's Twins has none.
+                    for checkpoints in ([False, True] if args.checkpoints and contender == "hf_twins" else [False])
+                ]
+                yield list(dict.fromkeys([groups[0].baseline, *groups]))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The results in Markdown."""
+    lines = [
+        "| model | what | images | contender | dtype | ratio (least - greatest) | images/s | ms, 50 / 95 % | memory |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for result in rows:
+        name = result["contender"] + (", checkpoints" if result["checkpoints"] else "")
+        start = f"| {result['variant']} | {result['mode']} | {result['batch_size']} x {result['image_size']} | {name} "
+        start += f"| {result['dtype']} | "
+        if result["error"] is not None:
+            lines.append(f"{start}{result['error']} | | | |")
+            continue
+        ratio = "-"
+        if "ratio" in result:
+            least, greatest = result["ratio_range"]
+            ratio = f"**{result['ratio']:.2f}** ({least:.2f} - {greatest:.2f})"
+        half, most = (1000 * result["percentiles"][percent] for percent in (50, 95))
+        lines.append(
+            f"{start}{ratio} | {result['images_per_second']:.1f} | {half:.1f} / {most:.1f} "
+            f"| {result['memory'] / 2**20:.0f} MB |"
+        )
+    return "\n".join(lines)
+
+
+def hardware(args: argparse.Namespace) -> dict[str, str]:
+    """What the results are of."""
+    import timm
+    import torch
+    import transformers
+
+    import hf_twins
+
+    processor = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").is_file():
+        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        processor = names[0].partition(":")[2].strip() if names else processor
+    device = torch.cuda.get_device_name() if args.device == "cuda" else f"{processor}, {args.threads} threads"
+    packages = {package.__name__: package.__version__ for package in (hf_twins, torch, timm, transformers)}
+    return {"device": device} | packages
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variants", nargs="+", default=["twins-svt-small", "twins-pcpvt-small"], help="of Twins")
+    parser.add_argument(
+        "--contenders", nargs="+", default=["timm", "hf_twins"], choices=CONTENDERS, help="what is compared"
+    )
+    parser.add_argument("--mode", default="inference", choices=MODES, help="what is done")
+    parser.add_argument(
+        "--dtypes", nargs="+", default=["float32"], choices=["float32", "bfloat16", "float16"], help="of the weights"
+    )
+    parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 8], help="images of a call")
+    parser.add_argument("--image_sizes", nargs="+", type=int, default=[224], help="side of an image in pixels")
+    parser.add_argument("--checkpoints", action="store_true", help="also training that computes activations twice")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each contender")
+    parser.add_argument("--calls", type=int, default=3, help="calls of a turn")
+    parser.add_argument("--warm_ups", type=int, default=3, help="calls before the first turn")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of a contender, on CPUs")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where")
+    parser.add_argument("--json", type=Path, help="file for the results, as JSON")
+    args = parser.parse_args(arguments)
+    for name in ("batch_sizes", "image_sizes"):
+        if min(getattr(args, name)) < 1:
+            parser.error(f"--{name} must be at least 1, got {min(getattr(args, name))}")
+    for name in ("rounds", "calls", "threads"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    return args
+
+
+def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
+    args = parse_arguments(arguments)
+    groups = list(all_cases(args))
+    rows: list[dict[str, Any]] = []
+    for group in tqdm(groups, desc="measuring", unit="group", file=sys.stderr):
+        rows += compete(group, args)
+    machine = hardware(args)
+    print(table(rows))
+    print("\n" + ", ".join(f"{name} {value}" if name != "device" else value for name, value in machine.items()))
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps({"machine": machine, "results": rows}, indent=2) + "\n", encoding="utf-8")
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -30,7 +30,7 @@ SMALL = {
     "patch_size": 2,
     "hidden_sizes": [32, 64, 128, 256],
     "num_attention_heads": [1, 2, 4, 8],
-    "depths": [1, 1, 2, 1],
+    "depths": [1, 1, 1, 1],
     "mlp_ratios": [4, 4, 4, 4],
     "sr_ratios": [4, 2, 1, 1],
     "window_size": 4,
@@ -50,14 +50,12 @@ def learn(script: str, recipe: str, data: Path, output: Path, epochs: int, *more
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 @pytest.mark.usefixtures("one_process")
 def test_every_recipe_of_both_scripts_learns_and_they_agree(digits, tmp_path):
-    """From random weights to MNIST, 85 % in eight epochs of 1700 images, with the authors' augmentation; from there to
-    scikit-learn's digits, 1527 images: 93 % by the head alone in eight epochs, 96 % by LoRA in five, 97 % by all weights in
-    four."""
+    """From random weights to MNIST, FIRST % in seven epochs of 1200 images, with the authors' augmentation; from there to
+    1000 of scikit-learn's digits: PROBE % by the head alone in six epochs, LORA % by LoRA and FINE % by all weights in four."""
     images, labels = mnist_data()
-    chosen = np.random.default_rng(0).permutation(len(images))[:2000]
+    chosen = np.random.default_rng(0).permutation(len(images))[:1400]
     pictures = [Image.fromarray(images[index].reshape(28, 28).astype("uint8")) for index in chosen]
     mnist = write_parquet(tmp_path / "mnist", pictures, [str(labels[index]) for index in chosen])
     start = save_start(tmp_path / "start", size=32, **SMALL)
@@ -65,11 +63,11 @@ def test_every_recipe_of_both_scripts_learns_and_they_agree(digits, tmp_path):
     for script in SCRIPTS:
         trained = tmp_path / script
         from_scratch = ["--config_name", str(start), "--learning_rate", "2e-2", "--warmup_steps", "0.1"]
-        from_mnist = ["--model_name_or_path", str(trained)]
+        from_mnist = ["--model_name_or_path", str(trained), "--max_train_samples", "1000"]
         accuracies[script] = {
-            "imagenet-from-scratch": learn(script, "imagenet-from-scratch", mnist, trained, 8, *from_scratch),
-            "linear-probe": learn(script, "linear-probe", digits, tmp_path / "probe", 8, *from_mnist),
-            "lora": learn(script, "lora", digits, tmp_path / "lora", 5, *from_mnist),
+            "imagenet-from-scratch": learn(script, "imagenet-from-scratch", mnist, trained, 7, *from_scratch),
+            "linear-probe": learn(script, "linear-probe", digits, tmp_path / "probe", 6, *from_mnist),
+            "lora": learn(script, "lora", digits, tmp_path / "lora", 4, *from_mnist),
             "fine-tune": learn(script, "fine-tune", digits, tmp_path / "all", 4, *from_mnist),
         }
     print(accuracies)

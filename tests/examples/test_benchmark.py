@@ -1,0 +1,102 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The benchmark measures what it says, and says what could not be measured."""
+
+import json
+
+import benchmark
+import pytest
+from benchmark import Case
+
+
+INFERENCE = Case("hf_twins", "twins-svt-small", "inference", "bfloat16", 8, 224)
+
+
+def test_every_group_begins_with_timm_in_float32():
+    arguments = ["--mode", "training", "--dtypes", "float32", "bfloat16", "--batch_sizes", "8", "--checkpoints"]
+    groups = list(benchmark.all_cases(benchmark.parse_arguments(arguments)))
+    assert [group[0] for group in groups] == [group[0].baseline for group in groups]
+    assert {(case.contender, case.dtype, case.checkpoints) for case in groups[0]} == {
+        ("timm", "float32", False),
+        ("timm", "bfloat16", False),
+        ("hf_twins", "float32", False),
+        ("hf_twins", "float32", True),
+        ("hf_twins", "bfloat16", False),
+        ("hf_twins", "bfloat16", True),
+    }
+    assert len(groups) == 2
+
+
+class Measured:
+    def __init__(self, case: Case, seconds: list[list[float]], error: str | None = None):
+        self.case, self.seconds, self.error, self.memory = case, seconds, error, 3 * 2**20
+
+
+def test_ratio_is_the_median_of_pairs_of_a_turn():
+    baseline = Measured(INFERENCE.baseline, [[0.4, 0.5], [0.8, 0.9], [0.6, 0.6]])
+    contender = Measured(INFERENCE, [[0.2, 0.3], [0.5, 0.4], [0.4, 0.2]])
+    row = benchmark.row(contender, baseline)
+    assert row["ratio"] == pytest.approx(2.0)
+    assert row["ratio_range"] == pytest.approx([2.0, 3.0])
+    assert row["images_per_second"] == pytest.approx(8 / 0.2)
+    assert row["percentiles"] == {50: 0.4, 95: 0.5, 99: 0.5}
+    failed = benchmark.row(Measured(INFERENCE, [], "RuntimeError: no kernel"), baseline)
+    text = benchmark.table([row, failed])
+    assert "| **2.00** (2.00 - 3.00) | 40.0 | 400.0 / 500.0 | 3 MB |" in text
+    assert "| RuntimeError: no kernel |" in text
+    assert "ratio" not in benchmark.row(contender, Measured(INFERENCE.baseline, [], "failed"))
+
+
+@pytest.mark.parametrize("contender", ["timm", "hf_twins"])
+@pytest.mark.parametrize("mode", benchmark.MODES)
+def test_twins_computes(contender, mode):
+    benchmark.create_call(Case(contender, "twins-svt-small", mode, "float32", 1, 32), "cpu")()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("contender", benchmark.PEERS)
+@pytest.mark.parametrize("mode", ["inference", "pyramid"])
+def test_peer_computes(contender, mode):
+    benchmark.create_call(Case(contender, "twins-svt-small", mode, "float32", 1, 224), "cpu")()
+
+
+def test_contender_that_fails_is_named():
+    (failed,) = benchmark.compete(
+        [Case("timm", "twins-of-mine", "inference", "float32", 1, 64)],
+        benchmark.parse_arguments(["--threads", "1", "--rounds", "1"]),
+    )
+    assert "twins_of_mine" in failed["error"]
+
+
+@pytest.mark.slow
+def test_results_are_written(tmp_path, capsys):
+    arguments = ["--variants", "twins-svt-small", "--batch_sizes", "1", "--image_sizes", "64", "--rounds", "2"]
+    rows = benchmark.main([*arguments, "--json", str(tmp_path / "out" / "results.json")])
+    assert [row["contender"] for row in rows] == ["timm", "hf_twins"]
+    assert rows[0]["ratio"] == 1
+    assert rows[1]["memory"] > 2**20
+    written = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert written["results"][1]["ratio"] == rows[1]["ratio"]
+    assert "| twins-svt-small | inference | 1 x 64 | hf_twins | float32 |" in capsys.readouterr().out
+
+
+def test_wrong_options_are_named(capsys):
+    for arguments, message in (
+        (["--batch_sizes", "0"], "--batch_sizes must be at least 1, got 0"),
+        (["--rounds", "0"], "--rounds must be at least 1, got 0"),
+        (["--contenders", "resnet"], "invalid choice: 'resnet'"),
+    ):
+        with pytest.raises(SystemExit):
+            benchmark.parse_arguments(arguments)
+        assert message in capsys.readouterr().err
