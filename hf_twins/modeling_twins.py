@@ -176,6 +176,13 @@ def clear_padding(hidden_states: torch.Tensor, token_mask: torch.Tensor | None) 
     return hidden_states.masked_fill(~token_mask.unsqueeze(-1), 0)
 
 
+def add_branch(hidden_states: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
+    """The residual sum, in the branch's own memory where no gradient needs what is there."""
+    if branch.requires_grad or branch.dtype != hidden_states.dtype:
+        return hidden_states + branch
+    return branch.add_(hidden_states)
+
+
 def eager_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
@@ -258,7 +265,7 @@ class TwinsPositionEncoding(nn.Module):
     def forward(self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
         # The convolution's own padding is zero, so padding within the batch has to be.
         hidden_states = clear_padding(hidden_states, token_mask)
-        return hidden_states + self.projection(hidden_states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return add_branch(hidden_states, self.projection(hidden_states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
 class TwinsAttention(nn.Module):
@@ -385,7 +392,17 @@ class TwinsSequenceReduction(nn.Module):
         self.layernorm = nn.LayerNorm(hidden_size, eps=1e-5)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.layernorm(self.projection(hidden_states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        if is_torchdynamo_exporting():
+            # Whether a slice of symbolic size is contiguous is not to be decided on.
+            return self.layernorm(self.projection(hidden_states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        # As a matrix product, which is faster than a convolution of few squares.
+        ratio = self.projection.stride[0]
+        rows, columns = hidden_states.shape[1] // ratio, hidden_states.shape[2] // ratio
+        squares = hidden_states[:, : rows * ratio, : columns * ratio]
+        squares = squares.unflatten(2, (columns, ratio)).unflatten(1, (rows, ratio))
+        squares = squares.permute(0, 1, 3, 2, 4, 5).flatten(3)
+        weight = self.projection.weight.permute(0, 2, 3, 1).flatten(1)
+        return self.layernorm(nn.functional.linear(squares, weight, self.projection.bias))
 
 
 class TwinsGlobalAttention(TwinsAttention):
@@ -419,10 +436,15 @@ class TwinsMLP(nn.Module):
         intermediate_size = int(hidden_size * config.mlp_ratios[stage])
         self.fc1 = nn.Linear(hidden_size, intermediate_size)
         self.activation_fn = ACT2FN[config.hidden_act]
+        self.is_gelu = config.hidden_act == "gelu"
         self.fc2 = nn.Linear(intermediate_size, hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+        hidden_states = self.fc1(hidden_states)
+        if self.is_gelu and not hidden_states.requires_grad:
+            # In place: the widest tensor of the block is not written a second time.
+            return self.fc2(torch.ops.aten.gelu_(hidden_states))
+        return self.fc2(self.activation_fn(hidden_states))
 
 
 class TwinsLayer(GradientCheckpointingLayer):
@@ -447,9 +469,9 @@ class TwinsLayer(GradientCheckpointingLayer):
         self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]
     ) -> torch.Tensor:
         attn_output, _ = self.attention(self.layernorm_before(hidden_states), token_mask, **kwargs)
-        hidden_states = hidden_states + self.drop_path(self.dropout(attn_output))
+        hidden_states = add_branch(hidden_states, self.drop_path(self.dropout(attn_output)))
         mlp_output = self.mlp(self.layernorm_after(hidden_states))
-        return hidden_states + self.drop_path(self.dropout(mlp_output))
+        return add_branch(hidden_states, self.drop_path(self.dropout(mlp_output)))
 
 
 class TwinsStage(nn.Module):

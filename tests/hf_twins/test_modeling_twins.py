@@ -753,3 +753,22 @@ def test_gpu_equals_cpu(name):
         expected = model(pixel_values).logits
         output = model.cuda()(pixel_values.cuda()).logits.cpu()
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-3 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("size", [(24, 24), (33, 47)], ids=["even", "odd"])
+def test_memory_that_is_used_again_changes_nothing(family, dtype, size):
+    """Without gradients, sums and activations are computed in place: outputs, hidden states and input stay what they are."""
+    model = randomize(TwinsForImageClassification(tiny_config(family, use_stage_norm=True))).to(dtype)
+    # Neither contiguous nor the model's to write to.
+    pixel_values = torch.randn(2, *size, 3, dtype=dtype).permute(0, 3, 1, 2)
+    before = pixel_values.clone()
+    expected = model(pixel_values, output_hidden_states=True)
+    assert expected.logits.requires_grad
+    with torch.no_grad():
+        actual = model(pixel_values, output_hidden_states=True)
+    assert torch.equal(pixel_values, before)
+    torch.testing.assert_close(actual.logits, expected.logits.detach())
+    for hidden_state, expected_state in zip(actual.hidden_states, expected.hidden_states, strict=True):
+        torch.testing.assert_close(hidden_state, expected_state.detach())
