@@ -1,0 +1,101 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Makes a Space of one of the folders here, whole in itself, and publishes it if told to.
+
+The folder, what the Spaces share and the hf_twins package are put together, because a Space on the Hub has nothing else.
+
+    python spaces/assemble.py image_classification --output outputs/space
+    python spaces/assemble.py image_classification --output outputs/space --push-to-hub --repo-id ORG/NAME
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from huggingface_hub import HfApi, RepoCard
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+import hf_twins
+
+
+HERE = Path(__file__).resolve().parent
+SPACES = sorted(file.parent.name for file in HERE.glob("*/app.py"))
+LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.tmp", ".*")
+
+
+def assemble(space: str, output: Path) -> None:
+    """Write a Space's folder, whole or not at all.
+
+    Args:
+        space: one of `SPACES`.
+        output: the folder to write, which must not exist or be empty.
+
+    Raises:
+        ValueError: if `output` is there already.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{output} exists: remove it, or give another --output.")
+    package = Path(hf_twins.__file__).parent
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        shutil.copytree(HERE / space, partial, ignore=LEFT_OUT)
+        shutil.copytree(HERE / "twins_space", partial / "twins_space", ignore=LEFT_OUT)
+        shutil.copytree(package, partial / "hf_twins", ignore=LEFT_OUT)
+        shutil.copy(HERE.parent / "LICENSE", partial)
+        if output.is_dir():
+            output.rmdir()
+        partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def push(folder: Path, repo_id: str, private: bool) -> str:
+    """Make the Space on the Hub what the folder is, and give its address."""
+    api = HfApi()
+    RepoCard.load(folder / "README.md").validate(repo_type="space")
+    url = api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
+    api.upload_folder(
+        repo_id=repo_id,
+        folder_path=folder,
+        repo_type="space",
+        delete_patterns="*",
+        commit_message=f"Assemble from hf_twins {hf_twins.__version__}",
+    )
+    return str(url)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("space", choices=SPACES)
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--push-to-hub", action="store_true", help="publish it (needs a token, see `hf auth login`)")
+    parser.add_argument("--repo-id", metavar="ORG/NAME", help="of the Space on the Hub")
+    parser.add_argument("--private", action="store_true", help="if the Space is new, let nobody else see it")
+    args = parser.parse_args(argv)
+    if args.push_to_hub and not args.repo_id:
+        parser.error("--push-to-hub needs --repo-id")
+    try:
+        assemble(args.space, args.output)
+        print(f"written   {args.output}")
+        if args.push_to_hub:
+            print(f"published {push(args.output, args.repo_id, args.private)}")
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

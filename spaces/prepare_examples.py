@@ -1,0 +1,62 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Writes the pictures that the Spaces offer to try, from what scikit-learn and scikit-image ship under free licences.
+
+The digits, and those in the scenes, are of the handwriting that `train_digit_models.py` holds out.
+
+    python spaces/prepare_examples.py
+"""
+
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import skimage.data
+from digit_scenes import digit_scene
+from sklearn.datasets import load_digits
+from train_digit_models import split_handwriting
+
+
+SPACES = Path(__file__).parent
+PHOTOGRAPHS = ("chelsea", "coffee", "astronaut")
+DIGIT_SIDE, SCENE_FACTOR, NUM_SCENES = 128, 4, 6
+
+
+def main() -> None:
+    digits = load_digits()
+    _, held_out = split_handwriting(seed=0)
+    folder = SPACES / "image_classification" / "examples"
+    folder.mkdir(parents=True, exist_ok=True)
+    for digit in range(10):
+        index = next(index for index in held_out if digits.target[index] == digit)
+        picture = PIL.Image.fromarray((digits.images[index] * 255 / 16).astype(np.uint8))
+        picture.resize((DIGIT_SIDE, DIGIT_SIDE), PIL.Image.Resampling.BICUBIC).save(
+            folder / f"digit_{digit}.png", optimize=True
+        )
+    for name in PHOTOGRAPHS:
+        PIL.Image.fromarray(getattr(skimage.data, name)()).save(folder / f"{name}.jpg", quality=85, optimize=True)
+
+    folder = SPACES / "semantic_segmentation" / "examples"
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in range(NUM_SCENES):
+        # Beyond the seeds of the scenes that the model was trained and measured on.
+        picture, _ = digit_scene(100_000 + seed, held_out, (64, 64 if seed % 2 else 96), num_digits=5)
+        picture = picture.resize(
+            (picture.width * SCENE_FACTOR, picture.height * SCENE_FACTOR), PIL.Image.Resampling.BICUBIC
+        )
+        picture.save(folder / f"scene_{seed + 1}.jpg", quality=90, optimize=True)
+
+
+if __name__ == "__main__":
+    main()

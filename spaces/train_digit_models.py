@@ -1,0 +1,271 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Trains the small models that the Spaces bring with them, on handwriting that scikit-learn ships.
+
+Two classifiers of single digits, one of each family of Twins, and a Semantic FPN that finds digits in scenes composed of
+them. Nothing is downloaded. A model that exists is replaced once the new one is whole.
+
+    OMP_NUM_THREADS=1 python spaces/train_digit_models.py
+    ... --only twins-svt-digits --output_dir outputs/spaces --epochs 1
+"""
+
+import argparse
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from digit_scenes import digit_scene
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import nn
+from torch.nn.functional import affine_grid, cross_entropy, grid_sample, interpolate
+from tqdm import tqdm
+
+from hf_twins import (
+    TwinsConfig,
+    TwinsForImageClassification,
+    TwinsForSemanticSegmentation,
+    TwinsImageProcessor,
+    TwinsPreTrainedModel,
+    parameter_groups,
+)
+
+
+SPACES = Path(__file__).parent
+# Sides in pixels. The classifiers see other sides too, because the page lets one choose.
+DIGIT_SIDE, DIGIT_SIDES, SCENE_SIDE = 32, (16, 24, 32, 32, 40, 64), 64
+NUM_SCENES, NUM_HELD_OUT_SCENES = 3000, 300
+BATCH_SIZE = 32
+LEARNING_RATE = 2e-3
+ARCHITECTURE: dict[str, Any] = {
+    "patch_size": 2,
+    "hidden_sizes": [16, 32, 48, 64],
+    "num_attention_heads": [1, 2, 3, 4],
+    "depths": [2, 2, 2, 2],
+    "mlp_ratios": [2, 2, 2, 2],
+    "sr_ratios": [4, 2, 1, 1],
+}
+
+
+@dataclass(frozen=True)
+class DigitModel:
+    """What is trained.
+
+    Args:
+        space: the folder of the Space that it belongs to.
+        window_size: of the model; None for PCPVT.
+        epochs: passes over the training data.
+    """
+
+    space: str
+    window_size: int | None
+    epochs: int
+
+
+MODELS = {
+    "twins-svt-digits": DigitModel("image_classification", window_size=4, epochs=50),
+    "twins-pcpvt-digits": DigitModel("image_classification", window_size=None, epochs=50),
+    "twins-svt-digit-scenes": DigitModel("semantic_segmentation", window_size=4, epochs=14),
+}
+
+Batches = Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]]
+
+
+def split_handwriting(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices in `load_digits` of what models are trained on, and of the fifth that they never see."""
+    labels = load_digits().target
+    train, held_out = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=seed)
+    return np.sort(train), np.sort(held_out)
+
+
+def draw_digits(pictures: torch.Tensor, side: int) -> torch.Tensor:
+    """Digits as people may bring them: larger or smaller, turned, shifted, paler, smooth or in blocks.
+
+    Args:
+        pictures: `(batch_size, 1, height, width)`, from 0 to 1.
+        side: of the result in pixels.
+
+    Returns:
+        `(batch_size, 3, side, side)`, from 0 to 1.
+    """
+    batch_size = len(pictures)
+    mode = ("nearest-exact", "bilinear", "bicubic")[int(torch.randint(3, ()))]
+    enlarged = interpolate(pictures, size=8 * int(torch.randint(2, 9, ())), mode=mode).clamp(0, 1)
+    angle = 0.5 * (torch.rand(batch_size) - 0.5)
+    turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2)
+    zoom = 0.95 + 0.85 * torch.rand(batch_size, 1, 1)
+    shift = 0.35 * (torch.rand(batch_size, 2, 1) - 0.5)
+    grid = affine_grid(torch.cat([turn * zoom, shift], 2), [batch_size, 1, side, side], align_corners=False)
+    drawn = grid_sample(enlarged, grid, align_corners=False)
+    paleness = 0.5 + 0.5 * torch.rand(batch_size, 1, 1, 1)
+    noise = 0.04 * torch.randn_like(drawn) * (torch.rand(batch_size, 1, 1, 1) < 0.5)
+    return (drawn * paleness + noise).clamp(0, 1).expand(-1, 3, -1, -1)
+
+
+def normalize(images: torch.Tensor, processor: TwinsImageProcessor) -> torch.Tensor:
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (processor.image_mean, processor.image_std))
+    return (images - mean) / std
+
+
+def train(model: TwinsPreTrainedModel, batches: Batches, num_steps: int) -> None:
+    """Train on as many of an endless series of batches."""
+    optimizer = torch.optim.AdamW(parameter_groups(model, LEARNING_RATE, weight_decay=0.05))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, num_steps, pct_start=0.1)
+    model.train()
+    for _, (pixel_values, labels) in zip(tqdm(range(num_steps), unit="step", mininterval=5), batches()):
+        logits = model(pixel_values).logits
+        if logits.ndim == 4:
+            logits = interpolate(logits, size=labels.shape[1:], mode="bilinear")
+        loss = cross_entropy(logits, labels, label_smoothing=0.05)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    model.eval()
+
+
+def label_fields(names: list[str]) -> dict[str, Any]:
+    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+
+
+def train_classifier(window_size: int | None, epochs: int, seed: int) -> tuple[TwinsPreTrainedModel, Any, float]:
+    """The model, its processor, and its accuracy on the digits held out."""
+    digits = load_digits()
+    pictures, targets = torch.tensor(digits.images / 16).float().unsqueeze(1), torch.tensor(digits.target)
+    training, held_out = split_handwriting(seed)
+    fields = label_fields([f"digit {digit}" for digit in range(10)])
+    model = TwinsForImageClassification(TwinsConfig(**ARCHITECTURE, window_size=window_size, **fields))
+    processor = TwinsImageProcessor(
+        size={"shortest_edge": DIGIT_SIDE}, crop_size={"height": DIGIT_SIDE, "width": DIGIT_SIDE}
+    )
+
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        while True:
+            for indices in torch.tensor(training)[torch.randperm(len(training))].split(BATCH_SIZE):
+                side = DIGIT_SIDES[int(torch.randint(len(DIGIT_SIDES), ()))]
+                yield normalize(draw_digits(pictures[indices], side), processor), targets[indices]
+
+    train(model, batches, epochs * -(-len(training) // BATCH_SIZE))
+    images = [(digits.images[index] * 255 / 16).astype(np.uint8) for index in held_out]
+    with torch.inference_mode():
+        logits = model(**processor([np.stack([image] * 3, -1) for image in images], return_tensors="pt")).logits
+    return model, processor, (logits.argmax(1) == targets[held_out]).float().mean().item()
+
+
+def train_segmenter(window_size: int | None, epochs: int, seed: int) -> tuple[TwinsPreTrainedModel, Any, float]:
+    """The model, its processor, and its mean IoU on scenes of the digits held out."""
+    training, held_out = split_handwriting(seed)
+    fields = label_fields(["background"] + [f"digit {digit}" for digit in range(10)])
+    model = TwinsForSemanticSegmentation(
+        TwinsConfig(**ARCHITECTURE, window_size=window_size, fpn_hidden_size=24, decoder_hidden_size=24, **fields)
+    )
+    processor = TwinsImageProcessor(size={"shortest_edge": SCENE_SIDE}, do_center_crop=False)
+    images, masks = compose_scenes(range(NUM_SCENES), training, processor)
+
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        while True:
+            for indices in torch.randperm(NUM_SCENES).split(BATCH_SIZE):
+                yield images[indices], masks[indices]
+
+    train(model, batches, epochs * -(-NUM_SCENES // BATCH_SIZE))
+    images, masks = compose_scenes(range(NUM_SCENES, NUM_SCENES + NUM_HELD_OUT_SCENES), held_out, processor)
+    with torch.inference_mode():
+        logits = torch.cat(
+            [interpolate(model(batch).logits, SCENE_SIDE, mode="bilinear") for batch in images.split(64)]
+        )
+    labels = logits.argmax(1)
+    ious = [
+        ((labels == index) & (masks == index)).sum() / ((labels == index) | (masks == index)).sum()
+        for index in fields["id2label"]
+    ]
+    return model, processor, torch.stack(ious).mean().item()
+
+
+def compose_scenes(seeds: range, handwriting: np.ndarray, processor: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    scenes = [digit_scene(seed, handwriting, (SCENE_SIDE, SCENE_SIDE)) for seed in tqdm(seeds, unit="scene")]
+    images = torch.from_numpy(np.stack([np.asarray(image) for image, _ in scenes])).permute(0, 3, 1, 2) / 255
+    return normalize(images, processor), torch.from_numpy(np.stack([mask for _, mask in scenes])).long()
+
+
+def write_card(name: str, model: TwinsPreTrainedModel, seed: int, epochs: int, result: float, folder: Path) -> None:
+    """What the model is, and how well it does."""
+    is_classifier = isinstance(model, TwinsForImageClassification)
+    task = "image-classification" if is_classifier else "image-segmentation"
+    metric = ("accuracy", "accuracy") if is_classifier else ("mean_iou", "mean IoU")
+    data = "held-out digits of scikit-learn" if is_classifier else "scenes of held-out digits of scikit-learn"
+    metadata = ModelCardData(
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag=task,
+        tags=["twins", "vision"],
+        model_name=name,
+        eval_results=[
+            EvalResult(
+                task_type=task,
+                dataset_type="scikit-learn-digits",
+                dataset_name=data,
+                metric_type=metric[0],
+                metric_name=metric[1],
+                metric_value=round(result, 4),
+            )
+        ],
+    )
+    kind = "Twins-PCPVT" if model.config.window_size is None else "Twins-SVT"
+    if is_classifier:
+        what = f"A {kind} that tells white handwritten digits on black apart, one in a picture of {DIGIT_SIDE} pixels"
+    else:
+        what = f"A {kind} with a Semantic FPN that finds bright handwritten digits on a dark ground"
+    ModelCard(
+        f"---\n{metadata.to_yaml()}\n---\n\n# {name}\n\n"
+        f"{what}. With {model.num_parameters():,} parameters it is small enough to lie in a repository: something for a demo "
+        "to start with, without a network. It knows nothing else: shown anything but such digits, it still names one.\n\n"
+        f"Trained from random weights by `spaces/train_digit_models.py` of hf_twins for {epochs} epochs, seed {seed}, on four "
+        "fifths of the 1,797 digits that scikit-learn ships "
+        "([Optical Recognition of Handwritten Digits](https://archive.ics.uci.edu/dataset/80), 8 x 8 pixels, CC BY 4.0), "
+        f"{'enlarged, turned, shifted and paled' if is_classifier else f'composed to {NUM_SCENES:,} scenes'}.\n\n"
+        f"| data | {metric[1]} |\n|---|---|\n| {data} | {result:.1%} |\n"
+    ).save(folder / "README.md")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--only", choices=MODELS, nargs="+", default=list(MODELS), help="train these alone")
+    parser.add_argument("--output_dir", type=Path, default=SPACES, help="the folder of the Spaces' folders")
+    parser.add_argument("--epochs", type=int, help="passes over the data; each model has its own by default")
+    parser.add_argument("--seed", type=int, default=0, help="of the split, the weights and the order")
+    arguments = parser.parse_args()
+    for name in arguments.only:
+        digit_model = MODELS[name]
+        epochs = arguments.epochs or digit_model.epochs
+        torch.manual_seed(arguments.seed)
+        trainer = train_classifier if digit_model.space == "image_classification" else train_segmenter
+        model, processor, result = trainer(digit_model.window_size, epochs, arguments.seed)
+        folder = arguments.output_dir / digit_model.space / "models" / name
+        unfinished = folder.with_suffix(".tmp")
+        model.save_pretrained(unfinished)
+        processor.save_pretrained(unfinished)
+        write_card(name, model, arguments.seed, epochs, result, unfinished)
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
+        print(f"{name}: {result:.1%} on held-out data, {model.num_parameters():,} parameters, in {folder}")
+
+
+if __name__ == "__main__":
+    main()

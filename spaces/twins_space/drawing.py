@@ -1,0 +1,135 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a model saw, and where it looked, as pictures."""
+
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+
+from hf_twins import attention_maps, attention_rollout, grad_cam
+
+from .models import LoadedModel
+
+
+METHODS = ("Grad-CAM", "Attention", "Attention rollout")
+LAST_LAYER = "last"
+# Small inputs are enlarged in whole numbers, so that their pixels can be seen.
+MIN_PICTURE_SIDE = 320
+# From dark to bright, also for the colour-blind and in print: five points of matplotlib's inferno.
+COLOURS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)])
+
+
+class ExplanationError(ValueError):
+    """What is asked for cannot be shown; the message is a sentence for whoever asked."""
+
+
+def draw_input(pixel_values: torch.Tensor, processor: Any) -> PIL.Image.Image:
+    """What a model was given, `(num_channels, height, width)`, as the picture that it is of."""
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (processor.image_mean, processor.image_std))
+    pixels = ((pixel_values * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
+    image = PIL.Image.fromarray(pixels.permute(1, 2, 0).expand(-1, -1, 3).numpy())
+    factor = -(-MIN_PICTURE_SIDE // min(image.size))
+    return image.resize((image.width * factor, image.height * factor), PIL.Image.Resampling.NEAREST)
+
+
+def explain(
+    model: LoadedModel, pixel_values: torch.Tensor, method: str, stage: str, layer: str
+) -> tuple[torch.Tensor, int]:
+    """Where a model looks.
+
+    Args:
+        model: the model.
+        pixel_values: what it is given, `(num_channels, height, width)`.
+        method: one of `METHODS`.
+        stage: `"stage1"`, ... `"stage4"`.
+        layer: from `"1"`, or `"last"`: of the attention that is shown. The other methods are of a whole stage.
+
+    Returns:
+        A map, `(height, width)`, with 1 where it is highest, and the pixels of a side of each of its values.
+
+    Raises:
+        ExplanationError: if the model has no such stage or layer, or there is no such method.
+    """
+    stages = model.config.stage_names[1:]
+    if stage not in stages:
+        raise ExplanationError(f"{model.name} has {', '.join(stages)}: choose one of these.")
+    inputs = pixel_values.unsqueeze(0)
+    # One at a time: the model attends in another way while its weights are recorded.
+    with model.running:
+        if method == "Grad-CAM":
+            stride = model.config.patch_size * 2 ** stages.index(stage)
+            return grad_cam(model.model, inputs, stage=stage)[0], stride
+        of_stage = [each for each in attention_maps(model.model, inputs) if each.stage == stage]
+    if method == "Attention rollout":
+        relevance, stride = attention_rollout(of_stage)[0], of_stage[0].stride
+    elif method == "Attention":
+        shown = of_stage[layer_index(layer, len(of_stage), stage)]
+        relevance, stride = shown.received()[0].mean(0), shown.stride * shown.sr_ratio
+    else:
+        raise ExplanationError(f"There is no such explanation: choose one of {', '.join(METHODS)}.")
+    return relevance / relevance.max().clamp(min=1e-12), stride
+
+
+def layer_index(layer: str, depth: int, stage: str) -> int:
+    if layer == LAST_LAYER:
+        return depth - 1
+    if layer.isdecimal() and 1 <= int(layer) <= depth:
+        return int(layer) - 1
+    raise ExplanationError(
+        f"{stage} of this model has the layers 1 to {depth}: choose one of these, or {LAST_LAYER!r}."
+    )
+
+
+def layer_choices(model: LoadedModel, stage: str) -> list[tuple[str, str]]:
+    """The layers of a stage with the kind of their attention, as (what is shown, value)."""
+    depth = model.config.depths[model.config.stage_names.index(stage) - 1]
+    kinds = [
+        "GSA" if model.config.window_size is None or index % 2 else "LSA, within windows" for index in range(depth)
+    ]
+    return [(f"last ({kinds[-1]})", LAST_LAYER)] + [
+        (f"{index + 1} ({kind})", str(index + 1)) for index, kind in enumerate(kinds)
+    ]
+
+
+def overlay(picture: PIL.Image.Image, heat: np.ndarray, opacity: float) -> PIL.Image.Image:
+    """A map over a picture.
+
+    Args:
+        picture: what the model saw, from [`draw_input`].
+        heat: of as many rows and columns as the picture, from 0 to 1.
+        opacity: from 0, the picture alone, to 1, the map alone.
+    """
+    colours = np.stack([np.interp(heat, np.linspace(0, 1, len(COLOURS)), channel) for channel in COLOURS.T], -1)
+    return PIL.Image.blend(picture, PIL.Image.fromarray(colours.astype(np.uint8)), opacity)
+
+
+def spread_map(heat: torch.Tensor, stride: int, input_size: tuple[int, int], picture: PIL.Image.Image) -> np.ndarray:
+    """A map brought to the picture's size, each of its values over the pixels that it is of, what is beyond left out.
+
+    Args:
+        heat: `(height, width)`, in [0, 1].
+        stride: pixels of the model's input that a side of a value covers.
+        input_size: height and width of that input in pixels.
+        picture: of the input, enlarged.
+
+    Returns:
+        `(height, width)` of the picture, float32. What no value is of (squares that GSA leaves out) has 0.
+    """
+    factor = picture.height // input_size[0]
+    enlarged = heat.numpy().repeat(stride * factor, 0).repeat(stride * factor, 1)[: picture.height, : picture.width]
+    spread = np.zeros((picture.height, picture.width), dtype=np.float32)
+    spread[: enlarged.shape[0], : enlarged.shape[1]] = enlarged
+    return spread

@@ -1,0 +1,265 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The models of a Space: which there are, loaded when they are first wanted, few kept, and run on many requests at once."""
+
+import logging
+import math
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import torch
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.utils import HFValidationError, get_session, validate_repo_id
+
+from hf_twins import TwinsConfig
+
+from .pictures import PictureError
+
+
+logger = logging.getLogger(__name__)
+
+# Two, so that two can be compared.
+MAX_LOADED = 2
+MAX_BATCH_SIZE = 16
+# What an input may have at most: a model's memory grows with it.
+MAX_INPUT_PIXELS = 2**21
+# How long the start may wait to find out whether there is a Hub.
+HUB_TIMEOUT = 3.0
+
+
+class ModelError(ValueError):
+    """A model cannot be had; the message is a sentence for whoever asked for it."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a model gives for one picture.
+
+    Args:
+        logits: of the one picture, without a batch dimension, float32.
+        pixel_values: what the model saw, `(num_channels, height, width)`, normalized.
+        seconds: that the batch took.
+        batch_size: how many pictures the batch had: what other people asked for at the same moment is computed with it.
+    """
+
+    logits: torch.Tensor
+    pixel_values: torch.Tensor
+    seconds: float
+    batch_size: int
+
+
+class LoadedModel:
+    """A model with its image processor.
+
+    Whoever asks while the model is busy waits together with the others; all who bring inputs of one size are then served
+    in one batch, by the thread of the first of them.
+
+    Args:
+        name: what the page calls it.
+        model: a classifier of pictures or of pixels.
+        processor: its image processor.
+    """
+
+    def __init__(self, name: str, model: Any, processor: Any):
+        self.name = name
+        self.model = model.eval()
+        self.processor = processor
+        self.config = getattr(model.config, "backbone_config", None) or model.config
+        if not isinstance(self.config, TwinsConfig):
+            raise ModelError(f"{name} is not a Twins model: choose another.")
+        self.waiting: list[tuple[torch.Tensor, Future[Output]]] = []
+        self.waiting_lock = threading.Lock()
+        self.running = threading.Lock()
+
+    @property
+    def labels(self) -> list[str]:
+        id2label = self.model.config.id2label
+        return [id2label[index] for index in range(len(id2label))]
+
+    def prepare(self, image: PIL.Image.Image, resolution: float = 100) -> torch.Tensor:
+        """What the model sees of a picture, `(num_channels, height, width)`.
+
+        Args:
+            image: the picture.
+            resolution: percent of the size that the model's image processor gives it.
+
+        Raises:
+            PictureError: if the input would be too large.
+        """
+        sizes: dict[str, Any] = {"size": self.scaled(self.processor.size, resolution)}
+        if self.processor.do_center_crop:
+            sizes["crop_size"] = self.scaled(self.processor.crop_size, resolution)
+        elif "shortest_edge" in sizes["size"]:
+            short, long = sorted(image.size)
+            if sizes["size"]["shortest_edge"] ** 2 * long / short > MAX_INPUT_PIXELS:
+                raise PictureError("This picture is too long for so high a resolution: lower it, or crop the picture.")
+        return self.processor(image, return_tensors="pt", **sizes)["pixel_values"][0]
+
+    def scaled(self, sizes: Any, percent: float) -> dict[str, int]:
+        return {
+            name: max(math.floor(side * percent / 100 + 0.5), self.config.min_image_size)
+            for name, side in dict(sizes).items()
+            if side is not None
+        }
+
+    def __call__(self, pixel_values: torch.Tensor) -> Output:
+        future: Future[Output] = Future()
+        with self.waiting_lock:
+            self.waiting.append((pixel_values, future))
+        with self.running:
+            while not future.done():
+                self.run_next_batch()
+        return future.result()
+
+    def run_next_batch(self) -> None:
+        with self.waiting_lock:
+            shape = self.waiting[0][0].shape
+            batch = [request for request in self.waiting if request[0].shape == shape][:MAX_BATCH_SIZE]
+            taken = {id(future) for _, future in batch}
+            self.waiting = [request for request in self.waiting if id(request[1]) not in taken]
+        inputs, futures = zip(*batch)
+        start = time.perf_counter()
+        try:
+            with torch.inference_mode():
+                logits = self.model(torch.stack(inputs)).logits.float()
+        except Exception as error:
+            for future in futures:
+                future.set_exception(error)
+            return
+        seconds = time.perf_counter() - start
+        for pixel_values, each, future in zip(inputs, logits, futures):
+            future.set_result(Output(each.clone(), pixel_values, seconds, len(batch)))
+
+
+class ModelShelf:
+    """Models by name. They are loaded on first use, and those used longest ago are given up for others.
+
+    Args:
+        locations: folder or Hub id of each, by what the page calls it. The first is the default.
+        load: makes a model and an image processor of a folder or Hub id.
+        capacity: how many are kept in memory.
+    """
+
+    def __init__(
+        self,
+        locations: dict[str, str],
+        load: Callable[[str], tuple[Any, Any]],
+        capacity: int = MAX_LOADED,
+    ):
+        self.locations = locations
+        self.load = load
+        self.capacity = capacity
+        self.loaded: OrderedDict[str, LoadedModel] = OrderedDict()
+        self.lock = threading.Lock()
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.locations)
+
+    def get(self, name: str) -> LoadedModel:
+        """The model of that name.
+
+        Raises:
+            ModelError: if there is none, or it cannot be loaded.
+        """
+        if name not in self.locations:
+            raise ModelError(f"There is no model of this name here: choose one of {', '.join(self.names)}.")
+        # One loads, the others wait for it.
+        with self.lock:
+            if name not in self.loaded:
+                # Given up first: there is never one more in memory than there may be.
+                while len(self.loaded) >= self.capacity:
+                    self.loaded.popitem(last=False)
+                self.loaded[name] = self.load_model(name)
+            self.loaded.move_to_end(name)
+            return self.loaded[name]
+
+    def load_model(self, name: str) -> LoadedModel:
+        start = time.perf_counter()
+        try:
+            model = LoadedModel(name, *self.load(self.locations[name]))
+        except ModelError:
+            raise
+        # transformers and huggingface_hub raise of many kinds, and what they say is not for strangers.
+        except Exception as error:
+            logger.exception("cannot load the model %s", self.locations[name])
+            raise ModelError(
+                f"The model {name} cannot be loaded: it is not there, not of this kind, or needs a network that is not "
+                "there. Choose another."
+            ) from error
+        logger.info("loaded %s in %.1f s", name, time.perf_counter() - start)
+        return model
+
+    def describe(self, name: str) -> str:
+        """The state of things, in Markdown."""
+        model = self.get(name)
+        size = model.processor.crop_size if model.processor.do_center_crop else model.processor.size
+        pixels = " x ".join(str(side) for side in dict(size).values() if side is not None)
+        return (
+            f"**{name}** is loaded: {model.model.num_parameters() / 1e6:,.1f} M parameters, {len(model.labels):,} labels, "
+            f"{pixels} pixels. In memory: {', '.join(self.loaded)}."
+        )
+
+
+def name_locations(locations: Sequence[str]) -> dict[str, str]:
+    """Folders and Hub ids by what a page may call them: a folder by its last part, because paths are nobody's business.
+
+    Raises:
+        ValueError: if one is neither a folder nor can be a Hub id.
+    """
+    named: dict[str, str] = {}
+    for location in locations:
+        name = location
+        if Path(location).is_dir():
+            name = Path(location).resolve().name
+        else:
+            try:
+                validate_repo_id(location)
+            except HFValidationError as error:
+                raise ValueError(
+                    f"--model must be a folder or a Hub id, got {location}: there is no such folder."
+                ) from error
+        if location in named.values():
+            continue
+        count = 2
+        while name in named:
+            name = f"{name.removesuffix(f' ({count - 1})')} ({count})"
+            count += 1
+        named[name] = location
+    return named
+
+
+def is_cached(repo_id: str) -> bool:
+    return any(
+        isinstance(try_to_load_from_cache(repo_id, file), str) for file in ("model.safetensors", "pytorch_model.bin")
+    )
+
+
+def hub_answers() -> bool:
+    """Whether the Hub can be reached, found out with one short request."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
+    # Whatever is wrong with the network, there is none.
+    except Exception:
+        return False
+    return True

@@ -1,0 +1,187 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Pictures as strangers send them: read within limits, or refused with a sentence that can be shown to them."""
+
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+import numpy as np
+import PIL.features
+import PIL.Image
+import PIL.ImageOps
+
+
+MAX_FILE_SIZE = 20 * 2**20
+MAX_PIXELS = 50_000_000
+MAX_ASPECT_RATIO = 20
+# Larger pictures are made smaller at once: no model here looks at more.
+MAX_SIDE = 2048
+MAX_PICTURES = 200
+MAX_UNPACKED_SIZE = 200 * 2**20
+
+# The others are rare, or their decoders have more power than a stranger's file should have (EPS is a program).
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", *(("AVIF",) if PIL.features.check("avif") else ()))
+FORMAT_NAMES = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+
+class PictureError(ValueError):
+    """A file cannot be used; the message is a sentence for whoever sent it."""
+
+
+def read_picture(source: Path | BinaryIO) -> PIL.Image.Image:
+    """The first frame of a picture, upright, in RGB, with no side longer than `MAX_SIDE`.
+
+    What is transparent gets the colour that lies under it, as models are trained on it.
+
+    Args:
+        source: a file, or an open one that can be sought in.
+
+    Raises:
+        PictureError: if it is no picture, broken, too large or too long.
+    """
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            return read_picture(file)
+    start = source.read(4096)
+    size = source.seek(0, 2)
+    source.seek(0)
+    if size == 0:
+        raise PictureError("This file is empty: send one with a picture in it.")
+    if size > MAX_FILE_SIZE:
+        raise PictureError(f"This file is too large: send one of at most {MAX_FILE_SIZE >> 20} MB.")
+    try:
+        with PIL.Image.open(source, formats=FORMATS) as image:
+            check_size(*image.size)
+            return to_rgb(image)
+    except PictureError:
+        raise
+    except PIL.UnidentifiedImageError as error:
+        raise PictureError(unknown_format(start)) from error
+    except PIL.Image.DecompressionBombError as error:
+        raise PictureError(too_many_pixels("This picture")) from error
+    # On broken files, decoders raise whatever they come upon.
+    except Exception as error:
+        raise PictureError(
+            "This picture is broken or incomplete: open it in another program, save it anew and send that."
+        ) from error
+
+
+def too_many_pixels(which: str) -> str:
+    return f"{which} has too many pixels: send one of at most {MAX_PIXELS // 10**6} megapixels."
+
+
+def check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise PictureError(too_many_pixels(f"This picture of {width} x {height}"))
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise PictureError(
+            f"This picture of {width} x {height} pixels is too long: one side may be at most {MAX_ASPECT_RATIO} times the "
+            "other."
+        )
+
+
+def unknown_format(start: bytes) -> str:
+    """What to say of a file that Pillow does not know by its first bytes."""
+    if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
+        return "HEIC pictures cannot be read here: save it as JPEG or PNG and send that."
+    if b"<svg" in start.lower():
+        return "SVG drawings cannot be read here: export it as PNG and send that."
+    return f"This is not a picture that can be read here: send a {FORMAT_NAMES} file."
+
+
+def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    if image.mode == "F":
+        raise PictureError("This picture has fractions for pixels: save it with 8 or 16 bits a channel and send that.")
+    if image.mode.startswith("I"):
+        # 16 bits a pixel: Pillow would cut off all that is brighter than 255.
+        image.load()
+        orientation = image.getexif()
+        image = PIL.Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+        image.info["exif"] = orientation.tobytes()
+    image.thumbnail((MAX_SIDE, MAX_SIDE))
+    image = PIL.ImageOps.exif_transpose(image)
+    # By way of RGBA, because Pillow warns of palettes whose colours are transparent to different degrees.
+    return image.convert("RGBA").convert("RGB") if "transparency" in image.info else image.convert("RGB")
+
+
+def list_pictures(files: Sequence[Path]) -> list[tuple[str, Path, str | None]]:
+    """The pictures in files and zip archives: a name to call each by, the file, and the archive's member that it is.
+
+    Nothing is unpacked onto the disk. That an archive is no trap is seen from its directory, before any of it is read.
+
+    Raises:
+        PictureError: if there are none or too many, or an archive is broken, encrypted, unpacks to too much, or names files
+            outside itself.
+    """
+    pictures: list[tuple[str, Path, str | None]] = []
+    for file in files:
+        if zipfile.is_zipfile(file):
+            pictures += [(PurePosixPath(member).name, file, member) for member in list_members(file)]
+        else:
+            pictures.append((file.name, file, None))
+    if not pictures:
+        raise PictureError("There is no picture in what was sent: send pictures, or a zip archive of some.")
+    if len(pictures) > MAX_PICTURES:
+        raise PictureError(f"These are {len(pictures):,} pictures: send at most {MAX_PICTURES} at once.")
+    return pictures
+
+
+def list_members(archive: Path) -> list[str]:
+    if archive.stat().st_size > MAX_FILE_SIZE:
+        raise PictureError(f"This archive is too large: send one of at most {MAX_FILE_SIZE >> 20} MB.")
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = [member for member in opened.infolist() if not member.is_dir()]
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise PictureError("This zip archive is broken or incomplete: pack it anew and send that.") from error
+    for member in members:
+        # Backslashes and drives are another system's ways out.
+        path = PurePosixPath(member.filename.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or ":" in member.filename:
+            raise PictureError("This zip archive names files outside itself, so nothing of it was read: pack it anew.")
+        if member.flag_bits & 1:
+            raise PictureError("This zip archive is encrypted: send one without a password.")
+    if sum(member.file_size for member in members) > MAX_UNPACKED_SIZE:
+        raise PictureError(f"This zip archive unpacks to more than {MAX_UNPACKED_SIZE >> 20} MB: send a smaller one.")
+    # What macOS and file managers add is no picture of anybody's.
+    return [name for name in (member.filename for member in members) if not is_hidden(name)]
+
+
+def is_hidden(name: str) -> bool:
+    return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
+
+
+def read_pictures(
+    pictures: Sequence[tuple[str, Path, str | None]],
+) -> Iterator[tuple[str, PIL.Image.Image | PictureError]]:
+    """Each of those that [`list_pictures`] found, read when it is asked for, or what is wrong with it."""
+    for name, file, member in pictures:
+        try:
+            yield name, read_picture(file) if member is None else read_member(file, member)
+        except PictureError as error:
+            yield name, error
+
+
+def read_member(archive: Path, member: str) -> PIL.Image.Image:
+    with zipfile.ZipFile(archive) as opened:
+        if opened.getinfo(member).file_size > MAX_FILE_SIZE:
+            raise PictureError(f"This file is too large: send one of at most {MAX_FILE_SIZE >> 20} MB.")
+        try:
+            with opened.open(member) as file:
+                return read_picture(file)  # type: ignore[arg-type]  # an IO[bytes] that can be sought in
+        except (zipfile.BadZipFile, NotImplementedError) as error:
+            raise PictureError("This file is broken inside its zip archive: pack it anew and send that.") from error

@@ -1,0 +1,110 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A Space, started as a person starts it, and clients for it."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+from gradio_client import Client, handle_file
+from PIL import Image
+from sklearn.datasets import load_digits
+
+
+SPACES = Path(__file__).parents[2] / "spaces"
+START_SECONDS = 240
+
+
+@dataclass
+class Server:
+    """A running page.
+
+    Args:
+        url: where it is.
+        process: that serves it.
+        log: where its output goes.
+    """
+
+    url: str
+    process: subprocess.Popen
+    log: Path
+
+    def client(self) -> Client:
+        return Client(self.url, verbose=False, analytics_enabled=False)
+
+    def megabytes(self) -> float:
+        return psutil.Process(self.process.pid).memory_info().rss / 2**20
+
+
+@contextmanager
+def serve(
+    folder: Path, log: Path, *arguments: str, python_options: tuple[str, ...] = (), **environment: str
+) -> Iterator[Server]:
+    """`python app.py` in a folder, until it answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    variables = {
+        **os.environ,
+        "GRADIO_SERVER_NAME": "127.0.0.1",
+        "GRADIO_SERVER_PORT": str(port),
+        "GRADIO_TEMP_DIR": str(log.parent / "gradio"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "NO_PROXY": "127.0.0.1,localhost",
+        **environment,
+    }
+    with log.open("w") as output:
+        command = [sys.executable, *python_options, str(folder / "app.py"), *arguments]
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=variables, cwd=log.parent)
+    server = Server(f"http://127.0.0.1:{port}", process, log)
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not answers(server.url):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the page did not start:\n{log.read_text()}")
+            time.sleep(0.2)
+        yield server
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/config", timeout=5, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def digit_image(index: int, side: int = 96) -> Image.Image:
+    """One of scikit-learn's digits, white on black."""
+    pixels = (load_digits().images[index] * 255 / 16).astype(np.uint8)
+    return Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
+
+
+def digit_label(index: int) -> str:
+    return f"digit {load_digits().target[index]}"
+
+
+__all__ = ["SPACES", "Server", "digit_image", "digit_label", "handle_file", "serve"]

@@ -1,0 +1,236 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Pictures as strangers send them: each is read as what it is, or refused with a sentence."""
+
+import io
+import struct
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from twins_space import pictures
+from twins_space.pictures import PictureError, list_pictures, read_picture, read_pictures
+
+
+WIDTH, HEIGHT = 40, 30
+
+
+@pytest.fixture
+def scene() -> PIL.Image.Image:
+    """Dark at the left, bright at the right, red at the top."""
+    pixels = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
+    pixels[..., :] = np.linspace(0, 255, WIDTH, dtype=np.uint8)[None, :, None]
+    pixels[:10] = (255, 0, 0)
+    return PIL.Image.fromarray(pixels)
+
+
+def saved(image: PIL.Image.Image, image_format: str, **options) -> io.BytesIO:
+    file = io.BytesIO()
+    image.save(file, format=image_format, **options)
+    file.seek(0)
+    return file
+
+
+def difference(image: PIL.Image.Image, other: PIL.Image.Image) -> float:
+    return float(np.abs(np.asarray(image, dtype=float) - np.asarray(other, dtype=float)).mean())
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"])
+def test_formats_are_read(scene, image_format):
+    image = read_picture(saved(scene, image_format))
+    assert image.mode == "RGB"
+    assert difference(image, scene) < 8
+
+
+def test_cmyk_is_read(scene):
+    assert difference(read_picture(saved(scene.convert("CMYK"), "JPEG")), scene) < 8
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "RGBA"])
+def test_modes_are_read(scene, mode):
+    image = scene.convert(mode)
+    assert difference(read_picture(saved(image, "PNG")), image.convert("RGB")) < 1
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "TIFF"])
+def test_16_bits_keep_their_range(scene, image_format):
+    grey = np.asarray(scene.convert("L"))
+    image = PIL.Image.fromarray(grey.astype(np.uint16) * 257)
+    assert image.mode == "I;16"
+    assert difference(read_picture(saved(image, image_format)), scene.convert("L").convert("RGB")) < 1
+
+
+def test_palette_with_transparency_keeps_its_colours(scene):
+    palette = scene.quantize(16)
+    file = saved(palette, "PNG", transparency=bytes(range(0, 256, 16)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert difference(read_picture(file), palette.convert("RGB")) < 1
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
+def test_turned_pictures_are_upright(scene, image_format):
+    exif = PIL.Image.Exif()
+    # The camera lay on its side: to be turned by 90 degrees clockwise.
+    exif[0x0112] = 6
+    file = saved(scene.transpose(PIL.Image.Transpose.ROTATE_90), image_format, exif=exif)
+    assert difference(read_picture(file), scene) < 8
+
+
+def test_turned_picture_of_16_bits_is_upright(scene):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    turned = np.asarray(scene.convert("L").transpose(PIL.Image.Transpose.ROTATE_90)).astype(np.uint16) * 257
+    image = read_picture(saved(PIL.Image.fromarray(turned), "PNG", exif=exif))
+    assert difference(image, scene.convert("L").convert("RGB")) < 1
+
+
+def test_animation_gives_its_first_frame(scene):
+    file = saved(scene, "GIF", save_all=True, append_images=[PIL.Image.new("RGB", scene.size)], duration=50)
+    assert difference(read_picture(file), scene) < 8
+
+
+def test_single_pixel_is_read():
+    assert read_picture(saved(PIL.Image.new("RGB", (1, 1), "red"), "PNG")).size == (1, 1)
+
+
+def test_large_picture_is_made_smaller(scene):
+    image = read_picture(saved(scene.resize((4000, 3000)), "JPEG"))
+    assert image.size == (pictures.MAX_SIDE, pictures.MAX_SIDE * 3 // 4)
+
+
+def png_of(width: int, height: int) -> io.BytesIO:
+    """A PNG that says it is of that size, and has next to nothing in it."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return io.BytesIO(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+    )
+
+
+REFUSED = {
+    "empty": (io.BytesIO(), "This file is empty"),
+    "text": (io.BytesIO(b"no picture"), "not a picture that can be read here: send a PNG, JPEG"),
+    "svg": (io.BytesIO(b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>'), "SVG drawings"),
+    "heic": (io.BytesIO(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)), "HEIC pictures"),
+    "postscript": (io.BytesIO(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "not a picture"),
+    "long": (png_of(20_000, 10), "20000 x 10 pixels is too long"),
+    "many pixels": (png_of(9_000, 9_000), "9000 x 9000 has too many pixels"),
+    "bomb": (png_of(60_000, 60_000), "too many pixels"),
+    "nothing in it": (png_of(100, 100), "broken or incomplete"),
+}
+
+
+# Pillow warns of the sizes that we refuse.
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(("file", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_used_is_refused_with_a_sentence(file, message):
+    with pytest.raises(PictureError, match=message):
+        read_picture(file)
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_truncated_picture_is_refused_with_a_sentence(image_format):
+    content = saved(PIL.Image.effect_noise((200, 200), 80).convert("RGB"), image_format).getvalue()
+    with pytest.raises(PictureError, match="broken or incomplete|not a picture"):
+        read_picture(io.BytesIO(content[: len(content) // 2]))
+
+
+def test_fractions_are_refused_with_a_sentence():
+    with pytest.raises(PictureError, match="fractions for pixels"):
+        read_picture(saved(PIL.Image.new("F", (20, 20)), "TIFF"))
+
+
+def test_large_file_is_refused(monkeypatch, scene):
+    monkeypatch.setattr(pictures, "MAX_FILE_SIZE", 100)
+    with pytest.raises(PictureError, match="too large"):
+        read_picture(saved(scene, "PNG"))
+
+
+def write_zip(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def test_pictures_of_files_and_archives_are_listed_and_read(scene, tmp_path):
+    png = saved(scene, "PNG").getvalue()
+    archive = write_zip(
+        tmp_path / "all.zip",
+        {"a/one.png": png, "a/broken.png": png[:60], "__MACOSX/a/one.png": b"", "a/.hidden": b"", "a/": b""},
+    )
+    (tmp_path / "alone.png").write_bytes(png)
+    found = list(read_pictures(list_pictures([tmp_path / "alone.png", archive])))
+    assert [name for name, _ in found] == ["alone.png", "one.png", "broken.png"]
+    assert difference(found[1][1], scene) == 0
+    assert isinstance(found[2][1], PictureError)
+
+
+@pytest.mark.parametrize("name", ["../out.png", "/etc/out.png", "a/../../out.png", "..\\out.png", "C:\\out.png"])
+def test_archive_that_leads_out_of_itself_is_refused(tmp_path, name):
+    with pytest.raises(PictureError, match="names files outside itself"):
+        list_pictures([write_zip(tmp_path / "out.zip", {"good.png": b"", name: b""})])
+
+
+def test_archive_that_unpacks_to_too_much_is_refused(tmp_path):
+    bomb = write_zip(tmp_path / "bomb.zip", {f"{index}.png": bytes(15 * 2**20) for index in range(14)})
+    assert bomb.stat().st_size < 2**20
+    with pytest.raises(PictureError, match="unpacks to more than 200 MB"):
+        list_pictures([bomb])
+
+
+def test_member_that_unpacks_to_too_much_is_refused_alone(tmp_path):
+    archive = write_zip(tmp_path / "large.zip", {"large.png": bytes(pictures.MAX_FILE_SIZE + 1)})
+    ((_, result),) = read_pictures(list_pictures([archive]))
+    assert "too large" in str(result)
+
+
+def test_member_that_is_larger_than_it_says_is_refused(tmp_path):
+    archive = write_zip(tmp_path / "lying.zip", {"lying.png": bytes(100_000)})
+    content = archive.read_bytes()
+    archive.write_bytes(content.replace(struct.pack("<I", 100_000), struct.pack("<I", 100)))
+    ((_, result),) = read_pictures(list_pictures([archive]))
+    assert isinstance(result, PictureError)
+
+
+def test_broken_archive_is_refused(tmp_path):
+    content = bytearray(write_zip(tmp_path / "broken.zip", {"one.png": b"123"}).read_bytes())
+    start = content.rindex(b"PK\x01\x02")
+    content[start : start + 4] = b"????"
+    (tmp_path / "broken.zip").write_bytes(content)
+    with pytest.raises(PictureError, match="broken or incomplete"):
+        list_pictures([tmp_path / "broken.zip"])
+
+
+def test_encrypted_archive_is_refused(tmp_path):
+    content = bytearray(write_zip(tmp_path / "locked.zip", {"one.png": b"123"}).read_bytes())
+    content[content.rindex(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "locked.zip").write_bytes(content)
+    with pytest.raises(PictureError, match="encrypted"):
+        list_pictures([tmp_path / "locked.zip"])
+
+
+@pytest.mark.parametrize(("count", "message"), [(0, "no picture"), (201, "201 pictures: send at most 200")])
+def test_number_of_pictures_is_limited(tmp_path, count, message):
+    archive = write_zip(tmp_path / "many.zip", {f"{index}.png": b"" for index in range(count)})
+    with pytest.raises(PictureError, match=message):
+        list_pictures([archive])
