@@ -23,7 +23,7 @@ import PIL.Image
 from sklearn.datasets import load_digits
 
 
-MIN_DIGIT_SIDE, MAX_DIGIT_SHARE = 14, 0.5
+MIN_DIGIT_SIDE, MAX_DIGIT_SHARE = 22, 0.5
 NUM_TRIES = 50
 
 
@@ -34,7 +34,7 @@ def digit_pictures() -> tuple[np.ndarray, np.ndarray]:
 
 
 def digit_scene(
-    seed: int, handwriting: np.ndarray, size: tuple[int, int] = (64, 64), num_digits: int = 4
+    seed: int, handwriting: np.ndarray, size: tuple[int, int] = (64, 64), num_digits: int = 3
 ) -> tuple[PIL.Image.Image, np.ndarray]:
     """Digits at random places and of random sizes and colours, none over another, on dark clouds of colour.
 

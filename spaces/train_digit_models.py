@@ -49,7 +49,7 @@ from hf_twins import (
 
 SPACES = Path(__file__).parent
 # Sides in pixels. The classifiers see other sides too, because the page lets one choose.
-DIGIT_SIDE, DIGIT_SIDES, SCENE_SIDE = 32, (16, 24, 32, 32, 40, 64), 64
+DIGIT_SIDE, DIGIT_SIDES, SCENE_SIDE = 32, (16, 24, 32, 32, 32, 48), 64
 NUM_SCENES, NUM_HELD_OUT_SCENES = 3000, 300
 BATCH_SIZE = 32
 LEARNING_RATE = 2e-3
@@ -71,17 +71,19 @@ class DigitModel:
         space: the folder of the Space that it belongs to.
         window_size: of the model; None for PCPVT.
         epochs: passes over the training data.
+        start: the model whose encoder it begins with.
     """
 
     space: str
     window_size: int | None
     epochs: int
+    start: str | None = None
 
 
 MODELS = {
-    "twins-svt-digits": DigitModel("image_classification", window_size=4, epochs=50),
-    "twins-pcpvt-digits": DigitModel("image_classification", window_size=None, epochs=50),
-    "twins-svt-digit-scenes": DigitModel("semantic_segmentation", window_size=4, epochs=14),
+    "twins-svt-digits": DigitModel("image_classification", window_size=4, epochs=90),
+    "twins-pcpvt-digits": DigitModel("image_classification", window_size=None, epochs=90),
+    "twins-svt-digit-scenes": DigitModel("semantic_segmentation", window_size=4, epochs=8, start="twins-svt-digits"),
 }
 
 Batches = Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]]
@@ -107,10 +109,10 @@ def draw_digits(pictures: torch.Tensor, side: int) -> torch.Tensor:
     batch_size = len(pictures)
     mode = ("nearest-exact", "bilinear", "bicubic")[int(torch.randint(3, ()))]
     enlarged = interpolate(pictures, size=8 * int(torch.randint(2, 9, ())), mode=mode).clamp(0, 1)
-    angle = 0.5 * (torch.rand(batch_size) - 0.5)
+    angle = 0.4 * (torch.rand(batch_size) - 0.5)
     turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2)
-    zoom = 0.95 + 0.85 * torch.rand(batch_size, 1, 1)
-    shift = 0.35 * (torch.rand(batch_size, 2, 1) - 0.5)
+    zoom = 0.95 + 0.6 * torch.rand(batch_size, 1, 1)
+    shift = 0.25 * (torch.rand(batch_size, 2, 1) - 0.5)
     grid = affine_grid(torch.cat([turn * zoom, shift], 2), [batch_size, 1, side, side], align_corners=False)
     drawn = grid_sample(enlarged, grid, align_corners=False)
     paleness = 0.5 + 0.5 * torch.rand(batch_size, 1, 1, 1)
@@ -169,13 +171,11 @@ def train_classifier(window_size: int | None, epochs: int, seed: int) -> tuple[T
     return model, processor, (logits.argmax(1) == targets[held_out]).float().mean().item()
 
 
-def train_segmenter(window_size: int | None, epochs: int, seed: int) -> tuple[TwinsPreTrainedModel, Any, float]:
-    """The model, its processor, and its mean IoU on scenes of the digits held out."""
+def train_segmenter(start: Path, epochs: int, seed: int) -> tuple[TwinsPreTrainedModel, Any, float]:
+    """The model, from the encoder of a classifier, its processor, and its mean IoU on scenes of the digits held out."""
     training, held_out = split_handwriting(seed)
     fields = label_fields(["background"] + [f"digit {digit}" for digit in range(10)])
-    model = TwinsForSemanticSegmentation(
-        TwinsConfig(**ARCHITECTURE, window_size=window_size, fpn_hidden_size=24, decoder_hidden_size=24, **fields)
-    )
+    model = TwinsForSemanticSegmentation.from_pretrained(start, fpn_hidden_size=24, decoder_hidden_size=24, **fields)
     processor = TwinsImageProcessor(size={"shortest_edge": SCENE_SIDE}, do_center_crop=False)
     images, masks = compose_scenes(range(NUM_SCENES), training, processor)
 
@@ -236,7 +236,7 @@ def write_card(name: str, model: TwinsPreTrainedModel, seed: int, epochs: int, r
         f"---\n{metadata.to_yaml()}\n---\n\n# {name}\n\n"
         f"{what}. With {model.num_parameters():,} parameters it is small enough to lie in a repository: something for a demo "
         "to start with, without a network. It knows nothing else: shown anything but such digits, it still names one.\n\n"
-        f"Trained from random weights by `spaces/train_digit_models.py` of hf_twins for {epochs} epochs, seed {seed}, on four "
+        f"Trained from {'random weights' if is_classifier else 'the weights of a classifier of single digits'} by `spaces/train_digit_models.py` of hf_twins for {epochs} epochs, seed {seed}, on four "
         "fifths of the 1,797 digits that scikit-learn ships "
         "([Optical Recognition of Handwritten Digits](https://archive.ics.uci.edu/dataset/80), 8 x 8 pixels, CC BY 4.0), "
         f"{'enlarged, turned, shifted and paled' if is_classifier else f'composed to {NUM_SCENES:,} scenes'}.\n\n"
@@ -255,8 +255,11 @@ def main() -> None:
         digit_model = MODELS[name]
         epochs = arguments.epochs or digit_model.epochs
         torch.manual_seed(arguments.seed)
-        trainer = train_classifier if digit_model.space == "image_classification" else train_segmenter
-        model, processor, result = trainer(digit_model.window_size, epochs, arguments.seed)
+        if digit_model.start is None:
+            model, processor, result = train_classifier(digit_model.window_size, epochs, arguments.seed)
+        else:
+            start = arguments.output_dir / MODELS[digit_model.start].space / "models" / digit_model.start
+            model, processor, result = train_segmenter(start, epochs, arguments.seed)
         folder = arguments.output_dir / digit_model.space / "models" / name
         unfinished = folder.with_suffix(".tmp")
         model.save_pretrained(unfinished)

@@ -26,12 +26,12 @@ from pathlib import Path
 import httpx
 import numpy as np
 import psutil
-from gradio_client import Client, handle_file
+from gradio_client import Client
 from PIL import Image
 from sklearn.datasets import load_digits
 
 
-SPACES = Path(__file__).parents[2] / "spaces"
+SPACES = Path(__file__).parents[1] / "spaces"
 START_SECONDS = 240
 
 
@@ -50,17 +50,15 @@ class Server:
     log: Path
 
     def client(self) -> Client:
-        return Client(self.url, verbose=False, analytics_enabled=False)
+        return Client(self.url, verbose=False, analytics_enabled=False, download_files=self.log.parent / "downloads")
 
     def megabytes(self) -> float:
         return psutil.Process(self.process.pid).memory_info().rss / 2**20
 
 
 @contextmanager
-def serve(
-    folder: Path, log: Path, *arguments: str, python_options: tuple[str, ...] = (), **environment: str
-) -> Iterator[Server]:
-    """`python app.py` in a folder, until it answers."""
+def serve(folder: Path, log: Path, *arguments: str, script: str = "app.py", **environment: str) -> Iterator[Server]:
+    """`python app.py` of a folder, from when it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -75,7 +73,7 @@ def serve(
         **environment,
     }
     with log.open("w") as output:
-        command = [sys.executable, *python_options, str(folder / "app.py"), *arguments]
+        command = [sys.executable, str(folder / script), *arguments]
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=variables, cwd=log.parent)
     server = Server(f"http://127.0.0.1:{port}", process, log)
     try:
@@ -97,14 +95,17 @@ def answers(url: str) -> bool:
         return False
 
 
+def pixels(path: str) -> np.ndarray:
+    """A picture that a client was given, as numbers that can be subtracted."""
+    with Image.open(path) as image:
+        return np.asarray(image, dtype=float)
+
+
 def digit_image(index: int, side: int = 96) -> Image.Image:
     """One of scikit-learn's digits, white on black."""
-    pixels = (load_digits().images[index] * 255 / 16).astype(np.uint8)
-    return Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
+    picture = (load_digits().images[index] * 255 / 16).astype(np.uint8)
+    return Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC)
 
 
 def digit_label(index: int) -> str:
     return f"digit {load_digits().target[index]}"
-
-
-__all__ = ["SPACES", "Server", "digit_image", "digit_label", "handle_file", "serve"]

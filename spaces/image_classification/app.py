@@ -57,7 +57,7 @@ print(label["label"], label["confidences"][0]["confidence"])
 | endpoint | takes | gives |
 |---|---|---|
 | `/classify` | picture, model, resolution | label with the five largest probabilities; what the model saw; how long it took |
-| `/explain` | picture, model, resolution, method, stage, layer, opacity | the overlay; what it is |
+| `/explain` | picture, model, resolution, method, stage, layer (`"1"`, ..., or `"last"`), opacity | the overlay; what it is |
 | `/compare` | picture, two models, resolution | label, overlay and time of each |
 | `/classify_batch` | files, model, resolution | a table; the same as a CSV file |
 | `/describe_model` | model | what it is, and which models are in memory |
@@ -146,11 +146,11 @@ class Classification:
         stage: str,
         layer: str,
         opacity: float,
-    ) -> tuple[PIL.Image.Image, str, tuple[PIL.Image.Image, np.ndarray]]:
+    ) -> tuple[PIL.Image.Image, str]:
         """Show where a model looked in a picture: Grad-CAM, attention or attention rollout, over what it saw."""
         with page.errors_for_people():
             seen, heat, caption = self.draw_map(image, model_name, resolution, method, stage, layer)
-            return drawing.overlay(seen, heat, opacity), caption, (seen, heat)
+            return drawing.overlay(seen, heat, opacity), caption
 
     def compare(
         self, image: PIL.Image.Image | None, first_model: str, second_model: str, resolution: float
@@ -205,10 +205,6 @@ class Classification:
             )
 
 
-def blend(state: tuple[PIL.Image.Image, np.ndarray] | None, opacity: float) -> PIL.Image.Image | None:
-    return None if state is None else drawing.overlay(*state, opacity)
-
-
 def build(asked_for: list[str]) -> gr.Blocks:
     locations, availability = find_models(asked_for)
     shelf = models.ModelShelf(locations, load)
@@ -250,8 +246,12 @@ def classify_tab(actions: Classification) -> None:
             label = gr.Label(num_top_classes=TOP_K, label="What it is")
             details = gr.Markdown(container=False)
             with gr.Row():
-                seen = gr.Image(label="What the model saw", format="png", interactive=False, min_width=200)
-                overlay = gr.Image(label="Where it looked", format="png", interactive=False, min_width=200)
+                with gr.Column(min_width=200):
+                    gr.Markdown("What the model saw")
+                    seen = page.picture_output("What the model saw")
+                with gr.Column(min_width=200):
+                    gr.Markdown("Where it looked")
+                    overlay = page.picture_output("Where it looked", elem_id="overlay")
             caption = gr.Markdown(container=False)
             method = gr.Radio(list(drawing.METHODS), value=drawing.METHODS[0], label="Explanation")
             with gr.Row():
@@ -265,10 +265,9 @@ def classify_tab(actions: Classification) -> None:
                     min_width=160,
                 )
             opacity = gr.Slider(0, 1, 0.5, step=0.05, label="Opacity of the overlay")
-    shown = gr.State(None, time_to_live=page.FILE_LIFETIME)
     picture_inputs = [image, model, resolution]
     explain_inputs = [*picture_inputs, method, stage, layer, opacity]
-    explain_outputs = [overlay, caption, shown]
+    explain_outputs = [overlay, caption]
     private: dict[str, Any] = {"api_visibility": "private"}
 
     described = model.change(actions.describe_model, model, status, api_name="describe_model")
@@ -279,10 +278,12 @@ def classify_tab(actions: Classification) -> None:
     stage.change(actions.layers, [model, stage], layer, **private)
     for changed in (image.change, described.success, resolution.release):
         again = changed(page.only_with_picture(actions.classify, 3), picture_inputs, [label, seen, details], **private)
-        again.success(page.only_with_picture(actions.explain, 3), explain_inputs, explain_outputs, **private)
-    for chosen in (method.change, stage.change, layer.change):
-        chosen(page.only_with_picture(actions.explain, 3), explain_inputs, explain_outputs, **private)
-    opacity.input(blend, [shown, opacity], overlay, **private, show_progress="hidden", trigger_mode="always_last")
+        shown_again = again.success(
+            page.only_with_picture(actions.explain, 2), explain_inputs, explain_outputs, **private
+        )
+        shown_again.success(actions.describe_model, model, status, **private, show_progress="hidden")
+    for chosen in (method.change, stage.change, layer.change, opacity.release):
+        chosen(page.only_with_picture(actions.explain, 2), explain_inputs, explain_outputs, **private)
 
 
 def compare_tab(actions: Classification) -> None:
@@ -301,9 +302,7 @@ def compare_tab(actions: Classification) -> None:
         for which in ("First model", "Second model"):
             with gr.Column():
                 outputs.append(gr.Label(num_top_classes=TOP_K, label=f"{which}: what it is"))
-                outputs.append(
-                    gr.Image(label=f"{which}: where it looked", format="png", interactive=False, height=300)
-                )
+                outputs.append(page.picture_output(f"{which}: where it looked", height=300))
                 outputs.append(gr.Markdown(container=False))
     start.click(actions.compare, [image, first, second, resolution], outputs, api_name="compare")
 

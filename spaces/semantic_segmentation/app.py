@@ -41,7 +41,7 @@ from twins_space import models, page, pictures
 import hf_twins  # noqa: F401  # registers Twins with the Auto classes
 
 
-LEGEND_COLUMNS = ["class", "pixels", "area (%)"]
+LEGEND_COLUMNS = ["colour", "class", "pixels", "area (%)"]
 BATCH_COLUMNS = ["file", "class", "pixels", "area (%)", "problem"]
 ABOUT = f"""
 ### From Python, or any other language
@@ -58,7 +58,7 @@ print(legend["data"], mask)
 
 | endpoint | takes | gives |
 |---|---|---|
-| `/segment` | picture, model, resolution | picture and the mask of each class; area of each class; the mask as a PNG file; how long it took |
+| `/segment` | picture, model, resolution, opacity | the classes in colours over the picture; the area of each; the mask as a PNG file; how long it took |
 | `/segment_batch` | files, model, resolution | a table of areas; the same as a CSV file |
 | `/describe_model` | model | what it is, and which models are in memory |
 
@@ -88,13 +88,29 @@ def class_colour(index: int) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def mask_png(mask: np.ndarray) -> bytes:
-    """A mask of up to 256 classes as a file whose pixels are the classes' indices."""
-    image = PIL.Image.fromarray(mask.astype(np.uint8), mode="P")
+def palette_image(mask: np.ndarray) -> PIL.Image.Image:
+    """A mask of up to 256 classes as a picture whose pixels are the classes' indices."""
+    image = PIL.Image.fromarray(mask.astype(np.uint8))
     image.putpalette([channel for index in range(256) for channel in class_colour(index)])
+    return image
+
+
+def png(image: PIL.Image.Image) -> bytes:
     file = io.BytesIO()
     image.save(file, format="png")
     return file.getvalue()
+
+
+def legend_of(areas: list[tuple[int, str, int, float]]) -> dict[str, Any]:
+    """The table of areas, with a cell of each class's colour."""
+    colours = [class_colour(index) for index, *_ in areas]
+    styles = [
+        # On dark colours their name is white.
+        [f"background: rgb{colour}; color: {'black' if sum(colour) > 382 else 'white'}", "", "", ""]
+        for colour in colours
+    ]
+    rows = [["#{:02x}{:02x}{:02x}".format(*colour), *area[1:]] for colour, area in zip(colours, areas)]
+    return {"headers": LEGEND_COLUMNS, "data": rows, "metadata": {"styling": styles}}
 
 
 class Segmentation:
@@ -123,23 +139,19 @@ class Segmentation:
         ]
 
     def segment(
-        self, image: PIL.Image.Image | None, model_name: str, resolution: float
-    ) -> tuple[Any, list[list[Any]], str, str]:
-        """Say what each pixel of a picture is: each class's mask over the picture, its area, and the mask as a file."""
+        self, image: PIL.Image.Image | None, model_name: str, resolution: float, opacity: float
+    ) -> tuple[PIL.Image.Image, dict[str, Any], str, str]:
+        """Say what each pixel of a picture is: the classes in colours over the picture, the area of each, and the mask as a
+        PNG file."""
         with page.errors_for_people():
             model = self.shelf.get(model_name)
             image = page.require(image)
             mask, output = self.find_mask(model, image, resolution)
-            areas = self.areas(model, mask)
-            annotations = [(mask == index, f"{name}: {percent} %") for index, name, _, percent in areas]
+            painted = palette_image(mask)
+            overlay = PIL.Image.blend(image, painted.convert("RGB"), opacity)
             height, width = output.pixel_values.shape[1:]
             details = f"{model.name} saw {height} x {width} pixels and took {output.seconds * 1000:.0f} ms."
-            return (
-                (image, annotations),
-                [list(area[1:]) for area in areas],
-                page.result_file("mask.png", mask_png(mask)),
-                details,
-            )
+            return overlay, legend_of(self.areas(model, mask)), page.result_file("mask.png", png(painted)), details
 
     def segment_batch(
         self, files: list[str] | None, model_name: str, resolution: float, progress: gr.Progress = gr.Progress()
@@ -198,20 +210,22 @@ def segment_tab(actions: Segmentation) -> None:
             start = gr.Button("Segment", variant="primary")
             page.example_gallery(HERE / "examples", "*.jpg", image, "Scenes of handwritten digits")
         with gr.Column():
-            overlay = gr.AnnotatedImage(label="What is where", format="png", height=400)
+            overlay = page.picture_output("What is where", height=400, elem_id="overlay")
+            opacity = gr.Slider(0, 1, 0.6, step=0.05, label="Opacity of the overlay")
             details = gr.Markdown(container=False)
             legend = gr.Dataframe(
-                headers=LEGEND_COLUMNS, datatype=["str", "number", "number"], interactive=False, label="Areas"
+                headers=LEGEND_COLUMNS, datatype=["str", "str", "number", "number"], interactive=False, label="Areas"
             )
             mask = gr.File(label="Mask as PNG", interactive=False)
-    inputs, outputs = [image, model, resolution], [overlay, legend, mask, details]
+    inputs, outputs = [image, model, resolution, opacity], [overlay, legend, mask, details]
     private: dict[str, Any] = {"api_visibility": "private"}
 
     described = model.change(actions.describe_model, model, status, api_name="describe_model")
     segmented = start.click(actions.segment, inputs, outputs, api_name="segment")
     segmented.success(actions.describe_model, model, status, **private, show_progress="hidden")
-    for changed in (image.change, described.success, resolution.release):
-        changed(page.only_with_picture(actions.segment, len(outputs)), inputs, outputs, **private)
+    for changed in (image.change, described.success, resolution.release, opacity.release):
+        again = changed(page.only_with_picture(actions.segment, len(outputs)), inputs, outputs, **private)
+        again.success(actions.describe_model, model, status, **private, show_progress="hidden")
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def overlay(picture: PIL.Image.Image, heat: np.ndarray, opacity: float) -> PIL.I
 
 
 def spread_map(heat: torch.Tensor, stride: int, input_size: tuple[int, int], picture: PIL.Image.Image) -> np.ndarray:
-    """A map brought to the picture's size, each of its values over the pixels that it is of, what is beyond left out.
+    """A map brought to the picture's size, each value in the middle of the pixels that it is of, smooth between them.
 
     Args:
         heat: `(height, width)`, in [0, 1].
@@ -126,10 +126,12 @@ def spread_map(heat: torch.Tensor, stride: int, input_size: tuple[int, int], pic
         picture: of the input, enlarged.
 
     Returns:
-        `(height, width)` of the picture, float32. What no value is of (squares that GSA leaves out) has 0.
+        `(height, width)` of the picture, float32. What no value is of (squares that GSA leaves out) has 0; what windows
+        have beyond the picture is left out.
     """
-    factor = picture.height // input_size[0]
-    enlarged = heat.numpy().repeat(stride * factor, 0).repeat(stride * factor, 1)[: picture.height, : picture.width]
-    spread = np.zeros((picture.height, picture.width), dtype=np.float32)
-    spread[: enlarged.shape[0], : enlarged.shape[1]] = enlarged
-    return spread
+    factor = stride * picture.height // input_size[0]
+    rows, columns = heat.shape
+    enlarged = PIL.Image.fromarray(heat.float().numpy()).resize(
+        (columns * factor, rows * factor), PIL.Image.Resampling.BILINEAR
+    )
+    return np.asarray(enlarged.crop((0, 0, picture.width, picture.height)))

@@ -80,6 +80,13 @@ def read_upload(payload: Any) -> PIL.Image.Image | None:
         return read_picture(Path(payload.path))
 
 
+def picture_output(label: str, **options: Any) -> gr.Image:
+    """A picture that is shown pixel by pixel; its label, which would cover a corner of it, is for screen readers alone."""
+    return gr.Image(
+        label=label, show_label=False, format="png", interactive=False, buttons=["download", "fullscreen"], **options
+    )
+
+
 def result_file(name: str, content: bytes) -> str:
     """Keep a file for whoever asked for it, as long as Gradio keeps its own, and give its path."""
     return save_bytes_to_cache(content, name, get_upload_folder())
@@ -127,7 +134,9 @@ def example_gallery(folder: Path, pattern: str, image: gr.Image, label: str) -> 
     )
 
 
-def batch_tab(shelf: ModelShelf, action: Callable, api_name: str, columns: Sequence[str], kinds: Sequence[Any]) -> None:
+def batch_tab(
+    shelf: ModelShelf, action: Callable, api_name: str, columns: Sequence[str], kinds: Sequence[Any]
+) -> None:
     """Several pictures, and a table that grows while one watches.
 
     Args:

@@ -1,0 +1,161 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""An assembled Space is whole: it starts where nothing of the repository can be seen, and the Hub gets all of it."""
+
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import assemble
+import pytest
+from gradio_client import handle_file
+from huggingface_hub import HfApi, RepoCard, snapshot_download
+from loopback_hub import serve_hub
+from space_server import SPACES, digit_image, digit_label, serve
+
+
+NAMES = ("image_classification", "semantic_segmentation")
+
+
+@pytest.fixture
+def hub(tmp_path):
+    with (
+        serve_hub(tokens={"hf_write": "write", "hf_read": "read"}) as hub,
+        hub.in_process(tmp_path / "home", token="hf_write"),
+    ):
+        yield hub
+
+
+def fails(*arguments: object) -> str:
+    with pytest.raises(SystemExit) as caught:
+        assemble.main([str(argument) for argument in arguments])
+    return str(caught.value.code)
+
+
+def test_assembled_space_starts_without_the_repository(tmp_path):
+    assemble.main(["image_classification", "--output", str(tmp_path / "space")])
+    digit_image(3).save(tmp_path / "digit.png")
+    # Neither the environment's path nor an editable installation leads to the repository.
+    runner = tmp_path / "space" / "run_app.py"
+    runner.write_text(
+        "import runpy, sys\n"
+        "from pathlib import Path\n"
+        "sys.meta_path[:] = [finder for finder in sys.meta_path if 'editable' not in repr(finder).lower()]\n"
+        f"sys.path[:] = [entry for entry in sys.path if not entry.startswith({str(SPACES.parent)!r})]\n"
+        "here = Path(__file__).parent\n"
+        "sys.path.insert(0, str(here))\n"
+        "import hf_twins, twins_space\n"
+        "assert Path(hf_twins.__file__).is_relative_to(here), hf_twins.__file__\n"
+        "assert Path(twins_space.__file__).is_relative_to(here), twins_space.__file__\n"
+        "runpy.run_path(str(here / 'app.py'), run_name='__main__')\n"
+    )
+    with serve(tmp_path / "space", tmp_path / "log.txt", script="run_app.py", PYTHONPATH="") as server:
+        label, *_ = server.client().predict(handle_file(tmp_path / "digit.png"), api_name="/classify")
+    assert label["label"] == digit_label(3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_published_space_is_the_folder(hub, name, tmp_path, capsys):
+    output = tmp_path / "space"
+    arguments = [name, "--output", str(output), "--push-to-hub", "--repo-id", "somebody/twins"]
+    assemble.main(arguments)
+    assert "published http" in capsys.readouterr().out
+    pulled = Path(snapshot_download("somebody/twins", repo_type="space"))
+    files = {path.relative_to(output) for path in output.rglob("*") if path.is_file()}
+    assert {str(file) for file in files} >= {
+        "LICENSE",
+        "README.md",
+        "app.py",
+        "hf_twins/modeling_twins.py",
+        "hf_twins/imagenet_classes.txt",
+        "requirements.txt",
+        "twins_space/page.py",
+    }
+    for file in files:
+        assert (pulled / file).read_bytes() == (output / file).read_bytes()
+        assert "__pycache__" not in file.parts
+    card = RepoCard.load("somebody/twins", repo_type="space")
+    assert card.data.sdk == "gradio"
+    assert card.data.app_file == "app.py"
+    assert HfApi().repo_info("somebody/twins", repo_type="space").sha
+
+
+def test_publishing_again_removes_what_is_gone(hub, tmp_path):
+    for name in ("first", "second"):
+        output = tmp_path / name
+        assemble.assemble("semantic_segmentation", output)
+        if name == "first":
+            (output / "old.txt").write_text("old")
+        assemble.push(output, "somebody/twins", private=False)
+    files = HfApi().list_repo_files("somebody/twins", repo_type="space")
+    assert "old.txt" not in files
+    assert "app.py" in files
+
+
+def test_push_without_the_right_ends_with_a_sentence(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_read")
+    arguments = ("--output", tmp_path / "space", "--push-to-hub", "--repo-id", "somebody/twins")
+    message = fails("image_classification", *arguments)
+    assert message.startswith("error: ")
+    assert "hf_read" not in message
+
+
+def test_nothing_is_overwritten_and_nothing_half_written_is_left(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file.txt").write_text("mine")
+    assert "exists: remove it" in fails("image_classification", "--output", tmp_path / "mine")
+
+    def fail(*arguments):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(assemble.shutil, "copy", fail)
+    assert "error: no space left on device" in fails("image_classification", "--output", tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_push_needs_a_name(tmp_path, capsys):
+    assert fails("image_classification", "--output", tmp_path / "new", "--push-to-hub") == "2"
+    assert "--push-to-hub needs --repo-id" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_metadata_and_requirements_agree(name):
+    card = RepoCard.load(SPACES / name / "README.md")
+    pins = dict(re.findall(r"^([\w-]+)==([\w.]+)$", (SPACES / name / "requirements.txt").read_text(), re.MULTILINE))
+    assert card.data.sdk_version == pins["gradio"]
+    assert len(card.data.short_description) <= 60
+    assert card.data.license == "apache-2.0"
+    # What the tests ran with is what the Space runs with, as far as it is the same release.
+    for package, version in pins.items():
+        assert metadata.version(package).split(".")[0] == version.split(".")[0], package
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cards_and_pages_lead_to_files_that_are_there(name):
+    for card in (SPACES / name).rglob("README.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", card.read_text()):
+            assert target.startswith("https://") or (card.parent / target).exists(), f"{card}: {target}"
+
+
+@pytest.mark.slow
+def test_models_can_be_trained_again(tmp_path):
+    command = [sys.executable, "-W", "ignore", str(SPACES / "train_digit_models.py"), "--output_dir", str(tmp_path)]
+    subprocess.run([*command, "--epochs", "1", "--only", "twins-svt-digits"], check=True, timeout=250)
+    folder = tmp_path / "image_classification" / "models" / "twins-svt-digits"
+    assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"} == {
+        file.name for file in folder.iterdir()
+    }

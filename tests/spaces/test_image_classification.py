@@ -1,0 +1,350 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The classification Space as its visitors' programs use it: started with `python app.py`, asked with gradio_client."""
+
+import csv
+import importlib.util
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from hostile_files import archive, saved, write_unusable, write_unusable_archives, write_unusual
+from PIL import Image
+from space_server import SPACES, Server, digit_image, digit_label, pixels, serve
+
+from hf_twins import TwinsForImageClassification, TwinsImageProcessor, attention_maps, grad_cam
+
+
+SPACE = SPACES / "image_classification"
+MODELS = ("twins-svt-digits", "twins-pcpvt-digits")
+# Of scikit-learn's digits: one of each, told right by both models.
+DIGITS = range(10)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with serve(SPACE, tmp_path_factory.mktemp("classification") / "log.txt") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server) -> Client:
+    return server.client()
+
+
+@pytest.fixture
+def digit(tmp_path) -> Path:
+    digit_image(3).save(tmp_path / "digit.png")
+    return tmp_path / "digit.png"
+
+
+@pytest.fixture(scope="module")
+def local_models() -> dict[str, tuple[TwinsForImageClassification, TwinsImageProcessor]]:
+    """The same models, without a server."""
+    return {
+        name: (
+            TwinsForImageClassification.from_pretrained(SPACE / "models" / name).eval(),
+            TwinsImageProcessor.from_pretrained(SPACE / "models" / name),
+        )
+        for name in MODELS
+    }
+
+
+def probabilities(model, processor, image: Image.Image, side: int = 32) -> dict[str, float]:
+    sizes = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    with torch.inference_mode():
+        logits = model(**processor(image.convert("RGB"), return_tensors="pt", **sizes)).logits[0]
+    return {model.config.id2label[index]: value for index, value in enumerate(logits.softmax(0).tolist())}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("resolution", "side"), [(100, 32), (150, 48)])
+def test_classify_gives_what_the_model_gives(client, local_models, digit, name, resolution, side):
+    label, seen, details = client.predict(handle_file(digit), name, resolution, api_name="/classify")
+    expected = probabilities(*local_models[name], digit_image(3), side)
+    assert label["label"] == max(expected, key=expected.get) == digit_label(3)
+    assert len(label["confidences"]) == 5
+    for each in label["confidences"]:
+        assert each["confidence"] == pytest.approx(expected[each["label"]], abs=1e-4)
+    assert re.fullmatch(rf"{name} saw {side} x {side} pixels and took \d+ ms\.", details)
+    assert pixels(seen).shape == (side * -(-320 // side), side * -(-320 // side), 3)
+
+
+def test_classify_needs_a_picture_alone(client, tmp_path):
+    for index in DIGITS:
+        digit_image(index).save(tmp_path / "digit.png")
+        label, *_ = client.predict(handle_file(tmp_path / "digit.png"), api_name="/classify")
+        assert label["label"] == digit_label(index)
+
+
+def test_seen_crop_is_exact(client, tmp_path):
+    wide = Image.new("L", (192, 96), 90)
+    wide.paste(digit_image(3), (48, 0))
+    wide.save(tmp_path / "wide.png")
+    _, seen, _ = client.predict(handle_file(tmp_path / "wide.png"), api_name="/classify")
+    crop = wide.resize((64, 32), Image.Resampling.BICUBIC).crop((16, 0, 48, 32)).convert("RGB")
+    # Each pixel is shown as a square of 10.
+    assert np.abs(pixels(seen)[5::10, 5::10] - np.asarray(crop, dtype=float)).max() <= 3
+
+
+def cells(overlay: str, side: int) -> np.ndarray:
+    """The mean brightness of each of `side x side` squares of a picture."""
+    grey = pixels(overlay).mean(-1)
+    size = len(grey) // side
+    return grey.reshape(side, size, side, size).mean((1, 3)).flatten()
+
+
+def test_explain_shows_the_maps_of_the_model(client, local_models, digit):
+    model, processor = local_models[MODELS[0]]
+    inputs = processor(digit_image(3).convert("RGB"), return_tensors="pt")["pixel_values"]
+    cam = grad_cam(model, inputs, stage="stage2")[0]
+    overlay, caption = client.predict(handle_file(digit), stage="stage2", opacity=1, api_name="/explain")
+    assert caption == "Grad-CAM of stage2, 8 x 8 values of 4 x 4 pixels"
+    brightness = cells(overlay, 8)
+    assert np.corrcoef(brightness, cam.flatten().numpy())[0, 1] > 0.8
+    arguments = {"method": "Attention", "stage": "stage1", "layer": "2", "opacity": 1}
+    overlay, caption = client.predict(handle_file(digit), **arguments, api_name="/explain")
+    assert caption == "Attention of stage1, 4 x 4 values of 8 x 8 pixels"
+    received = attention_maps(model, inputs)[1].received()[0].mean(0)
+    brightness = cells(overlay, 4)
+    assert np.corrcoef(brightness, received.flatten().numpy())[0, 1] > 0.8
+
+
+def test_opacity_goes_from_the_picture_to_the_map(client, digit):
+    _, seen, _ = client.predict(handle_file(digit), api_name="/classify")
+    shown = {
+        opacity: pixels(client.predict(handle_file(digit), opacity=opacity, api_name="/explain")[0])
+        for opacity in (0, 0.5, 1)
+    }
+    assert np.array_equal(shown[0], pixels(seen))
+    assert np.abs(shown[0.5] - (shown[0] + shown[1]) / 2).max() <= 1
+
+
+def test_compare_gives_what_each_model_gives(client, local_models, digit):
+    results = client.predict(handle_file(digit), *MODELS, api_name="/compare")
+    for name, label, overlay, details in zip(MODELS, results[0::3], results[1::3], results[2::3]):
+        expected = probabilities(*local_models[name], digit_image(3))
+        assert label["confidences"][0]["confidence"] == pytest.approx(max(expected.values()), abs=1e-4)
+        assert pixels(overlay).shape == (320, 320, 3)
+        assert details.startswith(name)
+
+
+def test_describe_model_says_what_is_in_memory(client):
+    said = client.predict(MODELS[1], api_name="/describe_model")
+    assert said.startswith(f"**{MODELS[1]}** is loaded: 0.2 M parameters, 10 labels, 32 x 32 pixels. In memory: ")
+
+
+def test_batch_gives_a_table_and_the_same_as_csv(client, tmp_path):
+    members = {f"{index}.png": saved(digit_image(index), "PNG") for index in range(7)}
+    (tmp_path / "digits.zip").write_bytes(archive({**members, "=1+1.png": b"no picture"}))
+    digit_image(8).save(tmp_path / "eight.png")
+    files = [handle_file(tmp_path / "digits.zip"), handle_file(tmp_path / "eight.png")]
+    job = client.submit(files, api_name="/classify_batch")
+    table, download = job.result(timeout=120)
+    assert table["headers"] == ["file", "label", "probability", "problem"]
+    rows = table["data"]
+    assert [row[0] for row in rows] == [*members, "=1+1.png", "eight.png"]
+    assert [row[1] for row in rows] == [*map(digit_label, range(7)), "", digit_label(8)]
+    assert "not a picture" in rows[7][3]
+    # The table grew meanwhile.
+    assert len(job.outputs()) > 1
+    with Path(download).open(newline="") as file:
+        read = list(csv.reader(file))
+    assert read[0] == table["headers"]
+    assert read[1][:2] == ["0.png", digit_label(0)]
+    # No formula for a spreadsheet.
+    assert read[8][0] == "'=1+1.png"
+
+
+def fails(client: Client, *arguments, **options) -> str:
+    with pytest.raises(AppError) as caught:
+        client.predict(*arguments, **options)
+    message = str(caught.value)
+    assert not re.search(r"Traceback|/tmp|/home|/usr|\.py\b", message)
+    return message
+
+
+def test_bad_files_get_a_sentence_and_the_server_goes_on(server, client, digit, tmp_path):
+    picture = digit_image(3, side=200)
+    unusable, unusual = write_unusable(tmp_path, picture), write_unusual(tmp_path, picture)
+    archives = write_unusable_archives(tmp_path, picture)
+    Image.new("L", (1, 1)).save(tmp_path / "pixel.png")
+
+    def send_all() -> None:
+        for path, sentence in unusable.values():
+            assert sentence in fails(client, handle_file(path), api_name="/classify")
+        for path, sentence in archives.values():
+            if path.name == "broken.zip":
+                # Taken for one more file that is no picture.
+                continue
+            assert sentence in fails(client, [handle_file(path)], api_name="/classify_batch")
+        for path in unusual.values():
+            assert client.predict(handle_file(path), api_name="/classify")[0]["label"] == digit_label(3), path.name
+        assert client.predict(handle_file(tmp_path / "pixel.png"), api_name="/classify")[0]["label"]
+
+    # Once, so that what is loaded once is loaded.
+    client.predict(handle_file(digit), api_name="/classify")
+    before = server.megabytes()
+    for _ in range(2):
+        send_all()
+    after = server.megabytes()
+    print(f"\nmemory before {before:.0f} MB, after {after:.0f} MB")
+    assert after - before < 50
+    assert client.predict(handle_file(digit), api_name="/classify")[0]["label"] == digit_label(3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "Attention", "layer": "7"}, "stage3 of this model has the layers 1 to 2"),
+        ({"model_name": "../../etc"}, "not in the list of choices"),
+        ({"resolution": 100_000}, "resolution|maximum|less than"),
+        ({"stage": "stage9"}, "not in the list of choices"),
+    ],
+    ids=["layer", "model", "resolution", "stage"],
+)
+def test_bad_arguments_get_a_sentence(client, digit, arguments, message):
+    assert re.search(message, fails(client, handle_file(digit), **arguments, api_name="/explain"))
+
+
+def test_no_picture_gets_a_sentence(client):
+    assert "There is no picture yet" in fails(client, None, api_name="/classify")
+    assert "There is no picture in what was sent" in fails(client, [], api_name="/classify_batch")
+
+
+def test_files_of_the_server_cannot_be_read(server):
+    def get(path: str) -> httpx.Response:
+        return httpx.get(f"{server.url}{path}", trust_env=False, follow_redirects=True)
+
+    app = SPACE / "app.py"
+    for path in (app, SPACE / "README.md", SPACE / "models" / MODELS[0] / "config.json", "/etc/passwd", server.log):
+        for prefix in ("/gradio_api/file=", "/file=", "/gradio_api/file=../../../../../../..", "/static/../"):
+            response = get(f"{prefix}{path}")
+            assert response.status_code in (403, 404, 405), f"{prefix}{path}: {response.status_code}"
+    for path in ("/etc/passwd", str(app)):
+        payload = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        body = {"data": [payload, MODELS[0], 100], "fn_index": None}
+        response = httpx.post(f"{server.url}/gradio_api/call/classify", json=body, trust_env=False)
+        answer = get(f"/gradio_api/call/classify/{response.json()['event_id']}").text
+        assert "event: error" in answer
+        assert "root:" not in answer
+        assert "Traceback" not in answer
+
+
+def test_page_and_configuration_name_no_place_of_the_server(server):
+    for path in ("/", "/config", "/gradio_api/info"):
+        content = httpx.get(f"{server.url}{path}", trust_env=False).text
+        assert str(SPACES) not in content, path
+        assert "Traceback" not in content
+
+
+def test_log_has_no_address_with_a_token(server):
+    assert "monitoring" not in server.log.read_text()
+
+
+@pytest.mark.slow
+def test_clients_at_once_get_their_own_answers(server, local_models, tmp_path):
+    num_clients, num_requests = 32, 4
+    images = [digit_image(index, side=64 + index % 5) for index in range(num_clients * num_requests)]
+    expected = [probabilities(*local_models[MODELS[index % 2]], image) for index, image in enumerate(images)]
+    for index, image in enumerate(images):
+        image.save(tmp_path / f"{index}.png")
+    clients = list(ThreadPoolExecutor(8).map(lambda _: server.client(), range(num_clients)))
+
+    def ask(number: int) -> list[float]:
+        seconds = []
+        for index in range(number * num_requests, (number + 1) * num_requests):
+            start = time.perf_counter()
+            arguments = (handle_file(tmp_path / f"{index}.png"), MODELS[index % 2])
+            label, _, details = clients[number].predict(*arguments, api_name="/classify")
+            seconds.append(time.perf_counter() - start)
+            assert details.startswith(MODELS[index % 2])
+            for each in label["confidences"]:
+                assert each["confidence"] == pytest.approx(expected[index][each["label"]], abs=1e-4)
+        return seconds
+
+    start = time.perf_counter()
+    with ThreadPoolExecutor(num_clients) as pool:
+        seconds = sorted(second for each in pool.map(ask, range(num_clients)) for second in each)
+    total = time.perf_counter() - start
+    print(
+        f"\n{num_clients} clients, {len(seconds)} requests: {len(seconds) / total:.1f} a second, median "
+        f"{seconds[len(seconds) // 2]:.2f} s, p95 {seconds[int(0.95 * len(seconds))]:.2f} s"
+    )
+
+
+@pytest.fixture
+def app():
+    """The app's module, without a server."""
+    spec = importlib.util.spec_from_file_location("classification_app", SPACE / "app.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_selector_offers_what_is_there_and_says_so(app, monkeypatch, tmp_path):
+    monkeypatch.setattr(app.models, "hub_answers", lambda: False)
+    locations, said = app.find_models([])
+    assert tuple(locations) == MODELS
+    assert "**Offline:** the Hub cannot be reached, so none of the six" in said
+
+    monkeypatch.setattr(app.models, "is_cached", lambda repo_id: "svt_small" in repo_id)
+    locations, said = app.find_models(["somebody/twins"])
+    assert list(locations) == ["somebody/twins", *MODELS, "twins-svt-small (ImageNet-1k)"]
+    assert locations["twins-svt-small (ImageNet-1k)"] == "timm/twins_svt_small.in1k"
+    assert "so 1 of the six" in said
+
+    monkeypatch.setattr(app.models, "hub_answers", lambda: True)
+    locations, said = app.find_models([])
+    assert len(locations) == 8
+    assert "Offline" not in said
+
+
+def test_model_of_the_command_line_or_the_environment_is_the_default(app, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["app.py"])
+    assert app.page.start_models(app.__doc__) == []
+    monkeypatch.setenv("TWINS_MODEL", "one/model another/model")
+    assert app.page.start_models(app.__doc__) == ["one/model", "another/model"]
+    monkeypatch.setattr("sys.argv", ["app.py", "--model", "a/third"])
+    assert app.page.start_models(app.__doc__) == ["a/third"]
+
+
+def test_model_that_is_nowhere_ends_the_start_with_a_sentence(app, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["app.py", "--model", "not/a/folder"])
+    with pytest.raises(SystemExit, match="error: --model must be a folder or a Hub id, got not/a/folder"):
+        app.page.serve(app.build, app.__doc__)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bundled_models_say_how_well_they_do(name):
+    folder = SPACE / "models" / name
+    assert (folder / "model.safetensors").stat().st_size < 2**20
+    accuracy = float(re.search(r"\| ([\d.]+)% \|", (folder / "README.md").read_text())[1])
+    assert accuracy > 95
+
+
+def test_memory_is_given_back_when_models_change(server: Server, client, digit):
+    for name in MODELS * 2:
+        client.predict(handle_file(digit), name, api_name="/classify")
+    before = server.megabytes()
+    for name in MODELS * 4:
+        client.predict(handle_file(digit), name, api_name="/classify")
+    assert server.megabytes() - before < 50

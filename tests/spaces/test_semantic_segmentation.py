@@ -1,0 +1,166 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The segmentation Space as its visitors' programs use it: started with `python app.py`, asked with gradio_client."""
+
+import csv
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from digit_scenes import digit_scene
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from hostile_files import archive, saved, write_unusable, write_unusable_archives
+from PIL import Image
+from space_server import SPACES, digit_image, pixels, serve
+from train_digit_models import split_handwriting
+
+from hf_twins import TwinsForSemanticSegmentation, TwinsImageProcessor
+
+
+SPACE = SPACES / "semantic_segmentation"
+MODEL = "twins-svt-digit-scenes"
+SIZES = ((64, 96), (64, 64), (80, 64))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with serve(SPACE, tmp_path_factory.mktemp("segmentation") / "log.txt") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server) -> Client:
+    return server.client()
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[tuple[Image.Image, np.ndarray]]:
+    """Of handwriting that the model has not seen."""
+    _, held_out = split_handwriting(seed=0)
+    return [digit_scene(200_000 + index, held_out, size) for index, size in enumerate(SIZES * 8)]
+
+
+@pytest.fixture(scope="module")
+def segment_locally():
+    """The mask that the same model gives without a server."""
+    model = TwinsForSemanticSegmentation.from_pretrained(SPACE / "models" / MODEL).eval()
+    processor = TwinsImageProcessor.from_pretrained(SPACE / "models" / MODEL)
+
+    def segment(image: Image.Image) -> np.ndarray:
+        with torch.inference_mode():
+            logits = model(**processor(image, return_tensors="pt")).logits
+        return torch.nn.functional.interpolate(logits, image.size[::-1], mode="bilinear")[0].argmax(0).numpy()
+
+    return segment
+
+
+def test_segment_gives_what_the_model_gives(client, scenes, segment_locally, tmp_path):
+    for image, truth in scenes[:3]:
+        image.save(tmp_path / "scene.png")
+        overlay, legend, mask, details = client.predict(handle_file(tmp_path / "scene.png"), api_name="/segment")
+        expected = segment_locally(image)
+        with Image.open(mask) as file:
+            assert file.format == "PNG"
+            found = np.asarray(file)
+        assert (found == expected).mean() > 0.999
+        # Most of the ink is found.
+        assert ((found > 0) & (truth > 0)).sum() > 0.7 * (truth > 0).sum()
+        assert legend["headers"] == ["colour", "class", "pixels", "area (%)"]
+        assert sum(row[2] for row in legend["data"]) == expected.size
+        assert sum(row[3] for row in legend["data"]) == pytest.approx(100, abs=0.1)
+        for colour, name, count, _ in legend["data"]:
+            index = 0 if name == "background" else 1 + int(name.removeprefix("digit "))
+            assert count == pytest.approx((expected == index).sum(), abs=5)
+            assert re.fullmatch("#[0-9a-f]{6}", colour)
+        assert pixels(overlay).shape == (*expected.shape, 3)
+        assert details.startswith(f"{MODEL} saw ")
+
+
+def test_opacity_goes_from_the_picture_to_the_mask(client, scenes, tmp_path):
+    image, _ = scenes[0]
+    image.save(tmp_path / "scene.png")
+    clear, _, mask, _ = client.predict(handle_file(tmp_path / "scene.png"), opacity=0, api_name="/segment")
+    assert np.array_equal(pixels(clear), np.asarray(image, dtype=float))
+    opaque, *_ = client.predict(handle_file(tmp_path / "scene.png"), opacity=1, api_name="/segment")
+    with Image.open(mask) as file:
+        assert np.array_equal(pixels(opaque), np.asarray(file.convert("RGB"), dtype=float))
+
+
+def test_batch_gives_a_table_and_the_same_as_csv(client, scenes, tmp_path):
+    members = {f"{index}.png": saved(image, "PNG") for index, (image, _) in enumerate(scenes[:6])}
+    (tmp_path / "scenes.zip").write_bytes(archive(members | {"broken.png": b"no picture"}))
+    table, download = client.predict([handle_file(tmp_path / "scenes.zip")], api_name="/segment_batch")
+    assert table["headers"] == ["file", "class", "pixels", "area (%)", "problem"]
+    for name, (image, _) in zip(members, scenes):
+        assert sum(row[2] for row in table["data"] if row[0] == name) == image.width * image.height
+    assert "not a picture" in table["data"][-1][4]
+    with Path(download).open(newline="") as file:
+        assert len(list(csv.reader(file))) == 1 + len(table["data"])
+
+
+def test_bad_files_get_a_sentence_and_the_server_goes_on(server, client, tmp_path):
+    unusable = write_unusable(tmp_path, digit_image(3))
+    archives = write_unusable_archives(tmp_path, digit_image(3))
+    digit_image(3).save(tmp_path / "digit.png")
+    client.predict(handle_file(tmp_path / "digit.png"), api_name="/segment")
+    before = server.megabytes()
+    for path, sentence in unusable.values():
+        with pytest.raises(AppError, match=sentence):
+            client.predict(handle_file(path), api_name="/segment")
+    for name in ("traversal.zip", "bomb.zip"):
+        path, sentence = archives[name]
+        with pytest.raises(AppError, match=sentence):
+            client.predict([handle_file(path)], api_name="/segment_batch")
+    assert server.megabytes() - before < 50
+    assert client.predict(handle_file(tmp_path / "digit.png"), api_name="/segment")[1]["data"]
+
+
+def test_pictures_of_all_sizes_are_segmented(client, tmp_path):
+    for size in ((1, 1), (300, 20), (333, 257)):
+        Image.effect_noise(size, 80).save(tmp_path / "noise.png")
+        *_, mask, _ = client.predict(handle_file(tmp_path / "noise.png"), resolution=150, api_name="/segment")
+        with Image.open(mask) as file:
+            assert file.size == size
+
+
+def test_describe_model_says_what_is_in_memory(client):
+    said = client.predict(MODEL, api_name="/describe_model")
+    assert said.startswith(f"**{MODEL}** is loaded: 0.2 M parameters, 11 labels, 64 pixels. In memory: {MODEL}.")
+
+
+@pytest.mark.slow
+def test_clients_at_once_get_their_own_answers(server, scenes, segment_locally, tmp_path):
+    expected = [segment_locally(image) for image, _ in scenes]
+    for index, (image, _) in enumerate(scenes):
+        image.save(tmp_path / f"{index}.png")
+    clients = list(ThreadPoolExecutor(8).map(lambda _: server.client(), scenes))
+
+    def ask(index: int) -> float:
+        _, _, mask, _ = clients[index].predict(handle_file(tmp_path / f"{index}.png"), api_name="/segment")
+        with Image.open(mask) as file:
+            return float((np.asarray(file) == expected[index]).mean())
+
+    with ThreadPoolExecutor(len(scenes)) as pool:
+        assert min(pool.map(ask, range(len(scenes)))) > 0.999
+
+
+def test_bundled_model_says_how_well_it_does():
+    folder = SPACE / "models" / MODEL
+    assert (folder / "model.safetensors").stat().st_size < 2**20
+    mean_iou = float(re.search(r"\| ([\d.]+)% \|", (folder / "README.md").read_text())[1])
+    assert mean_iou > 50
