@@ -155,13 +155,13 @@ class Classification:
     def compare(
         self, image: PIL.Image.Image | None, first_model: str, second_model: str, resolution: float
     ) -> tuple[Any, ...]:
-        """Show what two models say of one picture, and Grad-CAM of the last stage of each."""
+        """Show what two models say of one picture, and Grad-CAM of the last but one stage of each."""
         results: list[Any] = []
         with page.errors_for_people():
             for name in (first_model, second_model):
                 labels, _, details = self.classify(image, name, resolution)
-                last_stage = self.shelf.get(name).config.stage_names[-1]
-                seen, heat, _ = self.draw_map(image, name, resolution, "Grad-CAM", last_stage, drawing.LAST_LAYER)
+                stage = self.shelf.get(name).config.stage_names[-2]
+                seen, heat, _ = self.draw_map(image, name, resolution, "Grad-CAM", stage, drawing.LAST_LAYER)
                 results += [labels, drawing.overlay(seen, heat, 0.5), details]
         return tuple(results)
 
@@ -179,7 +179,7 @@ class Classification:
                 rows.append([name, *self.classify_one(model, image, resolution)])
             progress((len(rows), len(found)), desc=f"{len(rows)} of {len(found)} pictures")
             # So that the table grows before one's eyes, and stopping loses nothing.
-            if len(rows) % 5 == 0:
+            if len(rows) % 10 == 0:
                 yield rows, None
         yield rows, page.result_file("predictions.csv", page.write_csv(BATCH_COLUMNS, rows))
 
@@ -197,12 +197,12 @@ class Classification:
         with page.errors_for_people():
             return self.shelf.describe(model_name)
 
-    def layers(self, model_name: str, stage: str) -> dict[str, Any]:
-        """The choice of layers that belongs to a model and a stage."""
+    def layers(self, model_name: str, stage: str, chosen: str) -> dict[str, Any]:
+        """The choice of layers that belongs to a model and a stage; what was chosen stays if it is among them."""
         with page.errors_for_people():
-            return gr.update(
-                choices=drawing.layer_choices(self.shelf.get(model_name), stage), value=drawing.LAST_LAYER
-            )
+            choices = drawing.layer_choices(self.shelf.get(model_name), stage)
+        is_there = chosen in [value for _, value in choices]
+        return gr.update(choices=choices, value=chosen if is_there else drawing.LAST_LAYER)
 
 
 def build(asked_for: list[str]) -> gr.Blocks:
@@ -274,14 +274,14 @@ def classify_tab(actions: Classification) -> None:
     classified = start.click(actions.classify, picture_inputs, [label, seen, details], api_name="classify")
     explained = classified.success(actions.explain, explain_inputs, explain_outputs, api_name="explain")
     explained.success(actions.describe_model, model, status, **private, show_progress="hidden")
-    described.success(actions.layers, [model, stage], layer, **private)
-    stage.change(actions.layers, [model, stage], layer, **private)
+    stage.change(actions.layers, [model, stage, layer], layer, **private)
     for changed in (image.change, described.success, resolution.release):
         again = changed(page.only_with_picture(actions.classify, 3), picture_inputs, [label, seen, details], **private)
         shown_again = again.success(
             page.only_with_picture(actions.explain, 2), explain_inputs, explain_outputs, **private
         )
-        shown_again.success(actions.describe_model, model, status, **private, show_progress="hidden")
+        told = shown_again.success(actions.describe_model, model, status, **private, show_progress="hidden")
+        told.success(actions.layers, [model, stage, layer], layer, **private, show_progress="hidden")
     for chosen in (method.change, stage.change, layer.change, opacity.release):
         chosen(page.only_with_picture(actions.explain, 2), explain_inputs, explain_outputs, **private)
 

@@ -171,7 +171,7 @@ class Segmentation:
                     rows += [[name, *area[1:], ""] for area in self.areas(model, mask)]
             progress((count, len(found)), desc=f"{count} of {len(found)} pictures")
             # So that the table grows before one's eyes, and stopping loses nothing.
-            if count % 5 == 0:
+            if count % 10 == 0:
                 yield rows, None
         yield rows, page.result_file("areas.csv", page.write_csv(BATCH_COLUMNS, rows))
 
@@ -216,7 +216,7 @@ def segment_tab(actions: Segmentation) -> None:
             legend = gr.Dataframe(
                 headers=LEGEND_COLUMNS, datatype=["str", "str", "number", "number"], interactive=False, label="Areas"
             )
-            mask = gr.File(label="Mask as PNG", interactive=False)
+            mask = gr.File(label="Mask as PNG", interactive=False, height=100)
     inputs, outputs = [image, model, resolution, opacity], [overlay, legend, mask, details]
     private: dict[str, Any] = {"api_visibility": "private"}
 

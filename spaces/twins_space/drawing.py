@@ -63,14 +63,12 @@ def explain(
     Raises:
         ExplanationError: if the model has no such stage or layer, or there is no such method.
     """
-    stages = model.config.stage_names[1:]
-    if stage not in stages:
-        raise ExplanationError(f"{model.name} has {', '.join(stages)}: choose one of these.")
+    index = stage_index(model, stage)
     inputs = pixel_values.unsqueeze(0)
     # One at a time: the model attends in another way while its weights are recorded.
     with model.running:
         if method == "Grad-CAM":
-            stride = model.config.patch_size * 2 ** stages.index(stage)
+            stride = model.config.patch_size * 2**index
             return grad_cam(model.model, inputs, stage=stage)[0], stride
         of_stage = [each for each in attention_maps(model.model, inputs) if each.stage == stage]
     if method == "Attention rollout":
@@ -81,6 +79,13 @@ def explain(
     else:
         raise ExplanationError(f"There is no such explanation: choose one of {', '.join(METHODS)}.")
     return relevance / relevance.max().clamp(min=1e-12), stride
+
+
+def stage_index(model: LoadedModel, stage: str) -> int:
+    stages = model.config.stage_names[1:]
+    if stage not in stages:
+        raise ExplanationError(f"{model.name} has {', '.join(stages)}: choose one of these.")
+    return stages.index(stage)
 
 
 def layer_index(layer: str, depth: int, stage: str) -> int:
@@ -95,7 +100,7 @@ def layer_index(layer: str, depth: int, stage: str) -> int:
 
 def layer_choices(model: LoadedModel, stage: str) -> list[tuple[str, str]]:
     """The layers of a stage with the kind of their attention, as (what is shown, value)."""
-    depth = model.config.depths[model.config.stage_names.index(stage) - 1]
+    depth = model.config.depths[stage_index(model, stage)]
     kinds = [
         "GSA" if model.config.window_size is None or index % 2 else "LSA, within windows" for index in range(depth)
     ]

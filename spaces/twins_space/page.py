@@ -160,14 +160,15 @@ def batch_tab(
         start = gr.Button("Start", variant="primary")
         stop = gr.Button("Stop", variant="stop")
     table = gr.Dataframe(headers=list(columns), datatype=kinds, interactive=False, wrap=True, label="Results")
-    download = gr.File(label="Table as CSV", interactive=False)
+    download = gr.File(label="Table as CSV", interactive=False, height=140)
     running = start.click(
         action,
         [files, model, resolution],
         [table, download],
         api_name=api_name,
         concurrency_limit=BATCH_CONCURRENCY,
-        show_progress_on=table,
+        # The table can be seen meanwhile.
+        show_progress_on=download,
     )
     stop.click(None, cancels=[running], api_visibility="private")
 
