@@ -19,6 +19,7 @@
 It starts with a small Semantic FPN, for handwritten digits in small scenes, that lies beside it.
 """
 
+import colorsys
 import io
 import sys
 from collections.abc import Iterator
@@ -41,8 +42,8 @@ from twins_space import models, page, pictures
 import hf_twins  # noqa: F401  # registers Twins with the Auto classes
 
 
-LEGEND_COLUMNS = ["colour", "class", "pixels", "area (%)"]
-BATCH_COLUMNS = ["file", "class", "pixels", "area (%)", "problem"]
+LEGEND_COLUMNS = ["colour", "class", "pixels", "%"]
+BATCH_COLUMNS = ["file", "class", "pixels", "%", "problem"]
 ABOUT = f"""
 ### From Python, or any other language
 
@@ -82,10 +83,11 @@ def load(location: str) -> tuple[Any, Any]:
 
 
 def class_colour(index: int) -> tuple[int, int, int]:
-    """A class's colour: that of the PASCAL VOC palette, which spreads the bits of the index over the channels."""
-    bits = [(index >> shift) & 1 for shift in range(8)] + [0]
-    red, green, blue = (sum(bits[3 * place + channel] << (7 - place) for place in range(3)) for channel in range(3))
-    return red, green, blue
+    """A class's colour: black for the first, then bright ones, each far from the one before (by the golden ratio)."""
+    if index == 0:
+        return 0, 0, 0
+    red, green, blue = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.75, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def palette_image(mask: np.ndarray) -> PIL.Image.Image:
@@ -210,7 +212,7 @@ def segment_tab(actions: Segmentation) -> None:
             start = gr.Button("Segment", variant="primary")
             page.example_gallery(HERE / "examples", "*.jpg", image, "Scenes of handwritten digits")
         with gr.Column():
-            overlay = page.picture_output("What is where", height=400, elem_id="overlay")
+            overlay = page.picture_output("What is where", height=300, elem_id="overlay")
             opacity = gr.Slider(0, 1, 0.6, step=0.05, label="Opacity of the overlay")
             details = gr.Markdown(container=False)
             legend = gr.Dataframe(

@@ -80,7 +80,7 @@ def test_segment_gives_what_the_model_gives(client, scenes, segment_locally, tmp
         assert (found == expected).mean() > 0.999
         # Most of the ink is found.
         assert ((found > 0) & (truth > 0)).sum() > 0.7 * (truth > 0).sum()
-        assert legend["headers"] == ["colour", "class", "pixels", "area (%)"]
+        assert legend["headers"] == ["colour", "class", "pixels", "%"]
         assert sum(row[2] for row in legend["data"]) == expected.size
         assert sum(row[3] for row in legend["data"]) == pytest.approx(100, abs=0.1)
         for colour, name, count, _ in legend["data"]:
@@ -105,7 +105,7 @@ def test_batch_gives_a_table_and_the_same_as_csv(client, scenes, tmp_path):
     members = {f"{index}.png": saved(image, "PNG") for index, (image, _) in enumerate(scenes[:6])}
     (tmp_path / "scenes.zip").write_bytes(archive(members | {"broken.png": b"no picture"}))
     table, download = client.predict([handle_file(tmp_path / "scenes.zip")], api_name="/segment_batch")
-    assert table["headers"] == ["file", "class", "pixels", "area (%)", "problem"]
+    assert table["headers"] == ["file", "class", "pixels", "%", "problem"]
     for name, (image, _) in zip(members, scenes):
         assert sum(row[2] for row in table["data"] if row[0] == name) == image.width * image.height
     assert "not a picture" in table["data"][-1][4]
