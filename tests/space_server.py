@@ -57,7 +57,14 @@ class Server:
 
 
 @contextmanager
-def serve(folder: Path, log: Path, *arguments: str, script: str = "app.py", **environment: str) -> Iterator[Server]:
+def serve(
+    folder: Path,
+    log: Path,
+    *arguments: str,
+    script: str = "app.py",
+    python: str | Path = sys.executable,
+    **environment: str,
+) -> Iterator[Server]:
     """`python app.py` of a folder, from when it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -73,7 +80,7 @@ def serve(folder: Path, log: Path, *arguments: str, script: str = "app.py", **en
         **environment,
     }
     with log.open("w") as output:
-        command = [sys.executable, str(folder / script), *arguments]
+        command = [str(python), str(folder / script), *arguments]
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=variables, cwd=log.parent)
     server = Server(f"http://127.0.0.1:{port}", process, log)
     try:

@@ -136,7 +136,7 @@ class Segmentation:
         counts = np.bincount(mask.flatten(), minlength=len(model.labels))
         order = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]]
         return [
-            (index, model.labels[index], int(counts[index]), round(100 * counts[index] / mask.size, 2))
+            (index, model.labels[index], int(counts[index]), round(100 * float(counts[index]) / mask.size, 2))
             for index in order
         ]
 
