@@ -45,6 +45,7 @@ def fails(*arguments: object) -> str:
     return str(caught.value.code)
 
 
+@pytest.mark.slow
 def test_assembled_space_starts_without_the_repository(tmp_path):
     assemble.main(["image_classification", "--output", str(tmp_path / "space")])
     digit_image(3).save(tmp_path / "digit.png")
