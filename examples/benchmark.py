@@ -46,7 +46,7 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     # Its backbone cannot do with the default, a tuple.
     "convnext-tiny": ("ConvNextConfig", {"hidden_sizes": [96, 192, 384, 768]}),
 }
-CONTENDERS = ("timm", "timm-compiled", "hf_twins", "hf_twins-compiled", *PEERS)
+CONTENDERS = ("timm", "timm-compiled", "hf_twins", "hf_twins-optimized", "hf_twins-compiled", *PEERS)
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,8 @@ def create_call(case: Case, device: str) -> Callable[[], Any]:
     """A function that does once what is measured."""
     import torch
 
+    import hf_twins
+
     torch.manual_seed(0)
     model = create_model(case).to(device)
     images = torch.randn(case.batch_size, 3, case.image_size, case.image_size, device=device)
@@ -92,8 +94,11 @@ def create_call(case: Case, device: str) -> Callable[[], Any]:
         return training_step(model.train(), images, dtype)
     inputs = images.to(dtype)
     compute: Any = model.eval().to(dtype)
-    if case.contender.endswith("-compiled"):
+    if case.contender == "timm-compiled":
         compute = torch.compile(compute)
+    elif case.contender != "hf_twins" and case.contender.startswith("hf_twins"):
+        backend = "compile" if case.contender == "hf_twins-compiled" else "auto"
+        compute = hf_twins.optimize_for_inference(compute, dtype=dtype, backend=backend)
 
     def call() -> Any:
         with torch.inference_mode():

@@ -28,6 +28,7 @@ from transformers import (
 from .configuration_twins import TwinsConfig
 from .image_processing_pil_twins import TwinsImageProcessorPil
 from .image_processing_twins import TwinsImageProcessor
+from .inference import optimize_for_inference
 from .interpretation import LayerAttention, attention_maps, attention_rollout, grad_cam
 from .modeling_twins import (
     TwinsBackbone,
@@ -72,6 +73,7 @@ __all__ = [
     "attention_maps",
     "attention_rollout",
     "grad_cam",
+    "optimize_for_inference",
     "parameter_groups",
     "pass_pixel_mask_to_backbone",
     "published_variant",

@@ -58,8 +58,11 @@ def test_ratio_is_the_median_of_pairs_of_a_turn():
     assert "ratio" not in benchmark.row(contender, Measured(INFERENCE.baseline, [], "failed"))
 
 
-@pytest.mark.parametrize("contender", ["timm", "hf_twins"])
-@pytest.mark.parametrize("mode", benchmark.MODES)
+@pytest.mark.parametrize(
+    ("contender", "mode"),
+    [(contender, mode) for contender in ("timm", "hf_twins") for mode in benchmark.MODES]
+    + [("hf_twins-optimized", "inference"), ("hf_twins-optimized", "pyramid")],
+)
 def test_twins_computes(contender, mode):
     benchmark.create_call(Case(contender, "twins-svt-small", mode, "float32", 1, 32), "cpu")()
 

@@ -19,9 +19,11 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
+import convert_twins_to_hf
 import numpy as np
 import pytest
 import run_accelerate
@@ -425,18 +427,47 @@ def test_channels_that_are_not_the_models_are_named(start, tmp_path):
 
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_timm_folder_is_fine_tuned_to_other_labels(script, digits, tmp_path):
-    save_timm(timm_model(num_classes=7), tmp_path / "timm")
+@pytest.mark.parametrize("source", ["timm", "converted"])
+def test_published_weights_are_fine_tuned_to_other_labels(source, script, digits, tmp_path):
+    folder = save_timm(timm_model(num_classes=7), tmp_path / "timm")
+    if source == "converted":
+        convert_twins_to_hf.main([str(folder), "--output", str(tmp_path / "converted")])
+        folder = tmp_path / "converted"
     arguments = plain_options(digits, tmp_path, tmp_path / "run")
-    arguments[:2] = ["--model_name_or_path", str(tmp_path / "timm")]
+    arguments[:2] = ["--model_name_or_path", str(folder)]
     quietly(script, [*arguments, "--num_train_epochs", "1", "--image_size", "32", "--max_train_samples", "16"])
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "run")
     assert isinstance(model, TwinsForImageClassification)
     assert list(model.config.id2label.values()) == list("0123456789")
     # Learning rates fall from block to block, and one step moves no weight further than about them.
-    start = TwinsForImageClassification.from_pretrained(tmp_path / "timm").twins.state_dict()
+    start = TwinsForImageClassification.from_pretrained(folder).twins.state_dict()
     for name, weight in model.twins.state_dict().items():
         assert (weight - start[name]).abs().max() < 2e-3, name
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_process", "fresh_compiler")
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_compiled_training_in_bfloat16_writes_a_plain_model(script, digits, start, tmp_path):
+    half = ["--bf16", "true"] if script == "trainer" else ["--mixed_precision", "bf16"]
+    arguments = [*plain_options(digits, start, tmp_path / "run"), "--num_train_epochs", "1", "--ema_decay", "0.5"]
+    quietly(script, [*arguments, "--torch_compile", "true", *half])
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    assert weights.keys() == load_file(start / "model.safetensors").keys()
+    assert all(weight.dtype == torch.float32 for weight in weights.values())
+
+
+@pytest.mark.usefixtures("one_process")
+def test_webdataset_is_learnt(start, tmp_path):
+    (tmp_path / "data").mkdir()
+    with tarfile.open(tmp_path / "data" / "train.tar", "w") as archive:
+        for index, (picture, label) in enumerate(list(zip(*digit_pictures()))[:80]):
+            for suffix, content in ((".png", png(picture)), (".cls", label.encode())):
+                member = tarfile.TarInfo(f"{index:03}{suffix}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    quietly("accelerate", [*plain_options(tmp_path / "data", start, tmp_path / "run"), "--max_train_samples", "48"])
+    assert json.loads((tmp_path / "run" / "all_results.json").read_text())["steps"] == 9
 
 
 @pytest.mark.usefixtures("one_process")

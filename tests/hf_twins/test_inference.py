@@ -1,0 +1,162 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""An optimized model gives what the plain one gives, and leaves that as it was."""
+
+import copy
+
+import pytest
+import torch
+from testing_utils import FAMILIES, randomize, rectangle_mask, tiny_config
+from transformers import UperNetConfig, UperNetForSemanticSegmentation
+
+from hf_twins import (
+    TWINS_VARIANTS,
+    TwinsBackbone,
+    TwinsConfig,
+    TwinsForImageClassification,
+    TwinsForSemanticSegmentation,
+    TwinsModel,
+    inference,
+    optimize_for_inference,
+)
+
+
+MODEL_CLASSES = [TwinsModel, TwinsForImageClassification, TwinsForSemanticSegmentation, TwinsBackbone]
+BACKENDS = ["eager", "packed", "auto"]
+
+
+def first(outputs) -> torch.Tensor:
+    return inference.first_tensor(outputs)
+
+
+def distance(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((actual - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("model_class", MODEL_CLASSES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_optimized_model_gives_the_same(backend, dtype, tolerance, model_class, family):
+    """At even and odd sizes, for images that are not contiguous, and with masks."""
+    model = randomize(model_class(tiny_config(family)))
+    optimized = optimize_for_inference(model, dtype=dtype, backend=backend)
+    with torch.inference_mode():
+        for size in ((24, 24), (33, 47)):
+            pixel_values = torch.randn(2, *size, 3).permute(0, 3, 1, 2)
+            mask = rectangle_mask([size, (size[0] - 9, size[1] - 5)], *size)
+            for inputs in ({}, {"pixel_mask": mask}):
+                expected, actual = model(pixel_values, **inputs), optimized(pixel_values=pixel_values, **inputs)
+                assert type(actual) is type(expected)
+                assert actual.keys() == expected.keys()
+                assert first(actual).dtype == torch.float32
+                assert distance(first(actual), first(expected)) < tolerance
+
+
+def test_plain_model_stays_as_it_was():
+    model = randomize(TwinsForImageClassification(tiny_config())).train()
+    before = copy.deepcopy(model.state_dict())
+    optimize_for_inference(model, dtype=torch.bfloat16, backend="packed", verify=True)
+    assert model.training
+    assert all(parameter.requires_grad and parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_outputs_have_the_type_of_the_images():
+    model = randomize(TwinsForImageClassification(tiny_config()))
+    half = optimize_for_inference(model, dtype=torch.bfloat16, backend="eager")
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        assert half(torch.randn(1, 3, 24, 24, dtype=dtype)).logits.dtype == dtype
+    outputs = half(torch.randn(1, 3, 24, 24), output_hidden_states=True)
+    assert {state.dtype for state in outputs.hidden_states} == {torch.float32}
+
+
+def test_model_around_a_backbone_is_optimized():
+    backbone = tiny_config(out_features=["stage1", "stage2", "stage3"])
+    config = UperNetConfig(
+        backbone_config=backbone, hidden_size=16, use_auxiliary_head=False, pool_scales=[1, 2], num_labels=4
+    )
+    model = UperNetForSemanticSegmentation(config).eval()
+    optimized = optimize_for_inference(model, backend="packed")
+    pixel_values = torch.randn(1, 3, 40, 44)
+    with torch.inference_mode():
+        torch.testing.assert_close(optimized(pixel_values).logits, model(pixel_values).logits, rtol=1e-4, atol=1e-5)
+    assert any(isinstance(module, inference.PackedLinear) for module in optimized.backbone.modules())
+
+
+def test_packed_model_is_not_saved(tmp_path):
+    optimized = optimize_for_inference(TwinsForImageClassification(tiny_config()), backend="packed")
+    with pytest.raises(RuntimeError, match="cannot be saved: save the one that it was made of"):
+        optimized.save_pretrained(tmp_path)
+    assert "activation=gelu" in repr(optimized)
+
+
+def test_kernels_that_are_not_there_are_done_without(monkeypatch):
+    model = TwinsForImageClassification(tiny_config())
+    monkeypatch.setattr(inference, "PackedLinear", None)
+    plain = optimize_for_inference(model)
+    assert not any("Packed" in type(module).__name__ for module in plain.modules())
+    with pytest.raises(ValueError, match=r"backend 'packed' needs oneDNN, on a CPU, with torch.float32"):
+        optimize_for_inference(model, backend="packed")
+
+
+def test_kernels_that_compute_something_else_are_found(monkeypatch):
+    forward = inference.PackedLinear.forward
+    monkeypatch.setattr(inference.PackedLinear, "forward", lambda self, states: 2 * forward(self, states))
+    assert not inference.can_pack(torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize("factor", [1.5, float("nan")])
+def test_verification_finds_other_outputs(monkeypatch, factor):
+    pack = inference.pack
+
+    def damage(model):
+        pack(model)
+        model.twins.layernorm.weight.mul_(factor)
+
+    monkeypatch.setattr(inference, "pack", damage)
+    with pytest.raises(ValueError, match="The optimized model's outputs differ from the plain model's by"):
+        optimize_for_inference(randomize(TwinsForImageClassification(tiny_config())), backend="packed", verify=True)
+
+
+def test_wrong_arguments_are_named():
+    model = TwinsForImageClassification(tiny_config())
+    with pytest.raises(
+        ValueError, match=r"dtype must be torch.float32, torch.bfloat16, torch.float16, got torch.int8"
+    ):
+        optimize_for_inference(model, dtype=torch.int8)
+    with pytest.raises(ValueError, match=r"backend must be one of auto, eager, packed, compile, got 'fastest'"):
+        optimize_for_inference(model, backend="fastest")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TWINS_VARIANTS)
+def test_optimized_variant_gives_the_same(name):
+    model = randomize(TwinsForImageClassification(TwinsConfig.from_variant(name)))
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 3e-2)):
+        optimized = optimize_for_inference(model, dtype=dtype)
+        with torch.inference_mode():
+            for size in ((224, 224), (97, 131)):
+                pixel_values = torch.randn(1, 3, *size)
+                assert distance(optimized(pixel_values).logits, model(pixel_values).logits) < tolerance
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_model_gives_the_same():
+    model = randomize(TwinsForImageClassification(tiny_config()))
+    optimized = optimize_for_inference(model, backend="compile", verify=True)
+    pixel_values = torch.randn(2, 3, 40, 44)
+    with torch.inference_mode():
+        torch.testing.assert_close(optimized(pixel_values).logits, model(pixel_values).logits, rtol=1e-4, atol=1e-5)
