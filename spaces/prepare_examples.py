@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import skimage.data
-from digit_scenes import digit_scene
+from handwriting_scenes import digit_scene
 from sklearn.datasets import load_digits
 from train_digit_models import split_handwriting
 

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from digit_scenes import digit_scene
+from handwriting_scenes import digit_scene
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split

@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from digit_scenes import digit_scene
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from handwriting_scenes import digit_scene
 from hostile_files import archive, saved, write_unusable, write_unusable_archives
 from PIL import Image
 from space_server import SPACES, digit_image, pixels, serve
