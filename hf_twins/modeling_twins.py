@@ -392,8 +392,8 @@ class TwinsSequenceReduction(nn.Module):
         self.layernorm = nn.LayerNorm(hidden_size, eps=1e-5)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if is_torchdynamo_exporting():
-            # Whether a slice of symbolic size is contiguous is not to be decided on.
+        if torch.compiler.is_compiling() or is_torchdynamo_exporting():
+            # Compilers make a convolution fast themselves, and would reason about slices of symbolic sizes for minutes.
             return self.layernorm(self.projection(hidden_states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         # As a matrix product, which is faster than a convolution of few squares.
         ratio = self.projection.stride[0]

@@ -234,10 +234,10 @@ def test_model_compiles_to_one_graph(fresh_compiler, family, masked, model_class
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_compiled_model_computes_the_same_at_any_size(fresh_compiler, family):
-    model = randomize(TwinsForImageClassification(tiny_config(family)))
+@pytest.mark.timeout(2400)
+def test_compiled_model_computes_the_same_at_any_size(fresh_compiler):
+    # Which has both kinds of attention. Sizes that are symbols take the compiler minutes.
+    model = randomize(TwinsForImageClassification(tiny_config("svt")))
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True, dynamic=True)
     with torch.no_grad():
         for height, width in ((40, 44), (36, 36), (33, 47)):
