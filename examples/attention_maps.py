@@ -210,7 +210,7 @@ def write_figures(arguments: AttentionMapsArguments) -> list[Path]:
 
 def main() -> None:
     # What transformers declares as `DataClassType` is not the type of a dataclass.
-    parser = HfArgumentParser(AttentionMapsArguments)  # type: ignore[arg-type]
+    parser = HfArgumentParser(AttentionMapsArguments)  # type: ignore[arg-type]  # as in training.py
     (arguments,) = parser.parse_args_into_dataclasses()
     try:
         paths = write_figures(arguments)

@@ -251,7 +251,7 @@ def extract_features(arguments: ExtractionArguments) -> None:
 
 def main() -> None:
     # What transformers declares as `DataClassType` is not the type of a dataclass.
-    parser = HfArgumentParser(ExtractionArguments)  # type: ignore[arg-type]
+    parser = HfArgumentParser(ExtractionArguments)  # type: ignore[arg-type]  # as in training.py
     (arguments,) = parser.parse_args_into_dataclasses()
     try:
         extract_features(arguments)

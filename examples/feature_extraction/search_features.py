@@ -126,7 +126,7 @@ def search_features(arguments: SearchArguments) -> list[tuple[float, str]]:
 
 def main() -> None:
     # What transformers declares as `DataClassType` is not the type of a dataclass.
-    parser = HfArgumentParser(SearchArguments)  # type: ignore[arg-type]
+    parser = HfArgumentParser(SearchArguments)  # type: ignore[arg-type]  # as in training.py
     (arguments,) = parser.parse_args_into_dataclasses()
     try:
         neighbours = search_features(arguments)

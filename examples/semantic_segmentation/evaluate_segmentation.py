@@ -55,7 +55,7 @@ class EvaluationArguments:
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     try:
-        parser = HfArgumentParser([EvaluationArguments, InferenceArguments], description=__doc__)  # type: ignore[list-item]
+        parser = HfArgumentParser([EvaluationArguments, InferenceArguments], description=__doc__)  # type: ignore[list-item]  # as in training.py
         options, how = parser.parse_args_into_dataclasses(args=arguments)
         return evaluate(options, how)
     except (OSError, ValueError) as error:

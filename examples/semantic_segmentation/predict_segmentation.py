@@ -48,7 +48,7 @@ class PredictionArguments:
 
 def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
     try:
-        parser = HfArgumentParser([PredictionArguments, InferenceArguments], description=__doc__)  # type: ignore[list-item]
+        parser = HfArgumentParser([PredictionArguments, InferenceArguments], description=__doc__)  # type: ignore[list-item]  # as in training.py
         options, how = parser.parse_args_into_dataclasses(args=arguments)
         return predict(options, how)
     except (OSError, ValueError) as error:
