@@ -178,7 +178,8 @@ def clear_padding(hidden_states: torch.Tensor, token_mask: torch.Tensor | None) 
 
 def add_branch(hidden_states: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
     """The residual sum, in the branch's own memory where no gradient needs what is there."""
-    if branch.requires_grad or branch.dtype != hidden_states.dtype:
+    # Compilers reuse memory themselves, and the branch's symbolic sizes grow from layer to layer: the input's do not.
+    if branch.requires_grad or branch.dtype != hidden_states.dtype or is_torchdynamo_compiling():
         return hidden_states + branch
     return branch.add_(hidden_states)
 
