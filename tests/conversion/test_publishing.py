@@ -235,6 +235,7 @@ def site(tmp_path, monkeypatch):
         yield Site(hub, tmp_path / "files", tmp_path / "table.json")
 
 
+@pytest.mark.slow
 def test_all_goes_on_after_a_failure_and_resumes(site, tmp_path, capsys):
     site.add("twins-svt-small", "twins-svt-small", "mmpretrain", imagenet_top1=81.77)
     broken = site.add("twins-pcpvt-small", "twins-pcpvt-small", "mmpretrain", imagenet_top1=81.14)

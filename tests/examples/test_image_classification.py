@@ -327,6 +327,7 @@ def losses(output: Path) -> list[float]:
     return [entry["loss"] for entry in json.loads((output / "report.json").read_text())["history"] if "loss" in entry]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_accumulated_and_checkpointed_batches_give_the_same_losses(script, digits, start, tmp_path):

@@ -189,14 +189,22 @@ def test_fsdp_plan_shards_every_block_and_nothing_that_is_not_there(model_class)
     assert sharded == blocks
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
-    ("model_class", "window_padding"),
+    ("family", "model_class", "window_padding"),
+    [("svt", TwinsForImageClassification, "masked"), ("pcpvt", TwinsBackbone, "masked")]
     # Padding is the encoder's, which all have.
-    [(model_class, "masked") for model_class in MODEL_CLASSES]
-    + [(TwinsBackbone, "zeros"), (TwinsBackbone, "authors_segmentation")],
+    + [
+        pytest.param(family, model_class, window_padding, marks=pytest.mark.slow)
+        for family, model_class, window_padding in (
+            ("svt", TwinsModel, "masked"),
+            ("svt", TwinsForSemanticSegmentation, "masked"),
+            ("svt", TwinsBackbone, "zeros"),
+            ("svt", TwinsBackbone, "authors_segmentation"),
+            ("pcpvt", TwinsForSemanticSegmentation, "masked"),
+        )
+    ],
 )
-def test_exported_model_takes_any_batch_and_size(model_class, family, window_padding):
+def test_exported_model_takes_any_batch_and_size(family, model_class, window_padding):
     config = tiny_config(family, window_padding=window_padding)
     model = randomize(model_class(config))
     dynamic_shapes = {
