@@ -16,6 +16,7 @@
 import copy
 import functools
 import logging
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -23,7 +24,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .modeling_twins import TwinsMLP
+from .modeling_twins import TwinsLayer, TwinsMLP
 
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 BACKENDS = ("auto", "eager", "packed", "compile")
 # Relative L2 distance of the outputs from the plain model's that `verify` allows.
-TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
+TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2, torch.int8: 3e-2}
 # Image of the check, in pixels: odd, so that padding is checked as well.
 VERIFIED_SIZE = 225
 
@@ -45,7 +46,7 @@ def optimize_for_inference(
     | backend | what it changes | when to use it |
     |---|---|---|
     | `"eager"` | the type of the weights | anywhere |
-    | `"packed"` | linear layers hold their weights as oneDNN's kernels read them, and GELU is part of them | on CPUs: no waiting at the start, any image size |
+    | `"packed"` | linear layers hold their weights as oneDNN's kernels read them, and GELU is part of them | on CPUs: no waiting at the start, any image size; the one for int8 |
     | `"compile"` | `torch.compile`, with the weights frozen into the code on CPUs | for one or few image sizes: each is compiled when it first comes |
     | `"auto"` | `"packed"` where the model is on a CPU that can, otherwise `"eager"` | |
 
@@ -54,8 +55,15 @@ def optimize_for_inference(
 
     Args:
         model: a Twins model, or any other that holds one, in evaluation mode or not.
-        dtype: of the weights: float32, bfloat16 or float16; the model's by default. bfloat16 is twice as fast on CPUs that
-            multiply it, and differs from float32 by about one percent of the logits.
+        dtype: of the weights; the model's by default.
+
+            - float32, or float16 on GPUs;
+            - bfloat16 is twice as fast on CPUs that multiply it, and differs from float32 by about one percent of the
+              logits;
+            - int8, on CPUs: the linear layers of the blocks, which hold nearly all weights, multiply in int8 what each
+              call is scaled to, and the rest is float32. An image's outputs then depend a little on the others of its
+              batch. Compare the accuracy of your own model on your own images.
+
         backend: one of the table.
         verify: compare with the plain model in float32, on a random image.
 
@@ -92,10 +100,16 @@ def optimize_for_inference(
             f"backend 'packed' needs oneDNN, on a CPU, with {dtype}; this is {parameter.device.type}: choose 'eager' or "
             "'compile'."
         )
-    optimized = copy.deepcopy(model).eval().requires_grad_(False).to(dtype)
+    if dtype == torch.int8 and backend != "packed":
+        raise ValueError(
+            f"int8 needs backend 'packed', which is for CPUs with oneDNN; this is {parameter.device.type} with backend "
+            f"{backend!r}: choose bfloat16."
+        )
+    float_dtype = torch.float32 if dtype == torch.int8 else dtype
+    optimized = copy.deepcopy(model).eval().requires_grad_(False).to(float_dtype)
     if backend == "packed":
-        pack(optimized)
-    cast_at_the_border(optimized, dtype)
+        pack(optimized, dtype)
+    cast_at_the_border(optimized, float_dtype)
     if backend == "compile":
         is_cpu = parameter.device.type == "cpu"
         optimized.compile(options={"freezing": True} if is_cpu else None)
@@ -104,13 +118,28 @@ def optimize_for_inference(
     return optimized
 
 
-class PackedLinear(nn.Module):
-    """A linear layer, and perhaps the GELU after it, whose weight lies in memory as oneDNN's kernel reads it."""
+class PreparedLinear(nn.Module):
+    """A linear layer whose weight lies in memory as a kernel reads it, and that can do nothing but compute."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        raise RuntimeError(
+            "A model that was optimized for inference cannot be saved: save the one that it was made of."
+        )
+
+
+class PackedLinear(PreparedLinear):
+    """A linear layer, and perhaps the GELU after it, in one of oneDNN's kernels."""
 
     def __init__(self, linear: nn.Linear, activation: str = "none"):
-        super().__init__()
-        self.in_features, self.out_features, self.activation = linear.in_features, linear.out_features, activation
-        self.bias = linear.bias
+        super().__init__(linear)
+        self.activation = activation
         # No parameter: its layout is nothing to be saved or moved.
         self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
 
@@ -120,23 +149,43 @@ class PackedLinear(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, activation={self.activation}"
+        return f"{super().extra_repr()}, activation={self.activation}"
 
-    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        raise RuntimeError(
-            "A model that was optimized for inference cannot be saved: save the one that it was made of."
-        )
+
+class QuantizedLinear(PreparedLinear):
+    """A linear layer in int8: the weight scaled by output channel, the input by what it holds."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__(linear)
+        weight = linear.weight.detach().float()
+        scales = (weight.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+        engine = torch.backends.quantized.engine
+        with warnings.catch_warnings():
+            # Tensors with a quantized type are deprecated; the kernel that reads them is not.
+            warnings.simplefilter("ignore", UserWarning)
+            zero_points = torch.zeros_like(scales, dtype=torch.long)
+            quantized = torch.quantize_per_channel(weight, scales, zero_points, 0, torch.qint8)
+            try:
+                torch.backends.quantized.engine = "onednn"
+                self.packed = torch.ops.quantized.linear_prepack(quantized, linear.bias)
+            finally:
+                torch.backends.quantized.engine = engine
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return torch.ops.quantized.linear_dynamic(hidden_states, self.packed)
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether oneDNN's kernels, which PyTorch has for its own compiler, are there and give what they should."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available() or dtype == torch.float16:
         return False
+    float_dtype = torch.float32 if dtype == torch.int8 else dtype
     try:
-        linear = nn.Linear(24, 40, dtype=dtype).requires_grad_(False)
-        hidden_states = torch.linspace(-1, 1, 72, dtype=dtype).view(3, 24)
-        expected = nn.functional.gelu(linear(hidden_states))
-        torch.testing.assert_close(PackedLinear(linear, "gelu")(hidden_states), expected, rtol=0.02, atol=0.02)
+        linear = nn.Linear(24, 40, dtype=float_dtype).requires_grad_(False)
+        hidden_states = torch.linspace(-1, 1, 72, dtype=float_dtype).view(3, 24)
+        torch.testing.assert_close(
+            prepare_linear(linear, dtype)(hidden_states), linear(hidden_states), rtol=0.02, atol=0.02
+        )
     # They are private to PyTorch: whatever is wrong with them, there are others.
     except Exception as error:
         logger.warning(f"oneDNN's kernels cannot be used here: {error}")
@@ -144,15 +193,26 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     return True
 
 
-def pack(model: nn.Module) -> None:
-    """Replace the linear layers of a model, the first of an MLP together with its GELU."""
-    for module in model.modules():
-        if isinstance(module, TwinsMLP) and module.is_gelu:
-            setattr(module, "fc1", PackedLinear(module.fc1, "gelu"))  # noqa: B010  # which is declared as plain
-            module.activation_fn, module.is_gelu = nn.Identity(), False
-        for name, child in module.named_children():
-            if type(child) is nn.Linear:
-                setattr(module, name, PackedLinear(child))
+def prepare_linear(linear: nn.Linear, dtype: torch.dtype) -> PreparedLinear:
+    return QuantizedLinear(linear) if dtype == torch.int8 else PackedLinear(linear)
+
+
+def pack(model: nn.Module, dtype: torch.dtype) -> None:
+    """Replace the linear layers of a model, the first of an MLP together with its GELU; in int8, those of its blocks."""
+    if dtype != torch.int8:
+        for module in model.modules():
+            if isinstance(module, TwinsMLP) and module.is_gelu:
+                setattr(module, "fc1", PackedLinear(module.fc1, "gelu"))  # noqa: B010  # which is declared as plain
+                module.activation_fn, module.is_gelu = nn.Identity(), False
+    # What makes labels of features is little of the work, and most of the error in int8.
+    parts = (
+        [module for module in model.modules() if isinstance(module, TwinsLayer)] if dtype == torch.int8 else [model]
+    )
+    for part in parts:
+        for module in part.modules():
+            for name, child in module.named_children():
+                if type(child) is nn.Linear:
+                    setattr(module, name, prepare_linear(child, dtype))
 
 
 def cast_at_the_border(model: nn.Module, dtype: torch.dtype) -> None:

@@ -45,8 +45,16 @@ def distance(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("model_class", MODEL_CLASSES)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
-@pytest.mark.parametrize("backend", ["eager", "packed"])
+@pytest.mark.parametrize(
+    ("backend", "dtype", "tolerance"),
+    [
+        ("eager", torch.float32, 1e-5),
+        ("eager", torch.bfloat16, 3e-2),
+        ("packed", torch.float32, 1e-5),
+        ("packed", torch.bfloat16, 3e-2),
+        ("packed", torch.int8, 6e-2),
+    ],
+)
 def test_optimized_model_gives_the_same(backend, dtype, tolerance, model_class, family):
     """At even and odd sizes, for images that are not contiguous, and with masks."""
     model = randomize(model_class(tiny_config(family)))
@@ -120,8 +128,8 @@ def test_kernels_that_compute_something_else_are_found(monkeypatch):
 def test_verification_finds_other_outputs(monkeypatch, factor):
     pack = inference.pack
 
-    def damage(model):
-        pack(model)
+    def damage(model, dtype):
+        pack(model, dtype)
         model.twins.layernorm.weight.mul_(factor)
 
     monkeypatch.setattr(inference, "pack", damage)
@@ -131,10 +139,10 @@ def test_verification_finds_other_outputs(monkeypatch, factor):
 
 def test_wrong_arguments_are_named():
     model = TwinsForImageClassification(tiny_config())
-    with pytest.raises(
-        ValueError, match=r"dtype must be torch.float32, torch.bfloat16, torch.float16, got torch.int8"
-    ):
-        optimize_for_inference(model, dtype=torch.int8)
+    with pytest.raises(ValueError, match=r"dtype must be torch.float32, .*, torch.int8, got torch.float64"):
+        optimize_for_inference(model, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"int8 needs backend 'packed', .* with backend 'eager': choose bfloat16"):
+        optimize_for_inference(model, dtype=torch.int8, backend="eager")
     with pytest.raises(ValueError, match=r"backend must be one of auto, eager, packed, compile, got 'fastest'"):
         optimize_for_inference(model, backend="fastest")
 
