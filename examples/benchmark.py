@@ -18,11 +18,14 @@
 
 Every contender runs in a process of its own, so that none warms another's caches, and they take turns, a few calls each, so
 that what else the machine does falls on all of them. What is compared is pairs of a turn; shown are medians, with the least
-and the greatest of the ratios. timm's model in eager float32 is 1.00; larger is faster.
+and the greatest of the ratios. timm's model in eager float32 is 1.00; larger is faster. The contender `matmul` is the
+machine's ceiling: where it takes part, the others are shown as shares of its FLOP/s. With several image sizes, time is
+fitted as a power of the number of pixels: exponent 1 is linear.
 """
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -46,7 +49,9 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     # Its backbone cannot do with the default, a tuple.
     "convnext-tiny": ("ConvNextConfig", {"hidden_sizes": [96, 192, 384, 768]}),
 }
-CONTENDERS = ("timm", "timm-compiled", "hf_twins", "hf_twins-optimized", "hf_twins-compiled", *PEERS)
+CONTENDERS = ("timm", "timm-compiled", "hf_twins", "hf_twins-optimized", "hf_twins-compiled", *PEERS, "matmul")
+# Rows, inputs and outputs of the matrix product that is the ceiling: large enough for any kernel to be at its best.
+MATMUL_SHAPE = (4096, 1024, 1024)
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Case:
         contender: one of `CONTENDERS`.
         variant: of Twins, which a peer stands beside.
         mode: a classifier's `inference`, the four feature maps of a backbone (`pyramid`), or a step of `training`.
-        dtype: of the weights in inference, of autocast in training.
+        dtype: of the weights in inference (int8: of the linear layers and their inputs), of autocast in training.
         batch_size: images of a call.
         image_size: height and width in pixels.
         checkpoints: whether training computes activations twice, to save memory.
@@ -75,10 +80,6 @@ class Case:
     def baseline(self) -> "Case":
         return replace(self, contender="timm", dtype="float32", checkpoints=False)
 
-    def describe(self) -> str:
-        checkpoints = ", checkpoints" if self.checkpoints else ""
-        return f"{self.variant} {self.mode}, {self.batch_size} x {self.image_size}: {self.contender} {self.dtype}{checkpoints}"
-
 
 def create_call(case: Case, device: str) -> Callable[[], Any]:
     """A function that does once what is measured."""
@@ -87,18 +88,24 @@ def create_call(case: Case, device: str) -> Callable[[], Any]:
     import hf_twins
 
     torch.manual_seed(0)
+    if case.contender == "matmul":
+        return matmul(case.dtype, device)
     model = create_model(case).to(device)
     images = torch.randn(case.batch_size, 3, case.image_size, case.image_size, device=device)
     dtype = getattr(torch, case.dtype)
     if case.mode == "training":
         return training_step(model.train(), images, dtype)
-    inputs = images.to(dtype)
-    compute: Any = model.eval().to(dtype)
-    if case.contender == "timm-compiled":
-        compute = torch.compile(compute)
-    elif case.contender != "hf_twins" and case.contender.startswith("hf_twins"):
+    compute: Any = model.eval()
+    if case.contender in ("hf_twins-optimized", "hf_twins-compiled"):
         backend = "compile" if case.contender == "hf_twins-compiled" else "auto"
         compute = hf_twins.optimize_for_inference(compute, dtype=dtype, backend=backend)
+    elif case.dtype == "int8":
+        raise ValueError(f"{case.contender} has no int8")
+    else:
+        compute = compute.to(dtype)
+        if case.contender == "timm-compiled":
+            compute = torch.compile(compute)
+    inputs = images if case.dtype == "int8" else images.to(dtype)
 
     def call() -> Any:
         with torch.inference_mode():
@@ -135,6 +142,47 @@ def create_model(case: Case) -> Any:
     if case.checkpoints:
         model.activation_checkpointing_enable()
     return model
+
+
+def matmul(dtype_name: str, device: str) -> Callable[[], Any]:
+    """The largest share of the machine that a linear layer gets."""
+    import torch
+
+    from hf_twins.inference import prepare_linear
+
+    rows, inputs, outputs = MATMUL_SHAPE
+    dtype = getattr(torch, dtype_name)
+    linear = torch.nn.Linear(inputs, outputs, device=device).requires_grad_(False)
+    hidden_states = torch.randn(rows, inputs, device=device)
+    if dtype != torch.int8:
+        linear, hidden_states = linear.to(dtype), hidden_states.to(dtype)
+    compute = prepare_linear(linear, dtype) if device == "cpu" else linear
+
+    def call() -> Any:
+        with torch.inference_mode():
+            return compute(hidden_states)
+
+    return call
+
+
+def count_flops(case: Case) -> int:
+    """Of one call: two for each multiply-add, without computing anything."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    if case.contender == "matmul":
+        return 2 * math.prod(MATMUL_SHAPE)
+    # What a contender is made of; how it is run changes nothing of what is computed.
+    contender = case.contender if case.contender in PEERS else case.contender.partition("-")[0]
+    with torch.device("meta"):
+        model = create_model(replace(case, contender=contender, checkpoints=False)).train(case.mode == "training")
+        images = torch.empty(case.batch_size, 3, case.image_size, case.image_size)
+        with FlopCounterMode(display=False) as counter:
+            if case.mode == "training":
+                training_step(model, images, torch.float32)()
+            else:
+                model(images)
+    return counter.get_total_flops()
 
 
 def training_step(model: Any, images: Any, dtype: Any) -> Callable[[], Any]:
@@ -177,7 +225,7 @@ def serve(case: Case, threads: int, device: str, warm_ups: int, connection: Any)
         while (count := connection.recv()) is not None:
             connection.send(list(timed(call, count, device)))
         memory = torch.cuda.max_memory_allocated() if device == "cuda" else peak_memory() - before
-        connection.send(memory)
+        connection.send((memory, count_flops(case)))
     except Exception as error:
         connection.send(f"{type(error).__name__}: {error}".splitlines()[0])
 
@@ -216,7 +264,7 @@ class Contender:
         theirs.close()
         self.seconds: list[list[float]] = []
         self.error: str | None = None
-        self.memory: int | None = None
+        self.memory = self.flops = 0
         answer = self.receive()
         if answer is not None and answer != "ready":
             self.error = answer
@@ -244,7 +292,7 @@ class Contender:
             if isinstance(answer, str):
                 self.error = answer
             else:
-                self.memory = answer
+                self.memory, self.flops = answer
         self.process.join()
 
 
@@ -256,7 +304,16 @@ def compete(cases: list[Case], args: argparse.Namespace) -> list[dict[str, Any]]
             contender.take_turn(args.calls)
     for contender in contenders:
         contender.end()
-    return [row(contender, contenders[0]) for contender in contenders]
+    rows = [row(contender, contenders[0]) for contender in contenders]
+    ceilings = {result["dtype"]: result["flops_per_second"] for result in rows if is_measured(result, "matmul")}
+    for result in rows:
+        if is_measured(result) and result["dtype"] in ceilings:
+            result["share_of_ceiling"] = result["flops_per_second"] / ceilings[result["dtype"]]
+    return rows
+
+
+def is_measured(result: dict[str, Any], contender: str | None = None) -> bool:
+    return result["error"] is None and contender in (None, result["contender"])
 
 
 def row(contender: Contender, baseline: Contender) -> dict[str, Any]:
@@ -272,6 +329,7 @@ def row(contender: Contender, baseline: Contender) -> dict[str, Any]:
         "images_per_second": contender.case.batch_size / seconds,
         "percentiles": {percent: calls[min(len(calls) - 1, len(calls) * percent // 100)] for percent in (50, 95, 99)},
         "memory": contender.memory,
+        "flops_per_second": contender.flops / seconds,
     }
     if baseline.error is None:
         ratios = [min(theirs) / ours for theirs, ours in zip(baseline.seconds, turns)]
@@ -295,29 +353,97 @@ def all_cases(args: argparse.Namespace) -> Iterator[list[Case]]:
                 yield list(dict.fromkeys([groups[0].baseline, *groups]))
 
 
+def growth(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Time as a power of the number of pixels: the exponent of whatever was measured at several image sizes."""
+    points: dict[str, dict[int, float]] = {}
+    for result in rows:
+        if is_measured(result) and result["contender"] != "matmul":
+            name = f"{result['variant']} {result['mode']}, {result['batch_size']} images: {describe_contender(result)}"
+            points.setdefault(name, {})[result["image_size"] ** 2] = result["seconds"]
+    return {
+        name: statistics.linear_regression(*(list(map(math.log, values)) for values in (of, of.values()))).slope
+        for name, of in points.items()
+        if len(of) > 1
+    }
+
+
+def describe_contender(result: dict[str, Any]) -> str:
+    return f"{result['contender']} {result['dtype']}" + (", checkpoints" if result["checkpoints"] else "")
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """The results in Markdown."""
-    lines = [
-        "| model | what | images | contender | dtype | ratio (least - greatest) | images/s | ms, 50 / 95 % | memory |",
-        "|---|---|---|---|---|---|---|---|---|",
+    has_ceiling = any("share_of_ceiling" in result for result in rows)
+    titles = [
+        "model",
+        "what",
+        "images",
+        "contender",
+        "dtype",
+        "ratio (least - greatest)",
+        "images/s",
+        "ms, 50 / 95 / 99 %",
     ]
+    titles += ["memory", "GFLOP/s"] + ["of ceiling"] * has_ceiling
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for result in rows:
         name = result["contender"] + (", checkpoints" if result["checkpoints"] else "")
-        start = f"| {result['variant']} | {result['mode']} | {result['batch_size']} x {result['image_size']} | {name} "
-        start += f"| {result['dtype']} | "
+        images = f"{result['batch_size']} x {result['image_size']}"
+        cells = [result["variant"], result["mode"], images, name, result["dtype"]]
+        if name == "matmul":
+            cells[:3] = ["", "", ""]
         if result["error"] is not None:
-            lines.append(f"{start}{result['error']} | | | |")
-            continue
-        ratio = "-"
-        if "ratio" in result:
-            least, greatest = result["ratio_range"]
-            ratio = f"**{result['ratio']:.2f}** ({least:.2f} - {greatest:.2f})"
-        half, most = (1000 * result["percentiles"][percent] for percent in (50, 95))
-        lines.append(
-            f"{start}{ratio} | {result['images_per_second']:.1f} | {half:.1f} / {most:.1f} "
-            f"| {result['memory'] / 2**20:.0f} MB |"
-        )
+            cells += [result["error"]]
+        else:
+            least, greatest = result.get("ratio_range", (math.nan, math.nan))
+            ratio = f"**{result['ratio']:.2f}** ({least:.2f} - {greatest:.2f})" if "ratio" in result else "-"
+            is_ceiling = name == "matmul"
+            cells += ["", ""] if is_ceiling else [ratio, f"{result['images_per_second']:.1f}"]
+            cells += [" / ".join(f"{1000 * result['percentiles'][percent]:.1f}" for percent in (50, 95, 99))]
+            cells += ["" if is_ceiling else f"{result['memory'] / 2**20:.0f} MB"]
+            cells += [f"{result['flops_per_second'] / 1e9:.0f}"]
+            cells += [f"{result['share_of_ceiling']:.0%}" if "share_of_ceiling" in result else ""] * has_ceiling
+        cells += [""] * (len(titles) - len(cells))
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def draw(rows: list[dict[str, Any]], device: str, path: Path) -> None:
+    """A panel for each model and input; in it, a bar for each contender, with the least and the greatest ratio."""
+    from matplotlib.figure import Figure
+
+    panels: dict[str, list[dict[str, Any]]] = {}
+    for result in rows:
+        if "ratio" in result and result["contender"] != "matmul":
+            name = f"{result['variant']} {result['mode']}, {result['batch_size']} x {result['image_size']} pixels"
+            panels.setdefault(name, []).append(result)
+    heights = [len(results) for results in panels.values()]
+    figure = Figure(figsize=(9, 1.0 + sum(0.32 * height + 0.8 for height in heights)), layout="constrained")
+    grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=heights)
+    dtypes = list(dict.fromkeys(result["dtype"] for result in rows))
+    for axes, (name, results) in zip(grid[:, 0], panels.items()):
+        for place, result in enumerate(results):
+            least, greatest = result["ratio_range"]
+            axes.barh(place, result["ratio"], color=f"C{dtypes.index(result['dtype'])}", height=0.7)
+            axes.plot([least, greatest], [place, place], color="black", linewidth=1)
+            axes.annotate(
+                f"{result['ratio']:.2f}",
+                (greatest, place),
+                (4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=9,
+            )
+        axes.set_yticks(range(len(results)), [describe_contender(result) for result in results], fontsize=9)
+        axes.invert_yaxis()
+        axes.axvline(1, color="grey", linestyle=":", linewidth=1)
+        axes.set_title(name, fontsize=10, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+    grid[-1, 0].set_xlabel("times as fast as timm's model in eager float32")
+    grid[-1, 0].margins(x=0.08)
+    figure.suptitle(device, fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
 
 
 def hardware(args: argparse.Namespace) -> dict[str, str]:
@@ -345,7 +471,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--mode", default="inference", choices=MODES, help="what is done")
     parser.add_argument(
-        "--dtypes", nargs="+", default=["float32"], choices=["float32", "bfloat16", "float16"], help="of the weights"
+        "--dtypes",
+        nargs="+",
+        default=["float32"],
+        choices=["float32", "bfloat16", "float16", "int8"],
+        help="of the weights",
     )
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 8], help="images of a call")
     parser.add_argument("--image_sizes", nargs="+", type=int, default=[224], help="side of an image in pixels")
@@ -356,6 +486,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of a contender, on CPUs")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where")
     parser.add_argument("--json", type=Path, help="file for the results, as JSON")
+    parser.add_argument("--plot", type=Path, help="file for the ratios, as a picture")
     args = parser.parse_args(arguments)
     for name in ("batch_sizes", "image_sizes"):
         if min(getattr(args, name)) < 1:
@@ -373,11 +504,17 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     for group in tqdm(groups, desc="measuring", unit="group", file=sys.stderr):
         rows += compete(group, args)
     machine = hardware(args)
+    exponents = growth(rows)
     print(table(rows))
+    for name, exponent in exponents.items():
+        print(f"\ntime of {name}: pixels to the power of {exponent:.2f}")
     print("\n" + ", ".join(f"{name} {value}" if name != "device" else value for name, value in machine.items()))
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"machine": machine, "results": rows}, indent=2) + "\n", encoding="utf-8")
+        results = {"machine": machine, "results": rows, "growth": exponents}
+        args.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    if args.plot is not None:
+        draw(rows, machine["device"], args.plot)
     return rows
 
 

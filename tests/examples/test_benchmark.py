@@ -14,10 +14,12 @@
 """The benchmark measures what it says, and says what could not be measured."""
 
 import json
+from dataclasses import asdict, replace
 
 import benchmark
 import pytest
 from benchmark import Case
+from PIL import Image
 
 
 INFERENCE = Case("hf_twins", "twins-svt-small", "inference", "bfloat16", 8, 224)
@@ -40,7 +42,7 @@ def test_every_group_begins_with_timm_in_float32():
 
 class Measured:
     def __init__(self, case: Case, seconds: list[list[float]], error: str | None = None):
-        self.case, self.seconds, self.error, self.memory = case, seconds, error, 3 * 2**20
+        self.case, self.seconds, self.error, self.memory, self.flops = case, seconds, error, 3 * 2**20, 4 * 10**9
 
 
 def test_ratio_is_the_median_of_pairs_of_a_turn():
@@ -53,9 +55,41 @@ def test_ratio_is_the_median_of_pairs_of_a_turn():
     assert row["percentiles"] == {50: 0.4, 95: 0.5, 99: 0.5}
     failed = benchmark.row(Measured(INFERENCE, [], "RuntimeError: no kernel"), baseline)
     text = benchmark.table([row, failed])
-    assert "| **2.00** (2.00 - 3.00) | 40.0 | 400.0 / 500.0 | 3 MB |" in text
+    assert "| **2.00** (2.00 - 3.00) | 40.0 | 400.0 / 500.0 / 500.0 | 3 MB | 20 |" in text
     assert "| RuntimeError: no kernel |" in text
     assert "ratio" not in benchmark.row(contender, Measured(INFERENCE.baseline, [], "failed"))
+
+
+def test_growth_is_the_exponent_of_the_pixels():
+    result = asdict(INFERENCE) | {"error": None}
+    rows = [result | {"image_size": size, "seconds": 3e-7 * (size**2) ** 1.25} for size in (224, 448, 896)]
+    rows += [result | {"dtype": "float32", "seconds": 1.0}, result | {"image_size": 1792, "error": "no memory"}]
+    exponents = benchmark.growth(rows)
+    assert exponents == {"twins-svt-small inference, 8 images: hf_twins bfloat16": pytest.approx(1.25)}
+
+
+@pytest.mark.parametrize(("contender", "flops"), [("timm", 5.85e9), ("hf_twins-optimized", 5.85e9), ("matmul", 2**33)])
+def test_flops_are_counted(contender, flops):
+    case = Case(contender, "twins-svt-small", "inference", "bfloat16", 1, 224)
+    assert benchmark.count_flops(case) == pytest.approx(flops, rel=0.02)
+
+
+def test_training_step_has_some_three_times_the_flops():
+    case = Case("hf_twins", "twins-svt-small", "inference", "float32", 2, 64)
+    forward, step = (
+        benchmark.count_flops(case),
+        benchmark.count_flops(replace(case, mode="training", checkpoints=True)),
+    )
+    assert 2.9 * forward < step < 3.2 * forward
+
+
+def test_pictures_are_drawn(tmp_path):
+    result = asdict(INFERENCE) | {"error": None, "ratio": 2.0, "ratio_range": [1.5, 2.5]}
+    benchmark.draw(
+        [result, result | {"variant": "twins-pcpvt-small"}, result | {"ratio": 1}], "a CPU", tmp_path / "a.png"
+    )
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.width > 900
 
 
 @pytest.mark.parametrize(
@@ -85,8 +119,12 @@ def test_contender_that_fails_is_named():
 @pytest.mark.slow
 def test_results_are_written(tmp_path, capsys):
     arguments = ["--variants", "twins-svt-small", "--batch_sizes", "1", "--image_sizes", "64", "--rounds", "2"]
-    rows = benchmark.main([*arguments, "--json", str(tmp_path / "out" / "results.json")])
-    assert [row["contender"] for row in rows] == ["timm", "hf_twins"]
+    arguments += ["--contenders", "hf_twins", "matmul", "--json", str(tmp_path / "out" / "results.json")]
+    rows = benchmark.main([*arguments, "--plot", str(tmp_path / "out" / "results.png")])
+    assert [row["contender"] for row in rows] == ["timm", "hf_twins", "matmul"]
+    assert 0 < rows[1]["share_of_ceiling"] < 1
+    assert rows[2]["share_of_ceiling"] == 1
+    assert (tmp_path / "out" / "results.png").is_file()
     assert rows[0]["ratio"] == 1
     assert rows[1]["memory"] > 2**20
     written = json.loads((tmp_path / "out" / "results.json").read_text())
