@@ -17,14 +17,21 @@ import copy
 import functools
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .modeling_twins import TwinsLayer, TwinsMLP
+from .modeling_twins import (
+    TwinsAttention,
+    TwinsLayer,
+    TwinsLocalAttention,
+    TwinsMLP,
+    TwinsSequenceReduction,
+    square_partition,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -46,9 +53,9 @@ def optimize_for_inference(
     | backend | what it changes | when to use it |
     |---|---|---|
     | `"eager"` | the type of the weights | anywhere |
-    | `"packed"` | linear layers hold their weights as oneDNN's kernels read them, and GELU is part of them | on CPUs: no waiting at the start, any image size; the one for int8 |
+    | `"packed"` | linear layers hold their weights as oneDNN's kernels read them, and those of one input, sub-sampling and GELU are part of them | on CPUs: no waiting at the start, any image size; the one for int8 |
     | `"compile"` | `torch.compile`, with the weights frozen into the code on CPUs | for one or few image sizes: each is compiled when it first comes |
-    | `"auto"` | `"packed"` where the model is on a CPU that can, otherwise `"eager"` | |
+    | `"auto"` | `"packed"` where the model is on a CPU that can and has no adapters, otherwise `"eager"` | |
 
     Images are given in any type; outputs come back in that of the images. The copy cannot be trained or saved: keep the
     model it was made of.
@@ -71,8 +78,8 @@ def optimize_for_inference(
         The copy, in evaluation mode.
 
     Raises:
-        ValueError: if there is no such backend or it cannot run here, the dtype is none of these, or `verify` finds outputs
-            that differ by more than rounding.
+        ValueError: if there is no such backend, it cannot run here or the model has adapters to be merged first, the
+            dtype is none of these, or `verify` finds outputs that differ by more than rounding.
 
     Example:
 
@@ -93,8 +100,14 @@ def optimize_for_inference(
         raise ValueError(f"dtype must be {', '.join(map(str, TOLERANCES))}, got {dtype}.")
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}.")
+    has_adapters = any(hasattr(module, "base_layer") for module in model.modules())
     if backend == "auto":
-        backend = "packed" if can_pack(parameter.device, dtype) else "eager"
+        backend = "packed" if can_pack(parameter.device, dtype) and not has_adapters else "eager"
+    elif backend == "packed" and has_adapters:
+        raise ValueError(
+            "backend 'packed' takes the weights as they are, and this model has adapters: merge them with peft's "
+            "merge_and_unload, or choose 'eager'."
+        )
     elif backend == "packed" and not can_pack(parameter.device, dtype):
         raise ValueError(
             f"backend 'packed' needs oneDNN, on a CPU, with {dtype}; this is {parameter.device.type}: choose 'eager' or "
@@ -197,22 +210,74 @@ def prepare_linear(linear: nn.Linear, dtype: torch.dtype) -> PreparedLinear:
     return QuantizedLinear(linear) if dtype == torch.int8 else PackedLinear(linear)
 
 
+class FusedProjections(nn.Module):
+    """Queries, keys and values of an attention by one product, or by two where keys and values are of other tokens."""
+
+    def __init__(self, attention: TwinsAttention, dtype: torch.dtype):
+        super().__init__()
+        query, key, value = attention.q_proj, attention.k_proj, attention.v_proj
+        self.is_local = isinstance(attention, TwinsLocalAttention)
+        if self.is_local:
+            self.qkv_proj = prepare_linear(stack([query, key, value]), dtype)
+        else:
+            self.q_proj, self.kv_proj = prepare_linear(query, dtype), prepare_linear(stack([key, value]), dtype)
+
+    def forward(self, query_states: torch.Tensor, key_value_states: torch.Tensor) -> Sequence[torch.Tensor]:
+        if self.is_local:
+            return self.qkv_proj(query_states).chunk(3, dim=-1)
+        return self.q_proj(query_states), *self.kv_proj(key_value_states).chunk(2, dim=-1)
+
+
+class PackedSequenceReduction(nn.Module):
+    """A sub-sampling whose convolution is a linear layer of squares of tokens."""
+
+    def __init__(self, reduction: TwinsSequenceReduction, dtype: torch.dtype):
+        super().__init__()
+        convolution = reduction.projection
+        self.ratio = convolution.stride[0]
+        weight = convolution.weight.permute(0, 2, 3, 1).flatten(1)
+        self.projection = prepare_linear(linear_of(weight, convolution.bias), dtype)
+        self.layernorm = reduction.layernorm
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.layernorm(self.projection(square_partition(hidden_states, self.ratio).flatten(3)))
+
+
+def linear_of(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias, requires_grad=False)
+    return linear
+
+
+def stack(linears: Sequence[nn.Linear]) -> nn.Linear:
+    """One linear layer for several of the same input."""
+    bias = torch.cat([linear.bias for linear in linears]) if linears[0].bias is not None else None
+    return linear_of(torch.cat([linear.weight for linear in linears]), bias)
+
+
 def pack(model: nn.Module, dtype: torch.dtype) -> None:
-    """Replace the linear layers of a model, the first of an MLP together with its GELU; in int8, those of its blocks."""
-    if dtype != torch.int8:
-        for module in model.modules():
-            if isinstance(module, TwinsMLP) and module.is_gelu:
-                setattr(module, "fc1", PackedLinear(module.fc1, "gelu"))  # noqa: B010  # which is declared as plain
-                module.activation_fn, module.is_gelu = nn.Identity(), False
+    """Replace the linear layers of a model, those of one input by one; in int8, only those of its blocks."""
+    for module in list(model.modules()):
+        if isinstance(module, TwinsAttention):
+            module.projections = FusedProjections(module, dtype)
+            setattr(module, "project", module.projections.forward)  # noqa: B010  # which is declared as a method
+            del module.q_proj, module.k_proj, module.v_proj
+        elif isinstance(module, TwinsMLP) and module.is_gelu and dtype != torch.int8:
+            setattr(module, "fc1", PackedLinear(module.fc1, "gelu"))  # noqa: B010  # which is declared as plain
+            module.activation_fn, module.is_gelu = nn.Identity(), False
     # What makes labels of features is little of the work, and most of the error in int8.
     parts = (
         [module for module in model.modules() if isinstance(module, TwinsLayer)] if dtype == torch.int8 else [model]
     )
     for part in parts:
-        for module in part.modules():
-            for name, child in module.named_children():
+        for module in list(part.modules()):
+            for name, child in list(module.named_children()):
                 if type(child) is nn.Linear:
                     setattr(module, name, prepare_linear(child, dtype))
+                elif isinstance(child, TwinsSequenceReduction):
+                    setattr(module, name, PackedSequenceReduction(child, dtype))
 
 
 def cast_at_the_border(model: nn.Module, dtype: torch.dtype) -> None:

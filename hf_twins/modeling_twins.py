@@ -155,9 +155,7 @@ def tokens_to_image(hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch
 
 def window_partition(hidden_states: torch.Tensor, window_size: int) -> torch.Tensor:
     """(batch_size, height, width, channels) -> (batch_size * num_windows, window_size**2, channels)."""
-    rows, columns = hidden_states.shape[1] // window_size, hidden_states.shape[2] // window_size
-    windows = hidden_states.unflatten(2, (columns, window_size)).unflatten(1, (rows, window_size))
-    return windows.transpose(2, 3).flatten(3, 4).flatten(0, 2)
+    return square_partition(hidden_states, window_size).flatten(3, 4).flatten(0, 2)
 
 
 def window_reverse(windows: torch.Tensor, window_size: int, grid: tuple[int, int, int]) -> torch.Tensor:
@@ -167,6 +165,13 @@ def window_reverse(windows: torch.Tensor, window_size: int, grid: tuple[int, int
     """
     windows = windows.unflatten(1, (window_size, window_size)).unflatten(0, grid)
     return windows.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def square_partition(hidden_states: torch.Tensor, size: int) -> torch.Tensor:
+    """(batch_size, height, width, channels) -> (batch_size, rows, columns, size, size, channels), without what is left."""
+    rows, columns = hidden_states.shape[1] // size, hidden_states.shape[2] // size
+    squares = hidden_states[:, : rows * size, : columns * size]
+    return squares.unflatten(2, (columns, size)).unflatten(1, (rows, size)).transpose(2, 3)
 
 
 def clear_padding(hidden_states: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
@@ -291,6 +296,10 @@ class TwinsAttention(nn.Module):
         """(batch_size, num_tokens, hidden_size) -> (batch_size, num_heads, num_tokens, head_dim)."""
         return hidden_states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
+    def project(self, query_states: torch.Tensor, key_value_states: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Queries, keys and values, each in the shape of the states it is made of."""
+        return self.q_proj(query_states), self.k_proj(key_value_states), self.v_proj(key_value_states)
+
     def attend(
         self,
         query_states: torch.Tensor,
@@ -302,9 +311,7 @@ class TwinsAttention(nn.Module):
 
         `key_mask`, `(batch_size, num_keys)`, is True on the keys that may be attended to, at least one for each query.
         """
-        query = self.split_heads(self.q_proj(query_states))
-        key = self.split_heads(self.k_proj(key_value_states))
-        value = self.split_heads(self.v_proj(key_value_states))
+        query, key, value = map(self.split_heads, self.project(query_states, key_value_states))
 
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -400,16 +407,12 @@ class TwinsSequenceReduction(nn.Module):
         self.layernorm = nn.LayerNorm(hidden_size, eps=1e-5)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if torch.compiler.is_compiling() or is_torchdynamo_exporting():
-            # Compilers make a convolution fast themselves, and would reason about slices of symbolic sizes for minutes.
+        if is_torchdynamo_compiling():
+            # Compilers make a convolution fast themselves, and cannot know symbolic sizes of squares to be the same.
             return self.layernorm(self.projection(hidden_states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-        # As a matrix product, which is faster than a convolution of few squares.
-        ratio = self.projection.stride[0]
-        rows, columns = hidden_states.shape[1] // ratio, hidden_states.shape[2] // ratio
-        squares = hidden_states[:, : rows * ratio, : columns * ratio]
-        squares = squares.unflatten(2, (columns, ratio)).unflatten(1, (rows, ratio))
-        # The tokens are laid out as the weight is: most often they are fewer numbers.
-        squares = squares.permute(0, 1, 3, 5, 2, 4).flatten(3)
+        # As a matrix product, which is faster than a convolution of few squares. The tokens are laid out as the weight
+        # is: most often they are fewer numbers.
+        squares = square_partition(hidden_states, self.projection.stride[0]).permute(0, 1, 2, 5, 3, 4).flatten(3)
         return self.layernorm(nn.functional.linear(squares, self.projection.weight.flatten(1), self.projection.bias))
 
 

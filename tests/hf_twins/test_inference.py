@@ -14,11 +14,15 @@
 """An optimized model gives what the plain one gives, and leaves that as it was."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig
+from PIL import Image
+from sklearn.datasets import load_digits
 from testing_utils import FAMILIES, randomize, rectangle_mask, tiny_config
-from transformers import UperNetConfig, UperNetForSemanticSegmentation
+from transformers import AutoImageProcessor, UperNetConfig, UperNetForSemanticSegmentation
 
 from hf_twins import (
     TWINS_VARIANTS,
@@ -102,6 +106,22 @@ def test_model_around_a_backbone_is_optimized():
     assert any(isinstance(module, inference.PackedLinear) for module in optimized.backbone.modules())
 
 
+@pytest.mark.parametrize("target", ["q_proj", "fc1", "o_proj"])
+def test_adapters_have_their_effect(target):
+    model = randomize(TwinsForImageClassification(tiny_config()))
+    model.add_adapter(LoraConfig(target_modules=[target], init_lora_weights=False))
+    model.eval()
+    pixel_values = torch.randn(2, 3, 40, 44)
+    with torch.inference_mode():
+        with_adapter = model(pixel_values).logits
+        optimized = optimize_for_inference(model)(pixel_values).logits
+        model.disable_adapters()
+        assert distance(model(pixel_values).logits, with_adapter) > 0.01
+    assert distance(optimized, with_adapter) < 1e-4
+    with pytest.raises(ValueError, match="this model has adapters: merge them"):
+        optimize_for_inference(model, backend="packed")
+
+
 def test_packed_model_is_not_saved(tmp_path):
     optimized = optimize_for_inference(TwinsForImageClassification(tiny_config()), backend="packed")
     with pytest.raises(RuntimeError, match="cannot be saved: save the one that it was made of"):
@@ -147,11 +167,28 @@ def test_wrong_arguments_are_named():
         optimize_for_inference(model, backend="fastest")
 
 
+@pytest.mark.parametrize("name", ["twins-svt-digits", "twins-pcpvt-digits"])
+def test_trained_model_in_int8_gives_the_same_labels(name):
+    """Logits within 3 %, and the same label for 99 of 100 held-out digits."""
+    folder = Path(__file__).parents[2] / "spaces" / "image_classification" / "models" / name
+    model = TwinsForImageClassification.from_pretrained(folder)
+    digits = load_digits()
+    pictures = [Image.fromarray((16 * digit).clip(0, 255).astype("uint8")).convert("RGB") for digit in digits.images]
+    pixel_values = AutoImageProcessor.from_pretrained(folder)(pictures[-360:], return_tensors="pt").pixel_values
+    optimized = optimize_for_inference(model, dtype=torch.int8, verify=True)
+    with torch.inference_mode():
+        expected, actual = model(pixel_values).logits, optimized(pixel_values).logits
+        one_by_one = torch.cat([optimized(image.unsqueeze(0)).logits for image in pixel_values[:20]])
+    assert distance(actual, expected) < 0.03
+    assert (actual.argmax(1) == expected.argmax(1)).float().mean() >= 0.99
+    assert distance(one_by_one, expected[:20]) < 0.03
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TWINS_VARIANTS)
 def test_optimized_variant_gives_the_same(name):
     model = randomize(TwinsForImageClassification(TwinsConfig.from_variant(name)))
-    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 3e-2)):
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 3e-2), (torch.int8, 6e-2)):
         optimized = optimize_for_inference(model, dtype=dtype)
         with torch.inference_mode():
             for size in ((224, 224), (97, 131)):
