@@ -21,6 +21,7 @@ int8 needs pictures of the kind that the model will see: four fifths of them cal
 still computes the same. bfloat16 is chosen when the float32 model is run.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,6 +116,8 @@ def quantize(model: Any, images: Sequence[np.ndarray]) -> Any:
     """The model with 8-bit weights and activations, scaled to what the images give, by NNCF's SmoothQuant."""
     import nncf
 
+    # Not every operator that is left as it is.
+    nncf.set_log_level(logging.ERROR)
     return nncf.quantize(
         model,
         nncf.Dataset(images, lambda image: {"pixel_values": image}),

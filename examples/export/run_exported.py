@@ -202,7 +202,7 @@ class Preprocessing:
         """`(1, num_channels, height, width)`, float32."""
         settings = self.settings
         if settings["do_convert_rgb"]:
-            image = image.convert("RGB")
+            image = to_rgb(image)
         if settings["do_resize"]:
             image = image.resize(self.resized(image.size), resample=settings["resample"])
         pixels = np.asarray(image)
@@ -226,6 +226,14 @@ class Preprocessing:
             raise ValueError(f"size must have height and width, or shortest_edge, got {size}.")
         edge = size["shortest_edge"]
         return (edge, int(edge * height / width)) if width <= height else (int(edge * width / height), edge)
+
+
+def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """What is transparent becomes white, as transformers has it."""
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    return image.convert("RGB")
 
 
 def center_crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
