@@ -1,0 +1,271 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What comes out of PyTorch computes what went in, and runs from pixels that are the image processor's."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import export_onnx
+import export_openvino
+import export_torch
+import exporting
+import numpy as np
+import pytest
+import run_exported
+import torch
+from classification_utils import digit_pictures
+from PIL import Image
+from testing_utils import randomize, tiny_config
+from train_digit_models import split_handwriting
+from transformers import ResNetConfig
+
+from hf_twins import (
+    TwinsBackbone,
+    TwinsForImageClassification,
+    TwinsForSemanticSegmentation,
+    TwinsImageProcessor,
+    TwinsImageProcessorPil,
+)
+
+
+DIGIT_MODELS = Path(__file__).parents[2] / "spaces/image_classification/models"
+# Two stages, which hold all there is, are exported in half the time of three.
+TWO_STAGES = {
+    "hidden_sizes": [16, 32],
+    "num_attention_heads": [1, 2],
+    "depths": [2, 2],
+    "mlp_ratios": [2, 2],
+    "sr_ratios": [2, 1],
+}
+
+
+def save(folder: Path, family: str = "svt", model_class: type = TwinsForImageClassification, **fields) -> Path:
+    torch.manual_seed(0)
+    model = randomize(model_class(tiny_config(family, **TWO_STAGES | fields)))
+    model.save_pretrained(folder)
+    TwinsImageProcessor(size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def convert(script, model: Path, output: Path, *options: str) -> Path:
+    script.main(["--model_name_or_path", str(model), "--output_dir", str(output), *options])
+    return output
+
+
+def outputs_of(model, pixel_values: np.ndarray):
+    with torch.inference_mode():
+        return model(torch.from_numpy(pixel_values))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> tuple[Path, Path]:
+    """A tiny Twins-SVT, and its ONNX."""
+    folder = tmp_path_factory.mktemp("onnx")
+    model = save(folder / "model")
+    return model, convert(export_onnx, model, folder / "onnx")
+
+
+def test_onnx_computes_what_the_model_does_at_any_size(exported):
+    # Twins-PCPVT: test_other_heads_keep_their_outputs.
+    model, folder = exported
+    classifier = TwinsForImageClassification.from_pretrained(model).eval()
+    runtime = run_exported.load_runtime(folder, threads=1)
+    # One window, several, some of them padded.
+    for shape in ((1, 3, 8, 8), (4, 3, 12, 24), (2, 3, 33, 47), (1, 3, 61, 12)):
+        pixel_values = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+        expected = outputs_of(classifier, pixel_values).logits.numpy()
+        np.testing.assert_allclose(runtime(pixel_values), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_folder_holds_all_that_the_runner_needs(exported):
+    _, folder = exported
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "export.json",
+        "model.onnx",
+        "preprocessor_config.json",
+    ]
+    # Nothing half-written is left beside it.
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["model", "onnx"]
+
+
+def test_runner_names_the_labels_of_a_picture(exported, tmp_path, capsys):
+    model, folder = exported
+    picture = tmp_path / "noise.png"
+    Image.effect_noise((50, 40), 90).save(picture)
+    options = [str(picture), "--model_dir", str(folder), "--top_k", "3", "--threads", "1"]
+    run_exported.main([*options, "--json"])
+    result = json.loads(capsys.readouterr().out)
+    classifier = TwinsForImageClassification.from_pretrained(model).eval()
+    pixel_values = TwinsImageProcessorPil.from_pretrained(model)(Image.open(picture), return_tensors="np").pixel_values
+    scores = outputs_of(classifier, pixel_values).logits[0].softmax(0)
+    best = scores.argsort(descending=True)[:3].tolist()
+    assert result["image"] == str(picture)
+    assert [entry["label"] for entry in result["labels"]] == [classifier.config.id2label[index] for index in best]
+    assert [entry["score"] for entry in result["labels"]] == pytest.approx(scores[best].tolist(), abs=1e-5)
+    run_exported.main(options)
+    assert f"{scores.max():.2%}  {result['labels'][0]['label']}" in capsys.readouterr().out
+
+
+def test_runner_imports_neither_torch_nor_transformers(exported, tmp_path):
+    _, folder = exported
+    picture = tmp_path / "noise.png"
+    Image.effect_noise((50, 40), 90).save(picture)
+    script = (
+        f"import sys; sys.path.insert(0, {str(Path(run_exported.__file__).parent)!r}); import run_exported; "
+        f"run_exported.main([{str(picture)!r}, '--model_dir', {str(folder)!r}]); "
+        "print({'torch', 'transformers', 'hf_twins'} & sys.modules.keys())"
+    )
+    completed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert completed.stdout.splitlines()[-1] == "set()"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"size": {"shortest_edge": 31}, "crop_size": {"height": 40, "width": 27}},
+        {"size": {"height": 37, "width": 52}, "do_center_crop": False, "resample": 2},
+        {"do_resize": False, "crop_size": {"height": 91, "width": 64}, "image_mean": [0.5] * 3},
+        {"do_normalize": False, "do_center_crop": False},
+    ],
+    ids=["default", "small", "exact", "crop", "rescale"],
+)
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA"])
+def test_preprocessing_gives_the_processors_pixels(tmp_path, settings, mode):
+    processor = TwinsImageProcessorPil(**settings)
+    processor.save_pretrained(tmp_path)
+    preprocessing = run_exported.Preprocessing(run_exported.read_json(tmp_path / "preprocessor_config.json"))
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 71, len(mode)), dtype=np.uint8).squeeze()
+    for array in (pixels, pixels.swapaxes(0, 1)):
+        image = Image.fromarray(array)
+        assert image.mode == mode
+        expected = processor(image, return_tensors="np").pixel_values
+        np.testing.assert_array_equal(preprocessing(image), expected)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "names"),
+    [(TwinsBackbone, ["feature_map_0", "feature_map_1"]), (TwinsForSemanticSegmentation, ["logits"])],
+)
+def test_other_heads_keep_their_outputs(tmp_path, capsys, model_class, names):
+    fields = {"out_features": ["stage1", "stage2"], "fpn_hidden_size": 8, "decoder_hidden_size": 8}
+    model = save(tmp_path / "model", "pcpvt", model_class, **fields)
+    runtime = run_exported.load_runtime(convert(export_onnx, model, tmp_path / "onnx"))
+    pixel_values = np.random.default_rng(0).standard_normal((2, 3, 37, 50), dtype=np.float32)
+    outputs = runtime.run(pixel_values)
+    assert list(outputs) == names
+    expected = outputs_of(model_class.from_pretrained(model).eval(), pixel_values)
+    tensors = expected.feature_maps if model_class is TwinsBackbone else [expected.logits]
+    for output, tensor in zip(outputs.values(), tensors):
+        np.testing.assert_allclose(output, tensor.numpy(), rtol=1e-4, atol=1e-4)
+    with pytest.raises(SystemExit, match=f"names labels of pictures, .* holds a {model_class.__name__}"):
+        run_exported.main(["picture.png", "--model_dir", str(tmp_path / "onnx")])
+
+
+def test_export_that_computes_something_else_is_not_left(exported, tmp_path, monkeypatch):
+    model, folder = exported
+    monkeypatch.setattr(exporting, "load_runtime", lambda _: run_exported.load_runtime(folder))
+
+    def save_as_it_is(source, file, opset_version):
+        with torch.no_grad():
+            source.model.model.classifier.bias.add_(1)
+
+    monkeypatch.setattr(export_onnx, "save_onnx", save_as_it_is)
+    with pytest.raises(
+        SystemExit, match=r"The export's logits of 1 images of 32 x 32 differs from PyTorch's by [\d.]+"
+    ):
+        convert(export_onnx, model, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_faults_are_one_sentence(exported, tmp_path, monkeypatch):
+    model, _ = exported
+    with pytest.raises(SystemExit, match="error: cannot load the model nowhere/at-all"):
+        convert(export_onnx, Path("nowhere/at-all"), tmp_path / "out")
+    ResNetConfig(architectures=["ResNetModel"]).save_pretrained(tmp_path / "resnet")
+    with pytest.raises(SystemExit, match="must be a Twins model, got one of type resnet"):
+        convert(export_onnx, tmp_path / "resnet", tmp_path / "out")
+    with pytest.raises(SystemExit, match="--output_dir must be a new or empty folder"):
+        convert(export_onnx, model, tmp_path / "resnet")
+    with pytest.raises(SystemExit, match="belong together: give both or none"):
+        convert(export_openvino, model, tmp_path / "out", "--dtype", "int8")
+    with pytest.raises(SystemExit, match="Images must be at least 4 pixels high and wide"):
+        convert(export_torch, model, tmp_path / "out", "--height", "3")
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(SystemExit, match=r'error: onnxscript is missing: pip install -e ".\[export\]"'):
+        convert(export_onnx, model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_runner_faults_are_one_sentence(exported, tmp_path, monkeypatch):
+    _, folder = exported
+    options = ["--model_dir", str(folder)]
+    with pytest.raises(SystemExit, match="must be a folder that an export wrote, with config"):
+        run_exported.main(["picture.png", "--model_dir", str(tmp_path)])
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(SystemExit, match="error: cannot identify image file"):
+        run_exported.main([str(tmp_path / "text.png"), *options])
+    with pytest.raises(SystemExit, match="bf16 is chosen when an OpenVINO model is run, got one for onnx"):
+        run_exported.main(["picture.png", *options, "--inference_precision", "bf16"])
+    with pytest.raises(ValueError, match=r"the shape \(batch_size, 3, height, width\), got \(1, 1, 8, 8\)"):
+        run_exported.load_runtime(folder)(np.zeros((1, 1, 8, 8), np.float32))
+    with pytest.raises(ValueError, match="must be 4 pixels high and wide or more"):
+        run_exported.load_runtime(folder)(np.zeros((1, 3, 8, 3), np.float32))
+    with pytest.raises(ValueError, match="do_pad=True is no preprocessing of this script"):
+        run_exported.Preprocessing({"do_pad": True})
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(SystemExit, match="error: this model needs onnxruntime: pip install onnxruntime"):
+        run_exported.main(["picture.png", *options])
+
+
+def digit_folder(folder: Path, indices: np.ndarray) -> Path:
+    folder.mkdir()
+    pictures, _ = digit_pictures()
+    for index in indices:
+        pictures[index].save(folder / f"{index:04}.png")
+    return folder
+
+
+@pytest.mark.slow
+def test_openvino_computes_what_the_model_does_in_every_precision(tmp_path):
+    model = DIGIT_MODELS / "twins-svt-digits"
+    classifier = TwinsForImageClassification.from_pretrained(model).eval()
+    training, held_out = split_handwriting(0)
+    plain = convert(export_openvino, model, tmp_path / "float32")
+    calibration = ["--dtype", "int8", "--calibration_dir", str(digit_folder(tmp_path / "digits", training))]
+    int8 = convert(export_openvino, model, tmp_path / "int8", *calibration)
+    pictures, labels = digit_pictures()
+    preprocessing = run_exported.Preprocessing(run_exported.read_json(plain / "preprocessor_config.json"))
+    pixel_values = np.concatenate([preprocessing(pictures[index]) for index in held_out])
+    expected = outputs_of(classifier, pixel_values).logits.numpy()
+    for folder, precision, tolerance in ((plain, "f32", 1e-4), (plain, "bf16", 0.03), (int8, "f32", 0.03)):
+        logits = run_exported.load_runtime(folder, threads=1, precision=precision)(pixel_values)
+        assert exporting.relative_distance(logits, expected) < tolerance
+        assert (logits.argmax(1) == expected.argmax(1)).mean() >= 0.99
+        assert (logits.argmax(1) == [int(labels[index]) for index in held_out]).mean() > 0.98
+
+
+@pytest.mark.slow
+def test_compiled_package_computes_what_the_model_does(tmp_path):
+    model = save(tmp_path / "model")
+    folder = convert(export_torch, model, tmp_path / "torch", "--dtype", "bfloat16", "--width", "40")
+    runtime = run_exported.load_runtime(folder)
+    pixel_values = np.random.default_rng(0).standard_normal((3, 3, 32, 40), dtype=np.float32)
+    expected = outputs_of(TwinsForImageClassification.from_pretrained(model).eval(), pixel_values).logits.numpy()
+    assert exporting.relative_distance(runtime(pixel_values), expected) < 0.03
+    with pytest.raises(ValueError, match="exported for images of 32 x 40, got 40 x 40"):
+        runtime(np.zeros((1, 3, 40, 40), np.float32))
