@@ -31,9 +31,10 @@ import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,16 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     # Its backbone cannot do with the default, a tuple.
     "convnext-tiny": ("ConvNextConfig", {"hidden_sizes": [96, 192, 384, 768]}),
 }
-CONTENDERS = ("timm", "timm-compiled", "hf_twins", "hf_twins-optimized", "hf_twins-compiled", *PEERS, "matmul")
+# Runtimes that models are exported to, and the dtypes that these exports have.
+RUNTIMES = {
+    "onnxruntime": ("float32",),
+    "openvino": ("float32", "bfloat16", "int8"),
+    "aotinductor": ("float32", "bfloat16"),
+}
+CONTENDERS = (
+    *("timm", "timm-compiled", "hf_twins", "hf_twins-optimized", "hf_twins-compiled"),
+    *(*RUNTIMES, *PEERS, "matmul"),
+)
 # Rows, inputs and outputs of the matrix product that is the ceiling: large enough for any kernel to be at its best.
 MATMUL_SHAPE = (4096, 1024, 1024)
 
@@ -81,8 +91,12 @@ class Case:
         return replace(self, contender="timm", dtype="float32", checkpoints=False)
 
 
-def create_call(case: Case, device: str) -> Callable[[], Any]:
-    """A function that does once what is measured."""
+def create_call(case: Case, device: str, threads: int | None = None) -> Callable[[], Any]:
+    """A function that does once what is measured.
+
+    Raises:
+        ValueError: if the contender cannot do that.
+    """
     import torch
 
     import hf_twins
@@ -90,6 +104,8 @@ def create_call(case: Case, device: str) -> Callable[[], Any]:
     torch.manual_seed(0)
     if case.contender == "matmul":
         return matmul(case.dtype, device)
+    if case.contender in RUNTIMES:
+        return exported_call(case, device, threads)
     model = create_model(case).to(device)
     images = torch.randn(case.batch_size, 3, case.image_size, case.image_size, device=device)
     dtype = getattr(torch, case.dtype)
@@ -144,6 +160,56 @@ def create_model(case: Case) -> Any:
     return model
 
 
+def exported_call(case: Case, device: str, threads: int | None) -> Callable[[], Any]:
+    """A call of what one of the scripts in `export/` makes of the model; int8 is calibrated with noise, for its speed."""
+    sys.path.insert(0, str(Path(__file__).parent / "export"))
+    import numpy as np
+    from exporting import describe, load_source, save_onnx
+    from run_exported import import_openvino, load_runtime
+
+    from hf_twins import TwinsImageProcessor
+
+    if case.mode != "inference" or device != "cpu" or case.dtype not in RUNTIMES[case.contender]:
+        raise ValueError(
+            f"{case.contender} is measured in inference on CPUs, in {', '.join(RUNTIMES[case.contender])}"
+        )
+    images = np.random.default_rng(0).normal(size=(case.batch_size, 3, case.image_size, case.image_size))
+    pixel_values = images.astype(np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        source_dir, output_dir = f"{folder}/source", f"{folder}/exported"
+        create_model(case).save_pretrained(source_dir)
+        TwinsImageProcessor().save_pretrained(source_dir)
+        with redirect_stdout(sys.stderr):
+            if case.contender == "onnxruntime":
+                import export_onnx
+
+                export_onnx.export(export_onnx.OnnxArguments(source_dir, output_dir))
+            elif case.contender == "aotinductor":
+                import export_torch
+
+                arguments: Any = export_torch.TorchArguments(source_dir, output_dir, case.image_size, case.image_size)
+                arguments.dtype = case.dtype
+                export_torch.export(arguments)
+            elif case.dtype == "int8":
+                import export_openvino
+
+                source = load_source(source_dir)
+                file = Path(folder, "model.onnx")
+                save_onnx(source, file, export_openvino.OPSET_VERSION)
+                openvino = import_openvino()
+                model = export_openvino.quantize(openvino.convert_model(file), [pixel_values[:1]] * 10)
+                Path(output_dir).mkdir()
+                openvino.save_model(model, f"{output_dir}/model.xml")
+                describe(Path(output_dir), source, "openvino", "model.xml", None, dtype="int8")
+            else:
+                import export_openvino
+
+                export_openvino.export(export_openvino.OpenVinoArguments(source_dir, output_dir))
+        precision = "bf16" if case.contender == "openvino" and case.dtype == "bfloat16" else "f32"
+        runtime = load_runtime(output_dir, threads=threads, precision=precision)
+    return lambda: runtime(pixel_values)
+
+
 def matmul(dtype_name: str, device: str) -> Callable[[], Any]:
     """The largest share of the machine that a linear layer gets."""
     import torch
@@ -173,7 +239,8 @@ def count_flops(case: Case) -> int:
     if case.contender == "matmul":
         return 2 * math.prod(MATMUL_SHAPE)
     # What a contender is made of; how it is run changes nothing of what is computed.
-    contender = case.contender if case.contender in PEERS else case.contender.partition("-")[0]
+    is_timm = case.contender.startswith("timm")
+    contender = case.contender if case.contender in PEERS else "timm" if is_timm else "hf_twins"
     with torch.device("meta"):
         model = create_model(replace(case, contender=contender, checkpoints=False)).train(case.mode == "training")
         images = torch.empty(case.batch_size, 3, case.image_size, case.image_size)
@@ -218,7 +285,7 @@ def serve(case: Case, threads: int, device: str, warm_ups: int, connection: Any)
 
         transformers.utils.logging.set_verbosity_error()
         before = resident_memory()
-        call = create_call(case, device)
+        call = create_call(case, device, threads)
         for _ in range(warm_ups):
             call()
         connection.send("ready")

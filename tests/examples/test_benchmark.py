@@ -117,6 +117,22 @@ def test_contender_that_fails_is_named():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("contender", "dtype"), [("onnxruntime", "float32"), ("openvino", "int8")])
+def test_exported_model_computes(contender, dtype):
+    call = benchmark.create_call(Case(contender, "twins-svt-small", "inference", dtype, 2, 64), "cpu", 1)
+    assert call().shape == (2, 1000)
+
+
+def test_runtime_says_what_it_does_not_do():
+    for case in (
+        Case("onnxruntime", "twins-svt-small", "inference", "bfloat16", 1, 64),
+        Case("openvino", "twins-svt-small", "training", "float32", 1, 64),
+    ):
+        with pytest.raises(ValueError, match=f"{case.contender} is measured in inference on CPUs, in float32"):
+            benchmark.create_call(case, "cpu")
+
+
+@pytest.mark.slow
 def test_results_are_written(tmp_path, capsys):
     arguments = ["--variants", "twins-svt-small", "--batch_sizes", "1", "--image_sizes", "64", "--rounds", "2"]
     arguments += ["--contenders", "hf_twins", "matmul", "--json", str(tmp_path / "out" / "results.json")]
