@@ -331,11 +331,16 @@ class TwinsAttention(nn.Module):
                 allow_is_bidirectional_skip=False,
             )
 
-        dtype = query.dtype
-        # Where CPUs attend in bfloat16, the way back takes four times as long as in float32.
-        in_float32 = dtype == torch.bfloat16 and query.device.type == "cpu" and query.requires_grad
-        if in_float32:
-            query, key, value = query.float(), key.float(), value.float()
+        dtype, in_float32 = query.dtype, False
+        is_sdpa = self.config._attn_implementation == "sdpa"
+        if is_sdpa and dtype == torch.bfloat16 and query.device.type == "cpu" and query.requires_grad:
+            # The way back of PyTorch's CPU kernel takes four times as long in bfloat16 as in float32, and between few
+            # tokens longer than attention written out.
+            if attention_mask is None and not is_torchdynamo_compiling() and key.shape[2] <= 64:
+                attention_interface = eager_attention_forward
+            else:
+                in_float32 = True
+                query, key, value = query.float(), key.float(), value.float()
         with torch.autocast("cpu", enabled=False) if in_float32 else nullcontext():
             attn_output, attn_weights = attention_interface(
                 self,
