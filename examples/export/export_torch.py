@@ -61,7 +61,7 @@ def export(args: TorchArguments) -> Path:
             fixed_program(source, model, Dim("batch_size", min=1, max=MAX_BATCH)),
             package_path=str(folder / "model.pt2"),
             # Dynamic threads: otherwise as many as there were here.
-            inductor_configs={"freezing": True, "cpp.dynamic_threads": True},
+            inductor_configs={"cpp.dynamic_threads": True},
         )
         describe(folder, source, runtime="torch", file="model.pt2", size=source.size, dtype=args.dtype)
         verify(folder, source, [(batch, *source.size) for batch in (1, 2, 5)], TOLERANCES[args.dtype])

@@ -70,7 +70,7 @@ def run_export(argument_class: type, export: Callable[[Any], Path], arguments: l
     try:
         print(f"exported to {export(args)}")
     except ImportError as error:
-        sys.exit(f'error: {error.name or error} is missing: pip install -e ".[export]"')
+        sys.exit(f"error: {error.name or error} is missing: examples/export/README.md says how to install it")
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 

@@ -14,6 +14,7 @@
 """What comes out of PyTorch computes what went in, and runs from pixels that are the image processor's."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ import export_openvino
 import export_torch
 import exporting
 import numpy as np
+import onnx
 import pytest
 import run_exported
 import torch
@@ -88,6 +90,20 @@ def test_onnx_computes_what_the_model_does_at_any_size(exported):
         pixel_values = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
         expected = outputs_of(classifier, pixel_values).logits.numpy()
         np.testing.assert_allclose(runtime(pixel_values), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_int8_onnx_is_close_and_leaves_the_classifier(exported, tmp_path):
+    model, folder = exported
+    shutil.copytree(folder, tmp_path / "int8")
+    export_onnx.quantize_linear_layers(tmp_path / "int8" / "model.onnx")
+    nodes = onnx.load(tmp_path / "int8" / "model.onnx").graph.node
+    linear_layers = sum(
+        isinstance(module, torch.nn.Linear) for module in TwinsForImageClassification.from_pretrained(model).modules()
+    )
+    assert sum(node.op_type == "MatMulInteger" for node in nodes) == linear_layers - 1
+    pixel_values = np.random.default_rng(0).standard_normal((2, 3, 33, 47), dtype=np.float32)
+    expected, actual = (run_exported.load_runtime(path)(pixel_values) for path in (folder, tmp_path / "int8"))
+    assert 0 < exporting.relative_distance(actual, expected) < 0.05
 
 
 def test_folder_holds_all_that_the_runner_needs(exported):
@@ -206,7 +222,7 @@ def test_faults_are_one_sentence(exported, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="Images must be at least 4 pixels high and wide"):
         convert(export_torch, model, tmp_path / "out", "--height", "3")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(SystemExit, match=r'error: onnxscript is missing: pip install -e ".\[export\]"'):
+    with pytest.raises(SystemExit, match="error: onnxscript is missing: examples/export/README"):
         convert(export_onnx, model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
