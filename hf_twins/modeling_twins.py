@@ -367,7 +367,9 @@ class TwinsLocalAttention(TwinsAttention):
         self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch_size, height, width, _ = hidden_states.shape
-        rows, columns = -(-height // self.window_size), -(-width // self.window_size)
+        # Rounded up without dividing negative numbers, which ONNX rounds the other way.
+        rows = (height + self.window_size - 1) // self.window_size
+        columns = (width + self.window_size - 1) // self.window_size
         padding = (0, columns * self.window_size - width, 0, rows * self.window_size - height)
         # Padding by nothing would copy. In a graph with symbolic sizes, "nothing" is not to be decided on.
         is_padded = is_torchdynamo_exporting() or any(padding)

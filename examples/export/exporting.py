@@ -18,7 +18,6 @@ An export is a folder, there only when it is whole: the model's file, `export.js
 """
 
 import json
-import operator
 import shutil
 import sys
 import tempfile
@@ -268,12 +267,8 @@ def fixed_program(source: Source, model: ExportableModel, batch: Any = None) -> 
 
 def save_onnx(source: Source, file: Path, opset_version: int) -> None:
     """Write the model for images of any number, height and width, in float32."""
-    import onnxscript
-
-    opset: Any = onnxscript.opset18
-
-    def floor_divide(dividend: Any, divisor: Any) -> Any:
-        return opset.Div(opset.Sub(dividend, opset.Mod(dividend, divisor)), divisor)
+    # PyTorch's exporter needs it, and does not say so in a sentence.
+    import onnxscript  # noqa: F401
 
     torch.onnx.export(
         dynamic_program(source),
@@ -284,6 +279,4 @@ def save_onnx(source: Source, file: Path, opset_version: int) -> None:
         dynamo=True,
         verbose=False,
         external_data=False,
-        # PyTorch's own rounds sizes towards zero: -(-height // window_size), which pads to whole windows, would crop.
-        custom_translation_table={operator.floordiv: floor_divide},
     )
