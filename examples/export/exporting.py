@@ -65,7 +65,9 @@ class FixedSizeArguments(ExportArguments):
 
 def run_export(argument_class: type, export: Callable[[Any], Path], arguments: list[str] | None) -> None:
     """Let the command line decide, and end with one sentence where it cannot be done."""
-    (args,) = HfArgumentParser(argument_class).parse_args_into_dataclasses(args=arguments)  # type: ignore[arg-type]
+    # A dataclass, which the parser declares as something else.
+    parser = HfArgumentParser(argument_class)  # type: ignore[arg-type]
+    (args,) = parser.parse_args_into_dataclasses(args=arguments)
     try:
         print(f"exported to {export(args)}")
     except ImportError as error:
