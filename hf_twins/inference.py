@@ -115,8 +115,8 @@ def optimize_for_inference(
         )
     if dtype == torch.int8 and backend != "packed":
         raise ValueError(
-            f"int8 needs backend 'packed', which is for CPUs with oneDNN; this is {parameter.device.type} with backend "
-            f"{backend!r}: choose bfloat16."
+            f"int8 needs backend 'packed', which is for CPUs with oneDNN and models without adapters; here it is "
+            f"{backend!r}, on {parameter.device.type}: choose bfloat16."
         )
     float_dtype = torch.float32 if dtype == torch.int8 else dtype
     optimized = copy.deepcopy(model).eval().requires_grad_(False).to(float_dtype)
@@ -196,9 +196,11 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     try:
         linear = nn.Linear(24, 40, dtype=float_dtype).requires_grad_(False)
         hidden_states = torch.linspace(-1, 1, 72, dtype=float_dtype).view(3, 24)
-        torch.testing.assert_close(
-            prepare_linear(linear, dtype)(hidden_states), linear(hidden_states), rtol=0.02, atol=0.02
-        )
+        pairs = [(prepare_linear(linear, dtype), linear(hidden_states))]
+        if dtype != torch.int8:
+            pairs.append((PackedLinear(linear, "gelu"), nn.functional.gelu(linear(hidden_states))))
+        for prepared, expected in pairs:
+            torch.testing.assert_close(prepared(hidden_states), expected, rtol=0.02, atol=0.02)
     # They are private to PyTorch: whatever is wrong with them, there are others.
     except Exception as error:
         logger.warning(f"oneDNN's kernels cannot be used here: {error}")

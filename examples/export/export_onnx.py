@@ -18,7 +18,8 @@
     python examples/export/run_exported.py --model_dir outputs/onnx picture.png
 
 Classifiers and segmenters give `logits`, backbones `feature_map_0`, `feature_map_1` and so on. The folder is only there if
-ONNX Runtime computes what PyTorch does, at one and several images, at sizes that fill attention windows and that do not. int8 needs no images: linear layers scale their inputs as they come.
+ONNX Runtime computes what PyTorch does, at one and several images, at sizes that fill attention windows and that do not.
+int8 needs no images: linear layers scale their inputs as they come.
 """
 
 from dataclasses import dataclass, field

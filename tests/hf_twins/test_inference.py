@@ -144,6 +144,14 @@ def test_kernels_that_compute_something_else_are_found(monkeypatch):
     assert not inference.can_pack(torch.device("cpu"), torch.float32)
 
 
+def test_gelu_that_is_another_is_found(monkeypatch):
+    plain = inference.PackedLinear.__init__
+    monkeypatch.setattr(
+        inference.PackedLinear, "__init__", lambda self, linear, activation="none": plain(self, linear)
+    )
+    assert not inference.can_pack(torch.device("cpu"), torch.float32)
+
+
 @pytest.mark.parametrize("factor", [1.5, float("nan")])
 def test_verification_finds_other_outputs(monkeypatch, factor):
     pack = inference.pack
@@ -161,7 +169,7 @@ def test_wrong_arguments_are_named():
     model = TwinsForImageClassification(tiny_config())
     with pytest.raises(ValueError, match=r"dtype must be torch.float32, .*, torch.int8, got torch.float64"):
         optimize_for_inference(model, dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"int8 needs backend 'packed', .* with backend 'eager': choose bfloat16"):
+    with pytest.raises(ValueError, match=r"int8 needs backend 'packed', .* here it is 'eager', on cpu"):
         optimize_for_inference(model, dtype=torch.int8, backend="eager")
     with pytest.raises(ValueError, match=r"backend must be one of auto, eager, packed, compile, got 'fastest'"):
         optimize_for_inference(model, backend="fastest")
