@@ -254,13 +254,20 @@ def convert_checkpoint(
         timm_config: fields of a `TwinsConfig` read from timm's `config.json`, for a checkpoint of timm's.
 
     Raises:
-        ValueError: if the weights are not of a Twins model, some are missing, unknown, repeated, of the wrong shape, or
-            not finite. The message names them.
+        ValueError: if the weights are not of a Twins model, some are missing, unknown, repeated, of the wrong shape or
+            type, or not finite. The message names them.
     """
     source_format = detect_format(weights, is_timm=timm_config is not None)
     not_finite = [name for name, weight in weights.items() if not torch.isfinite(weight).all()]
     if not_finite:
         raise ValueError(f"The checkpoint has NaN or infinity in {listed(not_finite)}.")
+    not_numbers = [
+        f"{name} ({weight.dtype})"
+        for name, weight in weights.items()
+        if not weight.is_floating_point() and not name.endswith(BATCH_COUNTER)
+    ]
+    if not_numbers:
+        raise ValueError(f"The checkpoint's weights must be floating-point numbers, got {listed(not_numbers)}.")
     table = source_format.table
     ours = table.to_ours(weights)
     fields = dict(timm_config or infer_config(ours, table.window_layers(weights)))
@@ -279,6 +286,8 @@ def convert_checkpoint(
     )
 
 
+# Of a batch norm; the only integers that models have.
+BATCH_COUNTER = ".num_batches_tracked"
 CLASSIFIERS = ("classifier.weight", "decode_head.classifier.weight")
 # Their own weights have no prefix, where a model with a head has "twins.".
 WITHOUT_HEAD = (TwinsModel, TwinsBackbone)
@@ -357,7 +366,7 @@ def build_model(
         model = model_class(config).eval()
     expected = model.state_dict()
     # Older checkpoints do without the counter, and no model reads it in evaluation.
-    counters = {name: torch.tensor(0) for name in expected if name.endswith(".num_batches_tracked")}
+    counters = {name: torch.tensor(0) for name in expected if name.endswith(BATCH_COUNTER)}
     weights = counters | dict(weights)
     if missing := [name for name in expected if name not in weights]:
         raise ValueError(f"The checkpoint lacks the weights of {listed(missing)}.")

@@ -109,10 +109,22 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def convert(source: str, output: Path | None, args: argparse.Namespace) -> Path | None:
-    """Convert one checkpoint, print what was done, and return the folder written."""
-    if output is not None and output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output} exists: remove it, or give another --output.")
+    """Convert one checkpoint, print what was done, and return the folder written.
+
+    To be published, a folder that this very conversion has left is as good as a new one: publishing may have failed.
+    """
+    existing = output if output is not None and output.exists() and not is_empty_folder(output) else None
+    if existing is not None and not (args.push_to_hub and (existing / REPORT_NAME).is_file()):
+        raise ValueError(f"{existing} exists: remove it, or give another --output.")
     checkpoint = open_checkpoint(source, args.sha256, args.averaged)
+    if existing is not None:
+        check_report(existing)
+        if read_report(existing)["made_of"] != made_of(checkpoint, args):
+            raise ValueError(
+                f"{existing} exists, made of something else or with other options: remove it, or give another --output."
+            )
+        print(f"is there  {existing}")
+        return existing
     conversion = convert_checkpoint(checkpoint.weights, checkpoint.meta, checkpoint.timm_config)
     expected_variant = args.variant or (checkpoint.published or {}).get("variant")
     if expected_variant not in (None, conversion.variant):
@@ -134,6 +146,16 @@ def convert(source: str, output: Path | None, args: argparse.Namespace) -> Path 
     write_whole(output, lambda folder: write(folder, conversion, checkpoint, differences, repo_id, args))
     print(f"written   {output}")
     return output
+
+
+def is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def made_of(checkpoint: Checkpoint, args: argparse.Namespace) -> dict[str, Any]:
+    """What decides what is in the folder that is written."""
+    options = ("averaged", "dtype", "shard_size", "with_remote_code")
+    return {"source_sha256": checkpoint.sha256} | {name: getattr(args, name) for name in options}
 
 
 def has_remote_code(conversion: Conversion) -> bool:
@@ -209,7 +231,7 @@ def write(
     check_written(folder, conversion, processor)
     report = {
         "source": checkpoint.published["url"] if checkpoint.published else checkpoint.origin,
-        "source_sha256": checkpoint.sha256,
+        "made_of": made_of(checkpoint, args),
         "source_format": conversion.source_format.name,
         "relative_differences": differences,
         "sha256": {file.name: file_sha256(file) for file in sorted(folder.iterdir())},
@@ -265,11 +287,15 @@ def push(api: HfApi, folder: Path, repo_id: str, args: argparse.Namespace) -> No
             revision=args.revision,
             # What somebody else publishes meanwhile is not to be written over.
             parent_commit=head,
-            commit_message="Convert from " + json.loads((folder / REPORT_NAME).read_text(encoding="utf-8"))["source"],
+            commit_message="Convert from " + read_report(folder)["source"],
         )
     except (HFValidationError, httpx.HTTPError, RuntimeError, OSError) as error:
         raise OSError(f"{repo_id} was not published, {folder} is unchanged: {error}") from error
     print(f"published {commit.commit_url}")
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / REPORT_NAME).read_text(encoding="utf-8"))
 
 
 def check_report(folder: Path) -> None:
@@ -277,7 +303,7 @@ def check_report(folder: Path) -> None:
     report_file = folder / REPORT_NAME
     if not report_file.is_file():
         raise ValueError(f"{folder} has no {REPORT_NAME}: it was not converted by this program.")
-    expected = json.loads(report_file.read_text(encoding="utf-8"))["sha256"]
+    expected = read_report(folder)["sha256"]
     actual = {file.name: file_sha256(file) for file in folder.iterdir() if file.is_file() and file != report_file}
     changed = sorted(name for name in expected.keys() | actual.keys() if expected.get(name) != actual.get(name))
     if changed:

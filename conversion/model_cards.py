@@ -112,7 +112,8 @@ def model_card(
             ),
             usage=usage(conversion, repo_id, remote_code),
             install=(
-                "The code is in this repository and runs with `trust_remote_code=True`; with `pip install hf_twins` and "
+                "The code is in this repository and runs with `trust_remote_code=True`: read it, and add "
+                '`revision="..."` with the hash of the commit that you have read. With `pip install hf_twins` and '
                 "`import hf_twins`, that package's code is used instead."
                 if remote_code
                 else "It needs the package hf_twins: `pip install hf_twins`."

@@ -32,7 +32,7 @@ import hf_twins
 
 HERE = Path(__file__).resolve().parent
 SPACES = sorted(file.parent.name for file in HERE.glob("*/app.py"))
-LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.tmp", ".*")
+LEFT_OUT = ("__pycache__", "*.pyc", "*.tmp", ".*")
 
 
 def assemble(space: str, output: Path) -> None:
@@ -52,9 +52,11 @@ def assemble(space: str, output: Path) -> None:
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        shutil.copytree(HERE / space, partial, ignore=LEFT_OUT)
-        shutil.copytree(HERE / "twins_space", partial / "twins_space", ignore=LEFT_OUT)
-        shutil.copytree(package, partial / "hf_twins", ignore=LEFT_OUT)
+        shutil.copytree(HERE / space, partial, ignore=shutil.ignore_patterns(*LEFT_OUT))
+        # Their pages are for who works on them.
+        for folder in (HERE / "twins_space", package):
+            ignore = shutil.ignore_patterns(*LEFT_OUT, "README.md")
+            shutil.copytree(folder, partial / folder.name, ignore=ignore)
         shutil.copy(HERE.parent / "LICENSE", partial)
         if output.is_dir():
             output.rmdir()

@@ -23,10 +23,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import gradio as gr
+import numpy as np
 import PIL.Image
-from gradio.processing_utils import save_bytes_to_cache
 from gradio.utils import get_upload_folder
 from transformers.utils.logging import disable_progress_bar
 
@@ -82,14 +83,29 @@ def read_upload(payload: Any) -> PIL.Image.Image | None:
 
 def picture_output(label: str, **options: Any) -> gr.Image:
     """A picture that is shown pixel by pixel; its label, which would cover a corner of it, is for screen readers alone."""
-    return gr.Image(
+    image = gr.Image(
         label=label, show_label=False, format="png", interactive=False, buttons=["download", "fullscreen"], **options
     )
+    postprocess = image.postprocess
+
+    def postprocess_alone(value: PIL.Image.Image | np.ndarray | None) -> Any:
+        if value is not None:
+            value = PIL.Image.fromarray(value) if isinstance(value, np.ndarray) else value.copy()
+            # Gradio names files by their content, and writes once more into one that somebody else may just be sent.
+            value.info["answer"] = uuid4().hex
+        return postprocess(value)
+
+    image.postprocess = postprocess_alone  # type: ignore[method-assign, assignment]
+    return image
 
 
 def result_file(name: str, content: bytes) -> str:
     """Keep a file for whoever asked for it, as long as Gradio keeps its own, and give its path."""
-    return save_bytes_to_cache(content, name, get_upload_folder())
+    # A folder of its own, for the same reason.
+    file = Path(get_upload_folder()) / uuid4().hex / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    return str(file)
 
 
 def require(image: PIL.Image.Image | None) -> PIL.Image.Image:

@@ -146,7 +146,8 @@ def list_members(archive: Path) -> list[str]:
     try:
         with zipfile.ZipFile(archive) as opened:
             members = [member for member in opened.infolist() if not member.is_dir()]
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    # As below.
+    except Exception as error:
         raise PictureError("This zip archive is broken or incomplete: pack it anew and send that.") from error
     for member in members:
         # Backslashes and drives are another system's ways out.
@@ -177,11 +178,14 @@ def read_pictures(
 
 
 def read_member(archive: Path, member: str) -> PIL.Image.Image:
-    with zipfile.ZipFile(archive) as opened:
-        if opened.getinfo(member).file_size > MAX_FILE_SIZE:
-            raise PictureError(f"This file is too large: send one of at most {MAX_FILE_SIZE >> 20} MB.")
-        try:
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            if opened.getinfo(member).file_size > MAX_FILE_SIZE:
+                raise PictureError(f"This file is too large: send one of at most {MAX_FILE_SIZE >> 20} MB.")
             with opened.open(member) as file:
                 return read_picture(file)  # type: ignore[arg-type]  # an IO[bytes] that can be sought in
-        except (zipfile.BadZipFile, NotImplementedError) as error:
-            raise PictureError("This file is broken inside its zip archive: pack it anew and send that.") from error
+    except PictureError:
+        raise
+    # Of broken archives, zipfile believes what they say of themselves, and raises what follows from it.
+    except Exception as error:
+        raise PictureError("This file is broken inside its zip archive: pack it anew and send that.") from error

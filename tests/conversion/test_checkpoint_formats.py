@@ -195,6 +195,10 @@ BAD_WEIGHTS = {
     ),
     "NaN": (lambda weights: weights["norm.weight"].fill_(float("nan")), "NaN or infinity in norm.weight"),
     "infinity": (lambda weights: weights["norm.bias"][1:].fill_(float("inf")), "NaN or infinity in norm.bias"),
+    "integers": (
+        lambda weights: change(weights, "norm.bias", torch.ones(96, dtype=torch.int64)),
+        r"must be floating-point numbers, got norm.bias \(torch.int64\)",
+    ),
     "windows in odd blocks": (
         lambda weights: [
             weights.update({name.replace("0.0.attn", "0.1.attn"): weights[name]})

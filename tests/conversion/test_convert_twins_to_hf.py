@@ -88,7 +88,7 @@ def test_converted_folder_is_a_repository(source, output, capsys):
     assert all(torch.equal(weight, direct.state_dict()[name]) for name, weight in model.state_dict().items())
     assert AutoImageProcessor.from_pretrained(output).to_dict() == TwinsImageProcessor().to_dict()
     report = json.loads((output / "conversion.json").read_text())
-    assert report["source_sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert report["made_of"]["source_sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
     assert max(report["relative_differences"].values()) <= 1e-5
     printed = capsys.readouterr().out
     assert "format    authors' classification\n" in printed

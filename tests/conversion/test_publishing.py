@@ -153,6 +153,20 @@ def test_connection_cut_in_mid_upload_changes_nothing_and_can_be_repeated(patter
     TwinsForImageClassification.from_pretrained("somebody/twins")
 
 
+def test_what_was_converted_but_not_published_is_published_by_the_same_command(hub, source, tmp_path, capsys):
+    output = tmp_path / "converted"
+    hub.cut_uploads(after=500, times=100)
+    fails(source, "--output", output, *push_options())
+    hub.faults.clear()
+    assert f"{output} exists, made of something else or with other options" in fails(
+        source, "--output", output, "--dtype", "float16", *push_options()
+    )
+    capsys.readouterr()
+    run(source, "--output", output, *push_options())
+    assert "is there" in capsys.readouterr().out
+    TwinsForImageClassification.from_pretrained("somebody/twins")
+
+
 def test_hub_out_of_order_is_an_error(hub, source, tmp_path):
     hub.fail(times=100, status=503, pattern="/api/repos/create")
     assert "was not published" in fails(source, "--output", tmp_path / "converted", *push_options())

@@ -203,6 +203,15 @@ def test_broken_archive_is_refused(tmp_path):
         list_pictures([tmp_path / "broken.zip"])
 
 
+def test_member_that_is_nowhere_in_its_archive_is_refused(scene, tmp_path):
+    """The directory of an archive from which the beginning was cut off leads before its start."""
+    file = tmp_path / "cut.zip"
+    file.write_bytes(archive({"0.png": saved(scene, "PNG")})[2:])
+    ((_, refusal),) = read_pictures(list_pictures([file]))
+    assert isinstance(refusal, PictureError)
+    assert "broken inside its zip archive" in str(refusal)
+
+
 def test_encrypted_archive_is_refused(tmp_path):
     content = bytearray(write_zip(tmp_path / "locked.zip", {"one.png": b"123"}).read_bytes())
     content[content.rindex(b"PK\x01\x02") + 8] |= 1

@@ -1,0 +1,36 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Files that are whole where they are: a process that is killed, or a disk that is full, leaves none that is half written."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let a file be written under another name, and give it its own when all of it is there.
+
+    Args:
+        path: of the file; what is there is replaced.
+        write: writes a file of the path that it is called with, `path` with `.partial` at its end.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    write(partial)
+    partial.replace(path)
+
+
+def write_json(path: Path, content: Any, sort_keys: bool = False) -> None:
+    text = json.dumps(content, indent=2, sort_keys=sort_keys) + "\n"
+    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))

@@ -1,0 +1,90 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Fuzzing that is guided by coverage: what do the readers of weights and of pictures do with any bytes at all?
+
+    python tests/fuzz_readers.py weights --seconds 600
+    python tests/fuzz_readers.py pictures --seconds 600
+
+Anything but a result or the error that the reader promises stops it, with status 77, and leaves the bytes in
+`outputs/fuzzing`: make a test of them.
+"""
+
+import argparse
+import contextlib
+import io
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import atheris
+
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / folder) for folder in ("", "tests", "conversion", "spaces", "examples")]
+
+# Not all of PyTorch: what reads files.
+with atheris.instrument_imports(include=["PIL", "torch._weights_only_unpickler", "safetensors", "twins_space"]):
+    import PIL.Image  # noqa: F401
+    import torch._weights_only_unpickler  # noqa: F401
+    from twins_space.pictures import PictureError, read_picture
+
+from test_fuzzing import WEIGHTS_FILES, picture_files  # noqa: E402
+
+from hf_twins import original_checkpoints_twins  # noqa: E402
+
+
+def read_weights_of(content: bytes) -> None:
+    # In memory, if that is where temporary files are: the reader takes names of files.
+    with tempfile.NamedTemporaryFile(suffix=".safetensors" if content[8:9] == b"{" else ".pth") as file:
+        file.write(content)
+        file.flush()
+        with contextlib.suppress(ValueError):
+            original_checkpoints_twins.read_weights(file.name)
+
+
+def read_picture_of(content: bytes) -> None:
+    with contextlib.suppress(PictureError):
+        read_picture(io.BytesIO(content))
+
+
+TARGETS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {
+    "weights": (read_weights_of, list(WEIGHTS_FILES.values())),
+    "pictures": (read_picture_of, picture_files()),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("target", choices=TARGETS)
+    parser.add_argument("--seconds", type=int, default=60, help="how long (default: %(default)s)")
+    args = parser.parse_args()
+    # What libraries say about what is in the files.
+    warnings.simplefilter("ignore")
+    read, seeds = TARGETS[args.target]
+    found = ROOT / "outputs" / "fuzzing"
+    found.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as corpus:
+        for number, seed in enumerate(seeds):
+            Path(corpus, str(number)).write_bytes(seed)
+        options = [f"-max_total_time={args.seconds}", "-max_len=16384", "-timeout=30", f"-artifact_prefix={found}/"]
+        # Not the memory of the process: what it reports includes the most that its parent ever had.
+        options += ["-rss_limit_mb=0", "-malloc_limit_mb=1024", "-print_final_stats=1"]
+        atheris.Setup([sys.argv[0], corpus, *options], read)
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

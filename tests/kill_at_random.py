@@ -1,0 +1,315 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Every long-running script, killed again and again at random moments: is anything lost, repeated or half written?
+
+    python tests/kill_at_random.py --kills 20
+
+Each job is run once undisturbed, which gives what it should leave and how long it takes. Then it is started and sent SIGKILL,
+or SIGTERM, after a random part of that time, and started again as its user would, until it has been killed so many times
+by each; and then run to its end. Whenever it is killed, what lies under its final names has to be whole; in the end, there
+has to be what the undisturbed run left, and nothing beside it. Prints a table in Markdown.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from tqdm import tqdm
+
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / folder) for folder in ("tests", "conversion", "examples", "examples/image_classification")]
+SIGNALS = (signal.SIGKILL, signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A script to be killed.
+
+    Args:
+        name: of the script.
+        run: starts it, as the user who goes on after a stop would; called in a process of its own.
+        check: raises if what is in its output folder is not whole. Called after each kill.
+        outcome: what a run that came to its end has left, to be compared.
+        start_afresh: removes what a finished run left, so that there is something to do again.
+    """
+
+    name: str
+    run: Callable[[Path], Any]
+    check: Callable[[Path], Any]
+    outcome: Callable[[Path], Any]
+    start_afresh: Callable[[Path], Any]
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+
+
+def weights_of(folder: Path) -> list[tuple[str, list[float]]]:
+    return [(name, weight.tolist()) for name, weight in sorted(load_file(folder / "model.safetensors").items())]
+
+
+def remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def conversion_job(folder: Path) -> Job:
+    import convert_twins_to_hf
+    from source_checkpoints import TINY, source_weights
+
+    source = folder / "source.pth"
+    torch.save(source_weights("official", TINY["svt"]), source)
+
+    def run(output: Path) -> None:
+        if not (output / "model").exists():
+            convert_twins_to_hf.main([str(source), "--output", str(output / "model")])
+
+    def check(output: Path) -> None:
+        if (output / "model").exists():
+            convert_twins_to_hf.check_report(output / "model")
+
+    return Job("conversion/convert_twins_to_hf.py", run, check, files_of, remove)
+
+
+def publishing_job(folder: Path, hub: Any) -> Job:
+    import convert_twins_to_hf
+    from source_checkpoints import TINY, source_weights
+
+    source = folder / "source.pth"
+    torch.save(source_weights("official", TINY["svt"]), source)
+
+    def published() -> dict[str, str]:
+        if ("model", REPO_ID) not in hub.repositories:
+            return {}
+        return {name: blob.oid for name, blob in hub.repository(REPO_ID).branches["main"].files.items()}
+
+    def run(output: Path) -> None:
+        arguments = [str(source), "--output", str(output / "model"), "--push-to-hub", "--repo-id", REPO_ID]
+        convert_twins_to_hf.main(arguments)
+
+    def check(output: Path) -> None:
+        # The commit is one: all of the folder, or nothing of it.
+        names = set(published()) - {".gitattributes"}
+        if names:
+            assert names == set(files_of(output / "model")), names
+
+    def outcome(output: Path) -> Any:
+        return published(), files_of(output)
+
+    def start_afresh(output: Path) -> None:
+        remove(output)
+        hub.repositories.clear()
+
+    return Job("the same, with --push-to-hub", run, check, outcome, start_afresh)
+
+
+REPO_ID = "somebody/twins"
+
+
+def training_job(folder: Path, script: str) -> Job:
+    import importlib
+
+    from classification_utils import digit_pictures, options, save_start, write_parquet
+
+    module = importlib.import_module(script)
+    start, digits = folder / "start", folder / "digits"
+    if not start.exists():
+        save_start(start)
+        write_parquet(digits, *digit_pictures())
+    every_two = ["--checkpointing_steps", "2"]
+    if script == "run_trainer":
+        every_two = ["--save_strategy", "steps", "--save_steps", "2", "--disable_tqdm", "true"]
+
+    def run(output: Path) -> None:
+        resume = ["--resume_from_checkpoint", "latest"] if output.exists() else []
+        module.main([*options(digits, start, output), *every_two, "--dataloader_num_workers", "0", *resume])
+
+    def check(output: Path) -> None:
+        results = output / "all_results.json"
+        if results.exists():
+            json.loads(results.read_text())
+
+    def outcome(output: Path) -> Any:
+        return weights_of(output), json.loads((output / "all_results.json").read_text())["eval_accuracy"]
+
+    return Job(f"image_classification/{script}.py", run, check, outcome, remove)
+
+
+def evaluation_job(folder: Path) -> Job:
+    import evaluate
+    from classification_utils import save_start, write_digit_folder
+
+    start, digits = folder / "start", folder / "digit_folder"
+    if not start.exists():
+        save_start(start)
+    write_digit_folder(digits, 400)
+
+    def run(output: Path) -> None:
+        arguments = ["--model_name_or_path", start, "--dataset_dir", digits, "--output_dir", output]
+        evaluate.main([str(argument) for argument in [*arguments, "--dataloader_num_workers", 0]])
+
+    def results(output: Path) -> Any:
+        file = output / "all_results.json"
+        return json.loads(file.read_text())["eval_accuracy"] if file.exists() else None
+
+    return Job("image_classification/evaluate.py", run, results, results, remove)
+
+
+def prediction_job(folder: Path) -> Job:
+    import batch_predict
+    import pyarrow.parquet
+    from classification_utils import save_start, write_digit_folder
+
+    start, digits = folder / "start", folder / "digit_folder"
+    if not start.exists():
+        save_start(start)
+    write_digit_folder(digits, 400)
+
+    def run(output: Path) -> None:
+        arguments = ["--model_name_or_path", start, "--input_dir", digits, "--output_dir", output, "--shard_size", 8]
+        batch_predict.main([str(argument) for argument in [*arguments, "--dataloader_num_workers", 0]])
+
+    def rows(output: Path) -> Any:
+        found = [row for file in output.glob("*.parquet") for row in pyarrow.parquet.read_table(file).to_pylist()]
+        assert len({row["path"] for row in found}) == len(found), "an image was predicted twice"
+        return sorted((row["path"], row["label"]) for row in found)
+
+    return Job("image_classification/batch_predict.py", run, rows, lambda out: (rows(out), files_of(out)), remove)
+
+
+@contextlib.contextmanager
+def all_jobs(folder: Path) -> Iterator[list[Job]]:
+    from loopback_hub import serve_hub
+
+    with serve_hub(tokens={"hf_write": "write"}) as hub, hub.in_process(folder / "home", token="hf_write"):
+        yield [
+            conversion_job(folder),
+            publishing_job(folder, hub),
+            training_job(folder, "run_trainer"),
+            training_job(folder, "run_accelerate"),
+            evaluation_job(folder),
+            prediction_job(folder),
+        ]
+
+
+def start_process(job: Job, output: Path, log: Path) -> int:
+    """A process that does the job, and its number: forked, because to import everything anew takes longer than the jobs."""
+    process = os.fork()
+    if process:
+        return process
+    status = 1
+    try:
+        printed = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(printed, 1)
+        os.dup2(printed, 2)
+        job.run(output)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def run_to_the_end(job: Job, output: Path, log: Path) -> float:
+    started = time.monotonic()
+    _, status = os.waitpid(start_process(job, output, log), 0)
+    if status != 0:
+        raise RuntimeError(f"{job.name} ended with status {status}.")
+    return time.monotonic() - started
+
+
+def torment(job: Job, folder: Path, kills: int, log: Path, seed: int = 0) -> dict[str, Any]:
+    """Kill a job so many times by each signal, and compare what it leaves with what an undisturbed run leaves.
+
+    Returns:
+        The name of the job, the kills by each signal, how many came before there was any output, how many runs were through
+        before they were to be killed, and the seconds of an undisturbed run.
+
+    Raises:
+        AssertionError: if something was lost, repeated or half written.
+        RuntimeError: if a run fails, which nobody killed.
+    """
+    chance = random.Random(seed)
+    output = folder / "output"
+    job.start_afresh(output)
+    seconds = run_to_the_end(job, output, log)
+    expected = job.outcome(output)
+    job.start_afresh(output)
+    counts = dict.fromkeys((*SIGNALS, "finished", "empty"), 0)
+    progress = tqdm(total=kills * len(SIGNALS), desc=job.name, unit=" kills")
+    for number in SIGNALS:
+        while counts[number] < kills:
+            process = start_process(job, output, log)
+            time.sleep(chance.uniform(0, 1.1 * seconds))
+            os.kill(process, number)
+            _, status = os.waitpid(process, 0)
+            if os.WIFSIGNALED(status):
+                counts[number] += 1
+                progress.update()
+                counts["empty"] += not output.exists() or not any(output.iterdir())
+                job.check(output)
+            else:
+                assert status == 0, f"{job.name} ended with status {status} after it had been killed"
+                counts["finished"] += 1
+                assert job.outcome(output) == expected, f"{job.name} left something else than when undisturbed"
+                job.start_afresh(output)
+    progress.close()
+    run_to_the_end(job, output, log)
+    assert job.outcome(output) == expected, f"{job.name} left something else than when undisturbed"
+    job.start_afresh(output)
+    return {"job": job.name, "seconds": seconds, **{str(getattr(key, "name", key)): counts[key] for key in counts}}
+
+
+def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20, help="of each script, by each signal (default: %(default)s)")
+    parser.add_argument("--only", help="part of the name of the scripts to kill")
+    parser.add_argument("--log", type=Path, default=os.devnull, help="file for what the scripts print")
+    args = parser.parse_args(arguments)
+    # A process that is forked has only one of its parent's threads.
+    torch.set_num_threads(1)
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        # No traces in the user's cache. The libraries read it once, when they are imported.
+        os.environ["HF_HOME"] = f"{folder}/home"
+        with all_jobs(Path(folder)) as jobs:
+            for job in jobs:
+                if args.only is None or args.only in job.name:
+                    results.append(torment(job, Path(folder), args.kills, args.log))
+    print("| script | seconds undisturbed | SIGKILL | SIGTERM | before any output | finished first |")
+    print("|---|---|---|---|---|---|")
+    for each in results:
+        print(
+            f"| `{each['job']}` | {each['seconds']:.1f} | {each['SIGKILL']} | {each['SIGTERM']} | {each['empty']} | "
+            f"{each['finished']} |"
+        )
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Load: does memory stay flat, and is every answer right, when there is much to do for long?
+
+    python tests/load.py clients --clients 64 --seconds 600
+    python tests/load.py switching --switches 50
+    python tests/load.py predictions --images 100000
+
+Prints what was done, and how much memory the process had to itself a while after its start and at its end.
+"""
+
+import argparse
+import io
+import itertools
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow
+import pyarrow.parquet
+from tqdm import tqdm
+
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from classification_utils import digit_pictures, save_start  # noqa: E402
+from gradio_client import handle_file  # noqa: E402
+from space_server import SPACES, digit_image, serve  # noqa: E402
+
+
+MODELS = tuple(sorted(folder.name for folder in (SPACES / "image_classification" / "models").iterdir()))
+
+
+class MemoryWatch:
+    """The memory that a process has to itself, looked at twice a second while it runs."""
+
+    def __init__(self, process: int, seconds: float = 0.5):
+        self.process, self.seconds = psutil.Process(process), seconds
+        self.megabytes: list[float] = []
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self.watch, daemon=True)
+
+    def watch(self) -> None:
+        while not self.stopped.wait(self.seconds):
+            try:
+                self.megabytes.append(self.process.memory_full_info().uss / 2**20)
+            except psutil.NoSuchProcess:
+                return
+
+    def __enter__(self) -> "MemoryWatch":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stopped.set()
+        self.thread.join()
+
+    def growth(self) -> dict[str, float]:
+        """In MB: the most in the third fifth of the time, when all is warm, and in the last.
+
+        Not earlier: on a slow machine imports take nearly half of a short run.
+        """
+        fifth = max(1, len(self.megabytes) // 5)
+        return {"warm": max(self.megabytes[2 * fifth : 3 * fifth]), "at the end": max(self.megabytes[-fifth:])}
+
+
+def clients(folder: Path, num_clients: int, seconds: float) -> dict[str, Any]:
+    """A Space that so many clients ask for so long, without a pause, for the labels of different digits."""
+    indices = range(0, 1797, 29)
+    files = [folder / f"{index}.png" for index in indices]
+    for index, file in zip(indices, files):
+        digit_image(index).save(file)
+    with serve(SPACES / "image_classification", folder / "log.txt") as server:
+        expected = {
+            (file, model): answer(server.client(), file, model)
+            for file in tqdm(files, desc="one at a time")
+            for model in MODELS
+        }
+        # Opened a few at a time: each asks for the page's configuration.
+        with ThreadPoolExecutor(8) as pool:
+            opened = list(pool.map(lambda _: server.client(), range(num_clients)))
+        end = time.monotonic() + seconds
+
+        def ask(number: int) -> list[tuple[float, bool]]:
+            done = []
+            for index in itertools.count(number):
+                if time.monotonic() > end:
+                    return done
+                question = files[index % len(files)], MODELS[index % len(MODELS)]
+                started = time.monotonic()
+                is_right = answer(opened[number], *question) == expected[question]
+                done.append((time.monotonic() - started, is_right))
+            return done
+
+        with MemoryWatch(server.process.pid) as memory, ThreadPoolExecutor(num_clients) as pool:
+            answers = [each for done in pool.map(ask, range(num_clients)) for each in done]
+    taken = sorted(taken for taken, _ in answers)
+    return {
+        "clients": num_clients,
+        "seconds": seconds,
+        "answers": len(answers),
+        "wrong": sum(not is_right for _, is_right in answers),
+        "answers a second": len(answers) / seconds,
+        "median seconds": statistics.median(taken),
+        "95 % within": taken[int(0.95 * len(taken))],
+        **memory.growth(),
+    }
+
+
+def answer(client: Any, file: Path, model: str) -> tuple[str, float]:
+    label, _, details = client.predict(handle_file(file), model, api_name="/classify")
+    if not details.startswith(model):
+        raise RuntimeError(f"asked {model}, answered was {details}")
+    # Batches are put together differently from time to time, and so are sums.
+    return label["label"], round(label["confidences"][0]["confidence"], 3)
+
+
+def switching(folder: Path, switches: int) -> dict[str, Any]:
+    """A Space that is asked for another model each time."""
+    digit_image(3).save(folder / "3.png")
+    with serve(SPACES / "image_classification", folder / "log.txt") as server:
+        client = server.client()
+        megabytes = []
+        for number in tqdm(range(switches + len(MODELS)), desc="switching"):
+            answer(client, folder / "3.png", MODELS[number % len(MODELS)])
+            megabytes.append(psutil.Process(server.process.pid).memory_full_info().uss / 2**20)
+    warm = megabytes[len(MODELS) :]
+    fifth = max(1, len(warm) // 5)
+    return {"switches": switches, "warm": max(warm[:fifth]), "at the end": max(warm[-fifth:])}
+
+
+def predictions(folder: Path, images: int) -> dict[str, Any]:
+    """So many predictions of a tiny model, by `batch_predict.py`."""
+    contents = []
+    for picture in digit_pictures()[0]:
+        file = io.BytesIO()
+        picture.save(file, format="PNG")
+        contents.append({"bytes": file.getvalue(), "path": None})
+    source, output = folder / "images", folder / "predictions"
+    source.mkdir()
+    for part, start in enumerate(range(0, images, 2_000)):
+        rows = [contents[index % len(contents)] for index in range(start, min(start + 2_000, images))]
+        pyarrow.parquet.write_table(pyarrow.table({"image": rows}), source / f"{part:03}.parquet")
+    command = [
+        *(sys.executable, ROOT / "examples" / "image_classification" / "batch_predict.py"),
+        *("--model_name_or_path", save_start(folder / "model"), "--input_dir", source, "--output_dir", output),
+        *("--image_column_name", "image", "--shard_size", max(1, images // 100), "--dataloader_num_workers", 0),
+    ]
+    started = time.monotonic()
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home")},
+    )
+    with MemoryWatch(process.pid) as memory:
+        status = process.wait()
+    if status != 0:
+        raise RuntimeError(f"batch_predict.py ended with status {status}.")
+    rows = sum(pyarrow.parquet.read_metadata(file).num_rows for file in output.glob("*.parquet"))
+    return {"images": images, "predicted": rows, "seconds": time.monotonic() - started, **memory.growth()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["clients", "switching", "predictions"])
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=600, help="how long the clients ask")
+    parser.add_argument("--switches", type=int, default=50)
+    parser.add_argument("--images", type=int, default=100_000)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if args.what == "clients":
+            result = clients(folder, args.clients, args.seconds)
+        elif args.what == "switching":
+            result = switching(folder, args.switches)
+        else:
+            result = predictions(folder, args.images)
+    for key, value in result.items():
+        print(f"{key:17} {value:.2f}" if isinstance(value, float) else f"{key:17} {value}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,297 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What nobody thought of: configurations, shapes, masks, checkpoints and pictures that are drawn at random.
+
+Each is accepted and works, or is refused with a sentence. The draws are the same in every run.
+"""
+
+import io
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from checkpoint_formats import convert_checkpoint
+from checkpoint_sources import open_checkpoint
+from hostile_files import saved
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from image_data import decoded
+from source_checkpoints import TINY, source_weights
+from testing_utils import FAMILIES, randomize, rectangle_mask, tiny_config
+from twins_space.pictures import PictureError, list_pictures, read_picture, read_pictures
+
+from hf_twins import TwinsConfig, TwinsForImageClassification, TwinsForSemanticSegmentation, TwinsImageProcessor
+from hf_twins.original_checkpoints_twins import read_weights
+
+
+settings.register_profile(
+    "reproducible", derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+)
+settings.load_profile("reproducible")
+
+
+@st.composite
+def configurations(draw) -> dict[str, Any]:
+    """Fields that fit each other, and now and then one that does not."""
+    num_stages = draw(st.integers(1, 4))
+    heads = draw(st.lists(st.integers(1, 3), min_size=num_stages, max_size=num_stages))
+    fields: dict[str, Any] = {
+        "num_attention_heads": heads,
+        "hidden_sizes": [head * draw(st.sampled_from([1, 2, 3, 8])) for head in heads],
+        "depths": draw(st.lists(st.integers(1, 3), min_size=num_stages, max_size=num_stages)),
+        "mlp_ratios": draw(st.lists(st.sampled_from([0.5, 1, 2, 4]), min_size=num_stages, max_size=num_stages)),
+        "sr_ratios": draw(st.lists(st.integers(1, 4), min_size=num_stages, max_size=num_stages)),
+        "patch_size": draw(st.integers(1, 4)),
+        "num_channels": draw(st.integers(1, 5)),
+        "num_labels": draw(st.integers(1, 4)),
+        "window_size": draw(st.none() | st.integers(1, 4)),
+        "window_padding": draw(st.sampled_from(["masked", "zeros", "authors_segmentation"])),
+        "patch_padding": draw(st.booleans()),
+        "use_stage_norm": draw(st.booleans()),
+        "qkv_bias": draw(st.booleans()),
+        "hidden_act": draw(st.sampled_from(["gelu", "relu", "silu"])),
+        "drop_path_rate": draw(st.sampled_from([0, 0.3])),
+    }
+    if draw(st.integers(0, 3)) == 0:
+        # The number of labels is transformers' own.
+        name = draw(st.sampled_from(sorted(fields.keys() - {"num_labels"})))
+        anything = (
+            st.none() | st.integers(-3, 3) | st.floats(-1, 1) | st.text(max_size=3) | st.lists(st.integers(-2, 2))
+        )
+        fields[name] = draw(anything)
+    return fields
+
+
+@settings(max_examples=60)
+@given(fields=configurations(), height=st.integers(0, 9), width=st.integers(0, 9))
+def test_configuration_is_refused_by_name_or_its_model_runs_and_reloads(fields, height, width):
+    try:
+        config = TwinsConfig(**fields)
+    # The second is huggingface_hub's, for fields of the wrong type.
+    except (ValueError, StrictDataclassFieldValidationError) as error:
+        assert any(name in str(error) for name in fields), error
+        return
+    model = randomize(TwinsForImageClassification(config))
+    height, width = config.min_image_size + height, config.min_image_size + width
+    images = torch.rand(2, config.num_channels, height, width)
+    with torch.inference_mode():
+        logits = model(images).logits
+    assert logits.shape == (2, config.num_labels)
+    assert logits.isfinite().all()
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        reloaded = TwinsForImageClassification.from_pretrained(folder)
+    assert {name: getattr(reloaded.config, name) for name in fields} == {
+        name: getattr(config, name) for name in fields
+    }
+    assert all(torch.equal(weight, model.state_dict()[name]) for name, weight in reloaded.state_dict().items())
+    with torch.inference_mode():
+        # The same weights at another place in memory may be summed up in another order.
+        torch.testing.assert_close(reloaded(images).logits, logits)
+
+
+MODELS = {
+    (family, padding): randomize(TwinsForImageClassification(tiny_config(family, window_padding=padding)))
+    for family in FAMILIES
+    for padding in ("masked", "zeros", "authors_segmentation")
+}
+
+
+@settings(max_examples=50)
+@given(
+    model=st.sampled_from(sorted(MODELS)).map(MODELS.__getitem__),
+    sizes=st.lists(st.tuples(st.integers(8, 40), st.integers(8, 40)), min_size=1, max_size=3),
+    extra=st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    padding_value=st.sampled_from([0.0, 1e4, float("nan")]),
+)
+def test_masked_batch_gives_what_its_images_give_alone(model, sizes, extra, padding_value):
+    images = [torch.randn(3, height, width) for height, width in sizes]
+    height, width = (max(side) + more for side, more in zip(zip(*sizes), extra))
+    batch = torch.full((len(images), 3, height, width), padding_value)
+    for place, image in zip(batch, images):
+        place[:, : image.shape[1], : image.shape[2]] = image
+    with torch.inference_mode():
+        logits = model(batch, pixel_mask=rectangle_mask(sizes, height, width)).logits
+        expected = torch.cat([model(image[None]).logits for image in images])
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+SEGMENTER = randomize(TwinsForSemanticSegmentation(tiny_config(fpn_hidden_size=16, decoder_hidden_size=16)))
+
+
+@settings(max_examples=40)
+@given(shape=st.tuples(*[st.integers(0, 3), st.integers(0, 4), st.integers(0, 33), st.integers(0, 33)]))
+@pytest.mark.parametrize("model", [MODELS["svt", "masked"], SEGMENTER], ids=["classifier", "segmenter"])
+def test_images_of_any_shape_are_computed_or_refused(model, shape):
+    try:
+        with torch.inference_mode():
+            logits = model(torch.zeros(shape)).logits
+    except ValueError as error:
+        assert "pixel_values" in str(error)
+        assert shape[1] != 3 or min(shape[2:]) < 8 or shape[0] == 0
+    else:
+        assert logits.shape[0] == shape[0]
+
+
+CHECKPOINTS = {family: source_weights("official", TINY[family]) for family in FAMILIES}
+DAMAGES = {
+    "drop": lambda weights, name, number: weights.pop(name),
+    "rename": lambda weights, name, number: weights.update({other_name(name, number): weights.pop(name)}),
+    "repeat": lambda weights, name, number: weights.update({other_name(name, number): weights[name]}),
+    "more dimensions": lambda weights, name, number: weights.update({name: weights[name][None]}),
+    "fewer dimensions": lambda weights, name, number: weights.update({name: weights[name].flatten()[number]}),
+    "cut": lambda weights, name, number: weights.update({name: weights[name][:number]}),
+    "NaN": lambda weights, name, number: weights.update({name: torch.full_like(weights[name], float("nan"))}),
+    "type": lambda weights, name, number: weights.update({name: weights[name].to(DTYPES[number % len(DTYPES)])}),
+    "object": lambda weights, name, number: weights.update({name: OBJECTS[number % len(OBJECTS)]}),
+}
+DTYPES = (torch.int64, torch.bool, torch.complex64, torch.float16)
+OBJECTS = (None, 3, "text", [1.0], {"state_dict": 1})
+
+
+def other_name(name: str, number: int) -> str:
+    """With another stage, block or module in it."""
+    parts = name.split(".")
+    parts[number % len(parts)] = ("0", "1", "7", "-1", "x", "", "99999999999")[number % 7]
+    return ".".join(parts)
+
+
+@settings(max_examples=80)
+@given(
+    family=st.sampled_from(FAMILIES),
+    damages=st.lists(st.tuples(st.sampled_from(sorted(DAMAGES)), st.integers(0, 200), st.integers(0, 31)), max_size=2),
+)
+def test_checkpoint_is_converted_whole_or_refused(family, damages):
+    weights = dict(CHECKPOINTS[family])
+    for damage, place, number in damages:
+        name = sorted(weights)[place % len(weights)]
+        if torch.is_tensor(weights[name]) and weights[name].ndim:
+            DAMAGES[damage](weights, name, number)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "weights.pth")
+        torch.save(weights, file)
+        try:
+            read = open_checkpoint(str(file)).weights
+            model = convert_checkpoint(read).model
+        except ValueError as error:
+            assert str(error)
+            return
+    # All that is there is used: as many numbers, every one finite, in a model that runs.
+    assert sum(weight.numel() for weight in read.values()) == sum(
+        parameter.numel() for parameter in model.parameters()
+    )
+    with torch.inference_mode():
+        assert model.float()(torch.rand(1, 3, 64, 64)).logits.isfinite().all()
+
+
+@st.composite
+def damaged_files(draw, content: st.SearchStrategy[bytes]) -> bytes:
+    """Bytes flipped, cut out, written over or added."""
+    damaged = bytearray(draw(content))
+    for _ in range(draw(st.integers(1, 4))):
+        place = draw(st.integers(0, max(0, min(len(damaged), 400) - 1)) | st.integers(0, max(0, len(damaged) - 1)))
+        damage = draw(st.sampled_from(["flip", "cut", "insert", "end", "huge"]))
+        if damage == "flip" and damaged:
+            damaged[place] ^= draw(st.integers(1, 255))
+        elif damage == "cut":
+            del damaged[place : place + draw(st.integers(1, 64))]
+        elif damage == "insert":
+            damaged[place:place] = draw(st.binary(min_size=1, max_size=16))
+        elif damage == "end":
+            del damaged[place:]
+        elif damage == "huge":
+            damaged[place : place + 4] = b"\xff\xff\xff\x7f"
+    return bytes(damaged)
+
+
+def weights_file(suffix: str) -> bytes:
+    from safetensors.torch import save
+
+    weights = {"a.weight": torch.ones(2, 3), "a.bias": torch.zeros(2, dtype=torch.float16)}
+    if suffix == ".safetensors":
+        return save(weights)
+    file = io.BytesIO()
+    torch.save({"state_dict": weights, "epoch": 3}, file, _use_new_zipfile_serialization=suffix == ".pth")
+    return file.getvalue()
+
+
+# The last is PyTorch's older format.
+WEIGHTS_FILES = {suffix: weights_file(suffix) for suffix in (".safetensors", ".pth", ".bin")}
+
+
+@pytest.mark.filterwarnings("ignore")  # of PyTorch, about what is in the file
+@pytest.mark.parametrize("suffix", WEIGHTS_FILES)
+@settings(max_examples=120)
+@given(data=st.data())
+def test_damaged_file_of_weights_is_read_or_refused(suffix, data):
+    content = data.draw(damaged_files(st.just(WEIGHTS_FILES[suffix])))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, f"weights{suffix}")
+        file.write_bytes(content)
+        try:
+            weights = read_weights(file)
+        except ValueError as error:
+            assert str(file) in str(error)
+        else:
+            assert all(torch.is_tensor(weight) for weight in weights.values())
+
+
+def picture_files() -> list[bytes]:
+    picture = PIL.Image.fromarray(np.arange(40 * 30 * 3, dtype=np.uint32).astype(np.uint8).reshape(30, 40, 3))
+    return [saved(picture, image_format) for image_format in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")]
+
+
+@pytest.mark.filterwarnings("ignore")  # of Pillow, about what is in the file
+@settings(max_examples=400)
+@given(content=damaged_files(st.sampled_from(picture_files())) | st.binary(max_size=200))
+def test_damaged_picture_is_read_or_refused(content):
+    """By the Spaces, by the scripts, and, if it can be decoded, by the image processor."""
+    try:
+        picture = read_picture(io.BytesIO(content))
+    except PictureError as error:
+        assert str(error).endswith(".")
+    else:
+        assert picture.mode == "RGB"
+        assert max(picture.size) <= 2048
+    image = decoded({"bytes": content, "path": None})
+    if image is not None and image.width * image.height < 10**6:
+        pixel_values = TwinsImageProcessor()(image.convert("RGB"), return_tensors="pt")["pixel_values"]
+        assert pixel_values.shape == (1, 3, 224, 224)
+        assert pixel_values.isfinite().all()
+
+
+def archive_of_pictures() -> bytes:
+    from hostile_files import archive
+
+    return archive({f"{index}.png": content for index, content in enumerate(picture_files())})
+
+
+@pytest.mark.filterwarnings("ignore")
+@settings(max_examples=150)
+@given(content=damaged_files(st.just(archive_of_pictures())))
+def test_damaged_archive_is_read_or_refused(content):
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "pictures.zip")
+        file.write_bytes(content)
+        try:
+            pictures = list_pictures([file])
+        except PictureError as error:
+            assert str(error).endswith(".")
+        else:
+            assert all(isinstance(each, PIL.Image.Image | PictureError) for _, each in read_pictures(pictures))

@@ -1,0 +1,61 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Short runs of what can be run for long: kills at random, load, and fuzzing guided by coverage."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import load
+import pytest
+
+
+pytestmark = pytest.mark.slow
+TESTS = Path(__file__).parent
+
+
+@pytest.mark.parametrize("name", ["convert_twins_to_hf.py", "push", "trainer", "accelerate", "evaluate", "predict"])
+def test_killed_scripts_lose_and_repeat_nothing(name):
+    """In a process of its own: it forks."""
+    command = [sys.executable, TESTS / "kill_at_random.py", "--kills", "2", "--only", name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [line.split(" | ") for line in done.stdout.splitlines()[2:]]
+    assert [row[2:4] for row in rows] == [["2", "2"]]
+
+
+def test_clients_at_once_get_right_answers_in_flat_memory(tmp_path):
+    result = load.clients(tmp_path, num_clients=64, seconds=30)
+    assert result["answers"] > 100
+    assert result["wrong"] == 0
+    assert result["at the end"] < 1.15 * result["warm"]
+
+
+def test_models_are_switched_in_flat_memory(tmp_path):
+    result = load.switching(tmp_path, switches=20)
+    assert result["at the end"] < 1.1 * result["warm"]
+
+
+def test_predictions_are_made_in_flat_memory(tmp_path):
+    result = load.predictions(tmp_path, images=10_000)
+    assert result["predicted"] == 10_000
+    assert result["at the end"] < 1.1 * result["warm"]
+
+
+@pytest.mark.parametrize("target", ["weights", "pictures"])
+def test_readers_withstand_any_bytes(target):
+    command = [sys.executable, TESTS / "fuzz_readers.py", target, "--seconds", "20"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "stat::number_of_executed_units" in done.stderr

@@ -1,0 +1,105 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What must not be in the source: calls that run what a file or a stranger says, and actions that may change under a name."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted(
+    file for folder in ("hf_twins", "conversion", "examples", "spaces") for file in ROOT.glob(f"{folder}/**/*.py")
+)
+# `dynamo` is not `eval`: what is forbidden is the builtin, and the modules whose files are programs.
+FORBIDDEN = {
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "os.system",
+    "os.popen",
+    "joblib.load",
+    "dill.load",
+    "dill.loads",
+}
+FORBIDDEN |= {
+    f"{module}.{function}" for module in ("pickle", "marshal", "shelve") for function in ("load", "loads", "open")
+}
+
+
+def forbidden_calls(source: str) -> list[str]:
+    """Each as its line and what is wrong with it."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        arguments = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        if name in FORBIDDEN:
+            found.append(f"{node.lineno}: {name}")
+        if name == "torch.load" and arguments.get("weights_only") != "True":
+            found.append(f"{node.lineno}: torch.load without weights_only=True")
+        if arguments.get("shell") == "True":
+            found.append(f"{node.lineno}: shell=True")
+        if arguments.get("trust_remote_code") == "True" and "revision" not in arguments:
+            found.append(f"{node.lineno}: trust_remote_code=True without a revision")
+        if arguments.get("allow_pickle") == "True":
+            found.append(f"{node.lineno}: allow_pickle=True")
+    return found
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "eval(text)",
+        "pickle.load(file)",
+        "torch.load(file)",
+        "torch.load(file, weights_only=False)",
+        "subprocess.run(command, shell=True)",
+        "AutoModel.from_pretrained(name, trust_remote_code=True)",
+        "numpy.load(file, allow_pickle=True)",
+    ],
+)
+def test_what_is_forbidden_is_found(source):
+    assert forbidden_calls(source)
+
+
+def test_nothing_runs_what_a_file_says():
+    assert len(SOURCES) > 50
+    found = {str(file.relative_to(ROOT)): forbidden_calls(file.read_text(encoding="utf-8")) for file in SOURCES}
+    assert {file: calls for file, calls in found.items() if calls} == {}
+
+
+def test_actions_are_pinned_to_commits():
+    workflows = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+    uses = [
+        use for file in workflows for use in re.findall(r"uses: (\S+)( +# v[\d.]+)?", file.read_text(encoding="utf-8"))
+    ]
+    assert len(uses) > 3
+    for action, version in uses:
+        assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", action), action
+        assert version, f"{action}: say which version this is"
+
+
+def test_workflows_ask_for_no_more_rights_than_they_need():
+    for file in (ROOT / ".github" / "workflows").glob("*.yml"):
+        text = file.read_text(encoding="utf-8")
+        assert re.search(r"^permissions:\n  contents: read$", text, re.MULTILINE), file
+        assert "persist-credentials: false" in text, file
+        assert "pull_request_target" not in text, file
+        # What a stranger can write into: a title, a branch's name, a message.
+        assert not re.search(r"\$\{\{ *github\.(event\.(?!release)|head_ref)", text), file
