@@ -43,7 +43,7 @@ from .remote_code import save_remote_code
 from .variants_twins import TWINS_VARIANTS, TwinsVariant, published_variant
 
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 # exist_ok: so that importing the package again (a reload, or a copy beside it) is no error, and transformers' own Twins,
 # should it get one, does not break this import.
