@@ -52,7 +52,7 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # Runtimes that models are exported to, and the dtypes that these exports have.
 RUNTIMES = {
-    "onnxruntime": ("float32",),
+    "onnxruntime": ("float32", "int8"),
     "openvino": ("float32", "bfloat16", "int8"),
     "aotinductor": ("float32", "bfloat16"),
 }
@@ -91,6 +91,21 @@ class Case:
         return replace(self, contender="timm", dtype="float32", checkpoints=False)
 
 
+def what_prevents(case: Case, device: str) -> str | None:
+    """Why a contender cannot do something, if it cannot."""
+    if case.contender in RUNTIMES and (
+        case.mode != "inference" or device != "cpu" or case.dtype not in RUNTIMES[case.contender]
+    ):
+        return f"{case.contender} is measured in inference on CPUs, in {', '.join(RUNTIMES[case.contender])}"
+    if case.mode == "training" and case.contender.endswith(("-optimized", "-compiled")):
+        return f"{case.contender} cannot be trained"
+    if case.dtype == "int8" and case.contender not in ("hf_twins-optimized", "matmul", *RUNTIMES):
+        return f"{case.contender} has no int8"
+    if case.checkpoints and (case.contender != "hf_twins" or case.mode != "training"):
+        return f"{case.contender} has no checkpoints in {case.mode}"
+    return None
+
+
 def create_call(case: Case, device: str, threads: int | None = None) -> Callable[[], Any]:
     """A function that does once what is measured.
 
@@ -101,11 +116,13 @@ def create_call(case: Case, device: str, threads: int | None = None) -> Callable
 
     import hf_twins
 
+    if (reason := what_prevents(case, device)) is not None:
+        raise ValueError(reason)
     torch.manual_seed(0)
     if case.contender == "matmul":
         return matmul(case.dtype, device)
     if case.contender in RUNTIMES:
-        return exported_call(case, device, threads)
+        return exported_call(case, threads)
     model = create_model(case).to(device)
     images = torch.randn(case.batch_size, 3, case.image_size, case.image_size, device=device)
     dtype = getattr(torch, case.dtype)
@@ -115,8 +132,6 @@ def create_call(case: Case, device: str, threads: int | None = None) -> Callable
     if case.contender in ("hf_twins-optimized", "hf_twins-compiled"):
         backend = "compile" if case.contender == "hf_twins-compiled" else "auto"
         compute = hf_twins.optimize_for_inference(compute, dtype=dtype, backend=backend)
-    elif case.dtype == "int8":
-        raise ValueError(f"{case.contender} has no int8")
     else:
         compute = compute.to(dtype)
         if case.contender == "timm-compiled":
@@ -147,8 +162,6 @@ def create_model(case: Case) -> Any:
         return transformers.AutoBackbone.from_config(config)
     if case.contender.startswith("timm"):
         name = case.variant.replace("-", "_")
-        if case.checkpoints:
-            raise ValueError("timm's Twins has no checkpoints")
         return timm.create_model(name, features_only=stages is not None)
     twins_config = hf_twins.TwinsConfig.from_variant(case.variant)
     if stages is not None:
@@ -160,7 +173,7 @@ def create_model(case: Case) -> Any:
     return model
 
 
-def exported_call(case: Case, device: str, threads: int | None) -> Callable[[], Any]:
+def exported_call(case: Case, threads: int | None) -> Callable[[], Any]:
     """A call of what one of the scripts in `export/` makes of the model; int8 is calibrated with noise, for its speed."""
     sys.path.insert(0, str(Path(__file__).parent / "export"))
     import numpy as np
@@ -169,10 +182,6 @@ def exported_call(case: Case, device: str, threads: int | None) -> Callable[[], 
 
     from hf_twins import TwinsImageProcessor
 
-    if case.mode != "inference" or device != "cpu" or case.dtype not in RUNTIMES[case.contender]:
-        raise ValueError(
-            f"{case.contender} is measured in inference on CPUs, in {', '.join(RUNTIMES[case.contender])}"
-        )
     images = np.random.default_rng(0).normal(size=(case.batch_size, 3, case.image_size, case.image_size))
     pixel_values = images.astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:
@@ -183,7 +192,9 @@ def exported_call(case: Case, device: str, threads: int | None) -> Callable[[], 
             if case.contender == "onnxruntime":
                 import export_onnx
 
-                export_onnx.export(export_onnx.OnnxArguments(source_dir, output_dir))
+                onnx_arguments: Any = export_onnx.OnnxArguments(source_dir, output_dir)
+                onnx_arguments.dtype = case.dtype
+                export_onnx.export(onnx_arguments)
             elif case.contender == "aotinductor":
                 import export_torch
 
@@ -410,14 +421,16 @@ def all_cases(args: argparse.Namespace) -> Iterator[list[Case]]:
     for variant in args.variants:
         for batch_size in args.batch_sizes:
             for image_size in args.image_sizes:
-                groups = [
+                cases = [
                     Case(contender, variant, args.mode, dtype, batch_size, image_size, checkpoints)
                     for dtype in args.dtypes
                     for contender in args.contenders
-                    # timm's Twins has none.
-                    for checkpoints in ([False, True] if args.checkpoints and contender == "hf_twins" else [False])
+                    for checkpoints in ([False, True] if args.checkpoints else [False])
                 ]
-                yield list(dict.fromkeys([groups[0].baseline, *groups]))
+                baseline = cases[0].baseline
+                yield list(
+                    dict.fromkeys([baseline, *(case for case in cases if not what_prevents(case, args.device))])
+                )
 
 
 def growth(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -24,6 +24,8 @@ from hf_twins import TWINS_VARIANTS, TwinsForImageClassification, TwinsImageProc
 
 
 ROOT = Path(__file__).parents[1]
+# Not those of models and Spaces, whose links are to places on the Hub.
+PAGES = [page for pattern in ("*.md", "*/*.md", "examples/*/*.md") for page in sorted(ROOT.glob(pattern))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CODE_BLOCKS = [
     re.sub(rf"^{indent}", "", code, flags=re.MULTILINE)
@@ -55,6 +57,7 @@ def test_model_table_is_that_of_the_package():
         assert row in README
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (page.parent / target).exists(), target

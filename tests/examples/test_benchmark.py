@@ -132,6 +132,29 @@ def test_runtime_says_what_it_does_not_do():
             benchmark.create_call(case, "cpu")
 
 
+def test_what_a_contender_cannot_do_is_left_out():
+    arguments = [
+        "--contenders",
+        "timm",
+        "hf_twins-optimized",
+        "onnxruntime",
+        "--dtypes",
+        "float32",
+        "bfloat16",
+        "int8",
+    ]
+    group = next(benchmark.all_cases(benchmark.parse_arguments(arguments)))
+    assert [(case.contender, case.dtype) for case in group] == [
+        ("timm", "float32"),
+        ("hf_twins-optimized", "float32"),
+        ("onnxruntime", "float32"),
+        ("timm", "bfloat16"),
+        ("hf_twins-optimized", "bfloat16"),
+        ("hf_twins-optimized", "int8"),
+        ("onnxruntime", "int8"),
+    ]
+
+
 @pytest.mark.slow
 def test_results_are_written(tmp_path, capsys):
     arguments = ["--variants", "twins-svt-small", "--batch_sizes", "1", "--image_sizes", "64", "--rounds", "2"]
