@@ -22,8 +22,8 @@ stage's own.
     ... --query 0.3 0.7 --label "tabby"         # of another token, for another class
 """
 
-import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import torch
+from command_line import run
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from transformers import (
@@ -38,8 +39,8 @@ from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
-    HfArgumentParser,
 )
+from whole_files import write_whole
 
 from hf_twins import LayerAttention, TwinsConfig, attention_maps, attention_rollout, grad_cam
 
@@ -202,20 +203,13 @@ def write_figures(arguments: AttentionMapsArguments) -> list[Path]:
             *(grad_cam(model, pixel_values, label, stage)[0], model.config.id2label[label], (row, column)),
         )
         path = output_dir / f"{stage}.png"
-        figure.savefig(path.with_suffix(".tmp"), format="png", dpi=110)
-        path.with_suffix(".tmp").replace(path)
+        write_whole(path, partial(figure.savefig, format="png", dpi=110))
         paths.append(path)
     return paths
 
 
 def main() -> None:
-    # What transformers declares as `DataClassType` is not the type of a dataclass.
-    parser = HfArgumentParser(AttentionMapsArguments)  # type: ignore[arg-type]  # as in training.py
-    (arguments,) = parser.parse_args_into_dataclasses()
-    try:
-        paths = write_figures(arguments)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    paths = run(write_figures, AttentionMapsArguments)
     print(f"Look at {', '.join(str(path) for path in paths)}.")
 
 

@@ -14,6 +14,7 @@
 """What data sets of pictures have in common, whatever is to be learned of them."""
 
 import io
+from pathlib import Path
 from typing import Any
 
 import PIL.Image
@@ -94,3 +95,18 @@ class LabelledImages(torch.utils.data.Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         return self.preparation(self.split[index], epoch, index)
+
+
+def picture_files(path: Path) -> list[Path]:
+    """The picture, or those of the folder, by their extensions and in the order of their names.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if path.is_file():
+        return [path]
+    known = PIL.Image.registered_extensions()
+    files = sorted(file for file in path.glob("*") if file.suffix.lower() in known)
+    if not files:
+        raise ValueError(f"--images must be a picture or a folder of pictures, got {path}.")
+    return files

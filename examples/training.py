@@ -20,7 +20,6 @@ was killed goes on as if it had not been.
 import json
 import logging
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,8 +34,10 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Sampler
-from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_optimizer import is_optimizer_factory
+from transformers.trainer_utils import TrainOutput
+from whole_files import write_json, write_whole
 
 from hf_twins import parameter_groups
 
@@ -85,32 +86,6 @@ TRAINER_DEFAULTS = {
     "use_cpu": not torch.accelerator.is_available(),
     "report_to": "none",
 }
-
-
-def parse_arguments(
-    *dataclasses: type,
-    recipes: dict[str, dict[str, Any]] | None = None,
-    defaults: dict[str, Any] | None = None,
-    arguments: list[str] | None = None,
-) -> tuple[Any, ...]:
-    """The command line as these dataclasses, with the recipe's values, or else `defaults`, for what it does not say.
-
-    Exits with a sentence if there is no such recipe, or an option is unknown.
-    """
-    parser = HfArgumentParser(dataclasses)  # type: ignore[arg-type]  # which is declared for something else
-    words = sys.argv[1:] if arguments is None else arguments
-    parser.set_defaults(**defaults or {})
-    if recipes is not None:
-        recipe = parser.get_default("recipe")
-        for index, word in enumerate(words):
-            if word == "--recipe" and index + 1 < len(words):
-                recipe = words[index + 1]
-            elif word.startswith("--recipe="):
-                recipe = word.partition("=")[2]
-        if recipe not in recipes:
-            parser.error(f"--recipe must be one of {', '.join(recipes)}, got {recipe!r}")
-        parser.set_defaults(**recipes[recipe])
-    return parser.parse_args_into_dataclasses(args=words)
 
 
 def mixed_seed(*parts: int) -> int:
@@ -164,7 +139,7 @@ class RecipeTrainer(Trainer):
     def __init__(
         self, *args: Any, recipe: RecipeArguments, sampler: Any, checkpoint: Path | None = None, **kwargs: Any
     ):
-        self.recipe, self.sampler = recipe, sampler
+        self.recipe, self.sampler, self.checkpoint = recipe, sampler, checkpoint
         super().__init__(*args, **kwargs)
         refuse_options(self.args, recipe)
         check_sharding(self.accelerator.distributed_type, bool(self.args.fsdp), recipe)
@@ -172,6 +147,18 @@ class RecipeTrainer(Trainer):
         self.average = WeightAverage(self.model, recipe.ema_decay) if recipe.ema_decay > 0 else None
         if self.average is not None:
             self.add_callback(Averaging(self.average, checkpoint))
+        if recipe.early_stopping_patience > 0:
+            self.add_callback(EarlyStoppingCallback(recipe.early_stopping_patience))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """From the checkpoint, if there is one; leaves the model with the averaged weights, if the recipe has such."""
+        if self.checkpoint is not None:
+            resume_from_checkpoint = str(self.checkpoint)
+        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        if self.average is not None:
+            trained: Any = self.model
+            self.average.copy_to(trained)
+        return output
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -184,6 +171,12 @@ class RecipeTrainer(Trainer):
             )
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        # A checkpoint of an epoch's last step is saved before the evaluation, which a run that goes on from it does not
+        # make up for: the random numbers of the next epoch must not depend on whether there was one.
+        with torch.random.fork_rng():
+            return super().evaluate(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self.sampler
@@ -262,9 +255,7 @@ class WeightAverage:
 
     def save(self, checkpoint: str | Path) -> None:
         """Whole, or not at all."""
-        partial = Path(checkpoint, f"{self.FILE}.partial")
-        torch.save(self.average.state_dict(), partial)
-        partial.replace(partial.with_name(self.FILE))
+        write_whole(Path(checkpoint, self.FILE), lambda partial: torch.save(self.average.state_dict(), partial))
 
     def load(self, checkpoint: str | Path) -> None:
         self.average.load_state_dict(torch.load(Path(checkpoint, self.FILE), weights_only=True))
@@ -340,11 +331,24 @@ def is_whole(checkpoint: Path, files: Sequence[str]) -> bool:
     return True
 
 
+def run_settings(
+    model_arguments: Any, data_arguments: Any, recipe: RecipeArguments, dataset: str | None, training: dict[str, Any]
+) -> dict[str, Any]:
+    """What a report says of a run: all that was asked for, the most telling first."""
+    return {
+        "recipe": recipe.recipe,
+        "start": model_arguments.model_name_or_path or f"{model_arguments.config_name}, random weights",
+        "dataset": dataset,
+        "model": vars(model_arguments),
+        "data": vars(data_arguments),
+        "recipe_values": vars(recipe),
+        "training": training,
+    }
+
+
 def write_results(output_dir: Path, metrics: dict[str, Any]) -> None:
     """`all_results.json`, as transformers' and accelerate's examples write it."""
-    (output_dir / "all_results.json").write_text(
-        json.dumps(metrics, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-    )
+    write_json(output_dir / "all_results.json", metrics, sort_keys=True)
 
 
 def draw_curves(history: Sequence[dict[str, float]], panels: dict[str, dict[str, str]], path: Path) -> None:

@@ -29,10 +29,16 @@ from typing import Any
 
 import numpy as np
 import torch
+
+
+# For what the examples share.
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+
+from command_line import run
 from run_exported import DESCRIPTION_NAME, load_runtime
 from torch import nn
 from torch.export import Dim, ExportedProgram
-from transformers import AutoConfig, AutoImageProcessor, HfArgumentParser
+from transformers import AutoConfig, AutoImageProcessor
 
 from hf_twins import TwinsBackbone, TwinsConfig, TwinsForImageClassification, TwinsForSemanticSegmentation
 
@@ -65,15 +71,16 @@ class FixedSizeArguments(ExportArguments):
 
 def run_export(argument_class: type, export: Callable[[Any], Path], arguments: list[str] | None) -> None:
     """Let the command line decide, and end with one sentence where it cannot be done."""
-    # A dataclass, which the parser declares as something else.
-    parser = HfArgumentParser(argument_class)  # type: ignore[arg-type]
-    (args,) = parser.parse_args_into_dataclasses(args=arguments)
-    try:
-        print(f"exported to {export(args)}")
-    except ImportError as error:
-        sys.exit(f"error: {error.name or error} is missing: examples/export/README.md says how to install it")
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+
+    def export_and_say(args: Any) -> None:
+        try:
+            print(f"exported to {export(args)}")
+        except ImportError as error:
+            raise ValueError(
+                f"{error.name or error} is missing: examples/export/README.md says how to install it"
+            ) from None
+
+    run(export_and_say, argument_class, arguments=arguments)
 
 
 class ExportableModel(nn.Module):

@@ -38,7 +38,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
-from transformers import AutoImageProcessor, HfArgumentParser
+from transformers import AutoImageProcessor
+
+
+# For what the examples share.
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+
+from command_line import run
+from whole_files import write_json, write_whole
 
 from hf_twins import TwinsBackbone, TwinsModel
 
@@ -166,14 +173,7 @@ def write_settings(settings: Settings, output_dir: Path) -> None:
             )
         return
     output_dir.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda temporary: temporary.write_text(json.dumps(asdict(settings), indent=2) + "\n"))
-
-
-def write_whole(path: Path, write: Any) -> None:
-    """Write a file under a temporary name first: where its own name is, all of it is."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    write(temporary)
-    temporary.replace(path)
+    write_json(path, asdict(settings))
 
 
 def write_shard(extractor: FeatureExtractor, folder: Path, paths: list[str], batch_size: int, shard: Path) -> None:
@@ -210,8 +210,7 @@ def read_names(shard: Path) -> list[str]:
 def write_index(shards: list[Path], output_dir: Path) -> None:
     """Which file each map is in, as transformers says it of weights."""
     weight_map = {name: shard.name for shard in shards for name in read_names(shard)}
-    index = json.dumps({"metadata": {}, "weight_map": weight_map}, indent=2)
-    write_whole(output_dir / INDEX_NAME, lambda temporary: temporary.write_text(index + "\n"))
+    write_json(output_dir / INDEX_NAME, {"metadata": {}, "weight_map": weight_map})
 
 
 def extract_features(arguments: ExtractionArguments) -> None:
@@ -250,13 +249,7 @@ def extract_features(arguments: ExtractionArguments) -> None:
 
 
 def main() -> None:
-    # What transformers declares as `DataClassType` is not the type of a dataclass.
-    parser = HfArgumentParser(ExtractionArguments)  # type: ignore[arg-type]  # as in training.py
-    (arguments,) = parser.parse_args_into_dataclasses()
-    try:
-        extract_features(arguments)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run(extract_features, ExtractionArguments)
 
 
 if __name__ == "__main__":

@@ -20,17 +20,17 @@ Prints them, nearest first, and draws them. One batch of vectors is held in memo
 
 import json
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow.parquet
 import torch
-from extract_features import SETTINGS_NAME, FeatureExtractor, Settings, read_image, write_whole
+from command_line import run
+from extract_features import SETTINGS_NAME, FeatureExtractor, Settings, read_image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from transformers import HfArgumentParser
+from whole_files import write_whole
 
 
 @dataclass
@@ -124,17 +124,14 @@ def search_features(arguments: SearchArguments) -> list[tuple[float, str]]:
     return neighbours
 
 
-def main() -> None:
-    # What transformers declares as `DataClassType` is not the type of a dataclass.
-    parser = HfArgumentParser(SearchArguments)  # type: ignore[arg-type]  # as in training.py
-    (arguments,) = parser.parse_args_into_dataclasses()
-    try:
-        neighbours = search_features(arguments)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    for similarity, path in neighbours:
+def search_and_say(arguments: SearchArguments) -> None:
+    for similarity, path in search_features(arguments):
         print(f"{similarity:.4f}  {path}")
     print(f"Look at {arguments.contact_sheet}.")
+
+
+def main() -> None:
+    run(search_and_say, SearchArguments)
 
 
 if __name__ == "__main__":

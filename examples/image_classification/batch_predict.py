@@ -28,6 +28,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,10 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 from classification_arguments import ModelArguments
 from classification_data import Preparation, evaluation_transform
 from classification_training import create_processor, load_classifier
+from command_line import run
 from image_data import only_column
 from prediction_shards import DatasetShard, Shard, ShardImages, find_shards
-from training import parse_arguments
+from whole_files import write_json, write_whole
 
 
 SETTINGS_FILE = "settings.json"
@@ -84,11 +86,7 @@ class PredictionArguments:
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    model_arguments, args = parse_arguments(ModelArguments, PredictionArguments, arguments=arguments)
-    try:
-        return predict(model_arguments, args)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    return run(predict, ModelArguments, PredictionArguments, arguments=arguments)
 
 
 def predict(model_arguments: ModelArguments, args: PredictionArguments) -> dict[str, Any]:
@@ -128,7 +126,8 @@ def predict(model_arguments: ModelArguments, args: PredictionArguments) -> dict[
     for done, index in enumerate(own):
         progress.set_postfix_str(f"file {done + 1} of {len(own)}")
         rows = predict_shard(accelerator, model, ShardImages(shards[index], preparation), args, progress)
-        write_whole(pa.Table.from_pylist(rows, SCHEMA), files[index])
+        table = pa.Table.from_pylist(rows, SCHEMA)
+        write_whole(files[index], partial(pq.write_table, table))
     progress.close()
     accelerator.wait_for_everyone()
     seconds = time.perf_counter() - started
@@ -185,9 +184,7 @@ def start_output(output_dir: Path, settings: dict[str, Any], lock: FileLock) -> 
                 "it."
             )
         return
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    partial.replace(file)
+    write_json(file, settings)
 
 
 @torch.inference_mode()
@@ -228,13 +225,6 @@ def predict_shard(
 def printable(path: str) -> str:
     """Names of files need not be text."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def write_whole(table: pa.Table, file: Path) -> None:
-    # What a killed run leaves under this name is overwritten by the next.
-    partial = file.with_name(f"{file.name}.partial")
-    pq.write_table(table, partial)
-    partial.replace(file)
 
 
 def summarize(files: list[Path]) -> dict[str, Any]:

@@ -42,7 +42,9 @@ class ModelArguments:
         default=None, metadata={"help": "Channels of the images, where they are not the model's: its stem is adapted."}
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code of the model's repository."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run the code of the model's repository, at a commit."}
+    )
 
 
 @dataclass

@@ -15,6 +15,7 @@
 
 import copy
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,19 @@ def create_model(
 
 
 def load_classifier(arguments: ModelArguments, **options: Any) -> PreTrainedModel:
-    """The trained model that the arguments name; `options` are those of `from_pretrained`."""
+    """The trained model that the arguments name; `options` are those of `from_pretrained`.
+
+    Raises:
+        ValueError: if a repository's code is to be run, without saying which: what a branch holds may change.
+    """
     model_class: Any = TwinsForImageClassification
     if arguments.trust_remote_code:
+        is_local = Path(str(arguments.model_name_or_path)).is_dir()
+        if not is_local and not re.fullmatch(r"[0-9a-f]{40}", arguments.model_revision):
+            raise ValueError(
+                "--trust_remote_code runs the code of a repository, so --model_revision must be the hash of a commit that "
+                f"you have read (40 hexadecimal digits), got {arguments.model_revision!r}."
+            )
         model_class, options["trust_remote_code"] = AutoModelForImageClassification, True
     return model_class.from_pretrained(arguments.model_name_or_path, revision=arguments.model_revision, **options)
 

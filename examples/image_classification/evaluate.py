@@ -51,8 +51,9 @@ from classification_data import (
     without_corrupt_images,
 )
 from classification_training import create_processor, load_classifier
+from command_line import run
 from image_data import LabelledImages
-from training import parse_arguments, write_results
+from training import write_results
 
 
 # The shorter side of the picture, of which a square of 224 is looked at: the authors' (main.py), and timm's crop of 0.9.
@@ -78,13 +79,7 @@ class EvaluationArguments:
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    model_arguments, data_arguments, args = parse_arguments(
-        ModelArguments, DataArguments, EvaluationArguments, arguments=arguments
-    )
-    try:
-        return evaluate(model_arguments, data_arguments, args)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    return run(evaluate, ModelArguments, DataArguments, EvaluationArguments, arguments=arguments)
 
 
 def evaluate(

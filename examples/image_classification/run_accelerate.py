@@ -61,14 +61,15 @@ from classification_training import (
     sampling_weights,
     save_model,
 )
+from command_line import run
 from image_data import LabelledImages
 from training import (
     EpochSampler,
     WeightAverage,
     check_sharding,
     find_checkpoint,
-    parse_arguments,
     push_folder,
+    run_settings,
     scaled_learning_rate,
     whole_weights,
     write_results,
@@ -115,13 +116,11 @@ class LoopArguments:
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
-    model_arguments, data_arguments, recipe, args = parse_arguments(
-        *(ModelArguments, DataArguments, ClassificationRecipe, LoopArguments), recipes=RECIPES, arguments=arguments
+    return run(
+        *(train, ModelArguments, DataArguments, ClassificationRecipe, LoopArguments),
+        recipes=RECIPES,
+        arguments=arguments,
     )
-    try:
-        return train(model_arguments, data_arguments, recipe, args)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
 
 
 def train(
@@ -199,10 +198,13 @@ def train(
     # Where to start: at the beginning, or after a step of an epoch.
     step = epoch = batches_done = 0
     history: list[dict[str, float]] = []
+    # Of the batches done in this epoch.
+    loss_sum = torch.zeros((), device=accelerator.device)
     if checkpoint is not None:
         accelerator.load_state(str(checkpoint))
         state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
         step, epoch, batches_done, history = (state[name] for name in ("step", "epoch", "batches_done", "history"))
+        loss_sum.fill_(state["loss_sum"])
         if average is not None:
             average.load(checkpoint)
     checkpoint_every = None if args.checkpointing_steps == "epoch" else int(args.checkpointing_steps)
@@ -210,23 +212,27 @@ def train(
     def save_checkpoint() -> None:
         folder = output_dir / f"step_{step}"
         accelerator.save_state(str(folder))
+        loss_sum_of_all: Any = accelerator.reduce(loss_sum, "mean")
         if accelerator.is_main_process:
             if average is not None:
                 average.save(folder)
             state = {"step": step, "epoch": epoch, "batches_done": batches_done, "history": history}
+            state["loss_sum"] = float(loss_sum_of_all)
             (folder / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
             remove_old_checkpoints(output_dir, args.save_total_limit)
 
     # The training.
     progress = tqdm(total=num_steps, initial=step, disable=not accelerator.is_local_main_process)
-    while step < num_steps:
+    # Also if all steps are done, but the last epoch was not evaluated before the training was stopped.
+    while step < num_steps or batches_done > 0:
         model.train()
         loader = accelerator.skip_first_batches(train_loader, batches_done) if batches_done else train_loader
         # A loader of Accelerate's counts epochs itself, from 0, and does not reach the sampler behind skipped batches.
         loader.set_epoch(epoch)
         sampler.set_epoch(epoch)
-        losses: list[torch.Tensor] = []
         for batch in loader:
+            if step == num_steps:
+                break
             mixed = mixer(batch, (step, batches_done % args.gradient_accumulation_steps, accelerator.process_index))
             batches_done += 1
             with accelerator.accumulate(model):
@@ -236,7 +242,7 @@ def train(
                     accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
-            losses.append(loss.detach())
+            loss_sum += loss.detach()
             if accelerator.sync_gradients:
                 scheduler.step()
                 step += 1
@@ -245,13 +251,12 @@ def train(
                     average.update(raw_model)
                 if checkpoint_every is not None and step % checkpoint_every == 0:
                     save_checkpoint()
-                if step == num_steps:
-                    break
+        loss_of_all: Any = accelerator.reduce(loss_sum / batches_done, "mean")
         epoch += 1
         batches_done = 0
+        loss_sum.zero_()
         logits, evaluation_labels = predict(accelerator, model, evaluation_loader)
         metrics = {f"eval_{name}": value for name, value in classification_metrics(logits, evaluation_labels).items()}
-        loss_of_all: Any = accelerator.reduce(torch.stack(losses).mean(), "mean")
         entry = {"epoch": epoch, "step": step, "loss": float(loss_of_all), **metrics}
         history.append(entry)
         accelerator.log({name: value for name, value in entry.items() if name != "step"}, step=step)
@@ -270,15 +275,8 @@ def train(
     weights = whole_weights(accelerator, model)
     if accelerator.is_main_process:
         save_model(raw_model, processor, output_dir, weights)
-        settings = {
-            "recipe": recipe.recipe,
-            "start": model_arguments.model_name_or_path or f"{model_arguments.config_name}, random weights",
-            "dataset": data_arguments.dataset_name or data_arguments.train_dir,
-            "model": vars(model_arguments),
-            "data": vars(data_arguments),
-            "recipe_values": vars(recipe),
-            "training": vars(args),
-        }
+        dataset = data_arguments.dataset_name or data_arguments.train_dir
+        settings = run_settings(model_arguments, data_arguments, recipe, dataset, vars(args))
         write_report(output_dir, names, logits, evaluation_labels, history, settings)
         write_results(output_dir, metrics | {"epoch": epoch, "steps": step})
         if args.push_to_hub:

@@ -50,19 +50,20 @@ from classification_training import (
     sampling_weights,
     save_model,
 )
+from command_line import run
 from image_data import LabelledImages
 from training import (
     TRAINER_DEFAULTS,
     EpochSampler,
     RecipeTrainer,
-    parse_arguments,
     push_folder,
+    run_settings,
     scaled_learning_rate,
     trainer_checkpoint,
     whole_weights,
     write_results,
 )
-from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
 
 class ClassificationTrainer(RecipeTrainer):
@@ -85,17 +86,13 @@ class ClassificationTrainer(RecipeTrainer):
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
-    model_arguments, data_arguments, recipe, training_arguments = parse_arguments(
+    return run(
+        train,
         *(ModelArguments, DataArguments, ClassificationRecipe, TrainingArguments),
         recipes=RECIPES,
         defaults=TRAINER_DEFAULTS | {"metric_for_best_model": "accuracy"},
         arguments=arguments,
     )
-    set_seed(training_arguments.seed)
-    try:
-        return train(model_arguments, data_arguments, recipe, training_arguments)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
 
 
 def train(
@@ -105,6 +102,7 @@ def train(
     args: TrainingArguments,
 ) -> dict[str, float]:
     """Train, evaluate, and write the model, its processor, and what was measured, into the output folder."""
+    set_seed(args.seed)
     output_dir = Path(str(args.output_dir))
     checkpoint = trainer_checkpoint(args, recipe)
     with args.main_process_first(desc="loading images"):
@@ -147,25 +145,14 @@ def train(
         checkpoint=checkpoint,
         mixer=BatchMixer(recipe, len(names), args.seed),
     )
-    if recipe.early_stopping_patience > 0:
-        trainer.add_callback(EarlyStoppingCallback(recipe.early_stopping_patience))
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+    trainer.train()
 
-    if trainer.average is not None:
-        trainer.average.copy_to(model)
     prediction: Any = trainer.predict(evaluation_images, metric_key_prefix="eval")
     weights = whole_weights(trainer.accelerator, trainer.model_wrapped)
     if trainer.is_world_process_zero():
         save_model(model, processor, output_dir, weights)
-        settings = {
-            "recipe": recipe.recipe,
-            "start": model_arguments.model_name_or_path or f"{model_arguments.config_name}, random weights",
-            "dataset": data_arguments.dataset_name or data_arguments.train_dir,
-            "model": vars(model_arguments),
-            "data": vars(data_arguments),
-            "recipe_values": vars(recipe),
-            "training": args.to_sanitized_dict(),
-        }
+        dataset = data_arguments.dataset_name or data_arguments.train_dir
+        settings = run_settings(model_arguments, data_arguments, recipe, dataset, args.to_sanitized_dict())
         history = trainer.state.log_history
         write_report(output_dir, names, prediction.predictions, prediction.label_ids, history, settings)
         write_results(

@@ -13,17 +13,18 @@
 # limitations under the License.
 """Find objects on pictures with a detector that `run_detection.py` trained.
 
-    python examples/object_detection/predict_detection.py outputs/mine path/to/pictures --output_dir outputs/found
+    python examples/object_detection/predict_detection.py --model_name_or_path outputs/mine --images path/to/pictures \
+        --output_dir outputs/found
 
 Writes every picture with boxes, labels, scores and, of Mask R-CNN, masks drawn on it, and `predictions.json`: by the name
 of the picture a list of `label`, `score`, `box` (left, top, right and bottom in pixels) and, maybe, `mask` (COCO's
 compressed run lengths).
 """
 
-import argparse
 import json
 import logging
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,10 @@ import torch
 # For what the examples share.
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
+from command_line import run
 from detection_models import Detector, load_detector
 from detection_report import draw_objects, mask_run_lengths
+from image_data import decoded, picture_files
 from torchvision.transforms.v2 import functional
 from tqdm import tqdm
 
@@ -44,55 +47,42 @@ from tqdm import tqdm
 logger = logging.getLogger(__name__)
 
 
+@dataclass
+class PredictionArguments:
+    model_name_or_path: str = field(metadata={"help": "Folder of the detector."})
+    images: str = field(metadata={"help": "A picture, or a folder of them."})
+    output_dir: str = field(metadata={"help": "Folder to write into."})
+    threshold: float = field(default=0.5, metadata={"help": "Lowest score of what is kept, in [0, 1)."})
+    device: str = field(default="cpu", metadata={"help": "Where to compute: cpu, cuda, ..."})
+
+
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("model", help="Folder of the detector.")
-    parser.add_argument("pictures", type=Path, help="A picture, or a folder of them.")
-    parser.add_argument("--output_dir", type=Path, required=True, help="Folder to write into.")
-    parser.add_argument("--threshold", type=float, default=0.5, help="Lowest score of what is kept, in [0, 1).")
-    parser.add_argument("--device", default="cpu", help="Where to compute: cpu, cuda, ...")
-    options = parser.parse_args(arguments)
-    try:
-        predict(options.model, options.pictures, options.output_dir, options.threshold, options.device)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run(predict, PredictionArguments, arguments=arguments)
 
 
-def predict(model: str, pictures: Path, output_dir: Path, threshold: float, device: str) -> None:
+def predict(options: PredictionArguments) -> None:
     """Draw and write what is on the pictures; those that cannot be read are counted and named."""
-    if not 0 <= threshold < 1:
-        raise ValueError(f"--threshold must be in [0, 1), got {threshold}.")
-    files = picture_files(pictures)
+    if not 0 <= options.threshold < 1:
+        raise ValueError(f"--threshold must be in [0, 1), got {options.threshold}.")
+    files = picture_files(Path(options.images))
+    output_dir = Path(options.output_dir)
     if output_dir.resolve() == files[0].resolve().parent:
         raise ValueError(f"--output_dir must be another folder than the pictures', {output_dir}.")
-    detector = load_detector(model)
-    detector.model.to(device)
+    detector = load_detector(options.model_name_or_path)
+    detector.model.to(options.device)
     output_dir.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[dict[str, Any]]] = {}
     unreadable = []
     for file in tqdm(files, desc="Pictures", disable=len(files) == 1):
-        try:
-            with PIL.Image.open(file) as opened:
-                picture = PIL.ImageOps.exif_transpose(opened).convert("RGB")
-        except Exception:
-            # Pillow's decoders raise all kinds of errors.
+        image = decoded({"bytes": None, "path": str(file)})
+        if image is None:
             unreadable.append(file.name)
             continue
-        found[file.name] = detect_and_draw(detector, picture, threshold, output_dir / drawn_name(file))
+        picture = PIL.ImageOps.exif_transpose(image).convert("RGB")
+        found[file.name] = detect_and_draw(detector, picture, options.threshold, output_dir / drawn_name(file))
     if unreadable:
         logger.warning(f"{len(unreadable)} pictures cannot be decoded and are left out: {', '.join(unreadable)}")
     (output_dir / "predictions.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-
-
-def picture_files(pictures: Path) -> list[Path]:
-    """The picture, or those of the folder, by their extensions."""
-    if pictures.is_file():
-        return [pictures]
-    known = PIL.Image.registered_extensions()
-    files = sorted(file for file in pictures.glob("*") if file.suffix.lower() in known)
-    if not files:
-        raise ValueError(f"{pictures} must be a picture or a folder of pictures.")
-    return files
 
 
 def drawn_name(file: Path) -> str:

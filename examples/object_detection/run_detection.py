@@ -34,6 +34,7 @@ import torch
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 from accelerate.utils import gather_object
+from command_line import run
 from detection_arguments import RECIPES, DataArguments, DetectionRecipe, ModelArguments
 from detection_data import DetectionImages, collate, evaluation_transform, load_splits, training_transform
 from detection_models import Detector, create_detector
@@ -43,14 +44,14 @@ from training import (
     TRAINER_DEFAULTS,
     EpochSampler,
     RecipeTrainer,
-    parse_arguments,
     push_folder,
+    run_settings,
     scaled_learning_rate,
     trainer_checkpoint,
     whole_weights,
     write_results,
 )
-from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
 
@@ -108,17 +109,13 @@ class DetectionTrainer(RecipeTrainer):
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
-    model_arguments, data_arguments, recipe, training_arguments = parse_arguments(
+    return run(
+        train,
         *(ModelArguments, DataArguments, DetectionRecipe, TrainingArguments),
         recipes=RECIPES,
         defaults=TRAINER_DEFAULTS | {"metric_for_best_model": "ap"},
         arguments=arguments,
     )
-    set_seed(training_arguments.seed)
-    try:
-        return train(model_arguments, data_arguments, recipe, training_arguments)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
 
 
 def train(
@@ -128,6 +125,7 @@ def train(
     args: TrainingArguments,
 ) -> dict[str, float]:
     """Train, evaluate, and write the model, its processor, and what was measured, into the output folder."""
+    set_seed(args.seed)
     output_dir = Path(str(args.output_dir))
     checkpoint = trainer_checkpoint(args, recipe)
     needs_masks = model_arguments.detector == "mask-rcnn"
@@ -150,27 +148,17 @@ def train(
         sampler=sampler,
         checkpoint=checkpoint,
     )
-    if recipe.early_stopping_patience > 0:
-        trainer.add_callback(EarlyStoppingCallback(recipe.early_stopping_patience))
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+    trainer.train()
 
-    if trainer.average is not None:
-        trainer.average.copy_to(model)
     metrics = trainer.evaluate()
     weights = whole_weights(trainer.accelerator, trainer.model_wrapped)
     if trainer.is_world_process_zero():
         model.save_pretrained(str(output_dir), state_dict=weights)
         processor.save_pretrained(output_dir)
-        settings = {
-            "detector": model_arguments.detector,
-            "recipe": recipe.recipe,
-            "start": model_arguments.model_name_or_path or f"{model_arguments.config_name}, random weights",
-            "dataset": data_arguments.train_annotations,
-            "model": vars(model_arguments),
-            "data": vars(data_arguments),
-            "recipe_values": vars(recipe),
-            "training": args.to_sanitized_dict(),
-        }
+        dataset = data_arguments.train_annotations
+        settings = {"detector": model_arguments.detector} | run_settings(
+            model_arguments, data_arguments, recipe, dataset, args.to_sanitized_dict()
+        )
         history = trainer.state.log_history
         per_category = write_report(output_dir, splits["validation"], trainer.predictions, history, settings)
         write_results(output_dir, metrics | {"steps": trainer.state.global_step, "per_category": per_category})

@@ -19,7 +19,6 @@
 `--scales 0.5 0.75 1.0 1.25 1.5 1.75 --flip true` measures as the published multi-scale results were.
 """
 
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,11 +30,13 @@ import torch
 # For what the examples share.
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
+from command_line import run
 from segmentation_data import checked_pairs, load_folder
 from segmentation_evaluation import evaluate_pairs, published_miou, segmentation_metrics
 from segmentation_inference import InferenceArguments
 from segmentation_report import per_class
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, HfArgumentParser
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from whole_files import write_json
 
 import hf_twins  # noqa: F401  # registers Twins with transformers
 
@@ -54,12 +55,7 @@ class EvaluationArguments:
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
-    try:
-        parser = HfArgumentParser([EvaluationArguments, InferenceArguments], description=__doc__)  # type: ignore[list-item]  # as in training.py
-        options, how = parser.parse_args_into_dataclasses(args=arguments)
-        return evaluate(options, how)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    return run(evaluate, EvaluationArguments, InferenceArguments, arguments=arguments)
 
 
 def load_model(name_or_path: str, device: str | None = None) -> tuple[Any, Any]:
@@ -106,9 +102,7 @@ def evaluate(options: EvaluationArguments, how: InferenceArguments) -> dict[str,
             "per_class": classes,
             "settings": vars(options) | vars(how),
         }
-        partial = Path(f"{options.output_file}.partial")
-        partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        partial.replace(options.output_file)
+        write_json(Path(options.output_file), results)
     return metrics
 
 

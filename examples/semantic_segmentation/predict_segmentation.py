@@ -24,18 +24,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 
 
 # For what the examples share.
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
+from command_line import run
 from evaluate_segmentation import load_model
-from image_data import decoded
+from image_data import decoded, picture_files
 from segmentation_inference import InferenceArguments, segment
 from segmentation_pictures import class_shares, draw_prediction, mask_picture
 from tqdm import tqdm
-from transformers import HfArgumentParser
 
 
 @dataclass
@@ -47,17 +46,13 @@ class PredictionArguments:
 
 
 def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
-    try:
-        parser = HfArgumentParser([PredictionArguments, InferenceArguments], description=__doc__)  # type: ignore[list-item]  # as in training.py
-        options, how = parser.parse_args_into_dataclasses(args=arguments)
-        return predict(options, how)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    return run(predict, PredictionArguments, InferenceArguments, arguments=arguments)
 
 
 def predict(options: PredictionArguments, how: InferenceArguments) -> dict[str, dict[str, float]]:
     """Write an overlay and a mask of each picture, and return the shares of the classes in it, by the picture's name."""
     files = picture_files(Path(options.images))
+    check_names(files)
     model, processor = load_model(options.model_name_or_path, options.device)
     names = list(model.config.id2label.values())
     output_dir = Path(options.output_dir)
@@ -79,23 +74,12 @@ def predict(options: PredictionArguments, how: InferenceArguments) -> dict[str, 
     return shares
 
 
-def picture_files(path: Path) -> list[Path]:
-    """The picture, or those in the folder, which have different names.
-
-    Raises:
-        ValueError: if there is none, or two would be written to the same file.
-    """
-    if path.is_file():
-        return [path]
-    known = PIL.Image.registered_extensions()
-    files = sorted(file for file in path.glob("*") if file.suffix.lower() in known)
-    if not files:
-        raise ValueError(f"--images must be a picture or a folder of pictures, got {path}.")
+def check_names(files: list[Path]) -> None:
+    """What is written has the name of its picture without the ending: two of them would be written to one file."""
     stems = [file.stem for file in files]
     repeated = sorted({stem for stem in stems if stems.count(stem) > 1})
     if repeated:
-        raise ValueError(f"Two pictures in {path} have the same name but for its ending: {', '.join(repeated)}.")
-    return files
+        raise ValueError(f"Two pictures have the same name but for its ending: {', '.join(repeated)}.")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ import torch
 # For what the examples share.
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
+from command_line import run
 from image_data import LabelledImages
 from segmentation_arguments import RECIPES, DataArguments, ModelArguments, SegmentationRecipe
 from segmentation_data import IGNORE_INDEX, Preparation, load_pairs, training_transform
@@ -42,13 +43,13 @@ from training import (
     TRAINER_DEFAULTS,
     EpochSampler,
     RecipeTrainer,
-    parse_arguments,
     push_folder,
+    run_settings,
     scaled_learning_rate,
     trainer_checkpoint,
     write_results,
 )
-from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 from transformers.training_args import ParallelMode
 
 
@@ -86,18 +87,14 @@ class SegmentationTrainer(RecipeTrainer):
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
-    try:
-        model_arguments, data_arguments, recipe, inference, training_arguments = parse_arguments(
-            *(ModelArguments, DataArguments, SegmentationRecipe, InferenceArguments, TrainingArguments),
-            recipes=RECIPES,
-            # The last batch may be too small for batch normalization.
-            defaults=TRAINER_DEFAULTS | {"metric_for_best_model": "mean_iou", "dataloader_drop_last": True},
-            arguments=arguments,
-        )
-        set_seed(training_arguments.seed)
-        return train(model_arguments, data_arguments, recipe, inference, training_arguments)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    return run(
+        train,
+        *(ModelArguments, DataArguments, SegmentationRecipe, InferenceArguments, TrainingArguments),
+        recipes=RECIPES,
+        # The last batch may be too small for batch normalization.
+        defaults=TRAINER_DEFAULTS | {"metric_for_best_model": "mean_iou", "dataloader_drop_last": True},
+        arguments=arguments,
+    )
 
 
 def train(
@@ -108,6 +105,7 @@ def train(
     args: TrainingArguments,
 ) -> dict[str, float]:
     """Train, evaluate, and write the model, its processor, and what was measured, into the output folder."""
+    set_seed(args.seed)
     output_dir = Path(str(args.output_dir))
     checkpoint = trainer_checkpoint(args, recipe)
     fields = checkpoint_config(model_arguments)
@@ -138,26 +136,16 @@ def train(
         checkpoint=checkpoint,
         inference=inference,
     )
-    if recipe.early_stopping_patience > 0:
-        trainer.add_callback(EarlyStoppingCallback(recipe.early_stopping_patience))
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+    trainer.train()
 
-    if trainer.average is not None:
-        trainer.average.copy_to(model)
     metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
         model.save_pretrained(output_dir)
         processor.save_pretrained(output_dir)
         draw_predictions(model, processor, pairs["validation"], inference, output_dir / "predictions.png")
-        settings = {
-            "recipe": recipe.recipe,
-            "start": model_arguments.model_name_or_path or f"{model_arguments.config_name}, random weights",
-            "dataset": data_arguments.dataset_name or data_arguments.train_dir,
-            "model": vars(model_arguments),
-            "data": vars(data_arguments),
-            "recipe_values": vars(recipe),
-            "inference": vars(inference),
-            "training": args.to_sanitized_dict(),
+        dataset = data_arguments.dataset_name or data_arguments.train_dir
+        settings = run_settings(model_arguments, data_arguments, recipe, dataset, args.to_sanitized_dict()) | {
+            "inference": vars(inference)
         }
         write_report(output_dir, names, trainer.matrix, trainer.state.log_history, settings)
         write_results(output_dir, metrics | {"epoch": trainer.state.epoch, "steps": trainer.state.global_step})

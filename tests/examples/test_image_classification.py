@@ -47,6 +47,7 @@ from classification_training import (
     create_processor,
 )
 from classification_utils import digit_pictures, options, plain_options, write_images, write_parquet
+from command_line import parse_arguments
 from datasets import Array3D, ClassLabel, Dataset, Features, Image, Value
 from huggingface_hub import HfApi
 from image_data import LabelledImages
@@ -55,7 +56,7 @@ from peft import PeftModel
 from PIL import Image as PILImage
 from safetensors.torch import load_file
 from testing_utils import randomize, save_timm, timm_model, tiny_config
-from training import EpochSampler, check_sharding, find_checkpoint, parse_arguments
+from training import EpochSampler, check_sharding, find_checkpoint
 from transformers import AutoModelForImageClassification, pipeline
 
 from hf_twins import TwinsForImageClassification, TwinsImageProcessor
@@ -160,6 +161,13 @@ def test_wrong_options_are_named(digits, start, tmp_path, capsys):
         (
             [*options(digits, start, tmp_path), "--class_weights", "some"],
             "--class_weights must be none, loss or sampling",
+        ),
+        (
+            [
+                *("--model_name_or_path", "somebody/twins", "--trust_remote_code", "true"),
+                *("--train_dir", str(digits), "--output_dir", str(tmp_path)),
+            ],
+            "--model_revision must be the hash of a commit that you have read .* got 'main'",
         ),
     ):
         with pytest.raises(SystemExit, match=message):

@@ -27,6 +27,7 @@ import pytest
 import run_detection
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from command_line import parse_arguments
 from detection_arguments import RECIPES, DataArguments, DetectionRecipe, ModelArguments
 from detection_data import (
     CocoImages,
@@ -54,7 +55,7 @@ from pycocotools import mask as coco_mask
 from safetensors.torch import load_file
 from testing_utils import randomize, rectangle_mask
 from torchvision.ops import box_convert, masks_to_boxes
-from training import TRAINER_DEFAULTS, parse_arguments
+from training import TRAINER_DEFAULTS
 from transformers import TrainingArguments, pipeline
 
 from hf_twins import TwinsConfig, TwinsForImageClassification
@@ -518,7 +519,10 @@ def test_script_trains_evaluates_and_writes_what_predicts(scenes, start, tmp_pat
         digit_scene(seed, (48, 60 + seed)).image.save(pictures / f"{seed}.png")
     (pictures / "bad.png").write_text("no picture")
     predict_detection.main(
-        [str(output), str(pictures), "--output_dir", str(tmp_path / "found"), "--threshold", "0.01"]
+        [
+            *("--model_name_or_path", str(output), "--images", str(pictures)),
+            *("--output_dir", str(tmp_path / "found"), "--threshold", "0.01"),
+        ]
     )
     assert "1 pictures cannot be decoded and are left out: bad.png" in caplog.text
     found = json.loads((tmp_path / "found" / "predictions.json").read_text())
@@ -590,14 +594,19 @@ def test_wrong_options_are_named(scenes, start, tmp_path):
     ):
         with pytest.raises(SystemExit, match=f"(?s)error: .*{message}"):
             run_detection.main([*options, *changes])
-    for arguments, message in (
-        ([str(tmp_path), str(scenes)], "must be a folder with a detector of run_detection.py"),
-        ([str(tmp_path), str(tmp_path / "missing")], "missing must be a picture or a folder of pictures"),
-        ([str(tmp_path), str(scenes), "--output_dir", str(scenes)], "--output_dir must be another folder"),
-        ([str(tmp_path), str(scenes), "--threshold", "1.5"], r"--threshold must be in \[0, 1\), got 1.5"),
+    for images, arguments, message in (
+        (scenes, [], "must be a folder with a detector of run_detection.py"),
+        (tmp_path / "missing", [], "--images must be a picture or a folder of pictures, got .*missing"),
+        (scenes, ["--output_dir", str(scenes)], "--output_dir must be another folder"),
+        (scenes, ["--threshold", "1.5"], r"--threshold must be in \[0, 1\), got 1.5"),
     ):
         with pytest.raises(SystemExit, match=message):
-            predict_detection.main(["--output_dir", str(tmp_path / "found"), *arguments])
+            predict_detection.main(
+                [
+                    *("--model_name_or_path", str(tmp_path), "--images", str(images)),
+                    *("--output_dir", str(tmp_path / "found"), *arguments),
+                ]
+            )
 
 
 @pytest.mark.slow

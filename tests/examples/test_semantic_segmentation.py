@@ -29,6 +29,7 @@ import pytest
 import run_segmentation
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from command_line import parse_arguments
 from datasets import Dataset, Features, Image
 from digit_scenes import digit_scene
 from image_data import LabelledImages
@@ -50,7 +51,6 @@ from segmentation_pictures import class_shares, label_colors, mask_picture, over
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, jaccard_score
 from testing_utils import randomize, tiny_config
 from torch import nn
-from training import parse_arguments
 from transformers import (
     AutoModelForSemanticSegmentation,
     SegformerImageProcessor,
