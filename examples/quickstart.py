@@ -99,7 +99,12 @@ def load_images(dataset: str | None, seed: int) -> DatasetDict:
             splits = splits.rename_column(columns[0], name)
     held_out = next((name for name in ("test", "validation") if name in splits), None)
     if held_out is None:
-        return splits["train"].train_test_split(test_size=0.2, stratify_by_column="label", seed=seed)
+        try:
+            return splits["train"].train_test_split(test_size=0.2, stratify_by_column="label", seed=seed)
+        except ValueError as error:
+            raise ValueError(
+                f"A fifth of {len(splits['train'])} images cannot be held out, with some of every label. {error}"
+            ) from error
     return DatasetDict({"train": splits["train"], "test": splits[held_out]})
 
 

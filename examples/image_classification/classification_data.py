@@ -67,7 +67,14 @@ def load_images(arguments: DataArguments, seed: int) -> dict[str, Any]:
     if len(names) < 2:
         raise ValueError(f"There must be two labels to tell apart, got {', '.join(names)} alone.")
     if "validation" not in splits:
-        held_out = splits["train"].train_test_split(arguments.train_val_split, stratify_by_column="label", seed=seed)
+        share = arguments.train_val_split
+        try:
+            held_out = splits["train"].train_test_split(share, stratify_by_column="label", seed=seed)
+        except ValueError as error:
+            raise ValueError(
+                f"{share:g} of {len(splits['train'])} images cannot be held out for validation, with some of every label: give "
+                f"more images, another --train_val_split, or --validation_dir. {error}"
+            ) from error
         splits = {"train": held_out["train"], "validation": held_out["test"]}
     for name, limit in (("train", arguments.max_train_samples), ("validation", arguments.max_eval_samples)):
         if isinstance(splits[name], IterableDataset):

@@ -561,6 +561,14 @@ def test_single_label_is_nothing_to_learn(tmp_path):
         load_images(DataArguments(train_dir=str(folder)), seed=0)
 
 
+def test_split_that_cannot_have_every_label_is_an_error(tmp_path):
+    folder = write_images(tmp_path / "images", {"cat": 4, "dog": 1})
+    with pytest.raises(
+        ValueError, match=r"0\.15 of 5 images cannot be held out for validation, with some of every label"
+    ):
+        load_images(DataArguments(train_dir=str(folder)), seed=0)
+
+
 def test_evaluation_labels_that_training_lacks_are_named(tmp_path):
     train = write_images(tmp_path / "train", {"cat": 4, "dog": 4})
     validation = write_images(tmp_path / "validation", {"cat": 2, "cow": 2})

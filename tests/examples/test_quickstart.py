@@ -117,6 +117,14 @@ def test_quickstart_with_images_that_are_no_data_set_says_what_it_needs(quicksta
         quickstart("--dataset", str(tmp_path / "images"))
 
 
+def test_quickstart_with_too_few_images_says_so(quickstart, tmp_path):
+    for label in ("cat", "dog", "cow"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / label / "1.png")
+    with pytest.raises(SystemExit, match="A fifth of 3 images cannot be held out, with some of every label"):
+        quickstart("--dataset", str(tmp_path / "images"))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_quickstart_learns_the_digits(quickstart):
