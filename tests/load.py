@@ -76,10 +76,7 @@ class MemoryWatch:
         self.thread.join()
 
     def growth(self) -> dict[str, float]:
-        """In MB: the most in the third fifth of the time, when all is warm, and in the last.
-
-        Not earlier: on a slow machine imports take nearly half of a short run.
-        """
+        """In MB: the most in the third fifth of the time, when all is warm, and in the last."""
         fifth = max(1, len(self.megabytes) // 5)
         return {"warm": max(self.megabytes[2 * fifth : 3 * fifth]), "at the end": max(self.megabytes[-fifth:])}
 
@@ -172,6 +169,9 @@ def predictions(folder: Path, images: int) -> dict[str, Any]:
         stdout=subprocess.DEVNULL,
         env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home")},
     )
+    # What is imported first, and when, depends on the machine.
+    while process.poll() is None and not any(output.glob("*.parquet")):
+        time.sleep(0.1)
     with MemoryWatch(process.pid) as memory:
         status = process.wait()
     if status != 0:
