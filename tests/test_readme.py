@@ -35,6 +35,8 @@ ROOT = Path(__file__).parents[1]
 # Not those of models and Spaces, whose links are to places on the Hub.
 PAGES = [page for pattern in ("*.md", "*/*.md", "examples/*/*.md") for page in sorted(ROOT.glob(pattern))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = (ROOT / "examples" / "benchmark_results.md").read_text(encoding="utf-8")
+OPTIMIZED = ("hf_twins-optimized | float32", "hf_twins-optimized | bfloat16")
 CODE_BLOCKS = [
     re.sub(rf"^{indent}", "", code, flags=re.MULTILINE)
     for indent, code in re.findall(r"^( *)```python\n(.*?)^ *```$", README, flags=re.MULTILINE | re.DOTALL)
@@ -118,6 +120,9 @@ def test_model_table_is_that_of_the_package():
             f"{variant.ade20k_upernet_miou} |"
         )
         assert row in README
+        speed = re.search(rf"^{re.escape(row)} (.+) / (.+) / (.+) \|$", README, re.MULTILINE)
+        for ratio, contender in zip(speed.groups(), ("hf_twins | float32", *OPTIMIZED)):
+            assert f"| {name} | inference | 1 x 224 | {contender} | **{ratio}**" in RESULTS, (name, contender)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
