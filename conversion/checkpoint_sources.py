@@ -16,6 +16,7 @@
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ from hf_twins.original_checkpoints_twins import (
 )
 
 
+# Seconds in which nothing comes, after which a download is given up. PyTorch's own waits for ever.
+STALLED_AFTER = 30
 PUBLISHED_FILE = Path(__file__).with_name("published_checkpoints.json")
 
 
@@ -162,15 +165,19 @@ def read_config(source: str) -> dict[str, Any] | None:
 def download(url: str, sha256: str | None) -> Path:
     """The file at an address, in PyTorch's cache of checkpoints (`TORCH_HOME`), whole; with a progress bar."""
     file = Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(url).path).name)
-    file.parent.mkdir(parents=True, exist_ok=True)
     if file.is_file() and (sha256 is None or file_sha256(file).startswith(sha256.lower())):
         return file
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(STALLED_AFTER)
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(file), hash_prefix=sha256.lower() if sha256 else None)
     except RuntimeError as error:
         raise ValueError(f"{url} is not the file it must be, or came in damaged: {error}.") from error
     except OSError as error:
         raise OSError(f"{url} cannot be fetched: {error}.") from error
+    finally:
+        socket.setdefaulttimeout(before)
     return file
 
 

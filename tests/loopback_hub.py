@@ -30,6 +30,7 @@ import secrets
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -189,6 +190,7 @@ class Fault:
     pattern: str
     after: int = 0
     status: int = 503
+    seconds: float = 0
 
 
 class LoopbackHub(ThreadingHTTPServer):
@@ -250,6 +252,12 @@ class LoopbackHub(ThreadingHTTPServer):
         The headers are sent. With the pattern "/commit/" the commit is made, and its author does not learn it.
         """
         self.faults.append(Fault("download", times, pattern, after=after))
+
+    def stall_downloads(
+        self, seconds: float, after: int = 0, times: int = 1, pattern: str = "/resolve/|^/files/"
+    ) -> None:
+        """Send nothing for so many seconds once `after` bytes of an answer's longer body were sent, for the next `times`."""
+        self.faults.append(Fault("stall", times, pattern, after=after, seconds=seconds))
 
     def fail(self, times: int = 1, status: int = 503, pattern: str = "") -> None:
         """Answer the next `times` requests to paths in which `pattern` is found with `status`, and do nothing."""
@@ -431,7 +439,11 @@ class HubRequestHandler(BaseHTTPRequestHandler):
             self.end_headers()
             if self.command != "HEAD":
                 cut = self.server.next_fault("download", path, stop - start)
+                stall = self.server.next_fault("stall", path, stop - start)
                 content.seek(start)
+                if stall:
+                    self.send_content(content, start + stall.after)
+                    time.sleep(stall.seconds)
                 self.send_content(content, start + cut.after if cut else stop)
                 if cut:
                     raise ConnectionError("the connection was cut")

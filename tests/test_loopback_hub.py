@@ -373,6 +373,17 @@ def test_download_cut_once_is_resumed_by_the_client(api, hub, monkeypatch):
     assert sent == [200, 200, 206]
 
 
+def test_download_that_stalls_is_resumed_by_the_client(api, hub, monkeypatch):
+    api.upload_file(repo_id=REPO, path_in_repo="model.safetensors", path_or_fileobj=LARGE)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 20)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
+    sent = []
+    monkeypatch.setattr(hub.RequestHandlerClass, "send_response", record(sent, hub.RequestHandlerClass.send_response))
+    hub.stall_downloads(seconds=2, after=len(LARGE) // 2 + 1)
+    assert Path(api.hf_hub_download(REPO, "model.safetensors")).read_bytes() == LARGE
+    assert sent == [200, 200, 206]
+
+
 def record(statuses: list[int], send_response):
     def recording(self, status: int, *arguments) -> None:
         statuses.append(status)

@@ -13,9 +13,13 @@
 # limitations under the License.
 """What several tests need: small models whose every weight matters."""
 
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import timm
 import torch
 from timm.models import save_for_hf
@@ -84,3 +88,20 @@ def timm_model(family: str = "svt", **overrides: Any) -> nn.Module:
 def save_timm(model: nn.Module, folder: Path, safe_serialization: bool = True, **model_config: Any) -> Path:
     save_for_hf(model, folder, safe_serialization=safe_serialization, model_config=model_config)
     return folder
+
+
+@contextmanager
+def small_file_system(folder: Path) -> Iterator[Callable[[str], None]]:
+    """One of 256 KB at `folder`, and what gives it other options, such as "ro". Skips the test that may not mount it."""
+    folder.mkdir(exist_ok=True)
+
+    def mount(*arguments: str | Path) -> None:
+        done = subprocess.run(["mount", *arguments, folder], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            pytest.skip(f"no file system can be mounted here: {done.stderr}")
+
+    mount("-t", "tmpfs", "-o", "size=256k", "tmpfs")
+    try:
+        yield lambda options: mount("-o", f"remount,{options}")
+    finally:
+        subprocess.run(["umount", folder], check=True)

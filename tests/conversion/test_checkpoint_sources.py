@@ -15,6 +15,7 @@
 
 import hashlib
 import json
+import socket
 from pathlib import Path
 
 import checkpoint_sources
@@ -23,6 +24,7 @@ import torch
 from checkpoint_sources import open_checkpoint, published_checkpoints
 from loopback_hub import LoopbackHub, serve_hub
 from source_checkpoints import TINY, source_weights, timm_model
+from testing_utils import small_file_system
 from timm.models import save_for_hf
 
 
@@ -71,6 +73,34 @@ def test_download_that_is_cut_is_not_kept(sha256, files, tmp_path):
             open_checkpoint(f"{hub.endpoint}/files/twins.pth", digest)
         assert cached(tmp_path) == []
         assert len(open_checkpoint(f"{hub.endpoint}/files/twins.pth", digest).weights) > 100
+
+
+def test_download_that_stalls_is_given_up(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_sources, "STALLED_AFTER", 0.2)
+    with serve_hub(files=files) as hub:
+        hub.stall_downloads(seconds=2, after=1000)
+        with pytest.raises(OSError, match=r"twins\.pth cannot be fetched: .*timed out"):
+            open_checkpoint(f"{hub.endpoint}/files/twins.pth")
+        assert socket.getdefaulttimeout() is None
+        assert cached(tmp_path) == []
+        assert len(open_checkpoint(f"{hub.endpoint}/files/twins.pth").weights) > 100
+
+
+def test_cache_that_cannot_be_written_is_named_and_one_that_is_full_is_read(files, tmp_path):
+    with serve_hub(files=files) as hub, small_file_system(tmp_path / "torch") as set_options:
+        address = f"{hub.endpoint}/files/twins.pth"
+        set_options("ro")
+        with pytest.raises(OSError, match=r"twins\.pth cannot be fetched: .*Read-only file system"):
+            open_checkpoint(address)
+        set_options("rw,size=256k")
+        with pytest.raises(OSError, match=r"twins\.pth cannot be fetched: .*No space left on device"):
+            open_checkpoint(address)
+        assert cached(tmp_path) == []
+        set_options("rw,size=100m")
+        open_checkpoint(address)
+        set_options("ro")
+        assert len(open_checkpoint(address).weights) > 100
+        assert requests_for(hub, "twins.pth") == 2
 
 
 def test_address_that_is_not_there_is_named(files):

@@ -28,6 +28,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from source_checkpoints import FORMATS, TINY, source_checkpoint, source_weights, timm_model
+from testing_utils import small_file_system
 from timm.models import save_for_hf
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
 
@@ -308,20 +309,11 @@ def test_verification_that_fails_writes_nothing(source, output, monkeypatch):
 
 def test_disk_that_is_full_leaves_nothing(source, output, tmp_path):
     """On a file system with less room than the weights need."""
-    mount = tmp_path / "small"
-    mount.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", mount], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr}")
-    try:
-        error = fails(source, "--output", mount / "converted")
+    with small_file_system(tmp_path / "small"):
+        error = fails(source, "--output", tmp_path / "small" / "converted")
         assert "cannot be written" in error
         assert "No space left on device" in error
-        assert not list(mount.iterdir())
-    finally:
-        subprocess.run(["umount", mount], check=True)
+        assert not list((tmp_path / "small").iterdir())
 
 
 def test_write_that_fails_leaves_nothing(source, output, monkeypatch):
