@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import skimage.data
-from handwriting_scenes import digit_scene
+from digit_scenes import digit_scene
 from sklearn.datasets import load_digits
-from train_digit_models import split_handwriting
+from train_digit_models import MIN_DIGIT_SIDE, SCENE_SIDE, split_handwriting
 
 
 SPACES = Path(__file__).parent
@@ -51,7 +51,8 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for seed in range(NUM_SCENES):
         # Beyond the seeds of the scenes that the model was trained and measured on.
-        picture, _ = digit_scene(100_000 + seed, held_out, (64, 64 if seed % 2 else 96), num_digits=5)
+        size = (SCENE_SIDE, SCENE_SIDE if seed % 2 else 96)
+        picture = digit_scene(100_000 + seed, size, 5, held_out, MIN_DIGIT_SIDE).image
         picture = picture.resize(
             (picture.width * SCENE_FACTOR, picture.height * SCENE_FACTOR), PIL.Image.Resampling.BICUBIC
         )

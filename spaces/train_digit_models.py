@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from handwriting_scenes import digit_scene
+from digit_scenes import digit_scene
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -50,6 +50,8 @@ from hf_twins import (
 SPACES = Path(__file__).parent
 # Sides in pixels. The classifiers see other sides too, because the page lets one choose.
 DIGIT_SIDE, DIGIT_SIDES, SCENE_SIDE = 32, (16, 24, 32, 32, 32, 48), 64
+# So that a digit in a scene can be told easily.
+MIN_DIGIT_SIDE = 22
 NUM_SCENES, NUM_HELD_OUT_SCENES = 3000, 300
 BATCH_SIZE = 32
 LEARNING_RATE = 2e-3
@@ -199,9 +201,12 @@ def train_segmenter(start: Path, epochs: int, seed: int) -> tuple[TwinsPreTraine
 
 
 def compose_scenes(seeds: range, handwriting: np.ndarray, processor: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    scenes = [digit_scene(seed, handwriting, (SCENE_SIDE, SCENE_SIDE)) for seed in tqdm(seeds, unit="scene")]
-    images = torch.from_numpy(np.stack([np.asarray(image) for image, _ in scenes])).permute(0, 3, 1, 2) / 255
-    return normalize(images, processor), torch.from_numpy(np.stack([mask for _, mask in scenes])).long()
+    scenes = [
+        digit_scene(seed, (SCENE_SIDE, SCENE_SIDE), handwriting=handwriting, min_side=MIN_DIGIT_SIDE)
+        for seed in tqdm(seeds, unit="scene")
+    ]
+    images = torch.from_numpy(np.stack([np.asarray(scene.image) for scene in scenes])).permute(0, 3, 1, 2) / 255
+    return normalize(images, processor), torch.from_numpy(np.stack([scene.mask for scene in scenes])).long()
 
 
 def write_card(name: str, model: TwinsPreTrainedModel, seed: int, epochs: int, result: float, folder: Path) -> None:

@@ -48,6 +48,7 @@ from segmentation_evaluation import (
 from segmentation_inference import MULTI_SCALES, InferenceArguments, segment, sliding_logits
 from segmentation_model import checkpoint_config, create_model, create_processor
 from segmentation_pictures import class_shares, label_colors, mask_picture, overlay
+from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, jaccard_score
 from testing_utils import randomize, tiny_config
 from torch import nn
@@ -71,12 +72,13 @@ CLASSES = ["background", *(f"digit {digit}" for digit in DIGITS)]
 
 def write_scenes(folder: Path, seeds: range, size: tuple[int, int] = (32, 32)) -> Path:
     """Scenes with the classes 0 (the background) to 3."""
+    handwriting = np.flatnonzero(np.isin(load_digits().target, DIGITS))
     number = np.zeros(11, dtype=np.uint8)
     number[[1 + digit for digit in DIGITS]] = range(1, len(CLASSES))
     (folder / "images").mkdir(parents=True)
     (folder / "annotations").mkdir()
     for seed in seeds:
-        scene = digit_scene(seed, size, num_digits=2, digits=DIGITS)
+        scene = digit_scene(seed, size, num_digits=2, handwriting=handwriting)
         scene.image.save(folder / "images" / f"{seed}.png")
         PILImage.fromarray(number[scene.mask]).save(folder / "annotations" / f"{seed}.png")
     return folder

@@ -21,13 +21,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from digit_scenes import digit_scene
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
-from handwriting_scenes import digit_scene
 from hostile_files import archive, saved, write_unusable, write_unusable_archives
 from PIL import Image
 from space_server import SPACES, digit_image, pixels, serve
-from train_digit_models import split_handwriting
+from train_digit_models import MIN_DIGIT_SIDE, split_handwriting
 
 from hf_twins import TwinsForSemanticSegmentation, TwinsImageProcessor
 
@@ -52,7 +52,11 @@ def client(server) -> Client:
 def scenes() -> list[tuple[Image.Image, np.ndarray]]:
     """Of handwriting that the model has not seen."""
     _, held_out = split_handwriting(seed=0)
-    return [digit_scene(200_000 + index, held_out, size) for index, size in enumerate(SIZES * 8)]
+    scenes = [
+        digit_scene(200_000 + index, size, handwriting=held_out, min_side=MIN_DIGIT_SIDE)
+        for index, size in enumerate(SIZES * 8)
+    ]
+    return [(scene.image, scene.mask) for scene in scenes]
 
 
 @pytest.fixture(scope="module")

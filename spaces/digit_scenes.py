@@ -11,12 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Pictures of several digits whose masks and boxes are exact: real handwriting, in scenes that a small model can learn.
+"""Scenes of several handwritten digits whose masks and boxes are exact: for a small model to learn, and to be shown on.
 
 The digits are scikit-learn's (https://archive.ics.uci.edu/dataset/80), of 8 x 8 pixels.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -25,8 +24,8 @@ import PIL.Image
 from sklearn.datasets import load_digits
 
 
-# From which side in pixels a digit can still be told, and up to which share of the picture's smaller side.
-MIN_DIGIT_SIDE, MAX_DIGIT_SHARE = 14, 0.5
+# Of the scene's smaller side, what a digit's may be.
+MAX_DIGIT_SHARE = 0.5
 NUM_TRIES = 50
 
 
@@ -47,33 +46,48 @@ class DigitScene:
     labels: np.ndarray
 
 
+@cache
+def digit_pictures() -> tuple[np.ndarray, np.ndarray]:
+    digits = load_digits()
+    return digits.images.astype(np.float32), digits.target
+
+
 def digit_scene(
-    seed: int, size: tuple[int, int] = (64, 64), num_digits: int = 3, digits: Sequence[int] = tuple(range(10))
+    seed: int,
+    size: tuple[int, int] = (64, 64),
+    num_digits: int = 3,
+    handwriting: np.ndarray | None = None,
+    min_side: int = 14,
 ) -> DigitScene:
-    """Digits at random places and of random sizes and colours, none over another, on a textured background.
+    """Digits at random places and of random sizes and colours, none over another, on dark clouds of colour.
 
     Args:
         seed: which everything depends on.
         size: height and width in pixels.
         num_digits: how many; fewer where there is no room for more.
-        digits: those that there are.
+        handwriting: indices in `load_digits` of those to take; all if not given.
+        min_side: of a digit, with its margin, in pixels. Under 14 it cannot be told.
     """
     rng = np.random.default_rng(seed)
+    pictures, digits = digit_pictures()
     height, width = size
-    pixels = textured_background(rng, height, width)
+    clouds = PIL.Image.fromarray(rng.integers(0, 110, (5, 5, 3), dtype=np.uint8))
+    pixels = np.asarray(clouds.resize((width, height), PIL.Image.Resampling.BICUBIC)).astype(np.float64)
     mask = np.zeros(size, dtype=np.uint8)
     boxes: list[tuple[int, int, int, int]] = []
     labels: list[int] = []
     for _ in range(num_digits):
-        label, ink = random_digit(rng, max(int(min(size) * MAX_DIGIT_SHARE), MIN_DIGIT_SIDE), digits)
+        index = rng.choice(np.arange(len(digits)) if handwriting is None else handwriting)
+        max_side = max(int(min(size) * MAX_DIGIT_SHARE), min_side)
+        ink = resized_ink(pictures[index], int(rng.integers(min_side, max_side + 1)))
         box = free_place(rng, mask, ink.shape)
         if box is None:
             continue
         left, top, right, bottom = box
-        mask[top:bottom, left:right][ink] = 1 + label
+        mask[top:bottom, left:right][ink] = 1 + digits[index]
         pixels[top:bottom, left:right][ink] = rng.uniform(150, 255, 3)
         boxes.append(box)
-        labels.append(label)
+        labels.append(int(digits[index]))
     pixels += rng.normal(0, 6, pixels.shape)
     return DigitScene(
         image=PIL.Image.fromarray(pixels.clip(0, 255).astype(np.uint8)),
@@ -83,27 +97,12 @@ def digit_scene(
     )
 
 
-def textured_background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Dark clouds of colour, `(height, width, 3)` from 0 to 255."""
-    clouds = PIL.Image.fromarray(rng.integers(0, 110, (5, 5, 3), dtype=np.uint8))
-    return np.asarray(clouds.resize((width, height), PIL.Image.Resampling.BICUBIC)).astype(np.float64)
-
-
-@cache
-def digit_pictures() -> tuple[np.ndarray, np.ndarray]:
-    digits = load_digits()
-    return digits.images.astype(np.float32), digits.target
-
-
-def random_digit(rng: np.random.Generator, max_side: int, digits: Sequence[int]) -> tuple[int, np.ndarray]:
-    """A digit and where its ink is, without a margin, of any size up to `max_side`."""
-    pictures, labels = digit_pictures()
-    index = int(rng.choice(np.flatnonzero(np.isin(labels, digits))))
-    side = int(rng.integers(MIN_DIGIT_SIDE, max_side + 1))
-    picture = PIL.Image.fromarray(pictures[index]).resize((side, side), PIL.Image.Resampling.BILINEAR)
-    ink = np.asarray(picture) > 6
+def resized_ink(picture: np.ndarray, side: int) -> np.ndarray:
+    """Where there is ink in a picture of that side, without its margin."""
+    resized = PIL.Image.fromarray(picture).resize((side, side), PIL.Image.Resampling.BILINEAR)
+    ink = np.asarray(resized) > 6
     rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
-    return int(labels[index]), ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 def free_place(rng: np.random.Generator, mask: np.ndarray, size: tuple[int, ...]) -> tuple[int, int, int, int] | None:
