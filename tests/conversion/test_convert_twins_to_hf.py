@@ -26,6 +26,7 @@ from pathlib import Path
 import convert_twins_to_hf
 import pytest
 import torch
+from conversion_utils import fails, run, save_source
 from huggingface_hub import ModelCard
 from source_checkpoints import FORMATS, TINY, source_checkpoint, source_weights, timm_model
 from testing_utils import small_file_system
@@ -39,25 +40,9 @@ from hf_twins import TwinsForImageClassification, TwinsImageProcessor
 SCRIPT = Path(convert_twins_to_hf.__file__)
 
 
-def run(*arguments: object) -> None:
-    convert_twins_to_hf.main([str(argument) for argument in arguments])
-
-
-def fails(*arguments: object) -> str:
-    """The message that the command ends with."""
-    with pytest.raises(SystemExit) as caught:
-        run(*arguments)
-    # A text is printed on standard error, and the status is 1.
-    assert isinstance(caught.value.code, str), caught.value.code
-    return caught.value.code
-
-
 @pytest.fixture
 def source(tmp_path) -> Path:
-    """A checkpoint of a tiny Twins-SVT, as the authors save them."""
-    file = tmp_path / "source.pth"
-    torch.save({"model": source_weights("official", TINY["svt"])}, file)
-    return file
+    return save_source(tmp_path)
 
 
 @pytest.fixture

@@ -21,9 +21,9 @@ import sys
 from pathlib import Path
 
 import checkpoint_sources
-import convert_twins_to_hf
 import pytest
 import torch
+from conversion_utils import fails, run, save_source
 from huggingface_hub import HfApi, ModelCard, model_info, snapshot_download
 from loopback_hub import LoopbackHub, serve_hub
 from PIL import Image
@@ -36,22 +36,9 @@ from hf_twins import TwinsForImageClassification
 TOKENS = {"hf_write": "write", "hf_read": "read"}
 
 
-def run(*arguments: object) -> None:
-    convert_twins_to_hf.main([str(argument) for argument in arguments])
-
-
-def fails(*arguments: object) -> str:
-    with pytest.raises(SystemExit) as caught:
-        run(*arguments)
-    assert isinstance(caught.value.code, str), caught.value.code
-    return caught.value.code
-
-
 @pytest.fixture
 def source(tmp_path) -> Path:
-    file = tmp_path / "source.pth"
-    torch.save(source_weights("official", TINY["svt"]), file)
-    return file
+    return save_source(tmp_path)
 
 
 @pytest.fixture
