@@ -16,17 +16,26 @@
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from packaging.version import Version
 from timm.models import save_for_hf
 from torch import nn
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from hf_twins import TwinsConfig
 
+
+# transformers may ask for a release of PEFT's that is not out yet: 5.24 came before PEFT 0.22.
+uses_adapters_of_transformers = pytest.mark.skipif(
+    Version(version("peft")) < Version(MIN_PEFT_VERSION),
+    reason=f"this transformers needs PEFT {MIN_PEFT_VERSION}, {version('peft')} is here",
+)
 
 TINY = {
     "patch_size": 2,

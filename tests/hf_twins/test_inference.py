@@ -21,7 +21,7 @@ import torch
 from peft import LoraConfig
 from PIL import Image
 from sklearn.datasets import load_digits
-from testing_utils import FAMILIES, randomize, rectangle_mask, tiny_config
+from testing_utils import FAMILIES, randomize, rectangle_mask, tiny_config, uses_adapters_of_transformers
 from transformers import AutoImageProcessor, UperNetConfig, UperNetForSemanticSegmentation
 
 from hf_twins import (
@@ -106,6 +106,7 @@ def test_model_around_a_backbone_is_optimized():
     assert any(isinstance(module, inference.PackedLinear) for module in optimized.backbone.modules())
 
 
+@uses_adapters_of_transformers
 @pytest.mark.parametrize("target", ["q_proj", "fc1", "o_proj"])
 def test_adapters_have_their_effect(target):
     model = randomize(TwinsForImageClassification(tiny_config()))

@@ -29,9 +29,19 @@ import timm
 import torch
 import torchvision
 from loopback_hub import serve_models
+from peft import LoraConfig
 from PIL import Image
 from sklearn.datasets import load_sample_image
-from testing_utils import FAMILIES, TIMM_ARCHITECTURES, TIMM_SHARED, randomize, save_timm, timm_model, tiny_config
+from testing_utils import (
+    FAMILIES,
+    TIMM_ARCHITECTURES,
+    TIMM_SHARED,
+    randomize,
+    save_timm,
+    timm_model,
+    tiny_config,
+    uses_adapters_of_transformers,
+)
 from timm.data import create_transform, resolve_data_config
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
@@ -791,13 +801,13 @@ def test_nothing_at_all_is_transformers_error(tmp_path):
             TwinsForImageClassification.from_pretrained(source)
 
 
+@uses_adapters_of_transformers
 @pytest.mark.parametrize("original", ["timm", "authors"])
 @pytest.mark.filterwarnings("ignore:Could not find a config file")
 def test_adapter_finds_the_weights_it_was_trained_on(tmp_path, timm_folder, reference, original):
-    peft = pytest.importorskip("peft")
     source = timm_folder if original == "timm" else save_authors(reference.state_dict(), tmp_path / "checkpoint.pth")
     model = TwinsForImageClassification.from_pretrained(source)
-    model.add_adapter(peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    model.add_adapter(LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
     pixel_values = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = model.eval()(pixel_values).logits
