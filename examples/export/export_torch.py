@@ -38,6 +38,7 @@ from exporting import (
     run_export,
     verify,
 )
+from torch._inductor.exc import InductorError
 from torch.export import Dim
 
 
@@ -57,12 +58,20 @@ def export(args: TorchArguments) -> Path:
     source = load_source(args.model_name_or_path, args.height, args.width)
     model = ExportableModel(copy.deepcopy(source.model.model), getattr(torch, args.dtype))
     with new_folder(args.output_dir) as folder:
-        torch._inductor.aoti_compile_and_package(
-            fixed_program(source, model, Dim("batch_size", min=1, max=MAX_BATCH)),
-            package_path=str(folder / "model.pt2"),
-            # Dynamic threads: otherwise as many as there were here.
-            inductor_configs={"cpp.dynamic_threads": True},
-        )
+        program = fixed_program(source, model, Dim("batch_size", min=1, max=MAX_BATCH))
+        try:
+            torch._inductor.aoti_compile_and_package(
+                program,
+                package_path=str(folder / "model.pt2"),
+                # Dynamic threads: otherwise as many as there were here.
+                inductor_configs={"cpp.dynamic_threads": True},
+            )
+        except InductorError as error:
+            if "InvalidCxxCompiler" not in str(error):
+                raise
+            raise ValueError(
+                "AOTInductor needs a C++ compiler, such as g++: install one, or name it by CXX."
+            ) from error
         describe(folder, source, runtime="torch", file="model.pt2", size=source.size, dtype=args.dtype)
         verify(folder, source, [(batch, *source.size) for batch in (1, 2, 5)], TOLERANCES[args.dtype])
     return Path(args.output_dir)

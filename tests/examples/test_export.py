@@ -14,6 +14,7 @@
 """What comes out of PyTorch computes what went in, and runs from pixels that are the image processor's."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -314,6 +315,20 @@ def test_model_trained_on_mnist_keeps_its_labels_in_int8(tmp_path):
     ):
         assert exporting.relative_distance(logits, expected) < 0.03
         assert (logits.argmax(1) == expected.argmax(1)).mean() >= 0.99
+
+
+@pytest.mark.slow
+def test_package_without_a_compiler_says_so(tmp_path):
+    model = save(tmp_path / "model")
+    done = subprocess.run(
+        [sys.executable, export_torch.__file__, "--model_name_or_path", model, "--output_dir", tmp_path / "torch"],
+        env=os.environ | {"CXX": "/nowhere/g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: AOTInductor needs a C++ compiler")
+    assert not (tmp_path / "torch").exists()
 
 
 @pytest.mark.slow
