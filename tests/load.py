@@ -76,9 +76,9 @@ class MemoryWatch:
         self.thread.join()
 
     def growth(self) -> dict[str, float]:
-        """In MB: the most in the third fifth of the time, when all is warm, and in the last."""
+        """In MB: the most in the second fifth of the time, and in the last."""
         fifth = max(1, len(self.megabytes) // 5)
-        return {"warm": max(self.megabytes[2 * fifth : 3 * fifth]), "at the end": max(self.megabytes[-fifth:])}
+        return {"warm": max(self.megabytes[fifth : 2 * fifth]), "at the end": max(self.megabytes[-fifth:])}
 
 
 def clients(folder: Path, num_clients: int, seconds: float) -> dict[str, Any]:
