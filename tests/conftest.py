@@ -25,9 +25,11 @@ HF_HOME = tempfile.mkdtemp(prefix="hf-home-")
 atexit.register(shutil.rmtree, HF_HOME, ignore_errors=True)
 os.environ["HF_HOME"] = HF_HOME
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Threads of tests that run side by side would wait for each other.
-WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
+# Threads of tests that run side by side would wait for each other: 30 times as long, now and then. Set in the workers alone,
+# because they inherit what is set in the process that starts them.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    num_workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_workers)))
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
