@@ -203,9 +203,8 @@ def eager_attention_forward(
     attn_weights = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         attn_weights = attn_weights + attention_mask
-    # In float32 at least: half precision would lose the small weights, and float64 is for those who want all of it.
-    softmax_dtype = torch.promote_types(query.dtype, torch.float32)
-    attn_weights = nn.functional.softmax(attn_weights, dim=-1, dtype=softmax_dtype).to(query.dtype)
+    # In half precision too, it is computed in float32; what is kept for the way back is only its result.
+    attn_weights = nn.functional.softmax(attn_weights, dim=-1).to(query.dtype)
     attn_weights = nn.functional.dropout(attn_weights, p=dropout, training=module.training)
     attn_output = torch.matmul(attn_weights, value).transpose(1, 2).contiguous()
     return attn_output, attn_weights
@@ -316,10 +315,13 @@ class TwinsAttention(nn.Module):
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
+        is_sdpa = self.config._attn_implementation == "sdpa"
         attention_mask: Any = None
         if key_mask is not None and is_flash_attention_requested(self.config):
             # The flash attention functions mask keys only where these are the queries too, which the sub-sampled are not.
-            attention_interface = ALL_ATTENTION_FUNCTIONS["sdpa"]
+            attention_interface, is_sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"], True
+        if key_mask is not None and is_sdpa:
+            # The same for every query: written out for each, it would be as large as the attention weights.
             attention_mask = key_mask[:, None, None, :]
         elif key_mask is not None:
             attention_mask = create_bidirectional_mask(
@@ -331,17 +333,16 @@ class TwinsAttention(nn.Module):
                 allow_is_bidirectional_skip=False,
             )
 
-        dtype, in_float32 = query.dtype, False
-        is_sdpa = self.config._attn_implementation == "sdpa"
+        dtype, is_autocast = query.dtype, True
         if is_sdpa and dtype == torch.bfloat16 and query.device.type == "cpu" and query.requires_grad:
             # The way back of PyTorch's CPU kernel takes four times as long in bfloat16 as in float32, and between few
-            # tokens longer than attention written out.
+            # tokens longer than attention written out. Autocast would change either's types again.
+            is_autocast = False
             if attention_mask is None and not is_torchdynamo_compiling() and key.shape[2] <= 64:
                 attention_interface = eager_attention_forward
             else:
-                in_float32 = True
                 query, key, value = query.float(), key.float(), value.float()
-        with torch.autocast("cpu", enabled=False) if in_float32 else nullcontext():
+        with nullcontext() if is_autocast else torch.autocast("cpu", enabled=False):
             attn_output, attn_weights = attention_interface(
                 self,
                 query,
