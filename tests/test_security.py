@@ -18,6 +18,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,3 +104,23 @@ def test_workflows_ask_for_no_more_rights_than_they_need():
         assert "pull_request_target" not in text, file
         # What a stranger can write into: a title, a branch's name, a message.
         assert not re.search(r"\$\{\{ *github\.(event\.(?!release)|head_ref)", text), file
+
+
+def test_job_that_may_publish_runs_nothing_of_the_project():
+    """What a job may do, everything may do that is installed or run in it."""
+    jobs = {
+        f"{file.stem}.{name}": job
+        for file in (ROOT / ".github" / "workflows").glob("*.yml")
+        for name, job in yaml.safe_load(file.read_text(encoding="utf-8"))["jobs"].items()
+        if job.get("permissions", {}).get("id-token") == "write"
+    }
+    assert set(jobs) == {"publish_to_hub.publish", "release.publish"}
+    for name, job in jobs.items():
+        assert job["needs"] == "build", name
+        assert job["environment"], f"{name}: a maintainer has to be asked"
+        for step in job["steps"]:
+            assert not step.get("uses", "").startswith("actions/checkout@"), name
+            assert "cache" not in step.get("with", {}), f"{name}: other jobs write the cache"
+            installed = re.findall(r"pip install (.*)", " ".join(step.get("run", "").split()))
+            for package in " ".join(installed).replace("--no-deps --only-binary :all:", "").split():
+                assert re.fullmatch(r"[\w-]+==[\w.]+", package), f"{name} installs {package}: give its only version"
