@@ -28,8 +28,9 @@ from typing import Any
 import timm
 import torch
 from checkpoint_formats import revert_model
+from checkpoint_sources import one_line
 from convert_twins_to_hf import write_whole
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import httpx
 from timm.models import save_for_hf
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel, UperNetForSemanticSegmentation
 from verification import backbone_config, different_settings, verify
@@ -47,8 +48,10 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     try:
         convert(args.model, args.to, args.output)
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        sys.exit(f"error: {error}")
+    except httpx.TransportError as error:
+        sys.exit(f"error: {args.model} cannot be fetched: {one_line(error)}")
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {one_line(error)}")
 
 
 def convert(name: str, toolbox: str, output: Path) -> None:

@@ -32,9 +32,9 @@ from typing import Any
 
 import torch
 from checkpoint_formats import Conversion, convert_checkpoint
-from checkpoint_sources import Checkpoint, file_sha256, open_checkpoint, published_checkpoints
+from checkpoint_sources import Checkpoint, file_sha256, one_line, open_checkpoint, published_checkpoints
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import httpx
 from model_cards import model_card
 from transformers import (
@@ -63,8 +63,8 @@ def main(arguments: list[str] | None = None) -> None:
         folder = convert(args.source, args.output, args)
         if api is not None and folder is not None:
             push(api, folder, args.repo_id, args)
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        sys.exit(f"error: {error}")
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        sys.exit(f"error: {one_line(error)}")
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -262,13 +262,20 @@ def open_hub(args: argparse.Namespace) -> HfApi:
 
     Raises:
         ValueError: if nobody is logged in: now, not when all the work is done.
+        OSError: if it does not answer.
     """
     api = HfApi()
     try:
         api.whoami()
-    except (LocalTokenNotFoundError, HfHubHTTPError) as error:
-        raise ValueError(
-            f"The Hub does not know you: log in with `hf auth login`, or set HF_TOKEN to a token that may write ({error})."
+    except (OSError, httpx.HTTPError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if isinstance(error, LocalTokenNotFoundError) or status in (401, 403):
+            raise ValueError(
+                "The Hub does not know you: log in with `hf auth login`, or set HF_TOKEN to a token that may write "
+                f"({one_line(error)})."
+            ) from error
+        raise OSError(
+            f"The Hub does not answer, nothing was converted: try again later ({one_line(error)})."
         ) from error
     return api
 
@@ -333,9 +340,9 @@ def convert_all(args: argparse.Namespace) -> None:
             if api is not None and output is not None:
                 push(api, output, f"{args.org}/{name}", args)
                 results[name] += f", published as {args.org}/{name}"
-        except (OSError, ValueError, HfHubHTTPError) as error:
-            print(f"error: {error}")
-            results[name] = f"FAILED: {str(error).splitlines()[0]}"
+        except (OSError, ValueError, httpx.HTTPError) as error:
+            print(f"error: {one_line(error)}")
+            results[name] = f"FAILED: {one_line(error)}"
     print()
     for name, result in results.items():
         print(f"{name:45} {result}")

@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 
 from huggingface_hub import HfApi, RepoCard
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import httpx
 
 import hf_twins
 
@@ -66,17 +66,25 @@ def assemble(space: str, output: Path) -> None:
 
 
 def push(folder: Path, repo_id: str, private: bool) -> str:
-    """Make the Space on the Hub what the folder is, and give its address."""
+    """Make the Space on the Hub what the folder is, and give its address.
+
+    Raises:
+        OSError: if the Hub cannot be reached, or refuses.
+        ValueError: if the folder's card or `repo_id` is not what the Hub accepts.
+    """
     api = HfApi()
-    RepoCard.load(folder / "README.md").validate(repo_type="space")
-    url = api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
-    api.upload_folder(
-        repo_id=repo_id,
-        folder_path=folder,
-        repo_type="space",
-        delete_patterns="*",
-        commit_message=f"Assemble from hf_twins {hf_twins.__version__}",
-    )
+    try:
+        RepoCard.load(folder / "README.md").validate(repo_type="space")
+        url = api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            repo_type="space",
+            delete_patterns="*",
+            commit_message=f"Assemble from hf_twins {hf_twins.__version__}",
+        )
+    except (OSError, RuntimeError, httpx.HTTPError) as error:
+        raise OSError(f"{repo_id} was not published, {folder} is unchanged: {error}") from error
     return str(url)
 
 
@@ -95,8 +103,9 @@ def main(argv: list[str] | None = None) -> None:
         print(f"written   {args.output}")
         if args.push_to_hub:
             print(f"published {push(args.output, args.repo_id, args.private)}")
-    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
-        sys.exit(f"error: {error}")
+    except (OSError, ValueError) as error:
+        # The Hub's client says it in several lines.
+        sys.exit(f"error: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":
