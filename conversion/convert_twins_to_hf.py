@@ -24,9 +24,7 @@ converted model computes what the source's own architecture does with the same w
 
 import argparse
 import json
-import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +42,7 @@ from transformers import (
     UperNetForSemanticSegmentation,
 )
 from verification import backbone_config, verify
+from whole_outputs import whole_output
 
 from hf_twins import TWINS_VARIANTS, TwinsForSemanticSegmentation, TwinsImageProcessor, save_remote_code
 
@@ -143,7 +142,8 @@ def convert(source: str, output: Path | None, args: argparse.Namespace) -> Path 
     if args.dtype is not None:
         conversion.model.to(getattr(torch, args.dtype))
     repo_id = args.repo_id or (f"{args.org}/{output.name}" if args.org else str(output))
-    write_whole(output, lambda folder: write(folder, conversion, checkpoint, differences, repo_id, args))
+    with whole_output(output) as folder:
+        write(folder, conversion, checkpoint, differences, repo_id, args)
     print(f"written   {output}")
     return output
 
@@ -184,22 +184,6 @@ def print_summary(conversion: Conversion, checkpoint: Checkpoint, differences: d
     }
     for name, value in rows.items():
         print(f"{name:9} {value}")
-
-
-def write_whole(output: Path, write_into: Callable[[Path], None]) -> None:
-    """Let `output` be written beside where it will be, and put it there when it is whole."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
-    # Of a run that was killed.
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        write_into(partial)
-        if output.is_dir():
-            output.rmdir()
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write(

@@ -31,6 +31,12 @@ import hf_twins
 
 
 HERE = Path(__file__).resolve().parent
+# What is written whole, models and Spaces, is so in one way.
+sys.path.insert(1, str(HERE.parent / "conversion"))
+
+from whole_outputs import whole_output
+
+
 SPACES = sorted(file.parent.name for file in HERE.glob("*/app.py"))
 LEFT_OUT = ("__pycache__", "*.pyc", "*.tmp", ".*")
 
@@ -43,26 +49,18 @@ def assemble(space: str, output: Path) -> None:
         output: the folder to write, which must not exist or be empty.
 
     Raises:
-        ValueError: if `output` is there already.
+        ValueError: if `output` is there already, or in the end.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} exists: remove it, or give another --output.")
     package = Path(hf_twins.__file__).parent
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        shutil.copytree(HERE / space, partial, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    with whole_output(output) as partial:
+        shutil.copytree(HERE / space, partial, ignore=shutil.ignore_patterns(*LEFT_OUT), dirs_exist_ok=True)
         # Their pages are for who works on them.
         for folder in (HERE / "twins_space", package):
             ignore = shutil.ignore_patterns(*LEFT_OUT, "README.md")
             shutil.copytree(folder, partial / folder.name, ignore=ignore)
         shutil.copy(HERE.parent / "LICENSE", partial)
-        if output.is_dir():
-            output.rmdir()
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def push(folder: Path, repo_id: str, private: bool) -> str:
