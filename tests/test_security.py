@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers.dynamic_module_utils import resolve_trust_remote_code
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,6 +84,15 @@ def test_nothing_runs_what_a_file_says():
     assert len(SOURCES) > 50
     found = {str(file.relative_to(ROOT)): forbidden_calls(file.read_text(encoding="utf-8")) for file in SOURCES}
     assert {file: calls for file, calls in found.items() if calls} == {}
+
+
+def test_remote_code_is_asked_for_unless_it_is_refused_as_is_said(monkeypatch):
+    said = " ".join((ROOT / "SECURITY.md").read_text(encoding="utf-8").split())
+    assert "or say yes when transformers asks for it at a terminal; with `trust_remote_code=False` it does not" in said
+    monkeypatch.setattr("builtins.input", lambda question: "y")
+    assert resolve_trust_remote_code(None, "somebody/twins", has_local_code=False, has_remote_code=True)
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        resolve_trust_remote_code(False, "somebody/twins", has_local_code=False, has_remote_code=True)
 
 
 def test_actions_are_pinned_to_commits():
