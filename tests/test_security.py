@@ -116,6 +116,16 @@ def test_workflows_ask_for_no_more_rights_than_they_need():
         assert not re.search(r"\$\{\{ *github\.(event\.(?!release)|head_ref)", text), file
 
 
+def test_dependencies_are_audited_between_pushes():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    # YAML takes `on` for a truth value.
+    (schedule,) = workflow[True]["schedule"]
+    assert re.fullmatch(r"\d+ \d+ \* \* \d", schedule["cron"]), "once a week"
+    # Neither cancels the other.
+    assert "github.event_name" in workflow["concurrency"]["group"]
+    assert "pip-audit" in workflow["jobs"]["audit"]["steps"][-1]["run"]
+
+
 def test_job_that_may_publish_runs_nothing_of_the_project():
     """What a job may do, everything may do that is installed or run in it."""
     jobs = {
