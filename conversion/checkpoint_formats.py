@@ -258,16 +258,11 @@ def convert_checkpoint(
             type, or not finite. The message names them.
     """
     source_format = detect_format(weights, is_timm=timm_config is not None)
+    # Before anything is computed from them, which takes numbers of this kind, and memory for all that they claim to be.
+    check_kinds(weights)
     not_finite = [name for name, weight in weights.items() if not torch.isfinite(weight).all()]
     if not_finite:
         raise ValueError(f"The checkpoint has NaN or infinity in {listed(not_finite)}.")
-    not_numbers = [
-        f"{name} ({weight.dtype})"
-        for name, weight in weights.items()
-        if not weight.is_floating_point() and not name.endswith(BATCH_COUNTER)
-    ]
-    if not_numbers:
-        raise ValueError(f"The checkpoint's weights must be floating-point numbers, got {listed(not_numbers)}.")
     table = source_format.table
     ours = table.to_ours(weights)
     fields = dict(timm_config or infer_config(ours, table.window_layers(weights)))
@@ -286,11 +281,47 @@ def convert_checkpoint(
     )
 
 
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Of a batch norm; the only integers that models have.
 BATCH_COUNTER = ".num_batches_tracked"
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 CLASSIFIERS = ("classifier.weight", "decode_head.classifier.weight")
 # Their own weights have no prefix, where a model with a head has "twins.".
 WITHOUT_HEAD = (TwinsModel, TwinsBackbone)
+
+
+def check_kinds(weights: Mapping[str, torch.Tensor]) -> None:
+    """Raise a ValueError unless each is a dense tensor of floating-point numbers that are all there, all of one type.
+
+    A file without code may hold sparse and quantized tensors, tensors without values, and a few values that claim to be
+    terabytes.
+    """
+    wrong = [f"{name} ({kind})" for name, weight in weights.items() if (kind := wrong_kind(name, weight))]
+    if wrong:
+        raise ValueError(
+            "The checkpoint's weights must be floating-point numbers (float64, float32, float16 or bfloat16) in dense "
+            f"tensors, got {listed(wrong)}: save them as such."
+        )
+    dtypes = {weight.dtype: name for name, weight in weights.items() if not name.endswith(BATCH_COUNTER)}
+    if len(dtypes) > 1:
+        found = [f"{dtype} ({name})" for dtype, name in dtypes.items()]
+        raise ValueError(f"The checkpoint's weights must all be of one type, got {listed(found)}: save them in one.")
+
+
+def wrong_kind(name: str, weight: torch.Tensor) -> str | None:
+    """What a tensor is that cannot be a weight; None for one that can."""
+    if weight.layout != torch.strided:
+        return str(weight.layout)
+    if weight.is_meta:
+        return "without values"
+    is_counter = name.endswith(BATCH_COUNTER)
+    if weight.dtype not in FLOATS + (INTEGERS if is_counter else ()):
+        return str(weight.dtype)
+    if weight.ndim == 0 and not is_counter:
+        return "a single number"
+    if weight.numel() * weight.element_size() > weight.untyped_storage().nbytes():
+        return f"{weight.numel()} numbers in {weight.untyped_storage().nbytes()} bytes"
+    return None
 
 
 def detect_format(names: Iterable[str], is_timm: bool = False) -> CheckpointFormat:

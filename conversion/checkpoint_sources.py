@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import httpx, validate_repo_id
 from transformers.utils import CONFIG_NAME, cached_file
 
 from hf_twins.original_checkpoints_twins import (
@@ -100,8 +100,11 @@ def open_checkpoint(source: str, sha256: str | None = None, averaged: bool = Fal
     elif Path(source).is_file():
         origin, file = Path(source).name, Path(source)
     else:
-        origin, file = source, find_in_folder_or_repository(source)
-        config = read_config(source)
+        try:
+            origin, file, config = source, find_in_folder_or_repository(source), read_config(source)
+        except httpx.TransportError as error:
+            # No OSError, and transformers lets it through.
+            raise OSError(f"{source} cannot be fetched: {one_line(error)}.") from error
         if config is not None:
             timm_config, preprocessing = convert_timm_config(config), convert_timm_preprocessing(config)
     digest = file_sha256(file)
@@ -184,3 +187,8 @@ def download(url: str, sha256: str | None) -> Path:
 def file_sha256(file: str | os.PathLike) -> str:
     with Path(file).open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def one_line(error: Exception) -> str:
+    """What an error says; the Hub's client and transformers say it in several lines, or not at all."""
+    return " ".join(str(error).split()) or type(error).__name__

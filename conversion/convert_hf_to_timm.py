@@ -28,11 +28,12 @@ from typing import Any
 import timm
 import torch
 from checkpoint_formats import revert_model
-from convert_twins_to_hf import write_whole
-from huggingface_hub.errors import HfHubHTTPError
+from checkpoint_sources import one_line
+from huggingface_hub.utils import httpx
 from timm.models import save_for_hf
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel, UperNetForSemanticSegmentation
 from verification import backbone_config, different_settings, verify
+from whole_outputs import whole_output
 
 import hf_twins
 from hf_twins.original_checkpoints_twins import TIMM_ARGUMENTS, read_weights
@@ -47,8 +48,10 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     try:
         convert(args.model, args.to, args.output)
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        sys.exit(f"error: {error}")
+    except httpx.TransportError as error:
+        sys.exit(f"error: {args.model} cannot be fetched: {one_line(error)}")
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {one_line(error)}")
 
 
 def convert(name: str, toolbox: str, output: Path) -> None:
@@ -67,7 +70,8 @@ def convert(name: str, toolbox: str, output: Path) -> None:
             f"note      where an image is no whole number of windows and patches, results differ: {', '.join(settings)}"
         )
     if toolbox == "timm":
-        write_whole(output, lambda folder: write_timm(folder, model, weights, name))
+        with whole_output(output) as folder:
+            write_timm(folder, model, weights, name)
     else:
         labels = list((model.config.id2label or {}).values())
         content = {"meta": {"CLASSES": labels}, "state_dict": weights} if target.wrapped else weights
@@ -124,18 +128,13 @@ def timm_preprocessing(name: str) -> dict[str, Any]:
 
 def write_file(output: Path, content: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
     """Write a file of PyTorch's, whole or not at all."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
-    try:
+    with whole_output(output, is_folder=False) as partial:
         try:
             torch.save(content, partial)
         except RuntimeError as error:
             # What PyTorch makes of a disk that is full.
             raise OSError(f"{output} cannot be written: {error}") from error
         check_written(partial, weights)
-        partial.rename(output)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def check_written(file: Path, weights: dict[str, torch.Tensor]) -> None:

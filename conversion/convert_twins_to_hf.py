@@ -24,17 +24,15 @@ converted model computes what the source's own architecture does with the same w
 
 import argparse
 import json
-import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from checkpoint_formats import Conversion, convert_checkpoint
-from checkpoint_sources import Checkpoint, file_sha256, open_checkpoint, published_checkpoints
+from checkpoint_sources import Checkpoint, file_sha256, one_line, open_checkpoint, published_checkpoints
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import httpx
 from model_cards import model_card
 from transformers import (
@@ -44,6 +42,7 @@ from transformers import (
     UperNetForSemanticSegmentation,
 )
 from verification import backbone_config, verify
+from whole_outputs import whole_output
 
 from hf_twins import TWINS_VARIANTS, TwinsForSemanticSegmentation, TwinsImageProcessor, save_remote_code
 
@@ -63,8 +62,8 @@ def main(arguments: list[str] | None = None) -> None:
         folder = convert(args.source, args.output, args)
         if api is not None and folder is not None:
             push(api, folder, args.repo_id, args)
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        sys.exit(f"error: {error}")
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        sys.exit(f"error: {one_line(error)}")
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -143,7 +142,8 @@ def convert(source: str, output: Path | None, args: argparse.Namespace) -> Path 
     if args.dtype is not None:
         conversion.model.to(getattr(torch, args.dtype))
     repo_id = args.repo_id or (f"{args.org}/{output.name}" if args.org else str(output))
-    write_whole(output, lambda folder: write(folder, conversion, checkpoint, differences, repo_id, args))
+    with whole_output(output) as folder:
+        write(folder, conversion, checkpoint, differences, repo_id, args)
     print(f"written   {output}")
     return output
 
@@ -184,22 +184,6 @@ def print_summary(conversion: Conversion, checkpoint: Checkpoint, differences: d
     }
     for name, value in rows.items():
         print(f"{name:9} {value}")
-
-
-def write_whole(output: Path, write_into: Callable[[Path], None]) -> None:
-    """Let `output` be written beside where it will be, and put it there when it is whole."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
-    # Of a run that was killed.
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        write_into(partial)
-        if output.is_dir():
-            output.rmdir()
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write(
@@ -262,13 +246,20 @@ def open_hub(args: argparse.Namespace) -> HfApi:
 
     Raises:
         ValueError: if nobody is logged in: now, not when all the work is done.
+        OSError: if it does not answer.
     """
     api = HfApi()
     try:
         api.whoami()
-    except (LocalTokenNotFoundError, HfHubHTTPError) as error:
-        raise ValueError(
-            f"The Hub does not know you: log in with `hf auth login`, or set HF_TOKEN to a token that may write ({error})."
+    except (OSError, httpx.HTTPError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if isinstance(error, LocalTokenNotFoundError) or status in (401, 403):
+            raise ValueError(
+                "The Hub does not know you: log in with `hf auth login`, or set HF_TOKEN to a token that may write "
+                f"({one_line(error)})."
+            ) from error
+        raise OSError(
+            f"The Hub does not answer, nothing was converted: try again later ({one_line(error)})."
         ) from error
     return api
 
@@ -333,9 +324,9 @@ def convert_all(args: argparse.Namespace) -> None:
             if api is not None and output is not None:
                 push(api, output, f"{args.org}/{name}", args)
                 results[name] += f", published as {args.org}/{name}"
-        except (OSError, ValueError, HfHubHTTPError) as error:
-            print(f"error: {error}")
-            results[name] = f"FAILED: {str(error).splitlines()[0]}"
+        except (OSError, ValueError, httpx.HTTPError) as error:
+            print(f"error: {one_line(error)}")
+            results[name] = f"FAILED: {one_line(error)}"
     print()
     for name, result in results.items():
         print(f"{name:45} {result}")

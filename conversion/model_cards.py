@@ -112,9 +112,9 @@ def model_card(
             ),
             usage=usage(conversion, repo_id, remote_code),
             install=(
-                "The code is in this repository and runs with `trust_remote_code=True`: read it, and add "
-                '`revision="..."` with the hash of the commit that you have read. With `pip install hf_twins` and '
-                "`import hf_twins`, that package's code is used instead."
+                "The code is in this repository and runs with `trust_remote_code=True`: read it, and let `revision` be "
+                "the hash of the commit that you have read. With `pip install hf_twins` and `import hf_twins`, that "
+                "package's code is used instead."
                 if remote_code
                 else "It needs the package hf_twins: `pip install hf_twins`."
             ),
@@ -203,7 +203,8 @@ def usage(conversion: Conversion, repo_id: str, remote_code: bool) -> str:
     names = {
         "repo_id": repo_id,
         "model_class": type(conversion.model).__name__,
-        "trust": ", trust_remote_code=True" if remote_code else "",
+        # The hash of the commit cannot be in it.
+        "trust": ', trust_remote_code=True, revision="COMMIT"' if remote_code else "",
         "imports": "" if remote_code else "import hf_twins  # registers Twins with transformers\n",
     }
     if isinstance(conversion.model, TwinsForImageClassification):

@@ -25,12 +25,18 @@ import sys
 from pathlib import Path
 
 from huggingface_hub import HfApi, RepoCard
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import httpx
 
 import hf_twins
 
 
 HERE = Path(__file__).resolve().parent
+# What is written whole, models and Spaces, is so in one way.
+sys.path.insert(1, str(HERE.parent / "conversion"))
+
+from whole_outputs import whole_output
+
+
 SPACES = sorted(file.parent.name for file in HERE.glob("*/app.py"))
 LEFT_OUT = ("__pycache__", "*.pyc", "*.tmp", ".*")
 
@@ -43,40 +49,40 @@ def assemble(space: str, output: Path) -> None:
         output: the folder to write, which must not exist or be empty.
 
     Raises:
-        ValueError: if `output` is there already.
+        ValueError: if `output` is there already, or in the end.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} exists: remove it, or give another --output.")
     package = Path(hf_twins.__file__).parent
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        shutil.copytree(HERE / space, partial, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    with whole_output(output) as partial:
+        shutil.copytree(HERE / space, partial, ignore=shutil.ignore_patterns(*LEFT_OUT), dirs_exist_ok=True)
         # Their pages are for who works on them.
         for folder in (HERE / "twins_space", package):
             ignore = shutil.ignore_patterns(*LEFT_OUT, "README.md")
             shutil.copytree(folder, partial / folder.name, ignore=ignore)
         shutil.copy(HERE.parent / "LICENSE", partial)
-        if output.is_dir():
-            output.rmdir()
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def push(folder: Path, repo_id: str, private: bool) -> str:
-    """Make the Space on the Hub what the folder is, and give its address."""
+    """Make the Space on the Hub what the folder is, and give its address.
+
+    Raises:
+        OSError: if the Hub cannot be reached, or refuses.
+        ValueError: if the folder's card or `repo_id` is not what the Hub accepts.
+    """
     api = HfApi()
-    RepoCard.load(folder / "README.md").validate(repo_type="space")
-    url = api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
-    api.upload_folder(
-        repo_id=repo_id,
-        folder_path=folder,
-        repo_type="space",
-        delete_patterns="*",
-        commit_message=f"Assemble from hf_twins {hf_twins.__version__}",
-    )
+    try:
+        RepoCard.load(folder / "README.md").validate(repo_type="space")
+        url = api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            repo_type="space",
+            delete_patterns="*",
+            commit_message=f"Assemble from hf_twins {hf_twins.__version__}",
+        )
+    except (OSError, RuntimeError, httpx.HTTPError) as error:
+        raise OSError(f"{repo_id} was not published, {folder} is unchanged: {error}") from error
     return str(url)
 
 
@@ -95,8 +101,9 @@ def main(argv: list[str] | None = None) -> None:
         print(f"written   {args.output}")
         if args.push_to_hub:
             print(f"published {push(args.output, args.repo_id, args.private)}")
-    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
-        sys.exit(f"error: {error}")
+    except (OSError, ValueError) as error:
+        # The Hub's client says it in several lines.
+        sys.exit(f"error: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

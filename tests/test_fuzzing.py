@@ -159,9 +159,10 @@ DAMAGES = {
     "cut": lambda weights, name, number: weights.update({name: weights[name][:number]}),
     "NaN": lambda weights, name, number: weights.update({name: torch.full_like(weights[name], float("nan"))}),
     "type": lambda weights, name, number: weights.update({name: weights[name].to(DTYPES[number % len(DTYPES)])}),
+    "expand": lambda weights, name, number: weights.update({name: torch.ones(1).expand(weights[name].shape)}),
     "object": lambda weights, name, number: weights.update({name: OBJECTS[number % len(OBJECTS)]}),
 }
-DTYPES = (torch.int64, torch.bool, torch.complex64, torch.float16)
+DTYPES = (torch.int64, torch.bool, torch.complex64, torch.float16, torch.float8_e5m2)
 OBJECTS = (None, 3, "text", [1.0], {"state_dict": 1})
 
 

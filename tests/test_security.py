@@ -18,6 +18,8 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
+from transformers.dynamic_module_utils import resolve_trust_remote_code
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,6 +86,15 @@ def test_nothing_runs_what_a_file_says():
     assert {file: calls for file, calls in found.items() if calls} == {}
 
 
+def test_remote_code_is_asked_for_unless_it_is_refused_as_is_said(monkeypatch):
+    said = " ".join((ROOT / "SECURITY.md").read_text(encoding="utf-8").split())
+    assert "or say yes when transformers asks for it at a terminal; with `trust_remote_code=False` it does not" in said
+    monkeypatch.setattr("builtins.input", lambda question: "y")
+    assert resolve_trust_remote_code(None, "somebody/twins", has_local_code=False, has_remote_code=True)
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        resolve_trust_remote_code(False, "somebody/twins", has_local_code=False, has_remote_code=True)
+
+
 def test_actions_are_pinned_to_commits():
     workflows = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
     uses = [
@@ -103,3 +114,33 @@ def test_workflows_ask_for_no_more_rights_than_they_need():
         assert "pull_request_target" not in text, file
         # What a stranger can write into: a title, a branch's name, a message.
         assert not re.search(r"\$\{\{ *github\.(event\.(?!release)|head_ref)", text), file
+
+
+def test_dependencies_are_audited_between_pushes():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    # YAML takes `on` for a truth value.
+    (schedule,) = workflow[True]["schedule"]
+    assert re.fullmatch(r"\d+ \d+ \* \* \d", schedule["cron"]), "once a week"
+    # Neither cancels the other.
+    assert "github.event_name" in workflow["concurrency"]["group"]
+    assert "pip-audit" in workflow["jobs"]["audit"]["steps"][-1]["run"]
+
+
+def test_job_that_may_publish_runs_nothing_of_the_project():
+    """What a job may do, everything may do that is installed or run in it."""
+    jobs = {
+        f"{file.stem}.{name}": job
+        for file in (ROOT / ".github" / "workflows").glob("*.yml")
+        for name, job in yaml.safe_load(file.read_text(encoding="utf-8"))["jobs"].items()
+        if job.get("permissions", {}).get("id-token") == "write"
+    }
+    assert set(jobs) == {"publish_to_hub.publish", "release.publish"}
+    for name, job in jobs.items():
+        assert job["needs"] == "build", name
+        assert job["environment"], f"{name}: a maintainer has to be asked"
+        for step in job["steps"]:
+            assert not step.get("uses", "").startswith("actions/checkout@"), name
+            assert "cache" not in step.get("with", {}), f"{name}: other jobs write the cache"
+            installed = re.findall(r"pip install (.*)", " ".join(step.get("run", "").split()))
+            for package in " ".join(installed).replace("--no-deps --only-binary :all:", "").split():
+                assert re.fullmatch(r"[\w-]+==[\w.]+", package), f"{name} installs {package}: give its only version"

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Every format to a model of ours and back: equal to the source, bit for bit the same weights, nothing dropped."""
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -23,7 +24,7 @@ from source_checkpoints import FORMATS, PUBLISHED, TINY, source_checkpoint, sour
 from torchvision.models import resnet18
 from verification import verify
 
-from hf_twins.original_checkpoints_twins import convert_timm_config
+from hf_twins.original_checkpoints_twins import convert_timm_config, read_weights
 
 
 EXPECTED_CLASS = {
@@ -163,6 +164,23 @@ def change(weights, name, weight):
     weights[name] = weight
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_all_of_one_floating_point_type_converts_beside_batch_counters(dtype):
+    weights = source_weights("mmseg-semantic-fpn", TINY["svt"])
+    weights = {name: weight.to(dtype) if weight.is_floating_point() else weight for name, weight in weights.items()}
+    counters = [weight for name, weight in weights.items() if name.endswith("num_batches_tracked")]
+    assert {weight.dtype for weight in counters} == {torch.int64}
+    conversion = convert_checkpoint(weights)
+    assert conversion.model.dtype == dtype
+    verify(conversion.model, conversion.source_format, weights)
+
+
+def quantized(length: int) -> torch.Tensor:
+    """As PyTorch's own quantization made them, which it deprecates."""
+    with warnings.catch_warnings(action="ignore"):
+        return torch.quantize_per_tensor(torch.ones(length), 0.1, 0, torch.qint8)
+
+
 BAD_WEIGHTS = {
     "another model": (
         lambda weights: weights.clear() or weights.update(resnet18().state_dict()),
@@ -197,7 +215,32 @@ BAD_WEIGHTS = {
     "infinity": (lambda weights: weights["norm.bias"][1:].fill_(float("inf")), "NaN or infinity in norm.bias"),
     "integers": (
         lambda weights: change(weights, "norm.bias", torch.ones(96, dtype=torch.int64)),
-        r"must be floating-point numbers, got norm.bias \(torch.int64\)",
+        r"must be floating-point numbers .* in dense tensors, got norm.bias \(torch.int64\): save",
+    ),
+    "sparse": (
+        lambda weights: change(weights, "norm.bias", torch.ones(96).to_sparse()),
+        r"in dense tensors, got norm.bias \(torch.sparse_coo\)",
+    ),
+    "quantized": (lambda weights: change(weights, "norm.bias", quantized(96)), r"got norm.bias \(torch.qint8\)"),
+    "without values": (
+        lambda weights: change(weights, "norm.bias", torch.ones(96, device="meta")),
+        r"got norm.bias \(without values\)",
+    ),
+    "8 bits": (
+        lambda weights: change(weights, "norm.bias", torch.ones(96, dtype=torch.float8_e4m3fn)),
+        r"got norm.bias \(torch.float8_e4m3fn\)",
+    ),
+    "expanded to terabytes": (
+        lambda weights: change(weights, "norm.bias", torch.ones(1).expand(1 << 40)),
+        r"got norm.bias \(1099511627776 numbers in 4 bytes\)",
+    ),
+    "no tensor": (
+        lambda weights: change(weights, "head.weight", torch.tensor(1.0)),
+        r"got head.weight \(a single number\)",
+    ),
+    "two types": (
+        lambda weights: change(weights, "norm.bias", torch.ones(96, dtype=torch.float16)),
+        r"must all be of one type, got torch.float32 \(.*\), torch.float16 \(norm.bias\)",
     ),
     "windows in odd blocks": (
         lambda weights: [
@@ -221,6 +264,21 @@ def test_bad_checkpoint_is_named(fault):
     damage(weights)
     with pytest.raises(ValueError, match=message):
         convert_checkpoint(weights)
+
+
+KINDS = ("sparse", "quantized", "without values", "8 bits", "expanded to terabytes")
+
+
+@pytest.mark.parametrize("fault", KINDS)
+# PyTorch's, when it reads them.
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_bad_kind_of_tensor_is_named_when_it_comes_from_a_file(fault, tmp_path):
+    damage, message = BAD_WEIGHTS[fault]
+    weights = source_weights("official", TINY["svt"])
+    damage(weights)
+    torch.save(weights, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=message):
+        convert_checkpoint(read_weights(tmp_path / "weights.pth"))
 
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "pvt_v2_b0", "resnet18"])

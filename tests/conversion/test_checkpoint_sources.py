@@ -123,6 +123,12 @@ def test_timm_repository_is_read_from_the_hub(tmp_path):
         checkpoint = open_checkpoint("timm/twins_svt_small.in1k")
         with pytest.raises(OSError, match=r"timm/twins_svt_base\.in1k"):
             open_checkpoint("timm/twins_svt_base.in1k")
+        hub.cut_downloads(times=100, pattern="model.safetensors")
+        with (
+            hub.in_process(tmp_path / "cut"),
+            pytest.raises(OSError, match=r"small\.in1k cannot be fetched: peer closed"),
+        ):
+            open_checkpoint("timm/twins_svt_small.in1k")
     assert checkpoint.origin == "timm/twins_svt_small.in1k"
     assert checkpoint.timm_config["hidden_sizes"] == list(architecture.hidden_sizes)
     assert checkpoint.preprocessing["size"] == {"shortest_edge": 248}

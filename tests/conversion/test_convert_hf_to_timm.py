@@ -21,12 +21,14 @@ import convert_twins_to_hf
 import pytest
 import timm
 import torch
+from huggingface_hub.utils import httpx
+from loopback_hub import serve_hub
 from PIL import Image
 from sklearn.datasets import load_sample_image
 from source_checkpoints import TINY, source_weights
 from testing_utils import randomize, tiny_config
 from timm.data import create_transform, resolve_model_data_config
-from transformers import UperNetConfig, UperNetForSemanticSegmentation
+from transformers import AutoConfig, UperNetConfig, UperNetForSemanticSegmentation
 
 from hf_twins import (
     TwinsBackbone,
@@ -171,6 +173,19 @@ def test_bad_model_or_output_is_named(tmp_path):
     with pytest.raises(SystemExit) as caught:
         run(tmp_path / "swin", "timm", tmp_path / "swin")
     assert "exists: remove it" in caught.value.code
+
+
+def test_hub_that_cannot_be_reached_is_an_error_in_one_line(tmp_path, monkeypatch):
+    with serve_hub() as hub, hub.in_process(tmp_path / "home"):
+        hub.socket.close()
+        assert "couldn't connect to" in (error := fails("somebody/twins", "timm", tmp_path / "timm"))
+        assert "\n" not in error
+
+    def cut(*args, **kwargs):
+        raise httpx.ReadTimeout("")
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", cut)
+    assert fails("somebody/twins", "timm", tmp_path / "timm") == "error: somebody/twins cannot be fetched: ReadTimeout"
 
 
 def test_disk_that_is_full_leaves_nothing(tmp_path, monkeypatch):

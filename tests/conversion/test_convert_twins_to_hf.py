@@ -342,7 +342,8 @@ def test_killed_process_leaves_nothing_and_the_next_one_succeeds(source, output)
     process.wait()
     process.stdout.close()
     assert not output.exists()
-    assert [path.name for path in output.parent.iterdir()] == [".converted.partial"]
+    (left,) = output.parent.iterdir()
+    assert left.name.startswith(".converted.partial-")
     run(source, "--output", output)
     assert [path.name for path in output.parent.iterdir()] == ["converted"]
 
@@ -384,10 +385,12 @@ def test_remote_code_is_written_and_not_for_upernet(source, output, tmp_path):
     run(source, "--output", output, "--with-remote-code")
     assert (output / "modeling_twins.py").is_file()
     assert "AutoModelForImageClassification" in json.loads((output / "config.json").read_text())["auto_map"]
-    assert "trust_remote_code=True" in (output / "README.md").read_text()
+    pinned = ', trust_remote_code=True, revision="COMMIT")\n'
+    assert pinned in (output / "README.md").read_text()
     torch.save(source_weights("mmseg-semantic-fpn", TINY["svt"]), tmp_path / "fpn.pth")
     run(tmp_path / "fpn.pth", "--output", tmp_path / "fpn", "--with-remote-code")
     assert "AutoModelForSemanticSegmentation" in json.loads((tmp_path / "fpn" / "config.json").read_text())["auto_map"]
+    assert pinned in (tmp_path / "fpn" / "README.md").read_text()
     # The processor is Segformer's, which needs no code.
     assert "auto_map" not in json.loads((tmp_path / "fpn" / "preprocessor_config.json").read_text())
     weights = source_weights("mmseg-upernet", TINY["svt"])

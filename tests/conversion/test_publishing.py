@@ -159,6 +159,20 @@ def test_hub_out_of_order_is_an_error(hub, source, tmp_path):
     assert "was not published" in fails(source, "--output", tmp_path / "converted", *push_options())
 
 
+@pytest.mark.parametrize("fault", ["out of order", "cut", "away"])
+def test_hub_that_does_not_answer_is_not_taken_for_a_token_that_is_wrong(fault, hub, source, tmp_path):
+    if fault == "out of order":
+        hub.fail(times=100, status=503, pattern="/whoami")
+    elif fault == "cut":
+        hub.cut_downloads(times=100, pattern="/whoami")
+    else:
+        hub.socket.close()
+    error = fails(source, "--output", tmp_path / "converted", *push_options())
+    assert error.startswith("error: The Hub does not answer, nothing was converted: try again later (")
+    assert "\n" not in error
+    assert not (tmp_path / "converted").exists()
+
+
 def test_remote_code_runs_in_a_process_without_the_package(hub, source, tmp_path):
     run(source, "--output", tmp_path / "converted", *push_options(), "--with-remote-code")
     program = (

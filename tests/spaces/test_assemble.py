@@ -114,6 +114,20 @@ def test_push_without_the_right_ends_with_a_sentence(hub, tmp_path, monkeypatch)
     assert "hf_read" not in message
 
 
+@pytest.mark.parametrize("fault", ["upload cut", "answer cut", "out of order"])
+def test_connection_that_is_cut_ends_with_a_sentence(fault, hub, tmp_path):
+    if fault == "upload cut":
+        hub.cut_uploads(times=100)
+    elif fault == "answer cut":
+        hub.cut_downloads(times=100, pattern="/api/repos/create")
+    else:
+        hub.fail(times=100, status=503, pattern="/api/repos/create")
+    arguments = ("--output", tmp_path / "space", "--push-to-hub", "--repo-id", "somebody/twins")
+    message = fails("image_classification", *arguments)
+    assert message.startswith(f"error: somebody/twins was not published, {tmp_path / 'space'} is unchanged: ")
+    assert "\n" not in message
+
+
 def test_nothing_is_overwritten_and_nothing_half_written_is_left(tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file.txt").write_text("mine")

@@ -1,0 +1,110 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""One name, written by two processes at once, or by one that is killed: whole, by one of them, and nothing beside it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import whole_outputs
+from whole_outputs import whole_output
+
+
+KINDS = pytest.mark.parametrize("is_folder", [True, False], ids=["folder", "file"])
+# Writes a first half, waits for a word, and writes the second.
+PROGRAM = """
+import sys
+from pathlib import Path
+from whole_outputs import whole_output
+
+output, is_folder, text = Path(sys.argv[1]), sys.argv[2] == "True", sys.argv[3]
+try:
+    with whole_output(output, is_folder) as partial:
+        first, second = (partial / "first", partial / "second") if is_folder else (partial, partial)
+        first.write_text(text)
+        print("writing", flush=True)
+        sys.stdin.readline()
+        with second.open("a") as file:
+            file.write(text)
+except ValueError as error:
+    sys.exit(str(error))
+"""
+
+
+def start(output: Path, is_folder: bool, text: str) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(output), str(is_folder), text],
+        env={"PYTHONPATH": str(Path(whole_outputs.__file__).parent)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "writing\n", process.communicate()
+    return process
+
+
+def content(output: Path) -> str:
+    return "".join(file.read_text() for file in (sorted(output.iterdir()) if output.is_dir() else [output]))
+
+
+@KINDS
+def test_second_of_two_writers_is_told_and_the_first_is_whole(is_folder, tmp_path):
+    output = tmp_path / "new" / "output[1]"
+    first, second = (start(output, is_folder, text) for text in "ab")
+    assert not output.exists()
+    assert second.communicate("go\n")[1] == ""
+    assert content(output) == "bb"
+    error = first.communicate("go\n")[1]
+    assert (first.returncode, second.returncode) == (1, 0)
+    assert error == f"{output} exists, another run has written it: remove it, or give another --output.\n"
+    assert content(output) == "bb"
+    assert list(output.parent.iterdir()) == [output]
+
+
+@KINDS
+def test_what_a_killed_writer_left_is_removed_and_a_living_ones_is_not(is_folder, tmp_path):
+    output = tmp_path / "output"
+    killed, living = (start(output, is_folder, text) for text in "ab")
+    killed.kill()
+    killed.communicate()
+    assert len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(RuntimeError), whole_output(output, is_folder):
+        raise RuntimeError("of the third, which begins and fails")
+    assert len(list(tmp_path.iterdir())) == 1
+    assert living.communicate("go\n")[1] == ""
+    assert list(tmp_path.iterdir()) == [output]
+    assert content(output) == "bb"
+
+
+def test_folder_that_is_empty_is_taken_and_others_may_read_what_is_in_it(tmp_path):
+    (tmp_path / "output").mkdir()
+    (tmp_path / "other").mkdir()
+    with whole_output(tmp_path / "output") as partial:
+        (partial / "file").write_text("text")
+    assert content(tmp_path / "output") == "text"
+    assert (tmp_path / "output").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_where_nothing_can_be_locked_it_is_written_and_nothing_of_others_removed(tmp_path, monkeypatch):
+    (tmp_path / ".output.partial-0").mkdir()
+
+    def refuse(*arguments):
+        raise OSError(9, "Bad file descriptor")
+
+    monkeypatch.setattr(whole_outputs.fcntl, "flock", refuse)
+    with whole_output(tmp_path / "output") as partial:
+        (partial / "file").write_text("text")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".output.partial-0", "output"]
