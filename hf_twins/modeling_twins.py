@@ -22,19 +22,16 @@ size come with `token_mask`, (batch_size, height, width) and True on the image, 
 image is padded.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
-from transformers.configuration_utils import PreTrainedConfig
-from transformers.integrations.peft import maybe_load_adapters
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutput
@@ -51,11 +48,7 @@ from transformers.utils.generic import can_return_tuple, is_flash_attention_requ
 from transformers.utils.output_capturing import capture_outputs, maybe_install_capturing_hooks
 
 from .configuration_twins import TwinsConfig
-from .original_checkpoints_twins import ORIGINAL_NAMES, NameTable, find_original_checkpoint, read_weights
-
-
-# Those of `from_pretrained` that say where files come from.
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+from .original_checkpoints_twins import OriginalWeightsMixin
 
 
 @dataclass
@@ -533,7 +526,7 @@ class TwinsStage(nn.Module):
     What all Twins models share: the initialization of their weights, and what transformers has to know about them.
     """
 )
-class TwinsPreTrainedModel(PreTrainedModel):
+class TwinsPreTrainedModel(OriginalWeightsMixin, PreTrainedModel):
     config: TwinsConfig
     base_model_prefix = "twins"
     main_input_name = "pixel_values"
@@ -546,46 +539,6 @@ class TwinsPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": TwinsStage, "attentions": TwinsAttention}
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike | None,
-        *model_args: Any,
-        config: PreTrainedConfig | str | os.PathLike | None = None,
-        **kwargs: Any,
-    ) -> Self:
-        r"""
-        As [`~PreTrainedModel.from_pretrained`], which says what the arguments are; and also from
-
-        - a folder or repository of timm's, e.g. `timm/twins_svt_small.in1k`,
-        - a `.pth` file of the authors', or a folder with one.
-
-        Raises:
-            ValueError: if such a file does not hold the weights of a Twins model.
-        """
-        checkpoint = adapter = None
-        base = pretrained_model_name_or_path
-        # Names and `state_dict` exclude each other, which transformers says.
-        if base is not None and kwargs.get("state_dict") is None:
-            hub_kwargs: Any = {key: value for key, value in kwargs.items() if key in HUB_ARGUMENTS}
-            checkpoint = find_original_checkpoint(base, **hub_kwargs)
-            if checkpoint is None:
-                # An adapter names the model that it was trained on.
-                adapter, base, _ = maybe_load_adapters(base, hub_kwargs)
-                if base != pretrained_model_name_or_path:
-                    checkpoint = find_original_checkpoint(base, **hub_kwargs)
-        if checkpoint is None:
-            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
-        kwargs["state_dict"] = NameTable(ORIGINAL_NAMES).to_ours(read_weights(checkpoint))
-        loaded: Any = super().from_pretrained(
-            None, *model_args, config=config if config is not None else base, **kwargs
-        )
-        model = loaded[0] if kwargs.get("output_loading_info") else loaded
-        model.name_or_path = model.config.name_or_path = str(base)
-        if adapter is not None:
-            model.load_adapter(adapter, adapter_name=kwargs.get("adapter_name", "default"))
-        return loaded
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -23,10 +23,12 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.image_utils import PILImageResampling
+from transformers.integrations.peft import maybe_load_adapters
 from transformers.modeling_utils import load_state_dict
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME, cached_file
 
@@ -34,6 +36,9 @@ from .variants_twins import TWINS_VARIANTS
 
 
 NameRow = tuple[str, ...]
+
+# Those of `from_pretrained` that say where files come from.
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 # A module of theirs, and those of ours whose weights it holds, stacked where there are several. {layer} is any block of
 # a {stage}, {window} one with locally-grouped attention and {global} one with global attention.
@@ -503,6 +508,49 @@ def convert_timm_preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
         if key in pretrained_cfg:
             fields[field] = list(pretrained_cfg[key])
     return fields
+
+
+class OriginalWeightsMixin:
+    """Makes a model's `from_pretrained` understand what the authors and timm publish."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *model_args: Any,
+        config: PreTrainedConfig | str | os.PathLike | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        r"""
+        As [`~PreTrainedModel.from_pretrained`], which says what the arguments are; and also from
+
+        - a folder or repository of timm's, e.g. `timm/twins_svt_small.in1k`,
+        - a `.pth` file of the authors', or a folder with one.
+
+        Raises:
+            ValueError: if such a file does not hold the weights of a Twins model.
+        """
+        load = super().from_pretrained  # type: ignore[misc]  # of the class that this is mixed into
+        checkpoint = adapter = None
+        base = pretrained_model_name_or_path
+        # Names and `state_dict` exclude each other, which transformers says.
+        if base is not None and kwargs.get("state_dict") is None:
+            hub_kwargs: Any = {key: value for key, value in kwargs.items() if key in HUB_ARGUMENTS}
+            checkpoint = find_original_checkpoint(base, **hub_kwargs)
+            if checkpoint is None:
+                # An adapter names the model that it was trained on.
+                adapter, base, _ = maybe_load_adapters(base, hub_kwargs)
+                if base != pretrained_model_name_or_path:
+                    checkpoint = find_original_checkpoint(base, **hub_kwargs)
+        if checkpoint is None:
+            return load(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        kwargs["state_dict"] = NameTable(ORIGINAL_NAMES).to_ours(read_weights(checkpoint))
+        loaded = load(None, *model_args, config=config if config is not None else base, **kwargs)
+        model = loaded[0] if kwargs.get("output_loading_info") else loaded
+        model.name_or_path = model.config.name_or_path = str(base)
+        if adapter is not None:
+            model.load_adapter(adapter, adapter_name=kwargs.get("adapter_name", "default"))
+        return loaded
 
 
 class OriginalConfigMixin:
