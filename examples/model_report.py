@@ -31,7 +31,7 @@ CARD = """---
 
 # {name}
 
-A Twins {kind} ({start}), trained by the recipe `{recipe}` of hf_twins on {dataset}.
+A {kind} ({start}), trained by the recipe `{recipe}` of hf_twins on {dataset}.
 
 | | |
 |---|---|
@@ -55,6 +55,7 @@ def write_report_and_card(
     task: str,
     metric_types: dict[str, str],
     figures: dict[str, str],
+    library_name: str = "transformers",
 ) -> None:
     """Write `report.json` and the model card into the model's folder.
 
@@ -66,6 +67,7 @@ def write_report_and_card(
         task: of the Hub.
         metric_types: the Hub's name of each metric, where it has one of its own.
         figures: the files of pictures, by what they show.
+        library_name: of what loads the model, as the Hub knows it.
     """
     versions = {
         "hf_twins": hf_twins.__version__,
@@ -88,7 +90,7 @@ def write_report_and_card(
         for name, value in metrics.items()
     ]
     metadata = ModelCardData(
-        library_name="transformers",
+        library_name=library_name,
         pipeline_tag=task,
         tags=["twins", "hf_twins"],
         model_name=output_dir.name,

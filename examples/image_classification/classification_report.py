@@ -83,7 +83,7 @@ def write_report(
         output_dir,
         report,
         settings,
-        kind="image classifier",
+        kind="Twins image classifier",
         task="image-classification",
         metric_types={"top5_accuracy": "accuracy"},
         figures={"Loss and accuracy": "curves.png", "Confusion matrix": "confusion_matrix.png"},

@@ -79,7 +79,7 @@ def write_report(
         output_dir,
         report,
         settings,
-        kind="semantic segmentation model",
+        kind="Twins semantic segmentation model",
         task="image-segmentation",
         metric_types={},
         figures={

@@ -50,6 +50,7 @@ from detection_models import (
 )
 from detection_report import average_precision
 from digit_scenes import digit_scene
+from huggingface_hub import ModelCard
 from PIL import Image
 from pycocotools import mask as coco_mask
 from safetensors.torch import load_file
@@ -506,7 +507,10 @@ def test_script_trains_evaluates_and_writes_what_predicts(scenes, start, tmp_pat
         assert results[name] == metrics[name]
     assert results["per_category"] == {"digit": {"ap": results["eval_ap"], "mask_ap": results["eval_mask_ap"]}}
     assert results["steps"] == 3
-    assert "model-index" in (output / "README.md").read_text()
+    card = ModelCard.load(output / "README.md")
+    assert (card.data.library_name, card.data.pipeline_tag) == ("hf_twins", "object-detection")
+    assert {result.metric_type for result in card.data.eval_results} == {"mean_average_precision"}
+    assert "A mask-rcnn with a Twins backbone (" in card.text
     report = json.loads((output / "report.json").read_text())
     assert report["settings"]["recipe_values"]["decay_epochs"] == [8, 11]
     for name in ("curves.png", "predictions.png"):
