@@ -39,7 +39,7 @@ from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import TrainOutput
 from whole_files import write_json, write_whole
 
-from hf_twins import parameter_groups
+from hf_twins import TWINS_VARIANTS, TwinsConfig, parameter_groups
 
 
 logger = logging.getLogger(__name__)
@@ -86,6 +86,13 @@ TRAINER_DEFAULTS = {
     "use_cpu": not torch.accelerator.is_available(),
     "report_to": "none",
 }
+
+
+def twins_config(name: str, revision: str, **fields: Any) -> TwinsConfig:
+    """The configuration of a published variant, by its name, or else of a folder or a repository; with other `fields`."""
+    if name in TWINS_VARIANTS:
+        return TwinsConfig.from_variant(name, **fields)
+    return TwinsConfig.from_pretrained(name, revision=revision, **fields)
 
 
 def mixed_seed(*parts: int) -> int:

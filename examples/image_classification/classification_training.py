@@ -26,10 +26,10 @@ from classification_arguments import ClassificationRecipe, ModelArguments, Train
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torchvision.transforms import v2
-from training import mixed_seed
+from training import mixed_seed, twins_config
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
-from hf_twins import TWINS_VARIANTS, TwinsConfig, TwinsForImageClassification, TwinsImageProcessor
+from hf_twins import TwinsForImageClassification, TwinsImageProcessor
 
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def create_model(
     else:
         if arguments.num_channels is not None:
             fields["num_channels"] = arguments.num_channels
-        model = TwinsForImageClassification(create_config(arguments.source, arguments.model_revision, fields))
+        model = TwinsForImageClassification(twins_config(arguments.source, arguments.model_revision, **fields))
     processor = create_processor(arguments, model.config.num_channels)
     if recipe.lora_rank > 0:
         lora = LoraConfig(r=recipe.lora_rank, lora_alpha=2 * recipe.lora_rank, target_modules=LORA_TARGETS)
@@ -89,12 +89,6 @@ def load_classifier(arguments: TrainedModelArguments, **options: Any) -> PreTrai
             )
         model_class, options["trust_remote_code"] = AutoModelForImageClassification, True
     return model_class.from_pretrained(arguments.source, revision=arguments.model_revision, **options)
-
-
-def create_config(name: str, revision: str, fields: dict[str, Any]) -> TwinsConfig:
-    if name in TWINS_VARIANTS:
-        return TwinsConfig.from_variant(name, **fields)
-    return TwinsConfig.from_pretrained(name, revision=revision, **fields)
 
 
 def adapt_stem(model: PreTrainedModel, num_channels: int) -> None:
