@@ -550,6 +550,12 @@ def test_published_result_is_that_of_the_same_source_and_the_same_way(tmp_path, 
     (tmp_path / "conversion.json").write_text(json.dumps({"source": "x.pth", "source_format": "authors' UperNet"}))
     assert published_miou(str(tmp_path), config, single) == (46.2, "the authors")
     assert published_miou(str(tmp_path), config, multi) == (47.1, "the authors")
+    other = UperNetConfig(backbone_config=TwinsConfig.from_variant("twins-svt-small", mlp_ratios=[2, 2, 2, 2]))
+    assert published_miou(str(tmp_path), other, single) is None
+    classifier = next(each for each in published if "ade20k_miou" not in each)
+    converted = {"source": classifier["url"], "source_format": "timm"}
+    (tmp_path / "conversion.json").write_text(json.dumps(converted))
+    assert published_miou(str(tmp_path), TwinsConfig.from_variant("twins-svt-small"), single) is None
 
     for file in trained.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
