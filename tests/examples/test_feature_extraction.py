@@ -189,6 +189,8 @@ def test_corrupt_images_are_counted_named_and_left_out(workplace, tmp_path, extr
             extract(*options)
             printed = capsys.readouterr()
             assert "1 of 3 images have their features in" in printed.out
+            # The bar, which counts images.
+            assert "3/3" in printed.err
             assert "Left out, because they cannot be decoded, 2: cut.png, sub/empty.jpg." in printed.out
         assert Path(f"{features}/features-0000{shard}").exists()
 
