@@ -19,9 +19,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from model_report import write_report_and_card
+from model_report import draw_curves, write_report_and_card
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
-from training import draw_curves
 
 
 # Of the curves.

@@ -53,7 +53,7 @@ from classification_data import (
 from classification_training import create_processor, load_classifier
 from command_line import run
 from image_data import LabelledImages
-from training import write_results
+from model_report import write_results
 
 
 # The shorter side of the picture, of which a square of 224 is looked at: the authors' (main.py), and timm's crop of 0.9.
