@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import predict_detection
@@ -537,6 +538,21 @@ def test_script_trains_evaluates_and_writes_what_predicts(scenes, start, tmp_pat
         assert entry["label"] == "digit"
         assert entry["score"] >= 0.01
         assert coco_mask.decode(entry["mask"]).shape == (48, 110)
+
+
+@pytest.mark.parametrize(("options", "device"), [([], "xpu"), (["--device", "cpu"], "cpu")])
+def test_prediction_takes_the_accelerator_unless_told_otherwise(options, device, tmp_path, monkeypatch):
+    def move(device):
+        raise ValueError(f"moved to {device}")
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("xpu"))
+    detector = SimpleNamespace(model=SimpleNamespace(to=move))
+    monkeypatch.setattr(predict_detection, "load_detector", lambda folder: detector)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    arguments = ["--model_name_or_path", "x", "--images", str(tmp_path), "--output_dir", str(tmp_path / "found")]
+    with pytest.raises(SystemExit, match=f"moved to {device}$"):
+        predict_detection.main([*arguments, *options])
 
 
 @pytest.mark.usefixtures("one_process")
