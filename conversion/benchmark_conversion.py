@@ -16,7 +16,8 @@
     python conversion/benchmark_conversion.py
 
 Memory is what the process used at its peak above what it uses when everything is imported, as a multiple of the
-checkpoint's size; pages of files that are mapped into memory count.
+checkpoint's size; pages of files that are mapped into memory count. It needs Linux, which says how much memory a process
+takes.
 """
 
 import argparse

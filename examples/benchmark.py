@@ -20,7 +20,7 @@ Every contender runs in a process of its own, so that none warms another's cache
 that what else the machine does falls on all of them. What is compared is pairs of a turn; shown are medians, with the least
 and the greatest of the ratios. timm's model in eager float32 is 1.00; larger is faster. The contender `matmul` is the
 machine's ceiling: where it takes part, the others are shown as shares of its FLOP/s. With several image sizes, time is
-fitted as a power of the number of pixels: exponent 1 is linear.
+fitted as a power of the number of pixels: exponent 1 is linear. It needs Linux, which says how much memory a process takes.
 """
 
 import argparse
@@ -39,6 +39,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmark_report import draw, growth, is_measured, table
 from tqdm.auto import tqdm
 
 
@@ -390,10 +391,6 @@ def compete(cases: list[Case], args: argparse.Namespace) -> list[dict[str, Any]]
     return rows
 
 
-def is_measured(result: dict[str, Any], contender: str | None = None) -> bool:
-    return result["error"] is None and contender in (None, result["contender"])
-
-
 def row(contender: Contender, baseline: Contender) -> dict[str, Any]:
     result: dict[str, Any] = asdict(contender.case) | {"error": contender.error}
     if contender.error is not None:
@@ -431,99 +428,6 @@ def all_cases(args: argparse.Namespace) -> Iterator[list[Case]]:
                 yield list(
                     dict.fromkeys([baseline, *(case for case in cases if not what_prevents(case, args.device))])
                 )
-
-
-def growth(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Time as a power of the number of pixels: the exponent of whatever was measured at several image sizes."""
-    points: dict[str, dict[int, float]] = {}
-    for result in rows:
-        if is_measured(result) and result["contender"] != "matmul":
-            name = f"{result['variant']} {result['mode']}, {result['batch_size']} images: {describe_contender(result)}"
-            points.setdefault(name, {})[result["image_size"] ** 2] = result["seconds"]
-    return {
-        name: statistics.linear_regression(*(list(map(math.log, values)) for values in (of, of.values()))).slope
-        for name, of in points.items()
-        if len(of) > 1
-    }
-
-
-def describe_contender(result: dict[str, Any]) -> str:
-    return f"{result['contender']} {result['dtype']}" + (", checkpoints" if result["checkpoints"] else "")
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """The results in Markdown."""
-    has_ceiling = any("share_of_ceiling" in result for result in rows)
-    titles = [
-        "model",
-        "what",
-        "images",
-        "contender",
-        "dtype",
-        "ratio (least - greatest)",
-        "images/s",
-        "ms, 50 / 95 / 99 %",
-    ]
-    titles += ["memory", "GFLOP/s"] + ["of ceiling"] * has_ceiling
-    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
-    for result in rows:
-        name = result["contender"] + (", checkpoints" if result["checkpoints"] else "")
-        images = f"{result['batch_size']} x {result['image_size']}"
-        cells = [result["variant"], result["mode"], images, name, result["dtype"]]
-        if name == "matmul":
-            cells[:3] = ["", "", ""]
-        if result["error"] is not None:
-            cells += [result["error"]]
-        else:
-            least, greatest = result.get("ratio_range", (math.nan, math.nan))
-            ratio = f"**{result['ratio']:.2f}** ({least:.2f} - {greatest:.2f})" if "ratio" in result else "-"
-            is_ceiling = name == "matmul"
-            cells += ["", ""] if is_ceiling else [ratio, f"{result['images_per_second']:.1f}"]
-            cells += [" / ".join(f"{1000 * result['percentiles'][percent]:.1f}" for percent in (50, 95, 99))]
-            cells += ["" if is_ceiling else f"{result['memory'] / 2**20:.0f} MB"]
-            cells += [f"{result['flops_per_second'] / 1e9:.0f}"]
-            cells += [f"{result['share_of_ceiling']:.0%}" if "share_of_ceiling" in result else ""] * has_ceiling
-        cells += [""] * (len(titles) - len(cells))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def draw(rows: list[dict[str, Any]], device: str, path: Path) -> None:
-    """A panel for each model and input; in it, a bar for each contender, with the least and the greatest ratio."""
-    from matplotlib.figure import Figure
-
-    panels: dict[str, list[dict[str, Any]]] = {}
-    for result in rows:
-        if "ratio" in result and result["contender"] != "matmul":
-            name = f"{result['variant']} {result['mode']}, {result['batch_size']} x {result['image_size']} pixels"
-            panels.setdefault(name, []).append(result)
-    heights = [len(results) for results in panels.values()]
-    figure = Figure(figsize=(9, 1.0 + sum(0.32 * height + 0.8 for height in heights)), layout="constrained")
-    grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=heights)
-    dtypes = list(dict.fromkeys(result["dtype"] for result in rows))
-    for axes, (name, results) in zip(grid[:, 0], panels.items()):
-        for place, result in enumerate(results):
-            least, greatest = result["ratio_range"]
-            axes.barh(place, result["ratio"], color=f"C{dtypes.index(result['dtype'])}", height=0.7)
-            axes.plot([least, greatest], [place, place], color="black", linewidth=1)
-            axes.annotate(
-                f"{result['ratio']:.2f}",
-                (greatest, place),
-                (4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=9,
-            )
-        axes.set_yticks(range(len(results)), [describe_contender(result) for result in results], fontsize=9)
-        axes.invert_yaxis()
-        axes.axvline(1, color="grey", linestyle=":", linewidth=1)
-        axes.set_title(name, fontsize=10, loc="left")
-        axes.spines[["top", "right"]].set_visible(False)
-    grid[-1, 0].set_xlabel("times as fast as timm's model in eager float32")
-    grid[-1, 0].margins(x=0.08)
-    figure.suptitle(device, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
 
 
 def hardware(args: argparse.Namespace) -> dict[str, str]:

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The command line of every script here: options are the fields of dataclasses, and mistakes end in one sentence."""
+"""The command line of most scripts here: options are the fields of dataclasses, and mistakes end in one sentence."""
 
 import sys
 from collections.abc import Callable

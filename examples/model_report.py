@@ -11,27 +11,33 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What every trained model has beside it: a report to read by program, and a card."""
+"""What every trained model has beside it: its results, its curves, a report to read by program, and a card."""
 
 import json
+import logging
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
+from matplotlib.figure import Figure
+from training import RecipeArguments
+from whole_files import write_json
 
 import hf_twins
 
 
+logger = logging.getLogger(__name__)
 CARD = """---
 {metadata}
 ---
 
 # {name}
 
-A Twins {kind} ({start}), trained by the recipe `{recipe}` of hf_twins on {dataset}.
+A {kind} ({start}), trained by the recipe `{recipe}` of hf_twins on {dataset}.
 
 | | |
 |---|---|
@@ -47,6 +53,48 @@ A Twins {kind} ({start}), trained by the recipe `{recipe}` of hf_twins on {datas
 """
 
 
+def run_settings(
+    model_arguments: Any, data_arguments: Any, recipe: RecipeArguments, dataset: str | None, training: dict[str, Any]
+) -> dict[str, Any]:
+    """What a report says of a run: all that was asked for, the most telling first."""
+    return {
+        "recipe": recipe.recipe,
+        "start": model_arguments.model_name_or_path or f"{model_arguments.config_name}, random weights",
+        "dataset": dataset,
+        "model": vars(model_arguments),
+        "data": vars(data_arguments),
+        "recipe_values": vars(recipe),
+        "training": training,
+    }
+
+
+def write_results(output_dir: Path, metrics: dict[str, Any]) -> None:
+    """`all_results.json`, as transformers' and accelerate's examples write it."""
+    write_json(output_dir / "all_results.json", metrics, sort_keys=True)
+
+
+def draw_curves(history: Sequence[dict[str, float]], panels: dict[str, dict[str, str]], path: Path) -> None:
+    """What a run logged over its epochs, as a picture.
+
+    Args:
+        history: entries with `epoch` and numbers by name.
+        panels: the caption of each panel, and of its curves by the name of their numbers.
+        path: of the picture.
+    """
+    figure = Figure(figsize=(4.5 * len(panels), 3.5), layout="constrained")
+    for axes, (caption, curves) in zip(figure.subplots(1, len(panels)), panels.items()):
+        for name, curve in curves.items():
+            points = [(entry["epoch"], entry[name]) for entry in history if name in entry]
+            if points:
+                axes.plot(*zip(*points), marker=".", label=curve)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(caption)
+        if axes.lines:
+            axes.legend()
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=100)
+
+
 def write_report_and_card(
     output_dir: Path,
     report: dict[str, Any],
@@ -55,6 +103,7 @@ def write_report_and_card(
     task: str,
     metric_types: dict[str, str],
     figures: dict[str, str],
+    library_name: str = "transformers",
 ) -> None:
     """Write `report.json` and the model card into the model's folder.
 
@@ -66,6 +115,7 @@ def write_report_and_card(
         task: of the Hub.
         metric_types: the Hub's name of each metric, where it has one of its own.
         figures: the files of pictures, by what they show.
+        library_name: of what loads the model, as the Hub knows it.
     """
     versions = {
         "hf_twins": hf_twins.__version__,
@@ -88,7 +138,7 @@ def write_report_and_card(
         for name, value in metrics.items()
     ]
     metadata = ModelCardData(
-        library_name="transformers",
+        library_name=library_name,
         pipeline_tag=task,
         tags=["twins", "hf_twins"],
         model_name=output_dir.name,
@@ -106,3 +156,13 @@ def write_report_and_card(
         settings=json.dumps(settings | {"versions": versions}, indent=2, default=str),
     )
     ModelCard(card).save(output_dir / "README.md")
+
+
+def push_folder(output_dir: Path, repo_id: str | None, is_private: bool) -> None:
+    """Publish a model's folder, without the checkpoints of its training."""
+    api = HfApi()
+    url = api.create_repo(repo_id or output_dir.resolve().name, private=is_private or None, exist_ok=True)
+    api.upload_folder(
+        repo_id=url.repo_id, folder_path=output_dir, ignore_patterns=["checkpoint-*", "step_*", "runs/*"]
+    )
+    logger.info(f"published as {url}")

@@ -29,17 +29,15 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from huggingface_hub import HfApi
-from matplotlib.figure import Figure
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import TrainOutput
-from whole_files import write_json, write_whole
+from whole_files import write_whole
 
-from hf_twins import parameter_groups
+from hf_twins import TWINS_VARIANTS, TwinsConfig, parameter_groups
 
 
 logger = logging.getLogger(__name__)
@@ -86,6 +84,13 @@ TRAINER_DEFAULTS = {
     "use_cpu": not torch.accelerator.is_available(),
     "report_to": "none",
 }
+
+
+def twins_config(name: str, revision: str, **fields: Any) -> TwinsConfig:
+    """The configuration of a published variant, by its name, or else of a folder or a repository; with other `fields`."""
+    if name in TWINS_VARIANTS:
+        return TwinsConfig.from_variant(name, **fields)
+    return TwinsConfig.from_pretrained(name, revision=revision, **fields)
 
 
 def mixed_seed(*parts: int) -> int:
@@ -329,55 +334,3 @@ def is_whole(checkpoint: Path, files: Sequence[str]) -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-def run_settings(
-    model_arguments: Any, data_arguments: Any, recipe: RecipeArguments, dataset: str | None, training: dict[str, Any]
-) -> dict[str, Any]:
-    """What a report says of a run: all that was asked for, the most telling first."""
-    return {
-        "recipe": recipe.recipe,
-        "start": model_arguments.model_name_or_path or f"{model_arguments.config_name}, random weights",
-        "dataset": dataset,
-        "model": vars(model_arguments),
-        "data": vars(data_arguments),
-        "recipe_values": vars(recipe),
-        "training": training,
-    }
-
-
-def write_results(output_dir: Path, metrics: dict[str, Any]) -> None:
-    """`all_results.json`, as transformers' and accelerate's examples write it."""
-    write_json(output_dir / "all_results.json", metrics, sort_keys=True)
-
-
-def draw_curves(history: Sequence[dict[str, float]], panels: dict[str, dict[str, str]], path: Path) -> None:
-    """What a run logged over its epochs, as a picture.
-
-    Args:
-        history: entries with `epoch` and numbers by name.
-        panels: the caption of each panel, and of its curves by the name of their numbers.
-        path: of the picture.
-    """
-    figure = Figure(figsize=(4.5 * len(panels), 3.5), layout="constrained")
-    for axes, (caption, curves) in zip(figure.subplots(1, len(panels)), panels.items()):
-        for name, curve in curves.items():
-            points = [(entry["epoch"], entry[name]) for entry in history if name in entry]
-            if points:
-                axes.plot(*zip(*points), marker=".", label=curve)
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(caption)
-        if axes.lines:
-            axes.legend()
-        axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=100)
-
-
-def push_folder(output_dir: Path, repo_id: str | None, is_private: bool) -> None:
-    """Publish a model's folder, without the checkpoints of its training."""
-    api = HfApi()
-    url = api.create_repo(repo_id or output_dir.resolve().name, private=is_private or None, exist_ok=True)
-    api.upload_folder(
-        repo_id=url.repo_id, folder_path=output_dir, ignore_patterns=["checkpoint-*", "step_*", "runs/*"]
-    )
-    logger.info(f"published as {url}")

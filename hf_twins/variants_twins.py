@@ -160,11 +160,10 @@ def published_variant(fields: Mapping[str, Any]) -> str | None:
     ```"""
     if list(fields.get("sr_ratios", PUBLISHED_SR_RATIOS)) != PUBLISHED_SR_RATIOS:
         return None
+    names = ("hidden_sizes", "num_attention_heads", "depths", "mlp_ratios", "window_size")
+    given = [tuple(value) if isinstance(value, list) else value for value in map(fields.get, names)]
     for name, variant in TWINS_VARIANTS.items():
-        if all(
-            (tuple(fields[field]) if isinstance(fields[field], list) else fields[field]) == getattr(variant, field)
-            for field in ("hidden_sizes", "num_attention_heads", "depths", "mlp_ratios", "window_size")
-        ):
+        if given == [getattr(variant, field) for field in names]:
             return name
     return None
 

@@ -96,6 +96,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.push_to_hub and not args.repo_id:
         parser.error("--push-to-hub needs --repo-id")
+    if not args.push_to_hub and (args.repo_id or args.private):
+        parser.error("--repo-id and --private say how a Space is published: give --push-to-hub too, or leave them out")
     try:
         assemble(args.space, args.output)
         print(f"written   {args.output}")

@@ -45,6 +45,7 @@ def export(args: FixedSizeArguments) -> Path:
 
     source = load_source(args.model_name_or_path, args.height, args.width)
     with new_folder(args.output_dir) as folder:
+        print("translating to ExecuTorch, which can take minutes ...", flush=True)
         graph = fixed_program(source, source.model).run_decompositions({torch.ops.aten.pad.default: crop})
         program = to_edge_transform_and_lower(graph, partitioner=[XnnpackPartitioner()]).to_executorch()
         (folder / "model.pte").write_bytes(program.buffer)

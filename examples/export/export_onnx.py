@@ -57,6 +57,7 @@ def export(args: OnnxArguments) -> Path:
     with new_folder(args.output_dir) as folder:
         save_onnx(source, folder / "model.onnx", args.opset_version)
         if args.dtype == "int8":
+            print("quantizing ...", flush=True)
             quantize_linear_layers(folder / "model.onnx")
         describe(folder, source, runtime="onnx", file="model.onnx", size=None, dtype=args.dtype)
         verify(folder, source, verification_shapes(source), TOLERANCES[args.dtype])

@@ -87,6 +87,7 @@ def export(args: OpenVinoArguments) -> Path:
             preprocessing = Preprocessing(read_json(folder / PREPROCESSING_NAME))
             images = load_images(Path(str(args.calibration_dir)), preprocessing, args.max_calibration_samples)
             held_out = images[::5]
+            print(f"calibrating with {len(images) - len(held_out)} images, which can take minutes ...", flush=True)
             quantized = quantize(model, [image for index, image in enumerate(images) if index % 5])
             openvino.save_model(quantized, folder / "model.xml", compress_to_fp16=False)
             check_agreement(folder, source, held_out)
@@ -146,6 +147,7 @@ def check_agreement(folder: Path, source: Source, images: Sequence[np.ndarray]) 
     Raises:
         ValueError: if the logits or the decisions differ by more than they should.
     """
+    print("comparing with PyTorch ...", flush=True)
     runtime = load_runtime(folder)
     expected = np.concatenate([source.model(torch.from_numpy(image))[0].numpy() for image in images])
     actual = np.concatenate([runtime(image) for image in images])

@@ -58,6 +58,7 @@ def export(args: TorchArguments) -> Path:
     source = load_source(args.model_name_or_path, args.height, args.width)
     model = ExportableModel(copy.deepcopy(source.model.model), getattr(torch, args.dtype))
     with new_folder(args.output_dir) as folder:
+        print("compiling, which can take minutes ...", flush=True)
         program = fixed_program(source, model, Dim("batch_size", min=1, max=MAX_BATCH))
         try:
             torch._inductor.aoti_compile_and_package(

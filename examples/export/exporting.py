@@ -240,6 +240,7 @@ def verify(folder: Path, source: Source, shapes: list[tuple[int, int, int]], tol
     Raises:
         ValueError: if one is larger than the tolerance.
     """
+    print("comparing with PyTorch ...", flush=True)
     runtime = load_runtime(folder)
     largest = 0.0
     for shape in shapes:
@@ -279,6 +280,7 @@ def save_onnx(source: Source, file: Path, opset_version: int) -> None:
     # PyTorch's exporter needs it, and does not say so in a sentence.
     import onnxscript  # noqa: F401
 
+    print("translating to ONNX, which can take minutes ...", flush=True)
     torch.onnx.export(
         dynamic_program(source),
         f=str(file),

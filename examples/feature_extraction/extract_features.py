@@ -136,9 +136,10 @@ def read_image(path: Path) -> PIL.Image.Image:
         return PIL.ImageOps.exif_transpose(image).convert("RGB")
 
 
-def readable_images(folder: Path, paths: list[str]) -> Iterator[tuple[str, PIL.Image.Image]]:
+def readable_images(folder: Path, paths: list[str], progress: tqdm) -> Iterator[tuple[str, PIL.Image.Image]]:
     """The images that can be decoded, with their paths."""
     for path in paths:
+        progress.update()
         try:
             image = read_image(folder / path)
         except Exception as error:
@@ -176,10 +177,12 @@ def write_settings(settings: Settings, output_dir: Path) -> None:
     write_json(path, asdict(settings))
 
 
-def write_shard(extractor: FeatureExtractor, folder: Path, paths: list[str], batch_size: int, shard: Path) -> None:
+def write_shard(
+    extractor: FeatureExtractor, folder: Path, paths: list[str], batch_size: int, shard: Path, progress: tqdm
+) -> None:
     """The features of these images as one file, .parquet or .safetensors."""
     features: dict[str, dict[str, torch.Tensor]] = {}
-    images = readable_images(folder, paths)
+    images = readable_images(folder, paths, progress)
     while batch := list(itertools.islice(images, batch_size)):
         features.update(zip([path for path, _ in batch], extractor([image for _, image in batch])))
     if shard.suffix == ".parquet":
@@ -235,9 +238,12 @@ def extract_features(arguments: ExtractionArguments) -> None:
     shards = [
         output_dir / f"features-{number:05}-of-{len(chunks):05}.{suffix}" for number in range(1, len(chunks) + 1)
     ]
-    for shard, chunk in zip(tqdm(shards, desc="Extracting features", unit="shard"), chunks):
-        if not shard.exists():
-            write_shard(extractor, input_dir, chunk, arguments.batch_size, shard)
+    with tqdm(total=len(paths), desc="Extracting features", unit="image") as progress:
+        for shard, chunk in zip(shards, chunks):
+            if shard.exists():
+                progress.update(len(chunk))
+            else:
+                write_shard(extractor, input_dir, chunk, arguments.batch_size, shard, progress)
     if suffix == "safetensors":
         write_index(shards, output_dir)
 

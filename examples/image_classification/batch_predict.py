@@ -46,7 +46,7 @@ from tqdm.auto import tqdm
 # For what the examples share.
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from classification_arguments import ModelArguments
+from classification_arguments import TrainedModelArguments
 from classification_data import Preparation, evaluation_transform
 from classification_training import create_processor, load_classifier
 from command_line import run
@@ -86,10 +86,10 @@ class PredictionArguments:
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    return run(predict, ModelArguments, PredictionArguments, arguments=arguments)
+    return run(predict, TrainedModelArguments, PredictionArguments, arguments=arguments)
 
 
-def predict(model_arguments: ModelArguments, args: PredictionArguments) -> dict[str, Any]:
+def predict(model_arguments: TrainedModelArguments, args: PredictionArguments) -> dict[str, Any]:
     """Predict the shards that have no file yet, and say what there is now."""
     if model_arguments.model_name_or_path is None:
         raise ValueError("Give --model_name_or_path.")

@@ -24,13 +24,9 @@ from training import RecipeArguments
 
 
 @dataclass
-class ModelArguments:
+class TrainedModelArguments:
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Trained weights to start from: a folder or Hub id, of ours or of timm's."}
-    )
-    config_name: str | None = field(
-        default=None,
-        metadata={"help": "Start from random weights: a published variant (twins-svt-small), or a folder or Hub id."},
+        default=None, metadata={"help": "Trained weights: a folder or Hub id, of ours or of timm's."}
     )
     image_processor_name: str | None = field(
         default=None, metadata={"help": "Folder or Hub id of another preprocessing than the model's."}
@@ -38,21 +34,57 @@ class ModelArguments:
     image_size: int | None = field(
         default=None, metadata={"help": "Side of the crop in pixels; the share of the image that it shows is kept."}
     )
-    num_channels: int | None = field(
-        default=None, metadata={"help": "Channels of the images, where they are not the model's: its stem is adapted."}
-    )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run the code of the model's repository, at a commit."}
     )
 
+    @property
+    def source(self) -> str:
+        """The folder or Hub id of the model."""
+        return str(self.model_name_or_path)
+
 
 @dataclass
-class DataArguments:
+class ModelArguments(TrainedModelArguments):
+    """Of a model to train."""
+
+    config_name: str | None = field(
+        default=None,
+        metadata={"help": "Start from random weights: a published variant (twins-svt-small), or a folder or Hub id."},
+    )
+    num_channels: int | None = field(
+        default=None, metadata={"help": "Channels of the images, where they are not the model's: its stem is adapted."}
+    )
+
+    @property
+    def source(self) -> str:
+        """The folder or Hub id of the model, or the variant that it is."""
+        return str(self.model_name_or_path or self.config_name)
+
+
+@dataclass
+class ImageArguments:
     dataset_name: str | None = field(default=None, metadata={"help": "Data set on the Hub, or a folder that is one."})
     dataset_config_name: str | None = field(
         default=None, metadata={"help": "Its configuration, where it has several."}
     )
+    image_column_name: str | None = field(default=None, metadata={"help": "Column of the images; found if not given."})
+    label_column_name: str | None = field(default=None, metadata={"help": "Column of the labels; found if not given."})
+    class_names_file: str | None = field(
+        default=None, metadata={"help": "File with the name of a label a line, in the order of their numbers."}
+    )
+    check_images: bool = field(
+        default=True,
+        metadata={"help": "Decode every image once, beforehand, and leave out those that cannot be."},
+    )
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only so many evaluation images."})
+
+
+@dataclass
+class DataArguments(ImageArguments):
+    """Of images to train on, and others to evaluate on."""
+
     train_dir: str | None = field(
         default=None,
         metadata={
@@ -72,19 +104,9 @@ class DataArguments:
     shuffle_buffer_size: int = field(
         default=10_000, metadata={"help": "Images of a stream that the next one is drawn from."}
     )
-    image_column_name: str | None = field(default=None, metadata={"help": "Column of the images; found if not given."})
-    label_column_name: str | None = field(default=None, metadata={"help": "Column of the labels; found if not given."})
-    class_names_file: str | None = field(
-        default=None, metadata={"help": "File with the name of a label a line, in the order of their numbers."}
-    )
-    check_images: bool = field(
-        default=True,
-        metadata={"help": "Decode every image once, before training, and leave out those that cannot be."},
-    )
     max_train_samples: int | None = field(
         default=None, metadata={"help": "Use only so many training images; of a stream, those that make an epoch."}
     )
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only so many evaluation images."})
 
 
 @dataclass

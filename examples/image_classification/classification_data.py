@@ -29,7 +29,7 @@ import numpy as np
 import PIL.Image
 import torch
 from accelerate.data_loader import prepare_data_loader
-from classification_arguments import ClassificationRecipe, DataArguments
+from classification_arguments import ClassificationRecipe, DataArguments, ImageArguments
 from datasets import (
     Array3D,
     ClassLabel,
@@ -118,14 +118,14 @@ def load_folder(folder: str, streaming: bool = False) -> Any:
     return load_dataset("imagefolder", data_dir=folder, split="train", streaming=streaming, drop_labels=False)
 
 
-def with_columns(split: Any, arguments: DataArguments) -> Any:
+def with_columns(split: Any, arguments: ImageArguments) -> Any:
     """The same data set with the columns `image` and `label`."""
     image = arguments.image_column_name or only_column(split.features, "image", (Image, Array3D))
     label = arguments.label_column_name or only_column(split.features, "label", (ClassLabel, Value))
     return renamed_columns(split, image, label)
 
 
-def with_label_names(splits: dict[str, Any], arguments: DataArguments) -> dict[str, Any]:
+def with_label_names(splits: dict[str, Any], arguments: ImageArguments) -> dict[str, Any]:
     """Labels that are texts or numbers as a `ClassLabel` with their names, the same in all splits."""
     features = [split.features["label"] for split in splits.values()]
     if arguments.class_names_file is not None:
@@ -136,7 +136,7 @@ def with_label_names(splits: dict[str, Any], arguments: DataArguments) -> dict[s
             unknown = sorted(set(feature.names) - set(names))
             if unknown:
                 raise ValueError(f"Evaluation images have labels that training images lack: {', '.join(unknown)}.")
-    elif arguments.streaming:
+    elif any(isinstance(split, IterableDataset) for split in splits.values()):
         raise ValueError("The labels of a stream must be known before it is read: give --class_names_file.")
     else:
         labels = {label for split in splits.values() for label in split["label"]}

@@ -19,9 +19,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from model_report import write_report_and_card
+from model_report import draw_curves, write_report_and_card
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
-from training import draw_curves
 
 
 # Of the curves.
@@ -83,7 +82,7 @@ def write_report(
         output_dir,
         report,
         settings,
-        kind="image classifier",
+        kind="Twins image classifier",
         task="image-classification",
         metric_types={"top5_accuracy": "accuracy"},
         figures={"Loss and accuracy": "curves.png", "Confusion matrix": "confusion_matrix.png"},

@@ -22,14 +22,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from classification_arguments import ClassificationRecipe, ModelArguments
+from classification_arguments import ClassificationRecipe, ModelArguments, TrainedModelArguments
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torchvision.transforms import v2
-from training import mixed_seed
+from training import mixed_seed, twins_config
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
-from hf_twins import TWINS_VARIANTS, TwinsConfig, TwinsForImageClassification, TwinsImageProcessor
+from hf_twins import TwinsForImageClassification, TwinsImageProcessor
 
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def create_model(
     else:
         if arguments.num_channels is not None:
             fields["num_channels"] = arguments.num_channels
-        model = TwinsForImageClassification(create_config(str(arguments.config_name), fields))
+        model = TwinsForImageClassification(twins_config(arguments.source, arguments.model_revision, **fields))
     processor = create_processor(arguments, model.config.num_channels)
     if recipe.lora_rank > 0:
         lora = LoraConfig(r=recipe.lora_rank, lora_alpha=2 * recipe.lora_rank, target_modules=LORA_TARGETS)
@@ -73,7 +73,7 @@ def create_model(
     return model, processor
 
 
-def load_classifier(arguments: ModelArguments, **options: Any) -> PreTrainedModel:
+def load_classifier(arguments: TrainedModelArguments, **options: Any) -> PreTrainedModel:
     """The trained model that the arguments name; `options` are those of `from_pretrained`.
 
     Raises:
@@ -81,20 +81,14 @@ def load_classifier(arguments: ModelArguments, **options: Any) -> PreTrainedMode
     """
     model_class: Any = TwinsForImageClassification
     if arguments.trust_remote_code:
-        is_local = Path(str(arguments.model_name_or_path)).is_dir()
+        is_local = Path(arguments.source).is_dir()
         if not is_local and not re.fullmatch(r"[0-9a-f]{40}", arguments.model_revision):
             raise ValueError(
                 "--trust_remote_code runs the code of a repository, so --model_revision must be the hash of a commit that "
                 f"you have read (40 hexadecimal digits), got {arguments.model_revision!r}."
             )
         model_class, options["trust_remote_code"] = AutoModelForImageClassification, True
-    return model_class.from_pretrained(arguments.model_name_or_path, revision=arguments.model_revision, **options)
-
-
-def create_config(name: str, fields: dict[str, Any]) -> TwinsConfig:
-    if name in TWINS_VARIANTS:
-        return TwinsConfig.from_variant(name, **fields)
-    return TwinsConfig.from_pretrained(name, **fields)
+    return model_class.from_pretrained(arguments.source, revision=arguments.model_revision, **options)
 
 
 def adapt_stem(model: PreTrainedModel, num_channels: int) -> None:
@@ -108,11 +102,14 @@ def adapt_stem(model: PreTrainedModel, num_channels: int) -> None:
     projection.in_channels = model.config.num_channels = num_channels
 
 
-def create_processor(arguments: ModelArguments, num_channels: int) -> TwinsImageProcessor:
+def create_processor(arguments: TrainedModelArguments, num_channels: int) -> TwinsImageProcessor:
     """The checkpoint's image processor; at another size, with the same share of the picture in the crop."""
-    name = arguments.image_processor_name or arguments.model_name_or_path or arguments.config_name
+    # The revision is the model's: another repository has others.
+    revision = arguments.model_revision if arguments.image_processor_name is None else "main"
     try:
-        processor: Any = TwinsImageProcessor.from_pretrained(str(name))
+        processor: Any = TwinsImageProcessor.from_pretrained(
+            arguments.image_processor_name or arguments.source, revision=revision
+        )
     except OSError:
         # A variant's name, or weights that were saved alone: as the authors evaluate.
         processor = TwinsImageProcessor()

@@ -40,7 +40,7 @@ from hf_twins import TWINS_VARIANTS, TwinsImageProcessor, published_variant
 # For what the examples share.
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from classification_arguments import DataArguments, ModelArguments
+from classification_arguments import ImageArguments, TrainedModelArguments
 from classification_data import (
     Preparation,
     collate,
@@ -53,7 +53,7 @@ from classification_data import (
 from classification_training import create_processor, load_classifier
 from command_line import run
 from image_data import LabelledImages
-from training import write_results
+from model_report import write_results
 
 
 # The shorter side of the picture, of which a square of 224 is looked at: the authors' (main.py), and timm's crop of 0.9.
@@ -79,15 +79,17 @@ class EvaluationArguments:
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    return run(evaluate, ModelArguments, DataArguments, EvaluationArguments, arguments=arguments)
+    return run(evaluate, TrainedModelArguments, ImageArguments, EvaluationArguments, arguments=arguments)
 
 
 def evaluate(
-    model_arguments: ModelArguments, data_arguments: DataArguments, args: EvaluationArguments
+    model_arguments: TrainedModelArguments, data_arguments: ImageArguments, args: EvaluationArguments
 ) -> dict[str, Any]:
     """Measure, print what was measured beside what was published, and write it into the output folder."""
     if model_arguments.model_name_or_path is None:
         raise ValueError("Give --model_name_or_path.")
+    if model_arguments.image_size is not None and args.protocol != "checkpoint":
+        raise ValueError("--image_size and --protocol both say how large the pictures are: give one of them.")
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=not torch.accelerator.is_available())
     model: Any = load_classifier(model_arguments)
     processor = with_protocol(create_processor(model_arguments, model.config.num_channels), args.protocol)
@@ -129,14 +131,17 @@ def evaluate(
 
 
 def with_protocol(processor: Any, protocol: str) -> TwinsImageProcessor:
+    """The checkpoint's image processor, looking at the square of the published evaluation; its colours stay."""
     if protocol == "checkpoint":
         return processor
     if protocol not in PROTOCOLS:
         raise ValueError(f"--protocol must be checkpoint, {' or '.join(PROTOCOLS)}, got {protocol}.")
-    return TwinsImageProcessor(size={"shortest_edge": PROTOCOLS[protocol]})
+    published = TwinsImageProcessor(size={"shortest_edge": PROTOCOLS[protocol]}).to_dict()
+    names = ("do_resize", "size", "resample", "do_center_crop", "crop_size")
+    return TwinsImageProcessor.from_dict(processor.to_dict() | {name: published[name] for name in names})
 
 
-def load_evaluation_images(data_arguments: DataArguments, args: EvaluationArguments) -> tuple[Any, int]:
+def load_evaluation_images(data_arguments: ImageArguments, args: EvaluationArguments) -> tuple[Any, int]:
     """The images with the columns `image` and `label`, and how many could not be decoded."""
     if (args.dataset_dir is None) == (data_arguments.dataset_name is None):
         raise ValueError("Give either --dataset_dir or --dataset_name.")

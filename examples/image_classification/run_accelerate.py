@@ -63,16 +63,14 @@ from classification_training import (
 )
 from command_line import run
 from image_data import LabelledImages
+from model_report import push_folder, run_settings, write_results
 from training import (
     EpochSampler,
     WeightAverage,
     check_sharding,
     find_checkpoint,
-    push_folder,
-    run_settings,
     scaled_learning_rate,
     whole_weights,
-    write_results,
 )
 
 

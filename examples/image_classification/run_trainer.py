@@ -52,16 +52,14 @@ from classification_training import (
 )
 from command_line import run
 from image_data import LabelledImages
+from model_report import push_folder, run_settings, write_results
 from training import (
     TRAINER_DEFAULTS,
     EpochSampler,
     RecipeTrainer,
-    push_folder,
-    run_settings,
     scaled_learning_rate,
     trainer_checkpoint,
     whole_weights,
-    write_results,
 )
 from transformers import TrainingArguments, set_seed
 

@@ -40,6 +40,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_convert
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+from training import twins_config
 from transformers import (
     ConditionalDetrConfig,
     ConditionalDetrForObjectDetection,
@@ -61,7 +62,7 @@ from transformers import (
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import ModelOutput
 
-from hf_twins import TWINS_VARIANTS, TwinsBackbone, TwinsConfig, pass_pixel_mask_to_backbone
+from hf_twins import TwinsBackbone, TwinsConfig, pass_pixel_mask_to_backbone
 
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
@@ -402,10 +403,7 @@ def load_backbone(
     if (arguments.model_name_or_path is None) == (arguments.config_name is None):
         raise ValueError("Give either --model_name_or_path or --config_name.")
     name = str(arguments.model_name_or_path or arguments.config_name)
-    if name in TWINS_VARIANTS:
-        config = TwinsConfig.from_variant(name)
-    else:
-        config = TwinsConfig.from_pretrained(name, revision=arguments.model_revision)
+    config = twins_config(name, arguments.model_revision)
     fields: dict[str, Any] = {}
     if recipe.stage_norm and config.window_size is not None:
         fields["use_stage_norm"] = True

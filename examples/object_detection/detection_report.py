@@ -15,8 +15,6 @@
 
 import contextlib
 import io
-import json
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,43 +22,16 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-import transformers
 from detection_data import CocoImages, binary_mask, run_lengths
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from matplotlib.font_manager import findfont
+from model_report import draw_curves, write_report_and_card
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks, make_grid
-from training import draw_curves
 
-import hf_twins
-
-
-CARD = """---
-{metadata}
----
-
-# {name}
-
-A {detector} with a Twins backbone ({start}), trained by the recipe `{recipe}` of hf_twins on {dataset}.
-
-| | |
-|---|---|
-{results}
-
-![Loss and average precision](curves.png)
-
-![Above what is on pictures, below what was detected](predictions.png)
-
-## Settings
-
-```json
-{settings}
-```
-"""
 
 # COCO's numbers, as COCOeval lists them: mean over thresholds of the overlap from 0.5 to 0.95 unless the name says one, and
 # by the area of the objects, below 32 x 32 pixels, up to 96 x 96, and above.
@@ -288,53 +259,19 @@ def write_report(
         The average precision by category.
     """
     metrics, per_category = average_precision(split, predictions)
-    versions = {
-        "hf_twins": hf_twins.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
-    report = {
-        "metrics": metrics,
-        "per_category": per_category,
-        "history": list(history),
-        "settings": settings,
-        "versions": versions,
-    }
-    (output_dir / "report.json").write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8")
     draw_predictions(split, predictions, output_dir / "predictions.png")
     draw_curves(history, PANELS, output_dir / "curves.png")
-    write_card(output_dir, metrics, settings | {"versions": versions})
-    return per_category
-
-
-def write_card(output_dir: Path, metrics: dict[str, float], settings: dict[str, Any]) -> None:
-    results = [
-        EvalResult(
-            task_type="object-detection",
-            dataset_type="object-detection",
-            dataset_name=str(settings["dataset"]),
-            metric_type="mean_average_precision",
-            metric_name=name,
-            metric_value=round(value, 4),
-        )
-        for name, value in metrics.items()
-    ]
-    metadata = ModelCardData(
+    write_report_and_card(
+        output_dir,
+        {"metrics": metrics, "per_category": per_category, "history": list(history)},
+        settings,
+        kind=f"{settings['detector']} with a Twins backbone",
+        task="object-detection",
+        metric_types=dict.fromkeys(metrics, "mean_average_precision"),
+        figures={
+            "Loss and average precision": "curves.png",
+            "Above what is on pictures, below what was detected": "predictions.png",
+        },
         library_name="hf_twins",
-        pipeline_tag="object-detection",
-        tags=["twins", "hf_twins"],
-        model_name=output_dir.name,
-        eval_results=results,
     )
-    card = CARD.format(
-        metadata=metadata.to_yaml(),
-        name=output_dir.name,
-        detector=settings["detector"],
-        start=settings["start"],
-        recipe=settings["recipe"],
-        dataset=settings["dataset"],
-        results="\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items()),
-        settings=json.dumps(settings, indent=2, default=str),
-    )
-    ModelCard(card).save(output_dir / "README.md")
+    return per_category

@@ -53,7 +53,7 @@ class PredictionArguments:
     images: str = field(metadata={"help": "A picture, or a folder of them."})
     output_dir: str = field(metadata={"help": "Folder to write into."})
     threshold: float = field(default=0.5, metadata={"help": "Lowest score of what is kept, in [0, 1)."})
-    device: str = field(default="cpu", metadata={"help": "Where to compute: cpu, cuda, ..."})
+    device: str | None = field(default=None, metadata={"help": "Of PyTorch; the accelerator, if there is one."})
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -69,7 +69,8 @@ def predict(options: PredictionArguments) -> None:
     if output_dir.resolve() == files[0].resolve().parent:
         raise ValueError(f"--output_dir must be another folder than the pictures', {output_dir}.")
     detector = load_detector(options.model_name_or_path)
-    detector.model.to(options.device)
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    detector.model.to(options.device or accelerator)
     output_dir.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[dict[str, Any]]] = {}
     unreadable = []
@@ -80,9 +81,11 @@ def predict(options: PredictionArguments) -> None:
             continue
         picture = PIL.ImageOps.exif_transpose(image).convert("RGB")
         found[file.name] = detect_and_draw(detector, picture, options.threshold, output_dir / drawn_name(file))
-    if unreadable:
-        logger.warning(f"{len(unreadable)} pictures cannot be decoded and are left out: {', '.join(unreadable)}")
     (output_dir / "predictions.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    if unreadable:
+        logger.warning(
+            f"{len(unreadable)} of {len(files)} pictures cannot be decoded and are left out: {', '.join(unreadable)}."
+        )
 
 
 def drawn_name(file: Path) -> str:

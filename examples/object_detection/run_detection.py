@@ -39,17 +39,15 @@ from detection_arguments import RECIPES, DataArguments, DetectionRecipe, ModelAr
 from detection_data import DetectionImages, collate, evaluation_transform, load_splits, training_transform
 from detection_models import Detector, create_detector
 from detection_report import average_precision, write_report
+from model_report import push_folder, run_settings, write_results
 from tqdm import tqdm
 from training import (
     TRAINER_DEFAULTS,
     EpochSampler,
     RecipeTrainer,
-    push_folder,
-    run_settings,
     scaled_learning_rate,
     trainer_checkpoint,
     whole_weights,
-    write_results,
 )
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import EvalLoopOutput

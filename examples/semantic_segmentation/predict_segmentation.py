@@ -19,6 +19,7 @@
 writes `street_overlay.png` and `street_mask.png`, whose pixels are the numbers of the classes.
 """
 
+import logging
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,9 @@ from segmentation_pictures import class_shares, draw_prediction, mask_picture
 from tqdm import tqdm
 
 
+logger = logging.getLogger(__name__)
+
+
 @dataclass
 class PredictionArguments:
     model_name_or_path: str = field(metadata={"help": "Folder or Hub id of a segmentation model."})
@@ -50,7 +54,10 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
 
 
 def predict(options: PredictionArguments, how: InferenceArguments) -> dict[str, dict[str, float]]:
-    """Write an overlay and a mask of each picture, and return the shares of the classes in it, by the picture's name."""
+    """Write an overlay and a mask of each picture, and return the shares of the classes in it, by the picture's name.
+
+    Pictures that cannot be read are counted and named.
+    """
     files = picture_files(Path(options.images))
     check_names(files)
     model, processor = load_model(options.model_name_or_path, options.device)
@@ -61,7 +68,7 @@ def predict(options: PredictionArguments, how: InferenceArguments) -> dict[str, 
     for file in tqdm(files, desc="Segmenting", disable=len(files) == 1):
         image = decoded({"bytes": None, "path": str(file)})
         if image is None:
-            unreadable.append(str(file))
+            unreadable.append(file.name)
             continue
         mask = segment(model, processor, image, how).argmax(0).cpu().numpy().astype(np.uint8)
         mask_picture(mask, len(names)).save(output_dir / f"{file.stem}_mask.png")
@@ -70,7 +77,9 @@ def predict(options: PredictionArguments, how: InferenceArguments) -> dict[str, 
     for name, classes in shares.items():
         print(f"{name}: {', '.join(f'{label} {100 * share:.1f} %' for label, share in classes.items())}")
     if unreadable:
-        raise ValueError(f"{len(unreadable)} of {len(files)} pictures cannot be decoded: {', '.join(unreadable)}.")
+        logger.warning(
+            f"{len(unreadable)} of {len(files)} pictures cannot be decoded and are left out: {', '.join(unreadable)}."
+        )
     return shares
 
 

@@ -32,6 +32,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 from command_line import run
 from image_data import LabelledImages
+from model_report import push_folder, run_settings, write_results
 from segmentation_arguments import RECIPES, DataArguments, ModelArguments, SegmentationRecipe
 from segmentation_data import IGNORE_INDEX, Preparation, load_pairs, training_transform
 from segmentation_evaluation import evaluate_pairs, segmentation_metrics
@@ -43,11 +44,8 @@ from training import (
     TRAINER_DEFAULTS,
     EpochSampler,
     RecipeTrainer,
-    push_folder,
-    run_settings,
     scaled_learning_rate,
     trainer_checkpoint,
-    write_results,
 )
 from transformers import TrainingArguments, set_seed
 from transformers.training_args import ParallelMode

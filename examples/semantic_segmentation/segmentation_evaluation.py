@@ -30,7 +30,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
-from hf_twins import TWINS_VARIANTS
+from hf_twins import TWINS_VARIANTS, published_variant
 
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "conversion" / "published_checkpoints.json"
@@ -121,12 +121,14 @@ def published_miou(name_or_path: str, config: Any, how: InferenceArguments) -> t
         return None
     report = json.loads(Path(file).read_text(encoding="utf-8"))
     if report["source_format"] == "authors' UperNet":
-        backbone = getattr(config, "backbone_config", config)
-        for variant in TWINS_VARIANTS.values():
-            if [list(variant.depths), list(variant.hidden_sizes)] == [backbone.depths, backbone.hidden_sizes]:
-                single, multi = variant.ade20k_upernet_miou, variant.ade20k_upernet_miou_multi_scale
-                return multi if is_multi_scale else single, "the authors"
+        variant = published_variant(getattr(config, "backbone_config", config).to_dict())
+        if variant is not None:
+            results = TWINS_VARIANTS[variant]
+            miou = results.ade20k_upernet_miou_multi_scale if is_multi_scale else results.ade20k_upernet_miou
+            return miou, "the authors"
+    name = "ade20k_miou_multi_scale_flip" if is_multi_scale else "ade20k_miou"
     for each in json.loads(PUBLISHED.read_text(encoding="utf-8")):
-        if each["url"] == report["source"]:
-            return each["ade20k_miou_multi_scale_flip" if is_multi_scale else "ade20k_miou"], "OpenMMLab"
+        # Classifiers have none.
+        if each["url"] == report["source"] and name in each:
+            return each[name], "OpenMMLab"
     return None

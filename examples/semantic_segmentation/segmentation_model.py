@@ -19,6 +19,7 @@ from typing import Any
 
 from segmentation_arguments import HEADS, ModelArguments
 from segmentation_data import IGNORE_INDEX
+from training import twins_config
 from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
@@ -102,7 +103,8 @@ def create_model(
     elif arguments.head == "upernet":
         model = upernet_of_backbone(arguments, names, changes)
     elif arguments.config_name is not None:
-        model = TwinsForSemanticSegmentation(twins_config(arguments.config_name, names | changes))
+        config = twins_config(arguments.config_name, arguments.model_revision, **names, **changes)
+        model = TwinsForSemanticSegmentation(config)
     else:
         model = TwinsForSemanticSegmentation.from_pretrained(
             str(arguments.model_name_or_path),
@@ -118,12 +120,6 @@ def create_model(
     # Its loss is a mean over the pixels of a batch, and it takes any keyword, from which the Trainer concludes otherwise.
     model.accepts_loss_kwargs = False
     return model
-
-
-def twins_config(name: str, fields: dict[str, Any]) -> TwinsConfig:
-    if name in TWINS_VARIANTS:
-        return TwinsConfig.from_variant(name, **fields)
-    return TwinsConfig.from_pretrained(name, **fields)
 
 
 def upernet(arguments: ModelArguments, names: dict[str, Any], changes: dict[str, Any]) -> PreTrainedModel:
@@ -147,7 +143,7 @@ def upernet_of_backbone(arguments: ModelArguments, names: dict[str, Any], change
     if arguments.model_name_or_path is not None:
         trained = TwinsBackbone.from_pretrained(name, revision=arguments.model_revision, **changes)
     else:
-        trained = TwinsBackbone(twins_config(name, changes))
+        trained = TwinsBackbone(twins_config(name, arguments.model_revision, **changes))
     backbone_config: Any = trained.config
     backbone_config.out_features = backbone_config.stage_names[1:]
     model = UperNetForSemanticSegmentation(UperNetConfig(backbone_config=backbone_config, **names))

@@ -22,12 +22,11 @@ import numpy as np
 import torch
 from datasets import Dataset
 from matplotlib.figure import Figure
-from model_report import write_report_and_card
+from model_report import draw_curves, write_report_and_card
 from segmentation_data import class_numbers
 from segmentation_evaluation import class_accuracy, class_iou, segmentation_metrics
 from segmentation_inference import InferenceArguments, segment
 from segmentation_pictures import draw_rows
-from training import draw_curves
 
 
 # Of the curves.
@@ -79,7 +78,7 @@ def write_report(
         output_dir,
         report,
         settings,
-        kind="semantic segmentation model",
+        kind="Twins semantic segmentation model",
         task="image-segmentation",
         metric_types={},
         figures={

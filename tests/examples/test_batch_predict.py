@@ -179,6 +179,8 @@ def test_wrong_input_is_named(start, folder, tmp_path):
         (tmp_path / "empty", [], "empty has no images, no .parquet and no .tar files"),
         (folder, ["--shard_size", 0], "--shard_size must be at least 1, got 0"),
         (folder, ["--dataset_name", folder], "Give either --input_dir or --dataset_name"),
+        (folder, ["--config_name", "twins-svt-small"], "--config_name"),
+        (folder, ["--num_channels", 1], "--num_channels"),
     ):
         with pytest.raises(SystemExit, match=message):
             batch_predict.main(command(start, source, tmp_path / "out", *more))

@@ -14,12 +14,12 @@
 """The benchmark measures what it says, and says what could not be measured."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import benchmark
+import benchmark_report
 import pytest
 from benchmark import Case
-from PIL import Image
 
 
 INFERENCE = Case("hf_twins", "twins-svt-small", "inference", "bfloat16", 8, 224)
@@ -54,18 +54,10 @@ def test_ratio_is_the_median_of_pairs_of_a_turn():
     assert row["images_per_second"] == pytest.approx(8 / 0.2)
     assert row["percentiles"] == {50: 0.4, 95: 0.5, 99: 0.5}
     failed = benchmark.row(Measured(INFERENCE, [], "RuntimeError: no kernel"), baseline)
-    text = benchmark.table([row, failed])
+    text = benchmark_report.table([row, failed])
     assert "| **2.00** (2.00 - 3.00) | 40.0 | 400.0 / 500.0 / 500.0 | 3 MB | 20 |" in text
     assert "| RuntimeError: no kernel |" in text
     assert "ratio" not in benchmark.row(contender, Measured(INFERENCE.baseline, [], "failed"))
-
-
-def test_growth_is_the_exponent_of_the_pixels():
-    result = asdict(INFERENCE) | {"error": None}
-    rows = [result | {"image_size": size, "seconds": 3e-7 * (size**2) ** 1.25} for size in (224, 448, 896)]
-    rows += [result | {"dtype": "float32", "seconds": 1.0}, result | {"image_size": 1792, "error": "no memory"}]
-    exponents = benchmark.growth(rows)
-    assert exponents == {"twins-svt-small inference, 8 images: hf_twins bfloat16": pytest.approx(1.25)}
 
 
 @pytest.mark.parametrize(("contender", "flops"), [("timm", 5.85e9), ("hf_twins-optimized", 5.85e9), ("matmul", 2**33)])
@@ -81,15 +73,6 @@ def test_training_step_has_some_three_times_the_flops():
         benchmark.count_flops(replace(case, mode="training", checkpoints=True)),
     )
     assert 2.9 * forward < step < 3.2 * forward
-
-
-def test_pictures_are_drawn(tmp_path):
-    result = asdict(INFERENCE) | {"error": None, "ratio": 2.0, "ratio_range": [1.5, 2.5]}
-    benchmark.draw(
-        [result, result | {"variant": "twins-pcpvt-small"}, result | {"ratio": 1}], "a CPU", tmp_path / "a.png"
-    )
-    with Image.open(tmp_path / "a.png") as picture:
-        assert picture.width > 900
 
 
 @pytest.mark.parametrize(

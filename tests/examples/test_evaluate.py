@@ -99,12 +99,22 @@ def test_published_accuracy_is_that_of_the_way_it_was_measured(name):
     with torch.device("meta"):
         model = TwinsForImageClassification(TwinsConfig.from_variant(name))
         other = TwinsForImageClassification(TwinsConfig.from_variant(name, num_labels=10))
-    authors, timm = (evaluate.with_protocol(None, protocol) for protocol in ("authors", "timm"))
+    authors, timm = (evaluate.with_protocol(TwinsImageProcessor(), protocol) for protocol in ("authors", "timm"))
     assert evaluate.published_accuracy(model, authors) == TWINS_VARIANTS[name].imagenet_top1 / 100
     assert evaluate.published_accuracy(model, timm) == TWINS_VARIANTS[name].imagenet_top1_timm / 100
     assert evaluate.published_accuracy(other, authors) is None
     assert (authors.size.shortest_edge, authors.crop_size.height) == (256, 224)
     assert (timm.size.shortest_edge, timm.crop_size.height) == (248, 224)
+
+
+def test_protocol_keeps_the_colours_of_the_checkpoint():
+    checkpoint = TwinsImageProcessor(
+        size={"height": 32, "width": 32}, do_center_crop=False, image_mean=[0.1], image_std=[0.3], do_convert_rgb=False
+    )
+    processor = evaluate.with_protocol(checkpoint, "timm")
+    assert (processor.image_mean, processor.image_std, processor.do_convert_rgb) == ((0.1,), (0.3,), False)
+    pixel_values = processor(Image.new("L", (300, 280), 255), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixel_values, torch.full((1, 1, 224, 224), 3.0))
 
 
 @pytest.mark.parametrize(("measured", "differs"), [(0.8161, False), (0.8179, False), (0.8155, True), (0.5, True)])
@@ -136,6 +146,11 @@ def test_wrong_options_are_named(start, folder, tmp_path):
             evaluate.main(arguments)
     with pytest.raises(SystemExit, match="--protocol must be checkpoint, authors or timm, got best"):
         run(start, folder, "--protocol", "best")
+    with pytest.raises(SystemExit, match="--image_size and --protocol both say how large the pictures are: give one"):
+        run(start, folder, "--protocol", "timm", "--image_size", 32)
+    for option in ("--train_dir", "--validation_dir", "--streaming", "--max_train_samples", "--num_channels"):
+        with pytest.raises(SystemExit, match=option):
+            run(start, folder, option, 1)
     with pytest.raises(SystemExit, match="missing must be a folder"):
         run(start, tmp_path / "missing")
     (tmp_path / "broken" / "1").mkdir(parents=True)

@@ -184,6 +184,8 @@ def test_other_heads_keep_their_outputs(tmp_path, capsys, model_class, names):
     fields = {"out_features": ["stage1", "stage2"], "fpn_hidden_size": 8, "decoder_hidden_size": 8}
     model = save(tmp_path / "model", "pcpvt", model_class, **fields)
     runtime = run_exported.load_runtime(convert(export_onnx, model, tmp_path / "onnx"))
+    said = [line for line in capsys.readouterr().out.splitlines() if line.endswith(" ...")]
+    assert said == ["translating to ONNX, which can take minutes ...", "comparing with PyTorch ..."]
     pixel_values = np.random.default_rng(0).standard_normal((2, 3, 37, 50), dtype=np.float32)
     outputs = runtime.run(pixel_values)
     assert list(outputs) == names
@@ -260,13 +262,14 @@ def digit_folder(folder: Path, indices: np.ndarray) -> Path:
 
 
 @pytest.mark.slow
-def test_openvino_computes_what_the_model_does_in_every_precision(tmp_path):
+def test_openvino_computes_what_the_model_does_in_every_precision(tmp_path, capsys):
     model = DIGIT_MODELS / "twins-svt-digits"
     classifier = TwinsForImageClassification.from_pretrained(model).eval()
     training, held_out = split_handwriting(0)
     plain = convert(export_openvino, model, tmp_path / "float32")
     calibration = ["--dtype", "int8", "--calibration_dir", str(digit_folder(tmp_path / "digits", training))]
     int8 = convert(export_openvino, model, tmp_path / "int8", *calibration)
+    assert "images, which can take minutes ..." in capsys.readouterr().out
     pictures, labels = digit_pictures()
     preprocessing = run_exported.Preprocessing(run_exported.read_json(plain / "preprocessor_config.json"))
     pixel_values = np.concatenate([preprocessing(pictures[index]) for index in held_out])
@@ -332,9 +335,10 @@ def test_package_without_a_compiler_says_so(tmp_path):
 
 
 @pytest.mark.slow
-def test_compiled_package_computes_what_the_model_does(tmp_path):
+def test_compiled_package_computes_what_the_model_does(tmp_path, capsys):
     model = save(tmp_path / "model")
     folder = convert(export_torch, model, tmp_path / "torch", "--dtype", "bfloat16", "--width", "40")
+    assert "compiling, which can take minutes ..." in capsys.readouterr().out
     runtime = run_exported.load_runtime(folder)
     pixel_values = np.random.default_rng(0).standard_normal((3, 3, 32, 40), dtype=np.float32)
     expected = outputs_of(TwinsForImageClassification.from_pretrained(model).eval(), pixel_values).logits.numpy()

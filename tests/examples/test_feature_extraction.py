@@ -37,7 +37,7 @@ NUM_IMAGES = 60
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory) -> Path:
+def prepared(tmp_path_factory) -> Path:
     """A tiny model, and a folder of digits named by their label, the last one in a sub-folder."""
     folder = tmp_path_factory.mktemp("features")
     torch.manual_seed(0)
@@ -55,12 +55,12 @@ def workplace(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def extract(workplace, monkeypatch, tmp_path):
+def extract(prepared, monkeypatch, tmp_path):
     """Run `extract_features.py` with the options given, in an empty folder, to the folder `features` in it."""
     monkeypatch.chdir(tmp_path)
 
     def run(*options: str) -> list[str]:
-        paths = ["--model_name_or_path", str(workplace / "model"), "--input_dir", str(workplace / "images")]
+        paths = ["--model_name_or_path", str(prepared / "model"), "--input_dir", str(prepared / "images")]
         monkeypatch.setattr(
             sys, "argv", ["extract_features.py", *paths, "--output_dir", "features", "--batch_size", "8", *options]
         )
@@ -83,9 +83,9 @@ def search(monkeypatch, capsys):
     return run
 
 
-def own_inputs(workplace: Path, path: str) -> torch.Tensor:
-    processor = TwinsImageProcessor.from_pretrained(workplace / "model")
-    return processor(Image.open(workplace / "images" / path).convert("RGB"), return_tensors="pt")["pixel_values"]
+def own_inputs(prepared: Path, path: str) -> torch.Tensor:
+    processor = TwinsImageProcessor.from_pretrained(prepared / "model")
+    return processor(Image.open(prepared / "images" / path).convert("RGB"), return_tensors="pt")["pixel_values"]
 
 
 def read_features(folder: Path) -> tuple[list[str], np.ndarray]:
@@ -93,7 +93,7 @@ def read_features(folder: Path) -> tuple[list[str], np.ndarray]:
     return table["path"].to_pylist(), np.array(table["feature"].to_pylist(), dtype=np.float32)
 
 
-def test_pooled_features_equal_the_models_own(workplace, extract, capsys):
+def test_pooled_features_equal_the_models_own(prepared, extract, capsys):
     assert extract("--shard_size", "25") == [
         *(f"features-0000{number}-of-00003.parquet" for number in (1, 2, 3)),
         "settings.json",
@@ -106,22 +106,22 @@ def test_pooled_features_equal_the_models_own(workplace, extract, capsys):
     assert paths == sorted(paths)
     assert len(paths) == NUM_IMAGES
     assert paths[-1] == "z/last.png"
-    model = TwinsModel.from_pretrained(workplace / "model").eval()
+    model = TwinsModel.from_pretrained(prepared / "model").eval()
     for index in (0, 30, 59):
         with torch.no_grad():
-            expected = model(own_inputs(workplace, paths[index])).pooler_output[0]
+            expected = model(own_inputs(prepared, paths[index])).pooler_output[0]
         np.testing.assert_allclose(features[index], expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_feature_maps_equal_the_backbones(workplace, extract):
+def test_feature_maps_equal_the_backbones(prepared, extract):
     names = extract("--features", "stage1", "stage3", "--shard_size", "32")
     shards = [f"features-0000{number}-of-00002.safetensors" for number in (1, 2)]
     assert names == [*shards, "features.safetensors.index.json", "settings.json"]
     weight_map = json.loads(Path("features/features.safetensors.index.json").read_text())["weight_map"]
     assert len(weight_map) == 2 * NUM_IMAGES
-    backbone = TwinsBackbone.from_pretrained(workplace / "model", out_features=["stage1", "stage3"]).eval()
+    backbone = TwinsBackbone.from_pretrained(prepared / "model", out_features=["stage1", "stage3"]).eval()
     with torch.no_grad():
-        first, third = backbone(own_inputs(workplace, "z/last.png")).feature_maps
+        first, third = backbone(own_inputs(prepared, "z/last.png")).feature_maps
     with safe_open(f"features/{weight_map['z/last.png/stage1']}", framework="pt") as tensors:
         assert tensors.get_tensor("z/last.png/stage1").shape == (16, 8, 8)
         torch.testing.assert_close(tensors.get_tensor("z/last.png/stage1"), first[0], rtol=1e-4, atol=1e-5)
@@ -129,9 +129,9 @@ def test_feature_maps_equal_the_backbones(workplace, extract):
         assert tensors.get_tensor("z/last.png/stage3").shape == (48, 2, 2)
 
 
-def test_images_of_different_sizes_have_features_of_their_own(workplace, tmp_path, extract):
+def test_images_of_different_sizes_have_features_of_their_own(prepared, tmp_path, extract):
     model, images = tmp_path / "model", tmp_path / "images"
-    TwinsForImageClassification.from_pretrained(workplace / "model").save_pretrained(model)
+    TwinsForImageClassification.from_pretrained(prepared / "model").save_pretrained(model)
     TwinsImageProcessor(do_resize=False, do_center_crop=False).save_pretrained(model)
     images.mkdir()
     for name, size in (("a", (8, 8)), ("b", (20, 11)), ("c", (20, 11)), ("d", (8, 8))):
@@ -147,7 +147,7 @@ def test_images_of_different_sizes_have_features_of_their_own(workplace, tmp_pat
     assert not torch.equal(maps["b.png/stage1"], maps["c.png/stage1"])
 
 
-def test_an_interrupted_extraction_goes_on(workplace, extract, monkeypatch):
+def test_an_interrupted_extraction_goes_on(prepared, extract, monkeypatch):
     """Killed after a file and amid the next one, it leaves neither half a file nor anything to be done again."""
     write_table = pyarrow.parquet.write_table
     num_written = 0
@@ -176,10 +176,10 @@ def test_an_interrupted_extraction_goes_on(workplace, extract, monkeypatch):
     assert np.array_equal(resumed[1], uninterrupted[1])
 
 
-def test_corrupt_images_are_counted_named_and_left_out(workplace, tmp_path, extract, capsys):
+def test_corrupt_images_are_counted_named_and_left_out(prepared, tmp_path, extract, capsys):
     images = tmp_path / "images"
     (images / "sub").mkdir(parents=True)
-    whole = (workplace / "images/z/last.png").read_bytes()
+    whole = (prepared / "images/z/last.png").read_bytes()
     (images / "a.png").write_bytes(whole)
     (images / "cut.png").write_bytes(whole[: len(whole) // 2])
     (images / "sub/empty.jpg").write_bytes(b"")
@@ -189,16 +189,18 @@ def test_corrupt_images_are_counted_named_and_left_out(workplace, tmp_path, extr
             extract(*options)
             printed = capsys.readouterr()
             assert "1 of 3 images have their features in" in printed.out
+            # The bar, which counts images.
+            assert "3/3" in printed.err
             assert "Left out, because they cannot be decoded, 2: cut.png, sub/empty.jpg." in printed.out
         assert Path(f"{features}/features-0000{shard}").exists()
 
 
-def test_neighbours_are_those_of_scikit_learn(workplace, extract, search):
+def test_neighbours_are_those_of_scikit_learn(prepared, extract, search):
     extract("--shard_size", "7")
     paths, features = read_features(Path("features"))
     reference = NearestNeighbors(n_neighbors=9, metric="cosine").fit(features)
     for index in (3, 58):
-        printed = search(workplace / "images" / paths[index], "--top_k", "9")
+        printed = search(prepared / "images" / paths[index], "--top_k", "9")
         distances, indices = reference.kneighbors(features[index : index + 1])
         assert [line.split(maxsplit=1)[1] for line in printed[:-1]] == [paths[other] for other in indices[0]]
         similarities = [float(line.split()[0]) for line in printed[:-1]]
@@ -223,11 +225,11 @@ def test_most_nearest_neighbours_have_the_same_label(extract):
     assert np.mean(same) > 0.5
 
 
-def test_a_neighbour_that_is_gone_is_said_to_be(workplace, tmp_path, extract, search):
+def test_a_neighbour_that_is_gone_is_said_to_be(prepared, tmp_path, extract, search):
     images = tmp_path / "images"
     images.mkdir()
     for name in ("a.png", "b.png"):
-        (images / name).write_bytes((workplace / "images/z/last.png").read_bytes())
+        (images / name).write_bytes((prepared / "images/z/last.png").read_bytes())
     extract("--input_dir", str(images))
     (images / "b.png").unlink()
     printed = search(images / "a.png")
@@ -257,7 +259,7 @@ def test_extraction_names_bad_input_without_a_traceback(extract, options, messag
     assert not Path("features").exists()
 
 
-def test_features_of_other_settings_are_not_mixed(workplace, tmp_path, extract, search):
+def test_features_of_other_settings_are_not_mixed(prepared, tmp_path, extract, search):
     extract()
     with pytest.raises(SystemExit, match="made with other shard_size: give another --output_dir"):
         extract("--shard_size", "10")
@@ -270,11 +272,11 @@ def test_features_of_other_settings_are_not_mixed(workplace, tmp_path, extract, 
     extract("--model_name_or_path", str(model), "--output_dir", "features2")
     randomize(TwinsForImageClassification(tiny_config("pcpvt"))).save_pretrained(model)
     with pytest.raises(SystemExit, match="has other weights or preprocessing than what made features2"):
-        search(workplace / "images/z/last.png", "--features", "features2")
+        search(prepared / "images/z/last.png", "--features", "features2")
 
 
-def test_search_names_bad_input_without_a_traceback(workplace, extract, search):
-    query = workplace / "images/z/last.png"
+def test_search_names_bad_input_without_a_traceback(prepared, extract, search):
+    query = prepared / "images/z/last.png"
     with pytest.raises(SystemExit, match=r"features has no settings\.json"):
         search(query)
     extract("--shard_size", "25")

@@ -44,9 +44,10 @@ from classification_training import (
     ClassificationLoss,
     adapt_stem,
     balancing_weights,
+    create_model,
     create_processor,
 )
-from classification_utils import digit_pictures, options, plain_options, write_images, write_parquet
+from classification_utils import digit_pictures, options, plain_options, save_start, write_images, write_parquet
 from command_line import parse_arguments
 from datasets import Array3D, ClassLabel, Dataset, Features, Image, Value
 from huggingface_hub import HfApi
@@ -310,6 +311,22 @@ def test_other_image_size_keeps_the_share_of_the_crop(start):
     assert (processor.crop_size.height, processor.size.shortest_edge) == (32, 36)
     picture = PILImage.effect_noise((60, 50), 50)
     assert processor(picture, return_tensors="pt")["pixel_values"].shape == (1, 1, 32, 32)
+
+
+def test_revision_is_that_of_configuration_and_image_processor(tmp_path):
+    with serve_hub(tokens={"hf_write": "write"}) as hub, hub.in_process(tmp_path / "home", token="hf_write"):
+        HfApi().create_repo("me/start")
+        commits = []
+        for size, depths in ((16, [1, 1, 1]), (24, [2, 1, 1])):
+            folder = save_start(tmp_path / str(size), size, depths=depths)
+            commits.append(HfApi().upload_folder(repo_id="me/start", folder_path=folder).oid)
+        for arguments, size, depth in (
+            (ModelArguments(config_name="me/start", model_revision=commits[0]), 16, 1),
+            (ModelArguments(model_name_or_path="me/start", model_revision=commits[0]), 16, 1),
+            (ModelArguments(config_name="me/start"), 24, 2),
+        ):
+            model, processor = create_model(arguments, ClassificationRecipe(), ["cat", "dog"])
+            assert (processor.crop_size.height, model.config.depths[0]) == (size, depth)
 
 
 def test_newest_whole_checkpoint_is_found(tmp_path, caplog):

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import predict_detection
@@ -50,6 +51,7 @@ from detection_models import (
 )
 from detection_report import average_precision
 from digit_scenes import digit_scene
+from huggingface_hub import ModelCard
 from PIL import Image
 from pycocotools import mask as coco_mask
 from safetensors.torch import load_file
@@ -506,7 +508,10 @@ def test_script_trains_evaluates_and_writes_what_predicts(scenes, start, tmp_pat
         assert results[name] == metrics[name]
     assert results["per_category"] == {"digit": {"ap": results["eval_ap"], "mask_ap": results["eval_mask_ap"]}}
     assert results["steps"] == 3
-    assert "model-index" in (output / "README.md").read_text()
+    card = ModelCard.load(output / "README.md")
+    assert (card.data.library_name, card.data.pipeline_tag) == ("hf_twins", "object-detection")
+    assert {result.metric_type for result in card.data.eval_results} == {"mean_average_precision"}
+    assert "A mask-rcnn with a Twins backbone (" in card.text
     report = json.loads((output / "report.json").read_text())
     assert report["settings"]["recipe_values"]["decay_epochs"] == [8, 11]
     for name in ("curves.png", "predictions.png"):
@@ -524,7 +529,7 @@ def test_script_trains_evaluates_and_writes_what_predicts(scenes, start, tmp_pat
             *("--output_dir", str(tmp_path / "found"), "--threshold", "0.01"),
         ]
     )
-    assert "1 pictures cannot be decoded and are left out: bad.png" in caplog.text
+    assert "1 of 3 pictures cannot be decoded and are left out: bad.png." in caplog.text
     found = json.loads((tmp_path / "found" / "predictions.json").read_text())
     assert found.keys() == {"50.png", "51.png"}
     with Image.open(tmp_path / "found" / "50.png") as drawn:
@@ -533,6 +538,21 @@ def test_script_trains_evaluates_and_writes_what_predicts(scenes, start, tmp_pat
         assert entry["label"] == "digit"
         assert entry["score"] >= 0.01
         assert coco_mask.decode(entry["mask"]).shape == (48, 110)
+
+
+@pytest.mark.parametrize(("options", "device"), [([], "xpu"), (["--device", "cpu"], "cpu")])
+def test_prediction_takes_the_accelerator_unless_told_otherwise(options, device, tmp_path, monkeypatch):
+    def move(device):
+        raise ValueError(f"moved to {device}")
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("xpu"))
+    detector = SimpleNamespace(model=SimpleNamespace(to=move))
+    monkeypatch.setattr(predict_detection, "load_detector", lambda folder: detector)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    arguments = ["--model_name_or_path", "x", "--images", str(tmp_path), "--output_dir", str(tmp_path / "found")]
+    with pytest.raises(SystemExit, match=f"moved to {device}$"):
+        predict_detection.main([*arguments, *options])
 
 
 @pytest.mark.usefixtures("one_process")

@@ -18,7 +18,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
-from hf_twins import TWINS_VARIANTS, TwinsConfig, TwinsForImageClassification
+from hf_twins import TWINS_VARIANTS, TwinsConfig, TwinsForImageClassification, published_variant
 
 
 def model_without_weights(name: str) -> TwinsForImageClassification:
@@ -43,6 +43,16 @@ def giga_multiply_adds(model: torch.nn.Module, image_size: int) -> float:
     with counter, torch.no_grad():
         model.eval()(torch.empty(1, 3, image_size, image_size, device="meta"))
     return counter.get_total_flops() / 2e9
+
+
+@pytest.mark.parametrize("name", TWINS_VARIANTS)
+def test_variant_is_found_by_its_fields(name):
+    fields = TwinsConfig.from_variant(name).to_dict()
+    assert published_variant(fields) == name
+    for other in ({"depths": [1, 1, 1, 1]}, {"sr_ratios": [4, 2, 1, 1]}, {"window_size": 5}):
+        assert published_variant(fields | other) is None
+    del fields["hidden_sizes"]
+    assert published_variant(fields) is published_variant({}) is None
 
 
 @pytest.mark.parametrize("name", TWINS_VARIANTS)

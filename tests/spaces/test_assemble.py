@@ -147,6 +147,13 @@ def test_push_needs_a_name(tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("option", [("--repo-id", "somebody/twins"), ("--private",)])
+def test_options_of_publishing_need_it(option, tmp_path, capsys):
+    assert fails("image_classification", "--output", tmp_path / "new", *option) == "2"
+    assert "give --push-to-hub too, or leave them out" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_metadata_and_requirements_agree(name):
     card = RepoCard.load(SPACES / name / "README.md")
