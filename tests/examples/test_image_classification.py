@@ -16,11 +16,13 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import convert_twins_to_hf
@@ -29,6 +31,7 @@ import pytest
 import run_accelerate
 import run_trainer
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType
 from classification_arguments import RECIPES, ClassificationRecipe, DataArguments, ModelArguments
 from classification_data import (
@@ -140,6 +143,38 @@ def test_killed_training_resumes_to_the_same_weights(script, digits, start, tmp_
     expected = load_file(tmp_path / "whole" / "model.safetensors")
     actual = load_file(output / "model.safetensors")
     assert all(torch.equal(weight, expected[name]) for name, weight in actual.items())
+
+
+class Program:
+    """Pickled, it makes a folder when it is read."""
+
+    def __init__(self, trace: Path):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
+
+
+def test_checkpoint_runs_no_code(digits, start, tmp_path):
+    """Each file in turn, so that none hides behind one that is refused before it is read."""
+    run, trace = tmp_path / "run", tmp_path / "trace"
+    arguments = [*options(digits, start, run), "--ema_decay", "0.9", "--max_steps", "1", "--checkpointing_steps", "1"]
+    run_accelerate.main(arguments)
+    names = {file.name for file in (run / "step_1").iterdir() if file.suffix in (".pkl", ".bin", ".pt")}
+    assert {"optimizer.bin", "random_states_0.pkl", "average.pt"} <= names
+    # The file that Accelerate would unpickle.
+    names.add("custom_checkpoint_0.pkl")
+    for hostile in [[name] for name in sorted(names)] + [sorted(names)]:
+        checkpoint = shutil.copytree(run / "step_1", tmp_path / "+".join(hostile))
+        for name in hostile:
+            torch.save(Program(trace), checkpoint / name)
+        refused = pytest.raises(SystemExit, match=r"^error: \S+ must be a checkpoint that this run wrote, .*$")
+        # Accelerate leaves random numbers that it cannot read as they are.
+        with nullcontext() if hostile == ["random_states_0.pkl"] else refused:
+            run_accelerate.main([*arguments, "--resume_from_checkpoint", str(checkpoint)])
+        assert not trace.exists(), hostile
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
 
 
 @pytest.mark.usefixtures("one_process")
