@@ -24,6 +24,7 @@ import argparse
 import io
 import itertools
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -45,7 +46,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from classification_utils import digit_pictures, save_start  # noqa: E402
 from gradio_client import handle_file  # noqa: E402
-from space_server import SPACES, digit_image, serve  # noqa: E402
+from space_server import SPACES, digit_image, digit_label, serve  # noqa: E402
 
 
 MODELS = tuple(sorted(folder.name for folder in (SPACES / "image_classification" / "models").iterdir()))
@@ -133,17 +134,29 @@ def answer(client: Any, file: Path, model: str) -> tuple[str, float]:
 
 
 def switching(folder: Path, switches: int) -> dict[str, Any]:
-    """A Space that is asked for another model each time."""
+    """A Space that is asked for another of four models each time. It keeps two: it has to load what it gave up before."""
     digit_image(3).save(folder / "3.png")
-    with serve(SPACES / "image_classification", folder / "log.txt") as server:
+    models = SPACES / "image_classification" / "models"
+    copies = [shutil.copytree(models / name, folder / f"copy-of-{name}") for name in MODELS]
+    names = [*MODELS, *(copy.name for copy in copies)]
+    log = folder / "log.txt"
+    with serve(SPACES / "image_classification", log, "--model", *map(str, copies)) as server:
         client = server.client()
-        megabytes = []
-        for number in tqdm(range(switches + len(MODELS)), desc="switching"):
-            answer(client, folder / "3.png", MODELS[number % len(MODELS)])
+        megabytes, right, loads = [], [], []
+        for number in tqdm(range(switches + len(names)), desc="switching"):
+            label, _ = answer(client, folder / "3.png", names[number % len(names)])
+            right.append(label == digit_label(3))
+            loads.append(log.read_text().count(": loaded "))
             megabytes.append(psutil.Process(server.process.pid).memory_full_info().uss / 2**20)
-    warm = megabytes[len(MODELS) :]
+    warm = megabytes[len(names) :]
     fifth = max(1, len(warm) // 5)
-    return {"switches": switches, "warm": max(warm[:fifth]), "at the end": max(warm[-fifth:])}
+    return {
+        "switches": switches,
+        "loads": loads[-1] - loads[len(names) - 1],
+        "wrong": right.count(False),
+        "warm": max(warm[:fifth]),
+        "at the end": max(warm[-fifth:]),
+    }
 
 
 def predictions(folder: Path, images: int) -> dict[str, Any]:

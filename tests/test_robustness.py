@@ -44,6 +44,9 @@ def test_clients_at_once_get_right_answers_in_flat_memory(tmp_path):
 
 def test_models_are_switched_in_flat_memory(tmp_path):
     result = load.switching(tmp_path, switches=20)
+    # One each time: nothing is asked for that is in memory still.
+    assert result["loads"] == 20
+    assert result["wrong"] == 0
     assert result["at the end"] < 1.1 * result["warm"]
 
 
