@@ -42,6 +42,11 @@ def saved(image: PIL.Image.Image, image_format: str, **options) -> bytes:
     return file.getvalue()
 
 
+def long_png() -> bytes:
+    """Some hundred bytes, which an image processor that makes the shorter side 256 pixels long makes 12 GB of."""
+    return png_of(1, 65535)
+
+
 def archive(members: dict[str, bytes]) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as opened:

@@ -37,6 +37,8 @@ import PIL.Image
 import PIL.ImageOps
 
 
+# Resized by their shorter side, longer ones would fill any memory.
+MAX_ASPECT_RATIO = 100
 DESCRIPTION_NAME = "export.json"
 PREPROCESSING_NAME = "preprocessor_config.json"
 
@@ -250,8 +252,14 @@ def read_image(file: Path) -> PIL.Image.Image:
 
     Raises:
         OSError: if there is none that Pillow can read.
+        ValueError: if one side is more than `MAX_ASPECT_RATIO` times the other.
     """
     with PIL.Image.open(file) as opened:
+        if max(opened.size) > MAX_ASPECT_RATIO * min(opened.size):
+            raise ValueError(
+                f"{file} is too long, {opened.width} x {opened.height} pixels: one side may be at most {MAX_ASPECT_RATIO} "
+                "times the other, crop it."
+            )
         return PIL.ImageOps.exif_transpose(opened)
 
 

@@ -45,6 +45,7 @@ from transformers import AutoImageProcessor
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 from command_line import run
+from pictures import open_picture
 from whole_files import write_json, write_whole
 
 from hf_twins import TwinsBackbone, TwinsModel
@@ -132,8 +133,7 @@ def check_features(features: list[str]) -> None:
 
 def read_image(path: Path) -> PIL.Image.Image:
     """The picture the right way up, as RGB."""
-    with PIL.Image.open(path) as image:
-        return PIL.ImageOps.exif_transpose(image).convert("RGB")
+    return PIL.ImageOps.exif_transpose(open_picture(path)).convert("RGB")
 
 
 def readable_images(folder: Path, paths: list[str]) -> Iterator[tuple[str, PIL.Image.Image]]:

@@ -136,7 +136,7 @@ def predict(model_arguments: ModelArguments, args: PredictionArguments) -> dict[
         now = sum(pq.read_metadata(files[index]).num_rows for index in pending[0])
         print(
             f"{summary['images']} images in {len(files)} files in {output_dir}; {now} of them now, {now / seconds:.1f} "
-            f"images/s in {accelerator.num_processes} process(es). {summary['errors']} images cannot be decoded."
+            f"images/s in {accelerator.num_processes} process(es). {summary['errors']} images cannot be used."
         )
         lock.release()
     accelerator.end_training()
@@ -205,7 +205,7 @@ def predict_shard(
         progress.update(len(examples))
         readable = [example for example in examples if example["pixel_values"] is not None]
         rows += [
-            (example["place"], {"path": printable(example["path"]), "error": "cannot be decoded"})
+            (example["place"], {"path": printable(example["path"]), "error": printable(example["error"])})
             for example in examples
             if example["pixel_values"] is None
         ]
@@ -222,9 +222,9 @@ def predict_shard(
     return [row for _, row in sorted(rows, key=lambda item: item[0])]
 
 
-def printable(path: str) -> str:
+def printable(text: str) -> str:
     """Names of files need not be text."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
 def summarize(files: list[Path]) -> dict[str, Any]:

@@ -25,7 +25,8 @@ import PIL.Image
 import pyarrow.parquet
 import torch
 from classification_data import Preparation
-from image_data import decoded
+from image_data import source_of
+from pictures import PictureError, open_picture
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def image_column(file: str, schema: Any) -> str:
 class ShardImages(torch.utils.data.IterableDataset):
     """The images of a shard, prepared, each with its place and what it is called; divided among a loader's workers.
 
-    Those that cannot be decoded have None for `pixel_values`.
+    Those that cannot be used have None for `pixel_values`, and an `error` that says why.
     """
 
     def __init__(self, shard: Shard, preparation: Preparation):
@@ -174,8 +175,17 @@ class ShardImages(torch.utils.data.IterableDataset):
         worker: Any = torch.utils.data.get_worker_info()
         start, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
         for index, (path, image) in enumerate(self.shard.images(start, step)):
-            picture = decoded(image)
-            pixel_values = None
-            if picture is not None:
-                pixel_values = self.preparation({"image": picture, "label": -1})["pixel_values"]
-            yield {"place": start + index * step, "path": path, "pixel_values": pixel_values}
+            yield {"place": start + index * step, "path": path, **self.prepared(image)}
+
+    def prepared(self, image: dict[str, Any]) -> dict[str, Any]:
+        picture = None
+        try:
+            picture = open_picture(source_of(image))
+            pixel_values = self.preparation({"image": picture, "label": -1})["pixel_values"]
+        except PictureError as error:
+            return {"pixel_values": None, "error": str(error)}
+        # Pillow's decoders raise all kinds of errors, and what follows those of its own on unusual pictures.
+        except Exception as error:
+            reason = "cannot be decoded" if picture is None else f"cannot be prepared: {error!r}"
+            return {"pixel_values": None, "error": reason}
+        return {"pixel_values": pixel_values, "error": None}

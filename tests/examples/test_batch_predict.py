@@ -30,7 +30,9 @@ import pytest
 import torch
 from classification_utils import digit_pictures, write_digit_folder, write_parquet
 from filelock import FileLock
+from hostile_files import long_png
 from PIL import Image
+from prediction_shards import FileShard, ShardImages
 
 from hf_twins import TwinsForImageClassification, TwinsImageProcessor
 
@@ -78,6 +80,32 @@ def test_predictions_are_the_models(start, folder, tmp_path, capsys):
         assert row["scores"] == pytest.approx(scores.tolist(), abs=1e-5)
         assert (row["label"], row["score"]) == (row["labels"][0], row["scores"][0])
         assert row["error"] is None
+
+
+def test_picture_too_long_for_the_memory_is_an_error(start, folder, tmp_path):
+    (folder / "3" / "long.png").write_bytes(long_png())
+    assert batch_predict.main(command(start, folder, tmp_path / "out")) == {"images": 37, "errors": 2}
+    errors = {row["path"]: row["error"] for row in read(tmp_path / "out")}
+    assert (
+        "long.png is too long, 1 x 65535 pixels: one side may be at most 100 times the other" in errors["3/long.png"]
+    )
+
+
+def test_picture_that_cannot_be_prepared_is_an_error(folder):
+    def prepare(example):
+        if example["image"].mode == "CMYK":
+            raise ValueError("four colours")
+        return {"pixel_values": torch.zeros(3, 16, 16)}
+
+    Image.new("CMYK", (9, 9)).save(folder / "a.jpg")
+    shard = FileShard(str(folder), ("a.jpg", "3/broken.jpg", "3/003.png"))
+    examples = list(ShardImages(shard, prepare))
+    assert [example["error"] for example in examples] == [
+        "cannot be prepared: ValueError('four colours')",
+        "cannot be decoded",
+        None,
+    ]
+    assert [example["pixel_values"] is None for example in examples] == [True, True, False]
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet", "data set"])

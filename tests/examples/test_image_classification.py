@@ -52,6 +52,7 @@ from classification_training import (
 from classification_utils import digit_pictures, options, plain_options, write_images, write_parquet
 from command_line import parse_arguments
 from datasets import Array3D, ClassLabel, Dataset, Features, Image, Value
+from hostile_files import long_png
 from huggingface_hub import HfApi
 from image_data import LabelledImages
 from loopback_hub import serve_hub
@@ -238,12 +239,23 @@ def test_corrupt_images_are_left_out_and_named(tmp_path, caplog):
     whole = (folder / "cat" / "3.png").read_bytes()
     (folder / "cat" / "3.png").write_bytes(whole[: len(whole) // 2])
     (folder / "dog" / "5.png").write_text("no picture")
+    (folder / "dog" / "6.png").write_bytes(long_png())
     images = load_images(DataArguments(train_dir=str(folder), validation_dir=str(folder)), seed=0)
-    assert len(images["train"]) == 14
-    assert "2 images of train cannot be decoded and are left out: " in caplog.text
-    assert "3.png" in caplog.text
-    assert "5.png" in caplog.text
+    assert len(images["train"]) == 13
+    assert "3 images of train cannot be decoded and are left out: " in caplog.text
+    for name in ("3.png", "5.png", "6.png is too long, 1 x 65535 pixels: one side may be at most 100 times the other"):
+        assert name in caplog.text
     assert all(example["image"].size == (12, 10) for example in images["train"])
+
+
+def test_image_too_long_for_the_memory_ends_a_run_that_did_not_check(tmp_path):
+    folder = write_images(tmp_path / "images", {"cat": 2, "dog": 2})
+    (folder / "cat" / "0.png").write_bytes(long_png())
+    arguments = DataArguments(train_dir=str(folder), validation_dir=str(folder), check_images=False)
+    examples = LabelledImages(load_images(arguments, seed=0)["train"], Preparation(lambda image: image, 3))
+    assert examples[1]["pixel_values"].size == (12, 10)
+    with pytest.raises(ValueError, match=r"0.png is too long, 1 x 65535 pixels: .* crop it or leave it out\.$"):
+        examples[0]
 
 
 def test_held_out_images_are_split_off_by_label(tmp_path):
