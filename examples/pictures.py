@@ -11,17 +11,22 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Pictures from files that anybody may have made: none takes more memory than a picture should."""
+"""Pictures from files that anybody may have made: none runs a program, none takes more memory than a picture should."""
 
 from pathlib import Path
 from typing import BinaryIO
 
+import PIL.EpsImagePlugin
 import PIL.Image
 
 
 # Models see pictures at a given shorter side: a file of some hundred bytes, one pixel wide and very long, would fill any
 # memory. At 256 pixels, this is 20 MB.
 MAX_ASPECT_RATIO = 100
+
+# PostScript is a program, and Pillow has Ghostscript run it, whatever the file is called. Here for all that opens pictures
+# in this process, `datasets` too.
+PIL.EpsImagePlugin.gs_binary = False
 
 
 class PictureError(ValueError):

@@ -33,10 +33,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import PIL.EpsImagePlugin
 import PIL.Image
 import PIL.ImageOps
 
 
+# PostScript is a program, and Pillow has Ghostscript run it, whatever the file is called.
+PIL.EpsImagePlugin.gs_binary = False
 # Resized by their shorter side, longer ones would fill any memory.
 MAX_ASPECT_RATIO = 100
 DESCRIPTION_NAME = "export.json"

@@ -13,9 +13,44 @@
 # limitations under the License.
 """Tests of what all examples that open pictures do with them."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
-from hostile_files import long_png, png_of
+from hostile_files import leave_trace_for_ghostscript, long_png, png_of
 from pictures import PictureError, open_picture
+
+
+# What imports nothing of the others, and the slow ones of each kind that do.
+ALONE = ["pictures", "run_exported"]
+SCRIPTS = ["attention_maps", "quickstart", "extract_features", "batch_predict", "run_detection"]
+
+
+def opens_with_ghostscript(folder: Path, script: str | None) -> bool:
+    """Whether a picture that is PostScript runs Ghostscript, once the script is imported, in a process of its own."""
+    picture, programs = leave_trace_for_ghostscript(folder)
+    lines = [
+        f"import sys; sys.path[:0] = {sys.path!r}",
+        "import contextlib, datasets, PIL.Image",
+        f"import {script}" if script else "",
+        f"with contextlib.suppress(OSError): PIL.Image.open({str(picture)!r}).load()",
+        f"with contextlib.suppress(OSError): datasets.Image().decode_example({{'path': {str(picture)!r}, 'bytes': None}})",
+    ]
+    environment = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"}
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], env=environment, check=True)
+    return (folder / "trace").exists()
+
+
+def test_ghostscript_would_be_run(tmp_path):
+    """What the next tests forbid is there to be forbidden."""
+    assert opens_with_ghostscript(tmp_path, script=None)
+
+
+@pytest.mark.parametrize("script", [*ALONE, *(pytest.param(script, marks=pytest.mark.slow) for script in SCRIPTS)])
+def test_no_picture_is_a_program(script, tmp_path):
+    assert not opens_with_ghostscript(tmp_path, script)
 
 
 @pytest.mark.parametrize("width", [1, 65535])
