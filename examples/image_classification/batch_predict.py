@@ -51,7 +51,7 @@ from classification_data import Preparation, evaluation_transform
 from classification_training import create_processor, load_classifier
 from command_line import run
 from image_data import only_column
-from prediction_shards import DatasetShard, Shard, ShardImages, find_shards
+from prediction_shards import DatasetShard, Shard, ShardError, ShardImages, TarShard, find_shards
 from whole_files import write_json, write_whole
 
 
@@ -125,12 +125,24 @@ def predict(model_arguments: ModelArguments, args: PredictionArguments) -> dict[
     progress = tqdm(desc="predicting", unit=" images", disable=not accelerator.is_local_main_process)
     for done, index in enumerate(own):
         progress.set_postfix_str(f"file {done + 1} of {len(own)}")
-        rows = predict_shard(accelerator, model, ShardImages(shards[index], preparation), args, progress)
+        try:
+            rows = predict_shard(accelerator, model, ShardImages(shards[index], preparation), args, progress)
+        except ShardError:
+            # The others first. It is seen at the end that this one has no file.
+            continue
         table = pa.Table.from_pylist(rows, SCHEMA)
         write_whole(files[index], partial(pq.write_table, table))
     progress.close()
     accelerator.wait_for_everyone()
     seconds = time.perf_counter() - started
+    missing = [shard for shard, file in zip(shards, files) if not file.is_file()]
+    if missing:
+        lock.release()
+        broken = ", ".join(shard.file for shard in missing if isinstance(shard, TarShard))
+        raise ValueError(
+            f"{len(missing)} of {len(shards)} files cannot be read to their end and have no predictions, all others do: put "
+            f"whole ones in the place of {broken}, and start again."
+        )
     summary = summarize(files)
     if accelerator.is_main_process:
         now = sum(pq.read_metadata(files[index]).num_rows for index in pending[0])

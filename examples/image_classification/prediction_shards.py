@@ -13,8 +13,10 @@
 # limitations under the License.
 """Images to be predicted, however many, in shards that are read one at a time: each becomes one output file."""
 
+import lzma
 import os
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -27,6 +29,10 @@ import torch
 from classification_data import Preparation
 from image_data import source_of
 from pictures import PictureError, open_picture
+
+
+class ShardError(ValueError):
+    """A file of many images cannot be read to its end."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +56,15 @@ class TarShard:
 
     def images(self, start: int, step: int) -> Iterator[tuple[str, dict[str, Any]]]:
         extensions = image_extensions()
-        with tarfile.open(self.file) as archive:
-            members = (member for member in archive if member.isfile() and suffix(member.name) in extensions)
-            for member in islice(members, start, None, step):
-                content: Any = archive.extractfile(member)
-                yield f"{Path(self.file).name}/{member.name}", {"path": member.name, "bytes": content.read()}
+        try:
+            with tarfile.open(self.file) as archive:
+                members = (member for member in archive if member.isfile() and suffix(member.name) in extensions)
+                for member in islice(members, start, None, step):
+                    content: Any = archive.extractfile(member)
+                    yield f"{Path(self.file).name}/{member.name}", {"path": member.name, "bytes": content.read()}
+        # Of a broken archive, those of its compression too.
+        except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise ShardError(f"{self.file} is broken: {error}") from error
 
 
 @dataclass(frozen=True)

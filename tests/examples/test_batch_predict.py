@@ -146,6 +146,31 @@ def test_other_sources_give_the_same_predictions(kind, start, tmp_path):
     assert len(list((tmp_path / "out").glob("*.parquet"))) == {"tar": 2, "parquet": 2, "data set": 3}[kind]
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_broken_archive_is_named_when_all_others_are_done(workers, start, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("a.tar", "b.tar", "c.tar"):
+        with tarfile.open(source / name, "w") as archive:
+            for index, picture in enumerate(digit_pictures()[0][:5]):
+                member = tarfile.TarInfo(f"{index}.png")
+                member.size = len(png(picture))
+                archive.addfile(member, io.BytesIO(png(picture)))
+    whole = (source / "b.tar").read_bytes()
+    # In the content of its second picture, which begins behind the first one's header and block, and its own header.
+    (source / "b.tar").write_bytes(whole[: 3 * 512 + 50])
+    (source / "c.tar").write_bytes(b"no archive")
+    arguments = command(start, source, tmp_path / "out", "--dataloader_num_workers", workers)
+    sentence = r"^error: 2 of 3 files cannot be read to their end .* place of \S+/b.tar, \S+/c.tar, and start again\.$"
+    for _ in range(2):
+        with pytest.raises(SystemExit, match=sentence):
+            batch_predict.main(arguments)
+        assert [row["path"] for row in read(tmp_path / "out")] == [f"a.tar/{index}.png" for index in range(5)]
+    for name in ("b.tar", "c.tar"):
+        (source / name).write_bytes(whole)
+    assert batch_predict.main(arguments) == {"images": 15, "errors": 0}
+
+
 def png(picture: Image.Image) -> bytes:
     file = io.BytesIO()
     picture.save(file, "PNG")
