@@ -51,6 +51,7 @@ from classification_data import Preparation, evaluation_transform
 from classification_training import create_processor, load_classifier
 from command_line import run
 from image_data import only_column
+from model_digest import model_digest
 from prediction_shards import DatasetShard, Shard, ShardError, ShardImages, TarShard, find_shards
 from whole_files import write_json, write_whole
 
@@ -110,6 +111,8 @@ def predict(model_arguments: ModelArguments, args: PredictionArguments) -> dict[
         settings = {
             "model": model_arguments.model_name_or_path,
             "revision": model_arguments.model_revision,
+            "model_digest": model_digest(model, processor),
+            "mixed_precision": accelerator.mixed_precision,
             "input": args.input_dir or args.dataset_name,
             "shard_size": args.shard_size,
             "top_k": min(args.top_k, model.config.num_labels),

@@ -17,6 +17,7 @@ import io
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -28,9 +29,11 @@ import psutil
 import pyarrow.parquet
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from classification_utils import digit_pictures, write_digit_folder, write_parquet
 from filelock import FileLock
 from hostile_files import long_png
+from model_digest import model_digest
 from PIL import Image
 from prediction_shards import FileShard, ShardImages
 
@@ -209,6 +212,32 @@ def test_predictions_of_something_else_are_not_mixed_in(start, folder, tmp_path)
     (folder / "new.png").write_bytes((folder / "3" / "003.png").read_bytes())
     with pytest.raises(SystemExit, match="holds predictions with other images"):
         batch_predict.main(command(start, folder, output))
+
+
+@pytest.mark.parametrize("change", ["model_digest", "image_size", "mixed_precision"])
+def test_predictions_of_another_model_of_the_same_name_are_not_mixed_in(change, start, folder, tmp_path):
+    """Trained again into the same folder, say, or asked to look at the pictures in another way."""
+    name, output = shutil.copytree(start, tmp_path / "model"), tmp_path / "out"
+    batch_predict.main(command(name, folder, output))
+    next(output.glob("*.parquet")).unlink()
+    options, differing = [], "model_digest"
+    if change == "model_digest":
+        model = TwinsForImageClassification.from_pretrained(name)
+        torch.nn.init.constant_(model.classifier.bias, 1.0)
+        model.save_pretrained(name)
+    elif change == "image_size":
+        options = ["--image_size", 24]
+    else:
+        options, differing = ["--mixed_precision", "bf16"], "mixed_precision"
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(SystemExit, match=f"holds predictions with other {differing}: give another --output_dir"):
+        batch_predict.main(command(name, folder, output, *options))
+
+
+def test_weights_of_every_type_have_a_digest(start):
+    model, processor = TwinsForImageClassification.from_pretrained(start), TwinsImageProcessor.from_pretrained(start)
+    digests = {model_digest(model.to(dtype), processor) for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+    assert len(digests) == 3
 
 
 def test_output_of_a_running_script_is_left_alone(start, folder, tmp_path):
