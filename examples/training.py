@@ -30,6 +30,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from huggingface_hub import HfApi
+from huggingface_hub.utils import httpx
 from matplotlib.figure import Figure
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -43,6 +44,8 @@ from hf_twins import parameter_groups
 
 
 logger = logging.getLogger(__name__)
+# What a run's folder has beside its model.
+UNPUBLISHED = ("checkpoint-*", "step_*", "runs/*")
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
@@ -374,10 +377,21 @@ def draw_curves(history: Sequence[dict[str, float]], panels: dict[str, dict[str,
 
 
 def push_folder(output_dir: Path, repo_id: str | None, is_private: bool) -> None:
-    """Publish a model's folder, without the checkpoints of its training."""
+    """Publish a model's folder, without the checkpoints of its training.
+
+    Raises:
+        OSError: if that fails; the model is as it was.
+    """
     api = HfApi()
-    url = api.create_repo(repo_id or output_dir.resolve().name, private=is_private or None, exist_ok=True)
-    api.upload_folder(
-        repo_id=url.repo_id, folder_path=output_dir, ignore_patterns=["checkpoint-*", "step_*", "runs/*"]
-    )
+    repo_id = repo_id or output_dir.resolve().name
+    try:
+        url = api.create_repo(repo_id, private=is_private or None, exist_ok=True)
+        api.upload_folder(repo_id=url.repo_id, folder_path=output_dir, ignore_patterns=list(UNPUBLISHED))
+    # RuntimeError where an upload was tried often enough.
+    except (httpx.HTTPError, RuntimeError, OSError) as error:
+        options = [*(["--private"] if is_private else []), *(f"--exclude '{pattern}'" for pattern in UNPUBLISHED)]
+        raise OSError(
+            f"{output_dir} has the trained model, but {repo_id} was not published: {error or type(error).__name__} Publish "
+            f"it by hf upload {' '.join([repo_id, str(output_dir), *options])}"
+        ) from error
     logger.info(f"published as {url}")

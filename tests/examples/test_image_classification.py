@@ -50,10 +50,11 @@ from classification_training import (
     create_processor,
 )
 from classification_utils import digit_pictures, options, plain_options, write_images, write_parquet
-from command_line import parse_arguments
+from command_line import parse_arguments, run
 from datasets import Array3D, ClassLabel, Dataset, Features, Image, Value
 from hostile_files import long_png
 from huggingface_hub import HfApi
+from huggingface_hub.utils import httpx
 from image_data import LabelledImages
 from loopback_hub import serve_hub
 from peft import PeftModel
@@ -441,6 +442,30 @@ def test_result_is_published(script, digits, start, tmp_path):
     assert {label["label"] for label in labels} <= set("0123456789")
     assert {"model.safetensors", "README.md", "all_results.json", "report.json", "curves.png"} <= set(files)
     assert not [file for file in files if file.startswith(("checkpoint-", "step_"))]
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("pattern", ["^/lfs-upload/", "/commit/"])
+def test_result_that_cannot_be_published_is_kept_and_said_how_to_be(pattern, digits, start, tmp_path):
+    run = tmp_path / "run"
+    with serve_hub(tokens={"hf_write": "write"}) as hub, hub.in_process(tmp_path / "home", token="hf_write"):
+        hub.cut_uploads(times=100, pattern=pattern)
+        arguments = [*plain_options(digits, start, run), "--num_train_epochs", "1"]
+        with pytest.raises(SystemExit, match=rf"^error: {run} has the trained model, but me/digits was not ") as error:
+            run_accelerate.main(
+                [*arguments, "--push_to_hub", "true", "--hub_model_id", "me/digits", "--hub_private_repo", "true"]
+            )
+        command = f"me/digits {run} --private --exclude 'checkpoint-*' --exclude 'step_*' --exclude 'runs/*'"
+        assert str(error.value).endswith(f"Publish it by hf upload {command}")
+        assert (run / "model.safetensors").is_file()
+
+
+def test_failed_connection_is_a_sentence():
+    def fail(*options):
+        raise httpx.ConnectError("connection refused")
+
+    with pytest.raises(SystemExit, match=r"^error: the connection to the Hub failed, .* connection refused$"):
+        run(fail, ModelArguments, arguments=[])
 
 
 @pytest.mark.usefixtures("one_process")
