@@ -87,7 +87,9 @@ def load_classifier(arguments: ModelArguments, **options: Any) -> PreTrainedMode
                 "--trust_remote_code runs the code of a repository, so --model_revision must be the hash of a commit that "
                 f"you have read (40 hexadecimal digits), got {arguments.model_revision!r}."
             )
-        model_class, options["trust_remote_code"] = AutoModelForImageClassification, True
+        model_class = AutoModelForImageClassification
+        # Also of code that the repository takes from another one, which has no such commit: it is refused, and not run.
+        options |= {"trust_remote_code": True, "code_revision": arguments.model_revision}
     return model_class.from_pretrained(arguments.model_name_or_path, revision=arguments.model_revision, **options)
 
 
@@ -111,8 +113,10 @@ def adapt_stem(model: PreTrainedModel, num_channels: int) -> None:
 def create_processor(arguments: ModelArguments, num_channels: int) -> TwinsImageProcessor:
     """The checkpoint's image processor; at another size, with the same share of the picture in the crop."""
     name = arguments.image_processor_name or arguments.model_name_or_path or arguments.config_name
+    # As the weights' is, not that of another repository.
+    revision = arguments.model_revision if name == arguments.model_name_or_path else "main"
     try:
-        processor: Any = TwinsImageProcessor.from_pretrained(str(name))
+        processor: Any = TwinsImageProcessor.from_pretrained(str(name), revision=revision)
     except OSError:
         # A variant's name, or weights that were saved alone: as the authors evaluate.
         processor = TwinsImageProcessor()

@@ -48,6 +48,7 @@ from classification_training import (
     adapt_stem,
     balancing_weights,
     create_processor,
+    load_classifier,
 )
 from classification_utils import digit_pictures, options, plain_options, write_images, write_parquet
 from command_line import parse_arguments, run
@@ -458,6 +459,35 @@ def test_result_that_cannot_be_published_is_kept_and_said_how_to_be(pattern, dig
         command = f"me/digits {run} --private --exclude 'checkpoint-*' --exclude 'step_*' --exclude 'runs/*'"
         assert str(error.value).endswith(f"Publish it by hf upload {command}")
         assert (run / "model.safetensors").is_file()
+
+
+def test_weights_and_preprocessing_are_of_the_same_revision(start, tmp_path):
+    folder = shutil.copytree(start, tmp_path / "model")
+    with serve_hub(tokens={"hf_write": "write"}) as hub, hub.in_process(tmp_path / "home", token="hf_write"):
+        api = HfApi()
+        api.create_repo("me/digits")
+        first = api.upload_folder(repo_id="me/digits", folder_path=folder).oid
+        TwinsImageProcessor(size={"shortest_edge": 40}).save_pretrained(folder)
+        api.upload_folder(repo_id="me/digits", folder_path=folder)
+        for revision, side in ((first, 18), ("main", 40)):
+            arguments = ModelArguments(model_name_or_path="me/digits", model_revision=revision)
+            assert create_processor(arguments, 3).size.shortest_edge == side
+        arguments = ModelArguments("somebody/else", image_processor_name="me/digits", model_revision=first)
+        assert create_processor(arguments, 3).size.shortest_edge == 40
+
+
+def test_code_of_another_repository_is_not_run(tmp_path):
+    """A commit was read, and the repository names code that may change without it."""
+    auto_map = {"AutoConfig": "me/code--code.Config", "AutoModelForImageClassification": "me/code--code.Model"}
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')\n")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "stranger", "auto_map": auto_map}))
+    with serve_hub(tokens={"hf_write": "write"}) as hub, hub.in_process(tmp_path / "home", token="hf_write"):
+        for name, file in (("me/code", "code.py"), ("me/model", "config.json")):
+            HfApi().create_repo(name)
+            commit = HfApi().upload_file(repo_id=name, path_or_fileobj=tmp_path / file, path_in_repo=file).oid
+        with pytest.raises(OSError, match=f"{commit} is not a valid git identifier"):
+            load_classifier(ModelArguments("me/model", trust_remote_code=True, model_revision=commit))
+    assert not (tmp_path / "trace").exists()
 
 
 def test_failed_connection_is_a_sentence():
