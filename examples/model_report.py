@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from whole_files import write_json, write_whole
 
 import hf_twins
 
@@ -74,7 +75,7 @@ def write_report_and_card(
         "python": platform.python_version(),
     }
     report = report | {"settings": settings, "versions": versions}
-    (output_dir / "report.json").write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8")
+    write_json(output_dir / "report.json", report, default=str)
     metrics = report["metrics"]
     results = [
         EvalResult(
@@ -105,4 +106,4 @@ def write_report_and_card(
         figures="\n\n".join(f"![{caption}]({file})" for caption, file in figures.items()),
         settings=json.dumps(settings | {"versions": versions}, indent=2, default=str),
     )
-    ModelCard(card).save(output_dir / "README.md")
+    write_whole(output_dir / "README.md", ModelCard(card).save)

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Short runs of what can be run for long: kills at random, load, and fuzzing guided by coverage."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,31 @@ def test_killed_scripts_lose_and_repeat_nothing(name):
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [line.split(" | ") for line in done.stdout.splitlines()[2:]]
     assert [row[2:4] for row in rows] == [["2", "2"]]
+
+
+def test_crash_is_no_kill(tmp_path):
+    """In a process of its own, too."""
+    program = f"""if True:
+        import os, signal, time
+        from pathlib import Path
+        import kill_at_random
+
+        done = Path({str(tmp_path / "done")!r})
+
+        def crash_the_second_time(output):
+            if done.exists():
+                os.kill(os.getpid(), signal.SIGUSR1)
+            done.touch()
+            time.sleep(1)
+
+        job = kill_at_random.Job("crashing", crash_the_second_time, *3 * [lambda output: None])
+        kill_at_random.torment(job, Path({str(tmp_path)!r}), kills=1, log=Path(os.devnull))
+    """
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(TESTS)}
+    )
+    assert "AssertionError: crashing died of SIGUSR1 when it was to be killed by SIGKILL" in done.stderr
 
 
 def test_clients_at_once_get_right_answers_in_flat_memory(tmp_path):

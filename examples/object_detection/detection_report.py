@@ -35,6 +35,7 @@ from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks, make_grid
 from training import draw_curves
+from whole_files import write_json, write_whole
 
 import hf_twins
 
@@ -301,7 +302,7 @@ def write_report(
         "settings": settings,
         "versions": versions,
     }
-    (output_dir / "report.json").write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8")
+    write_json(output_dir / "report.json", report, default=str)
     draw_predictions(split, predictions, output_dir / "predictions.png")
     draw_curves(history, PANELS, output_dir / "curves.png")
     write_card(output_dir, metrics, settings | {"versions": versions})
@@ -337,4 +338,4 @@ def write_card(output_dir: Path, metrics: dict[str, float], settings: dict[str, 
         results="\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items()),
         settings=json.dumps(settings, indent=2, default=str),
     )
-    ModelCard(card).save(output_dir / "README.md")
+    write_whole(output_dir / "README.md", ModelCard(card).save)

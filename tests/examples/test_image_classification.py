@@ -58,6 +58,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import httpx
 from image_data import LabelledImages
 from loopback_hub import serve_hub
+from model_report import write_report_and_card
 from peft import PeftModel
 from PIL import Image as PILImage
 from safetensors.torch import load_file
@@ -459,6 +460,22 @@ def test_result_that_cannot_be_published_is_kept_and_said_how_to_be(pattern, dig
         command = f"me/digits {run} --private --exclude 'checkpoint-*' --exclude 'step_*' --exclude 'runs/*'"
         assert str(error.value).endswith(f"Publish it by hf upload {command}")
         assert (run / "model.safetensors").is_file()
+
+
+def test_report_that_cannot_be_finished_leaves_the_one_before(tmp_path, monkeypatch):
+    settings = {"recipe": "fine-tune", "start": "random weights", "dataset": "digits"}
+    arguments = {"kind": "classifier", "task": "image-classification", "metric_types": {}, "figures": {}}
+    write_report_and_card(tmp_path, {"metrics": {"accuracy": 0.5}}, settings, **arguments)
+    before = {name: (tmp_path / name).read_text() for name in ("report.json", "README.md")}
+
+    def write_half(self, text, **options):
+        self.write_bytes(text.encode()[: len(text) // 2])
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(Path, "write_text", write_half)
+    with pytest.raises(OSError, match="the disk is full"):
+        write_report_and_card(tmp_path, {"metrics": {"accuracy": 0.75}}, settings, **arguments)
+    assert {name: (tmp_path / name).read_text() for name in before} == before
 
 
 def test_weights_and_preprocessing_are_of_the_same_revision(start, tmp_path):
