@@ -34,6 +34,7 @@ import torch
 from command_line import run
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pictures import open_picture
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -185,10 +186,8 @@ def write_figures(arguments: AttentionMapsArguments) -> list[Path]:
     if not set(stages) <= set(stage_names):
         raise ValueError(f"--stages must be some of {', '.join(stage_names)}, got {', '.join(stages)}.")
     processor = AutoImageProcessor.from_pretrained(arguments.model_name_or_path)
-    with PIL.Image.open(arguments.image) as image:
-        pixel_values = processor(PIL.ImageOps.exif_transpose(image).convert("RGB"), return_tensors="pt")[
-            "pixel_values"
-        ]
+    image = PIL.ImageOps.exif_transpose(open_picture(arguments.image)).convert("RGB")
+    pixel_values = processor(image, return_tensors="pt")["pixel_values"]
     label = choose_label(arguments.label, model, pixel_values)
     layers = attention_maps(model, pixel_values)
     # All of it is looked at before anything is written.

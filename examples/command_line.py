@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from huggingface_hub.utils import httpx
 from transformers import HfArgumentParser
 
 
@@ -38,6 +39,11 @@ def run(
         return function(*parse_arguments(*dataclasses, recipes=recipes, defaults=defaults, arguments=arguments))
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
+    # Those of a connection, which the Hub's client lets through, are no OSErrors.
+    except httpx.HTTPError as error:
+        sys.exit(
+            f"error: the connection to the Hub failed, start again when it is back: {error or type(error).__name__}"
+        )
 
 
 def parse_arguments(

@@ -14,14 +14,17 @@
 """What data sets of pictures have in common, whatever is to be learned of them."""
 
 import io
+import logging
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
 import torch
 from datasets import Dataset, Features, get_dataset_split_names, load_dataset
+from pictures import PictureError, check_shape, open_picture
 
 
+logger = logging.getLogger(__name__)
 # By which a data set's own evaluation images are known.
 EVALUATION_SPLITS = ("validation", "test")
 
@@ -68,14 +71,22 @@ def renamed_columns(split: Any, image: str, label: str) -> Any:
 
 
 def decoded(image: dict[str, Any]) -> PIL.Image.Image | None:
-    """The picture that `datasets` has as `bytes`, or else as the `path` of a file; None if it cannot be decoded."""
+    """The picture that `datasets` has as `bytes`, or else as the `path` of a file; None if it cannot be decoded.
+
+    One that is too long counts as broken, and is told apart in the log.
+    """
     try:
-        with PIL.Image.open(io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]) as opened:
-            opened.load()
-            return opened
+        return open_picture(source_of(image))
+    except PictureError as error:
+        logger.warning(f"{image['path'] or 'an image without a name'}: {error}")
+        return None
     except Exception:
         # Pillow's decoders raise all kinds of errors.
         return None
+
+
+def source_of(image: dict[str, Any]) -> Any:
+    return io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]
 
 
 class LabelledImages(torch.utils.data.Dataset):
@@ -94,7 +105,11 @@ class LabelledImages(torch.utils.data.Dataset):
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        return self.preparation(self.split[index], epoch, index)
+        example = self.split[index]
+        if isinstance(example["image"], PIL.Image.Image):
+            # Where images are not checked before, the run ends with a sentence, and not for want of memory.
+            check_shape(example["image"])
+        return self.preparation(example, epoch, index)
 
 
 def picture_files(path: Path) -> list[Path]:

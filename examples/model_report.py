@@ -23,14 +23,17 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
+from huggingface_hub.utils import httpx
 from matplotlib.figure import Figure
 from training import RecipeArguments
-from whole_files import write_json
+from whole_files import write_json, write_whole
 
 import hf_twins
 
 
 logger = logging.getLogger(__name__)
+# What a run's folder has beside its model.
+UNPUBLISHED = ("checkpoint-*", "step_*", "runs/*")
 CARD = """---
 {metadata}
 ---
@@ -124,7 +127,7 @@ def write_report_and_card(
         "python": platform.python_version(),
     }
     report = report | {"settings": settings, "versions": versions}
-    (output_dir / "report.json").write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8")
+    write_json(output_dir / "report.json", report, default=str)
     metrics = report["metrics"]
     results = [
         EvalResult(
@@ -155,14 +158,25 @@ def write_report_and_card(
         figures="\n\n".join(f"![{caption}]({file})" for caption, file in figures.items()),
         settings=json.dumps(settings | {"versions": versions}, indent=2, default=str),
     )
-    ModelCard(card).save(output_dir / "README.md")
+    write_whole(output_dir / "README.md", ModelCard(card).save)
 
 
 def push_folder(output_dir: Path, repo_id: str | None, is_private: bool) -> None:
-    """Publish a model's folder, without the checkpoints of its training."""
+    """Publish a model's folder, without the checkpoints of its training.
+
+    Raises:
+        OSError: if that fails; the model is as it was.
+    """
     api = HfApi()
-    url = api.create_repo(repo_id or output_dir.resolve().name, private=is_private or None, exist_ok=True)
-    api.upload_folder(
-        repo_id=url.repo_id, folder_path=output_dir, ignore_patterns=["checkpoint-*", "step_*", "runs/*"]
-    )
+    repo_id = repo_id or output_dir.resolve().name
+    try:
+        url = api.create_repo(repo_id, private=is_private or None, exist_ok=True)
+        api.upload_folder(repo_id=url.repo_id, folder_path=output_dir, ignore_patterns=list(UNPUBLISHED))
+    # RuntimeError where an upload was tried often enough.
+    except (httpx.HTTPError, RuntimeError, OSError) as error:
+        options = [*(["--private"] if is_private else []), *(f"--exclude '{pattern}'" for pattern in UNPUBLISHED)]
+        raise OSError(
+            f"{output_dir} has the trained model, but {repo_id} was not published: {error or type(error).__name__} Publish "
+            f"it by hf upload {' '.join([repo_id, str(output_dir), *options])}"
+        ) from error
     logger.info(f"published as {url}")

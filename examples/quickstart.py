@@ -34,6 +34,7 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from matplotlib.figure import Figure
+from pictures import PictureError, check_shape
 from sklearn.datasets import load_digits
 from transformers import (
     AutoImageProcessor,
@@ -147,6 +148,8 @@ def create_model(
 
 
 def preprocess(batch: dict, processor: TwinsImageProcessor) -> dict:
+    for image in batch["image"]:
+        check_shape(image)
     return {**processor(batch["image"], return_tensors="pt"), "labels": batch["label"]}
 
 
@@ -282,7 +285,10 @@ def main() -> None:
         f"Fine-tuning {sum(parameter.numel() for parameter in model.parameters()):,} parameters on "
         f"{len(dataset['train']):,} images of {len(labels)} labels, holding out {len(dataset['test']):,}."
     )
-    history = fine_tune(arguments, model, processor, dataset)
+    try:
+        history = fine_tune(arguments, model, processor, dataset)
+    except PictureError as error:
+        sys.exit(str(error))
 
     # From here on only what was saved is used.
     output_dir = Path(arguments.output_dir)

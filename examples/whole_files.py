@@ -31,6 +31,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     partial.replace(path)
 
 
-def write_json(path: Path, content: Any, sort_keys: bool = False) -> None:
-    text = json.dumps(content, indent=2, sort_keys=sort_keys) + "\n"
+def write_json(path: Path, content: Any, **options: Any) -> None:
+    """`options` are those of `json.dumps`."""
+    text = json.dumps(content, indent=2, **options) + "\n"
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))

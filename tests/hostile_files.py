@@ -42,6 +42,20 @@ def saved(image: PIL.Image.Image, image_format: str, **options) -> bytes:
     return file.getvalue()
 
 
+def long_png() -> bytes:
+    """Some hundred bytes, which an image processor that makes the shorter side 256 pixels long makes 12 GB of."""
+    return png_of(1, 65535)
+
+
+def leave_trace_for_ghostscript(folder: Path) -> tuple[Path, Path]:
+    """PostScript that is called picture.png, and a folder for PATH, whose `gs` makes the file trace beside it."""
+    (folder / "picture.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    (folder / "bin").mkdir()
+    (folder / "bin" / "gs").write_text(f"#!/bin/sh\n: > '{folder / 'trace'}'\n")
+    (folder / "bin" / "gs").chmod(0o755)
+    return folder / "picture.png", folder / "bin"
+
+
 def archive(members: dict[str, bytes]) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as opened:

@@ -269,6 +269,10 @@ def torment(job: Job, folder: Path, kills: int, log: Path, seed: int = 0) -> dic
             os.kill(process, number)
             _, status = os.waitpid(process, 0)
             if os.WIFSIGNALED(status):
+                died_of = signal.Signals(os.WTERMSIG(status))
+                assert died_of == number, (
+                    f"{job.name} died of {died_of.name} when it was to be killed by {number.name}"
+                )
                 counts[number] += 1
                 progress.update()
                 counts["empty"] += not output.exists() or not any(output.iterdir())

@@ -21,9 +21,11 @@ Prints what was done, and how much memory the process had to itself a while afte
 """
 
 import argparse
+import contextlib
 import io
 import itertools
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -45,10 +47,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from classification_utils import digit_pictures, save_start  # noqa: E402
 from gradio_client import handle_file  # noqa: E402
-from space_server import SPACES, digit_image, serve  # noqa: E402
+from space_server import SPACES, digit_image, digit_label, serve  # noqa: E402
 
 
 MODELS = tuple(sorted(folder.name for folder in (SPACES / "image_classification" / "models").iterdir()))
+
+
+# Of each client, before memory is looked at.
+WARMING_REQUESTS = 2
 
 
 class MemoryWatch:
@@ -61,11 +67,11 @@ class MemoryWatch:
         self.thread = threading.Thread(target=self.watch, daemon=True)
 
     def watch(self) -> None:
-        while not self.stopped.wait(self.seconds):
-            try:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            # Once at once: on a fast machine there may be no second time.
+            self.megabytes.append(self.process.memory_full_info().uss / 2**20)
+            while not self.stopped.wait(self.seconds):
                 self.megabytes.append(self.process.memory_full_info().uss / 2**20)
-            except psutil.NoSuchProcess:
-                return
 
     def __enter__(self) -> "MemoryWatch":
         self.thread.start()
@@ -76,9 +82,10 @@ class MemoryWatch:
         self.thread.join()
 
     def growth(self) -> dict[str, float]:
-        """In MB: the most in the second fifth of the time, and in the last."""
+        """In MB: the most in the second fifth of the time, or all there is where that is too short, and in the last."""
         fifth = max(1, len(self.megabytes) // 5)
-        return {"warm": max(self.megabytes[fifth : 2 * fifth]), "at the end": max(self.megabytes[-fifth:])}
+        warm = self.megabytes[fifth : 2 * fifth] or self.megabytes
+        return {"warm": max(warm, default=0.0), "at the end": max(self.megabytes[-fifth:], default=0.0)}
 
 
 def clients(folder: Path, num_clients: int, seconds: float) -> dict[str, Any]:
@@ -96,21 +103,27 @@ def clients(folder: Path, num_clients: int, seconds: float) -> dict[str, Any]:
         # Opened a few at a time: each asks for the page's configuration.
         with ThreadPoolExecutor(8) as pool:
             opened = list(pool.map(lambda _: server.client(), range(num_clients)))
-        end = time.monotonic() + seconds
 
-        def ask(number: int) -> list[tuple[float, bool]]:
+        def ask(number: int, index: int) -> tuple[float, bool]:
+            question = files[index % len(files)], MODELS[index % len(MODELS)]
+            started = time.monotonic()
+            is_right = are_alike(answer(opened[number], *question), expected[question])
+            return time.monotonic() - started, is_right
+
+        def keep_asking(number: int) -> list[tuple[float, bool]]:
             done = []
             for index in itertools.count(number):
                 if time.monotonic() > end:
                     return done
-                question = files[index % len(files)], MODELS[index % len(MODELS)]
-                started = time.monotonic()
-                is_right = answer(opened[number], *question) == expected[question]
-                done.append((time.monotonic() - started, is_right))
+                done.append(ask(number, index))
             return done
 
-        with MemoryWatch(server.process.pid) as memory, ThreadPoolExecutor(num_clients) as pool:
-            answers = [each for done in pool.map(ask, range(num_clients)) for each in done]
+        with ThreadPoolExecutor(num_clients) as pool:
+            # How long a server takes to its level depends on the machine, how much it has to do for that does not.
+            list(pool.map(ask, WARMING_REQUESTS * [*range(num_clients)], itertools.count()))
+            end = time.monotonic() + seconds
+            with MemoryWatch(server.process.pid) as memory:
+                answers = [each for done in pool.map(keep_asking, range(num_clients)) for each in done]
     taken = sorted(taken for taken, _ in answers)
     return {
         "clients": num_clients,
@@ -128,22 +141,38 @@ def answer(client: Any, file: Path, model: str) -> tuple[str, float]:
     label, _, details = client.predict(handle_file(file), model, api_name="/classify")
     if not details.startswith(model):
         raise RuntimeError(f"asked {model}, answered was {details}")
-    # Batches are put together differently from time to time, and so are sums.
-    return label["label"], round(label["confidences"][0]["confidence"], 3)
+    return label["label"], label["confidences"][0]["confidence"]
+
+
+def are_alike(one: tuple[str, float], other: tuple[str, float]) -> bool:
+    """Batches are put together differently from time to time, and so are sums."""
+    return one[0] == other[0] and abs(one[1] - other[1]) <= 1e-3
 
 
 def switching(folder: Path, switches: int) -> dict[str, Any]:
-    """A Space that is asked for another model each time."""
+    """A Space that is asked for another of four models each time. It keeps two: it has to load what it gave up before."""
     digit_image(3).save(folder / "3.png")
-    with serve(SPACES / "image_classification", folder / "log.txt") as server:
+    models = SPACES / "image_classification" / "models"
+    copies = [shutil.copytree(models / name, folder / f"copy-of-{name}") for name in MODELS]
+    names = [*MODELS, *(copy.name for copy in copies)]
+    log = folder / "log.txt"
+    with serve(SPACES / "image_classification", log, "--model", *map(str, copies)) as server:
         client = server.client()
-        megabytes = []
-        for number in tqdm(range(switches + len(MODELS)), desc="switching"):
-            answer(client, folder / "3.png", MODELS[number % len(MODELS)])
+        megabytes, right, loads = [], [], []
+        for number in tqdm(range(switches + len(names)), desc="switching"):
+            label, _ = answer(client, folder / "3.png", names[number % len(names)])
+            right.append(label == digit_label(3))
+            loads.append(log.read_text().count(": loaded "))
             megabytes.append(psutil.Process(server.process.pid).memory_full_info().uss / 2**20)
-    warm = megabytes[len(MODELS) :]
+    warm = megabytes[len(names) :]
     fifth = max(1, len(warm) // 5)
-    return {"switches": switches, "warm": max(warm[:fifth]), "at the end": max(warm[-fifth:])}
+    return {
+        "switches": switches,
+        "loads": loads[-1] - loads[len(names) - 1],
+        "wrong": right.count(False),
+        "warm": max(warm[:fifth]),
+        "at the end": max(warm[-fifth:]),
+    }
 
 
 def predictions(folder: Path, images: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Short runs of what can be run for long: kills at random, load, and fuzzing guided by coverage."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,15 +36,57 @@ def test_killed_scripts_lose_and_repeat_nothing(name):
     assert [row[2:4] for row in rows] == [["2", "2"]]
 
 
+def test_crash_is_no_kill(tmp_path):
+    """In a process of its own, too."""
+    program = f"""if True:
+        import os, signal, time
+        from pathlib import Path
+        import kill_at_random
+
+        done = Path({str(tmp_path / "done")!r})
+
+        def crash_the_second_time(output):
+            if done.exists():
+                os.kill(os.getpid(), signal.SIGUSR1)
+            done.touch()
+            time.sleep(1)
+
+        job = kill_at_random.Job("crashing", crash_the_second_time, *3 * [lambda output: None])
+        kill_at_random.torment(job, Path({str(tmp_path)!r}), kills=1, log=Path(os.devnull))
+    """
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(TESTS)}
+    )
+    assert "AssertionError: crashing died of SIGUSR1 when it was to be killed by SIGKILL" in done.stderr
+
+
 def test_clients_at_once_get_right_answers_in_flat_memory(tmp_path):
     result = load.clients(tmp_path, num_clients=64, seconds=30)
-    assert result["answers"] > 100
+    # One of each client, however slow the machine is.
+    assert result["answers"] >= 64
     assert result["wrong"] == 0
-    assert result["at the end"] < 1.15 * result["warm"]
+    assert result["at the end"] < 1.25 * result["warm"]
+
+
+def test_memory_of_a_short_run_is_known():
+    with load.MemoryWatch(os.getpid(), seconds=60) as memory:
+        pass
+    assert len(memory.megabytes) == 1
+    assert memory.growth() == {"warm": memory.megabytes[0], "at the end": memory.megabytes[0]}
+
+
+def test_answers_are_alike_on_both_sides_of_a_rounding():
+    assert load.are_alike(("digit 3", 0.98749), ("digit 3", 0.98751))
+    assert not load.are_alike(("digit 3", 0.987), ("digit 3", 0.989))
+    assert not load.are_alike(("digit 3", 0.987), ("digit 8", 0.987))
 
 
 def test_models_are_switched_in_flat_memory(tmp_path):
     result = load.switching(tmp_path, switches=20)
+    # One each time: nothing is asked for that is in memory still.
+    assert result["loads"] == 20
+    assert result["wrong"] == 0
     assert result["at the end"] < 1.1 * result["warm"]
 
 

@@ -33,10 +33,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import PIL.EpsImagePlugin
 import PIL.Image
 import PIL.ImageOps
 
 
+# PostScript is a program, and Pillow has Ghostscript run it, whatever the file is called.
+PIL.EpsImagePlugin.gs_binary = False
+# Resized by their shorter side, longer ones would fill any memory.
+MAX_ASPECT_RATIO = 100
 DESCRIPTION_NAME = "export.json"
 PREPROCESSING_NAME = "preprocessor_config.json"
 
@@ -250,8 +255,14 @@ def read_image(file: Path) -> PIL.Image.Image:
 
     Raises:
         OSError: if there is none that Pillow can read.
+        ValueError: if one side is more than `MAX_ASPECT_RATIO` times the other.
     """
     with PIL.Image.open(file) as opened:
+        if max(opened.size) > MAX_ASPECT_RATIO * min(opened.size):
+            raise ValueError(
+                f"{file} is too long, {opened.width} x {opened.height} pixels: one side may be at most {MAX_ASPECT_RATIO} "
+                "times the other, crop it."
+            )
         return PIL.ImageOps.exif_transpose(opened)
 
 

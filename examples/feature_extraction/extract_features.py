@@ -45,6 +45,8 @@ from transformers import AutoImageProcessor
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 from command_line import run
+from model_digest import model_digest
+from pictures import open_picture
 from whole_files import write_json, write_whole
 
 from hf_twins import TwinsBackbone, TwinsModel
@@ -115,13 +117,6 @@ class FeatureExtractor:
             results += [dict(zip(self.features, of_image)) for of_image in zip(*(value.cpu() for value in values))]
         return results
 
-    def digest(self) -> str:
-        """What tells these weights and this preprocessing from others."""
-        digest = hashlib.sha256(self.processor.to_json_string().encode())
-        for tensor in self.model.state_dict().values():
-            digest.update(tensor.cpu().numpy().tobytes())
-        return digest.hexdigest()
-
 
 def check_features(features: list[str]) -> None:
     """Raise a ValueError if they are neither the vector nor stages in their order."""
@@ -132,8 +127,7 @@ def check_features(features: list[str]) -> None:
 
 def read_image(path: Path) -> PIL.Image.Image:
     """The picture the right way up, as RGB."""
-    with PIL.Image.open(path) as image:
-        return PIL.ImageOps.exif_transpose(image).convert("RGB")
+    return PIL.ImageOps.exif_transpose(open_picture(path)).convert("RGB")
 
 
 def readable_images(folder: Path, paths: list[str], progress: tqdm) -> Iterator[tuple[str, PIL.Image.Image]]:
@@ -226,7 +220,7 @@ def extract_features(arguments: ExtractionArguments) -> None:
     extractor = FeatureExtractor(arguments.model_name_or_path, arguments.features)
     settings = Settings(
         model_name_or_path=arguments.model_name_or_path,
-        model_digest=extractor.digest(),
+        model_digest=model_digest(extractor.model, extractor.processor),
         input_dir=str(input_dir.resolve()),
         images=hashlib.sha256("\n".join(paths).encode()).hexdigest(),
         features=arguments.features,

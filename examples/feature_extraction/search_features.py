@@ -30,6 +30,7 @@ from command_line import run
 from extract_features import SETTINGS_NAME, FeatureExtractor, Settings, read_image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from model_digest import model_digest
 from whole_files import write_whole
 
 
@@ -114,7 +115,7 @@ def search_features(arguments: SearchArguments) -> list[tuple[float, str]]:
     settings, shards = read_settings(features), find_shards(features)
     image = read_image(query)
     extractor = FeatureExtractor(settings.model_name_or_path, settings.features)
-    if extractor.digest() != settings.model_digest:
+    if model_digest(extractor.model, extractor.processor) != settings.model_digest:
         raise ValueError(
             f"{settings.model_name_or_path} has other weights or preprocessing than what made {features}: "
             "extract them again."

@@ -51,7 +51,8 @@ from classification_data import Preparation, evaluation_transform
 from classification_training import create_processor, load_classifier
 from command_line import run
 from image_data import only_column
-from prediction_shards import DatasetShard, Shard, ShardImages, find_shards
+from model_digest import model_digest
+from prediction_shards import DatasetShard, Shard, ShardError, ShardImages, TarShard, find_shards
 from whole_files import write_json, write_whole
 
 
@@ -110,6 +111,8 @@ def predict(model_arguments: TrainedModelArguments, args: PredictionArguments) -
         settings = {
             "model": model_arguments.model_name_or_path,
             "revision": model_arguments.model_revision,
+            "model_digest": model_digest(model, processor),
+            "mixed_precision": accelerator.mixed_precision,
             "input": args.input_dir or args.dataset_name,
             "shard_size": args.shard_size,
             "top_k": min(args.top_k, model.config.num_labels),
@@ -125,18 +128,30 @@ def predict(model_arguments: TrainedModelArguments, args: PredictionArguments) -
     progress = tqdm(desc="predicting", unit=" images", disable=not accelerator.is_local_main_process)
     for done, index in enumerate(own):
         progress.set_postfix_str(f"file {done + 1} of {len(own)}")
-        rows = predict_shard(accelerator, model, ShardImages(shards[index], preparation), args, progress)
+        try:
+            rows = predict_shard(accelerator, model, ShardImages(shards[index], preparation), args, progress)
+        except ShardError:
+            # The others first. It is seen at the end that this one has no file.
+            continue
         table = pa.Table.from_pylist(rows, SCHEMA)
         write_whole(files[index], partial(pq.write_table, table))
     progress.close()
     accelerator.wait_for_everyone()
     seconds = time.perf_counter() - started
+    missing = [shard for shard, file in zip(shards, files) if not file.is_file()]
+    if missing:
+        lock.release()
+        broken = ", ".join(shard.file for shard in missing if isinstance(shard, TarShard))
+        raise ValueError(
+            f"{len(missing)} of {len(shards)} files cannot be read to their end and have no predictions, all others do: put "
+            f"whole ones in the place of {broken}, and start again."
+        )
     summary = summarize(files)
     if accelerator.is_main_process:
         now = sum(pq.read_metadata(files[index]).num_rows for index in pending[0])
         print(
             f"{summary['images']} images in {len(files)} files in {output_dir}; {now} of them now, {now / seconds:.1f} "
-            f"images/s in {accelerator.num_processes} process(es). {summary['errors']} images cannot be decoded."
+            f"images/s in {accelerator.num_processes} process(es). {summary['errors']} images cannot be used."
         )
         lock.release()
     accelerator.end_training()
@@ -205,7 +220,7 @@ def predict_shard(
         progress.update(len(examples))
         readable = [example for example in examples if example["pixel_values"] is not None]
         rows += [
-            (example["place"], {"path": printable(example["path"]), "error": "cannot be decoded"})
+            (example["place"], {"path": printable(example["path"]), "error": printable(example["error"])})
             for example in examples
             if example["pixel_values"] is None
         ]
@@ -222,9 +237,9 @@ def predict_shard(
     return [row for _, row in sorted(rows, key=lambda item: item[0])]
 
 
-def printable(path: str) -> str:
+def printable(text: str) -> str:
     """Names of files need not be text."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
 def summarize(files: list[Path]) -> dict[str, Any]:

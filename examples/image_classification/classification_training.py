@@ -87,7 +87,9 @@ def load_classifier(arguments: TrainedModelArguments, **options: Any) -> PreTrai
                 "--trust_remote_code runs the code of a repository, so --model_revision must be the hash of a commit that "
                 f"you have read (40 hexadecimal digits), got {arguments.model_revision!r}."
             )
-        model_class, options["trust_remote_code"] = AutoModelForImageClassification, True
+        model_class = AutoModelForImageClassification
+        # Also of code that the repository takes from another one, which has no such commit: it is refused, and not run.
+        options |= {"trust_remote_code": True, "code_revision": arguments.model_revision}
     return model_class.from_pretrained(arguments.source, revision=arguments.model_revision, **options)
 
 

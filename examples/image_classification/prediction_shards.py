@@ -13,8 +13,10 @@
 # limitations under the License.
 """Images to be predicted, however many, in shards that are read one at a time: each becomes one output file."""
 
+import lzma
 import os
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -25,7 +27,12 @@ import PIL.Image
 import pyarrow.parquet
 import torch
 from classification_data import Preparation
-from image_data import decoded
+from image_data import source_of
+from pictures import PictureError, open_picture
+
+
+class ShardError(ValueError):
+    """A file of many images cannot be read to its end."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +56,15 @@ class TarShard:
 
     def images(self, start: int, step: int) -> Iterator[tuple[str, dict[str, Any]]]:
         extensions = image_extensions()
-        with tarfile.open(self.file) as archive:
-            members = (member for member in archive if member.isfile() and suffix(member.name) in extensions)
-            for member in islice(members, start, None, step):
-                content: Any = archive.extractfile(member)
-                yield f"{Path(self.file).name}/{member.name}", {"path": member.name, "bytes": content.read()}
+        try:
+            with tarfile.open(self.file) as archive:
+                members = (member for member in archive if member.isfile() and suffix(member.name) in extensions)
+                for member in islice(members, start, None, step):
+                    content: Any = archive.extractfile(member)
+                    yield f"{Path(self.file).name}/{member.name}", {"path": member.name, "bytes": content.read()}
+        # Of a broken archive, those of its compression too.
+        except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise ShardError(f"{self.file} is broken: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -164,7 +175,7 @@ def image_column(file: str, schema: Any) -> str:
 class ShardImages(torch.utils.data.IterableDataset):
     """The images of a shard, prepared, each with its place and what it is called; divided among a loader's workers.
 
-    Those that cannot be decoded have None for `pixel_values`.
+    Those that cannot be used have None for `pixel_values`, and an `error` that says why.
     """
 
     def __init__(self, shard: Shard, preparation: Preparation):
@@ -174,8 +185,17 @@ class ShardImages(torch.utils.data.IterableDataset):
         worker: Any = torch.utils.data.get_worker_info()
         start, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
         for index, (path, image) in enumerate(self.shard.images(start, step)):
-            picture = decoded(image)
-            pixel_values = None
-            if picture is not None:
-                pixel_values = self.preparation({"image": picture, "label": -1})["pixel_values"]
-            yield {"place": start + index * step, "path": path, "pixel_values": pixel_values}
+            yield {"place": start + index * step, "path": path, **self.prepared(image)}
+
+    def prepared(self, image: dict[str, Any]) -> dict[str, Any]:
+        picture = None
+        try:
+            picture = open_picture(source_of(image))
+            pixel_values = self.preparation({"image": picture, "label": -1})["pixel_values"]
+        except PictureError as error:
+            return {"pixel_values": None, "error": str(error)}
+        # Pillow's decoders raise all kinds of errors, and what follows those of its own on unusual pictures.
+        except Exception as error:
+            reason = "cannot be decoded" if picture is None else f"cannot be prepared: {error!r}"
+            return {"pixel_values": None, "error": reason}
+        return {"pixel_values": pixel_values, "error": None}

@@ -25,6 +25,7 @@ import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -190,7 +191,6 @@ def train(
     steps_per_epoch = math.ceil(len(train_loader) / args.gradient_accumulation_steps)
     num_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
     scheduler = create_scheduler(args, optimizer, num_steps)
-    accelerator.register_for_checkpointing(scheduler)
     accelerator.init_trackers(output_dir.name, config=plain_values(vars(args) | vars(recipe)))
 
     # Where to start: at the beginning, or after a step of an epoch.
@@ -199,12 +199,10 @@ def train(
     # Of the batches done in this epoch.
     loss_sum = torch.zeros((), device=accelerator.device)
     if checkpoint is not None:
-        accelerator.load_state(str(checkpoint))
-        state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+        state = load_checkpoint(accelerator, average, checkpoint)
         step, epoch, batches_done, history = (state[name] for name in ("step", "epoch", "batches_done", "history"))
         loss_sum.fill_(state["loss_sum"])
-        if average is not None:
-            average.load(checkpoint)
+        scheduler.load_state_dict(state["scheduler"])
     checkpoint_every = None if args.checkpointing_steps == "epoch" else int(args.checkpointing_steps)
 
     def save_checkpoint() -> None:
@@ -214,8 +212,9 @@ def train(
         if accelerator.is_main_process:
             if average is not None:
                 average.save(folder)
-            state = {"step": step, "epoch": epoch, "batches_done": batches_done, "history": history}
-            state["loss_sum"] = float(loss_sum_of_all)
+            state: dict[str, Any] = {"step": step, "epoch": epoch, "batches_done": batches_done, "history": history}
+            # Here, because Accelerate reads back what it is asked to save for others by unpickling whatever is in the file.
+            state |= {"loss_sum": float(loss_sum_of_all), "scheduler": scheduler.state_dict()}
             (folder / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
             remove_old_checkpoints(output_dir, args.save_total_limit)
 
@@ -281,6 +280,20 @@ def train(
             push_folder(output_dir, args.hub_model_id, args.hub_private_repo)
     accelerator.end_training()
     return metrics
+
+
+def load_checkpoint(accelerator: Accelerator, average: WeightAverage | None, checkpoint: Path) -> dict[str, Any]:
+    """What the checkpoint says of the run; model, optimizer, random numbers and average have theirs after it."""
+    try:
+        accelerator.load_state(str(checkpoint))
+        if average is not None:
+            average.load(checkpoint)
+    except (RuntimeError, UnpicklingError) as error:
+        # What torch says of pickles is how to run them.
+        is_pickle = isinstance(error, UnpicklingError)
+        reason = "a file in it has more than tensors and numbers" if is_pickle else str(error).splitlines()[0]
+        raise ValueError(f"{checkpoint} must be a checkpoint that this run wrote, choose one: {reason}.") from error
+    return json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
 
 
 def create_scheduler(args: LoopArguments, optimizer: Any, num_steps: int) -> Any:

@@ -28,6 +28,7 @@ import numpy as np
 import PIL.Image
 import torch
 from detection_arguments import DataArguments, DetectionRecipe
+from pictures import PictureError, open_picture
 from pycocotools import mask as coco_mask
 from torchvision import tv_tensors
 from torchvision.ops import box_convert
@@ -70,8 +71,7 @@ class CocoImages:
 
     def open(self, index: int) -> PIL.Image.Image:
         """The picture in colour, unrotated: annotations are of its pixels as they are stored."""
-        with PIL.Image.open(self.folder / self.images[index]["file_name"]) as picture:
-            return picture.convert("RGB")
+        return open_picture(self.folder / self.images[index]["file_name"]).convert("RGB")
 
     def select(self, indices: list[int]) -> "CocoImages":
         return replace(self, images=[self.images[index] for index in indices])
@@ -209,9 +209,10 @@ def is_readable(path: Path, size: tuple[int, int], is_decoded: bool) -> bool:
     if not is_decoded:
         return path.is_file()
     try:
-        with PIL.Image.open(path) as picture:
-            picture.load()
-            return picture.size == size
+        return open_picture(path).size == size
+    except PictureError as error:
+        logger.warning(str(error))
+        return False
     except Exception:
         # Pillow's decoders raise all kinds of errors.
         return False

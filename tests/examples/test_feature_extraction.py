@@ -23,6 +23,7 @@ import pyarrow.parquet
 import pytest
 import search_features
 import torch
+from hostile_files import long_png
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -182,16 +183,17 @@ def test_corrupt_images_are_counted_named_and_left_out(prepared, tmp_path, extra
     whole = (prepared / "images/z/last.png").read_bytes()
     (images / "a.png").write_bytes(whole)
     (images / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (images / "long.png").write_bytes(long_png())
     (images / "sub/empty.jpg").write_bytes(b"")
-    for features, shard in (("pooled", "1-of-00003.parquet"), ("stage2", "1-of-00003.safetensors")):
+    for features, shard in (("pooled", "1-of-00004.parquet"), ("stage2", "1-of-00004.safetensors")):
         options = ["--input_dir", str(images), "--shard_size", "1", "--features", features, "--output_dir", features]
         for _ in range(2):
             extract(*options)
             printed = capsys.readouterr()
-            assert "1 of 3 images have their features in" in printed.out
+            assert "1 of 4 images have their features in" in printed.out
             # The bar, which counts images.
-            assert "3/3" in printed.err
-            assert "Left out, because they cannot be decoded, 2: cut.png, sub/empty.jpg." in printed.out
+            assert "4/4" in printed.err
+            assert "Left out, because they cannot be decoded, 3: cut.png, long.png, sub/empty.jpg." in printed.out
         assert Path(f"{features}/features-0000{shard}").exists()
 
 

@@ -16,11 +16,13 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import convert_twins_to_hf
@@ -29,6 +31,7 @@ import pytest
 import run_accelerate
 import run_trainer
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType
 from classification_arguments import RECIPES, ClassificationRecipe, DataArguments, ModelArguments
 from classification_data import (
@@ -46,13 +49,17 @@ from classification_training import (
     balancing_weights,
     create_model,
     create_processor,
+    load_classifier,
 )
 from classification_utils import digit_pictures, options, plain_options, save_start, write_images, write_parquet
-from command_line import parse_arguments
+from command_line import parse_arguments, run
 from datasets import Array3D, ClassLabel, Dataset, Features, Image, Value
+from hostile_files import long_png
 from huggingface_hub import HfApi
+from huggingface_hub.utils import httpx
 from image_data import LabelledImages
 from loopback_hub import serve_hub
+from model_report import write_report_and_card
 from peft import PeftModel
 from PIL import Image as PILImage
 from safetensors.torch import load_file
@@ -143,6 +150,38 @@ def test_killed_training_resumes_to_the_same_weights(script, digits, start, tmp_
     assert all(torch.equal(weight, expected[name]) for name, weight in actual.items())
 
 
+class Program:
+    """Pickled, it makes a folder when it is read."""
+
+    def __init__(self, trace: Path):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
+
+
+def test_checkpoint_runs_no_code(digits, start, tmp_path):
+    """Each file in turn, so that none hides behind one that is refused before it is read."""
+    run, trace = tmp_path / "run", tmp_path / "trace"
+    arguments = [*options(digits, start, run), "--ema_decay", "0.9", "--max_steps", "1", "--checkpointing_steps", "1"]
+    run_accelerate.main(arguments)
+    names = {file.name for file in (run / "step_1").iterdir() if file.suffix in (".pkl", ".bin", ".pt")}
+    assert {"optimizer.bin", "random_states_0.pkl", "average.pt"} <= names
+    # The file that Accelerate would unpickle.
+    names.add("custom_checkpoint_0.pkl")
+    for hostile in [[name] for name in sorted(names)] + [sorted(names)]:
+        checkpoint = shutil.copytree(run / "step_1", tmp_path / "+".join(hostile))
+        for name in hostile:
+            torch.save(Program(trace), checkpoint / name)
+        refused = pytest.raises(SystemExit, match=r"^error: \S+ must be a checkpoint that this run wrote, .*$")
+        # Accelerate leaves random numbers that it cannot read as they are.
+        with nullcontext() if hostile == ["random_states_0.pkl"] else refused:
+            run_accelerate.main([*arguments, "--resume_from_checkpoint", str(checkpoint)])
+        assert not trace.exists(), hostile
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+
 @pytest.mark.usefixtures("one_process")
 def test_wrong_options_are_named(digits, start, tmp_path, capsys):
     for arguments, message in (
@@ -204,12 +243,23 @@ def test_corrupt_images_are_left_out_and_named(tmp_path, caplog):
     whole = (folder / "cat" / "3.png").read_bytes()
     (folder / "cat" / "3.png").write_bytes(whole[: len(whole) // 2])
     (folder / "dog" / "5.png").write_text("no picture")
+    (folder / "dog" / "6.png").write_bytes(long_png())
     images = load_images(DataArguments(train_dir=str(folder), validation_dir=str(folder)), seed=0)
-    assert len(images["train"]) == 14
-    assert "2 images of train cannot be decoded and are left out: " in caplog.text
-    assert "3.png" in caplog.text
-    assert "5.png" in caplog.text
+    assert len(images["train"]) == 13
+    assert "3 images of train cannot be decoded and are left out: " in caplog.text
+    for name in ("3.png", "5.png", "6.png is too long, 1 x 65535 pixels: one side may be at most 100 times the other"):
+        assert name in caplog.text
     assert all(example["image"].size == (12, 10) for example in images["train"])
+
+
+def test_image_too_long_for_the_memory_ends_a_run_that_did_not_check(tmp_path):
+    folder = write_images(tmp_path / "images", {"cat": 2, "dog": 2})
+    (folder / "cat" / "0.png").write_bytes(long_png())
+    arguments = DataArguments(train_dir=str(folder), validation_dir=str(folder), check_images=False)
+    examples = LabelledImages(load_images(arguments, seed=0)["train"], Preparation(lambda image: image, 3))
+    assert examples[1]["pixel_values"].size == (12, 10)
+    with pytest.raises(ValueError, match=r"0.png is too long, 1 x 65535 pixels: .* crop it or leave it out\.$"):
+        examples[0]
 
 
 def test_held_out_images_are_split_off_by_label(tmp_path):
@@ -411,6 +461,75 @@ def test_result_is_published(script, digits, start, tmp_path):
     assert {label["label"] for label in labels} <= set("0123456789")
     assert {"model.safetensors", "README.md", "all_results.json", "report.json", "curves.png"} <= set(files)
     assert not [file for file in files if file.startswith(("checkpoint-", "step_"))]
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("pattern", ["^/lfs-upload/", "/commit/"])
+def test_result_that_cannot_be_published_is_kept_and_said_how_to_be(pattern, digits, start, tmp_path):
+    run = tmp_path / "run"
+    with serve_hub(tokens={"hf_write": "write"}) as hub, hub.in_process(tmp_path / "home", token="hf_write"):
+        hub.cut_uploads(times=100, pattern=pattern)
+        arguments = [*plain_options(digits, start, run), "--num_train_epochs", "1"]
+        with pytest.raises(SystemExit, match=rf"^error: {run} has the trained model, but me/digits was not ") as error:
+            run_accelerate.main(
+                [*arguments, "--push_to_hub", "true", "--hub_model_id", "me/digits", "--hub_private_repo", "true"]
+            )
+        command = f"me/digits {run} --private --exclude 'checkpoint-*' --exclude 'step_*' --exclude 'runs/*'"
+        assert str(error.value).endswith(f"Publish it by hf upload {command}")
+        assert (run / "model.safetensors").is_file()
+
+
+def test_report_that_cannot_be_finished_leaves_the_one_before(tmp_path, monkeypatch):
+    settings = {"recipe": "fine-tune", "start": "random weights", "dataset": "digits"}
+    arguments = {"kind": "classifier", "task": "image-classification", "metric_types": {}, "figures": {}}
+    write_report_and_card(tmp_path, {"metrics": {"accuracy": 0.5}}, settings, **arguments)
+    before = {name: (tmp_path / name).read_text() for name in ("report.json", "README.md")}
+
+    def write_half(self, text, **options):
+        self.write_bytes(text.encode()[: len(text) // 2])
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(Path, "write_text", write_half)
+    with pytest.raises(OSError, match="the disk is full"):
+        write_report_and_card(tmp_path, {"metrics": {"accuracy": 0.75}}, settings, **arguments)
+    assert {name: (tmp_path / name).read_text() for name in before} == before
+
+
+def test_weights_and_preprocessing_are_of_the_same_revision(start, tmp_path):
+    folder = shutil.copytree(start, tmp_path / "model")
+    with serve_hub(tokens={"hf_write": "write"}) as hub, hub.in_process(tmp_path / "home", token="hf_write"):
+        api = HfApi()
+        api.create_repo("me/digits")
+        first = api.upload_folder(repo_id="me/digits", folder_path=folder).oid
+        TwinsImageProcessor(size={"shortest_edge": 40}).save_pretrained(folder)
+        api.upload_folder(repo_id="me/digits", folder_path=folder)
+        for revision, side in ((first, 18), ("main", 40)):
+            arguments = ModelArguments(model_name_or_path="me/digits", model_revision=revision)
+            assert create_processor(arguments, 3).size.shortest_edge == side
+        arguments = ModelArguments("somebody/else", image_processor_name="me/digits", model_revision=first)
+        assert create_processor(arguments, 3).size.shortest_edge == 40
+
+
+def test_code_of_another_repository_is_not_run(tmp_path):
+    """A commit was read, and the repository names code that may change without it."""
+    auto_map = {"AutoConfig": "me/code--code.Config", "AutoModelForImageClassification": "me/code--code.Model"}
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')\n")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "stranger", "auto_map": auto_map}))
+    with serve_hub(tokens={"hf_write": "write"}) as hub, hub.in_process(tmp_path / "home", token="hf_write"):
+        for name, file in (("me/code", "code.py"), ("me/model", "config.json")):
+            HfApi().create_repo(name)
+            commit = HfApi().upload_file(repo_id=name, path_or_fileobj=tmp_path / file, path_in_repo=file).oid
+        with pytest.raises(OSError, match=f"{commit} is not a valid git identifier"):
+            load_classifier(ModelArguments("me/model", trust_remote_code=True, model_revision=commit))
+    assert not (tmp_path / "trace").exists()
+
+
+def test_failed_connection_is_a_sentence():
+    def fail(*options):
+        raise httpx.ConnectError("connection refused")
+
+    with pytest.raises(SystemExit, match=r"^error: the connection to the Hub failed, .* connection refused$"):
+        run(fail, ModelArguments, arguments=[])
 
 
 @pytest.mark.usefixtures("one_process")

@@ -51,6 +51,7 @@ from detection_models import (
 )
 from detection_report import average_precision
 from digit_scenes import digit_scene
+from hostile_files import long_png
 from huggingface_hub import ModelCard
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -429,6 +430,7 @@ def test_pictures_that_cannot_be_used_are_left_out_counted_and_named(tmp_path, c
     (folder / "3.png").write_bytes(whole[: len(whole) // 2])
     (folder / "5.png").unlink()
     Image.new("RGB", (9, 9)).save(folder / "7.png")
+    (folder / "9.png").write_bytes(long_png())
     content = json.loads((folder / "annotations.json").read_text())
     content["annotations"] = [each for each in content["annotations"] if each["image_id"] != 8 * 7]
     file = str(write_json(folder, content))
@@ -436,10 +438,11 @@ def test_pictures_that_cannot_be_used_are_left_out_counted_and_named(tmp_path, c
         *(str(folder), file, str(folder), file),
     )
     splits = load_splits(arguments, seed=0)
-    assert "3 images of train are not there, cannot be decoded or have another size" in caplog.text
-    assert "are left out: 3.png, 5.png, 7.png" in caplog.text
+    assert "4 images of train are not there, cannot be decoded or have another size" in caplog.text
+    assert "are left out: 3.png, 5.png, 7.png, 9.png" in caplog.text
+    assert "9.png is too long, 1 x 65535 pixels" in caplog.text
     assert "1 images of train show no object and are left out" in caplog.text
-    assert [len(splits[name].images) for name in ("train", "validation")] == [6, 7]
+    assert [len(splits[name].images) for name in ("train", "validation")] == [5, 6]
 
 
 def test_held_out_images_are_split_off(scenes):

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hostile_files import long_png
 from PIL import Image
 from sklearn.datasets import load_digits
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
@@ -123,6 +124,13 @@ def test_quickstart_with_too_few_images_says_so(quickstart, tmp_path):
         Image.new("RGB", (8, 8)).save(tmp_path / "images" / label / "1.png")
     with pytest.raises(SystemExit, match="A fifth of 3 images cannot be held out, with some of every label"):
         quickstart("--dataset", str(tmp_path / "images"))
+
+
+def test_quickstart_with_an_image_too_long_for_the_memory_names_it(quickstart, image_folder):
+    for file in (image_folder / "one").iterdir():
+        file.write_bytes(long_png())
+    with pytest.raises(SystemExit, match=r"\d+\.png is too long, 1 x 65535 pixels: .* crop it"):
+        quickstart("--dataset", str(image_folder))
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from command_line import parse_arguments
 from datasets import Dataset, Features, Image
 from digit_scenes import digit_scene
+from hostile_files import long_png
 from image_data import LabelledImages
 from PIL import Image as PILImage
 from safetensors.torch import load_file
@@ -320,20 +321,23 @@ def test_pairs_that_do_not_fit_are_left_out_and_named(tmp_path, caplog):
     PILImage.new("RGB", (32, 32)).save(folder / "annotations" / "3.png")
     PILImage.new("L", (32, 32), IGNORE_INDEX).save(folder / "annotations" / "4.png")
     (folder / "annotations" / "5.png").unlink()
+    (folder / "images" / "6.png").write_bytes(long_png())
     arguments = DataArguments(train_dir=str(folder), validation_dir=str(folder))
     with caplog.at_level(logging.WARNING):
         pairs, names = load_pairs(arguments, seed=0)
-    assert len(pairs["train"]) == 3
+    assert len(pairs["train"]) == 2
     assert names == ["0", "1", "2", "3"]
     assert "1 images of" in caplog.text
     assert "have no mask and are left out: 5.png" in caplog.text
-    assert "5 images of train are left out: " in caplog.text
+    assert "6 images of train are left out: " in caplog.text
+    assert "6.png is too long, 1 x 65535 pixels" in caplog.text
     for file, fault in (
         ("0.png", "image cannot be decoded"),
         ("1.png", "mask cannot be decoded"),
         ("2.png", "image of (32, 32), mask of (31, 32)"),
         ("3.png", "mask of mode RGB"),
         ("4.png", "no pixel with a class"),
+        ("6.png", "image cannot be decoded"),
     ):
         assert f"{file} ({fault})" in caplog.text
 

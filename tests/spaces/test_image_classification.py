@@ -28,7 +28,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from hostile_files import archive, saved, write_unusable, write_unusable_archives, write_unusual
 from PIL import Image
-from space_server import SPACES, Server, digit_image, digit_label, pixels, serve
+from space_server import SPACES, digit_image, digit_label, pixels, serve
 
 from hf_twins import TwinsForImageClassification, TwinsImageProcessor, attention_maps, grad_cam
 
@@ -339,12 +339,3 @@ def test_bundled_models_say_how_well_they_do(name):
     assert (folder / "model.safetensors").stat().st_size < 2**20
     accuracy = float(re.search(r"\| ([\d.]+)% \|", (folder / "README.md").read_text())[1])
     assert accuracy > 95
-
-
-def test_memory_is_given_back_when_models_change(server: Server, client, digit):
-    for name in MODELS * 2:
-        client.predict(handle_file(digit), name, api_name="/classify")
-    before = server.megabytes()
-    for name in MODELS * 4:
-        client.predict(handle_file(digit), name, api_name="/classify")
-    assert server.megabytes() - before < 50

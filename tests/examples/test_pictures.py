@@ -1,0 +1,63 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Tests of what all examples that open pictures do with them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hostile_files import leave_trace_for_ghostscript, long_png, png_of
+from pictures import PictureError, open_picture
+
+
+# What imports nothing of the others, and the slow ones of each kind that do.
+ALONE = ["pictures", "run_exported"]
+SCRIPTS = ["attention_maps", "quickstart", "extract_features", "batch_predict", "run_detection"]
+
+
+def opens_with_ghostscript(folder: Path, script: str | None) -> bool:
+    """Whether a picture that is PostScript runs Ghostscript, once the script is imported, in a process of its own."""
+    picture, programs = leave_trace_for_ghostscript(folder)
+    lines = [
+        f"import sys; sys.path[:0] = {sys.path!r}",
+        "import contextlib, datasets, PIL.Image",
+        f"import {script}" if script else "",
+        f"with contextlib.suppress(OSError): PIL.Image.open({str(picture)!r}).load()",
+        f"with contextlib.suppress(OSError): datasets.Image().decode_example({{'path': {str(picture)!r}, 'bytes': None}})",
+    ]
+    environment = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"}
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], env=environment, check=True)
+    return (folder / "trace").exists()
+
+
+def test_ghostscript_would_be_run(tmp_path):
+    """What the next tests forbid is there to be forbidden."""
+    assert opens_with_ghostscript(tmp_path, script=None)
+
+
+@pytest.mark.parametrize("script", [*ALONE, *(pytest.param(script, marks=pytest.mark.slow) for script in SCRIPTS)])
+def test_no_picture_is_a_program(script, tmp_path):
+    assert not opens_with_ghostscript(tmp_path, script)
+
+
+@pytest.mark.parametrize("width", [1, 65535])
+def test_length_is_limited(width, tmp_path):
+    (tmp_path / "long.png").write_bytes(png_of(width, 65536 - width))
+    with pytest.raises(PictureError, match=rf"^{tmp_path}/long.png is too long, {width} x {65536 - width} pixels: "):
+        open_picture(tmp_path / "long.png")
+    (tmp_path / "short.png").write_bytes(png_of(2, 200))
+    assert open_picture(tmp_path / "short.png").size == (2, 200)
+    assert len(long_png()) < 1000
