@@ -28,8 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
-import PIL.ImageOps
 import torch
 from command_line import run
 from matplotlib.axes import Axes
@@ -186,7 +184,7 @@ def write_figures(arguments: AttentionMapsArguments) -> list[Path]:
     if not set(stages) <= set(stage_names):
         raise ValueError(f"--stages must be some of {', '.join(stage_names)}, got {', '.join(stages)}.")
     processor = AutoImageProcessor.from_pretrained(arguments.model_name_or_path)
-    image = PIL.ImageOps.exif_transpose(open_picture(arguments.image)).convert("RGB")
+    image = open_picture(arguments.image).convert("RGB")
     pixel_values = processor(image, return_tensors="pt")["pixel_values"]
     label = choose_label(arguments.label, model, pixel_values)
     layers = attention_maps(model, pixel_values)

@@ -21,7 +21,7 @@ from typing import Any
 import PIL.Image
 import torch
 from datasets import Dataset, Features, get_dataset_split_names, load_dataset
-from pictures import PictureError, check_shape, open_picture
+from pictures import PictureError, check_shape, is_picture, open_picture
 
 
 logger = logging.getLogger(__name__)
@@ -120,8 +120,7 @@ def picture_files(path: Path) -> list[Path]:
     """
     if path.is_file():
         return [path]
-    known = PIL.Image.registered_extensions()
-    files = sorted(file for file in path.glob("*") if file.suffix.lower() in known)
+    files = sorted(file for file in path.glob("*") if is_picture(file))
     if not files:
         raise ValueError(f"--images must be a picture or a folder of pictures, got {path}.")
     return files

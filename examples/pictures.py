@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 import PIL.EpsImagePlugin
 import PIL.Image
+import PIL.ImageOps
 
 
 # Models see pictures at a given shorter side: a file of some hundred bytes, one pixel wide and very long, would fill any
@@ -33,8 +34,13 @@ class PictureError(ValueError):
     """A picture cannot be used; the message is a sentence that says why."""
 
 
-def open_picture(source: str | Path | BinaryIO) -> PIL.Image.Image:
-    """The picture in a file, decoded, as it is stored.
+def is_picture(path: str | Path) -> bool:
+    """Whether a file is called as those are that Pillow reads, which are fewer than those it writes."""
+    return PIL.Image.registered_extensions().get(Path(path).suffix.lower()) in PIL.Image.OPEN
+
+
+def open_picture(source: str | Path | BinaryIO, is_upright: bool = True) -> PIL.Image.Image:
+    """The picture in a file, decoded; the right way up, as `datasets` has it, or else as it is stored.
 
     Raises:
         PictureError: if it is too long.
@@ -43,7 +49,7 @@ def open_picture(source: str | Path | BinaryIO) -> PIL.Image.Image:
     with PIL.Image.open(source) as opened:
         check_shape(opened)
         opened.load()
-        return opened
+        return PIL.ImageOps.exif_transpose(opened) if is_upright else opened
 
 
 def check_shape(picture: PIL.Image.Image) -> None:

@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import PIL.Image
 import torch
 from exporting import (
     TOLERANCES,
@@ -43,6 +42,7 @@ from exporting import (
     verification_shapes,
     verify,
 )
+from pictures import is_picture
 from run_exported import PREPROCESSING_NAME, Preprocessing, import_openvino, load_runtime, read_image, read_json
 from tqdm import tqdm
 
@@ -105,8 +105,7 @@ def load_images(folder: Path, preprocessing: Preprocessing, max_samples: int) ->
     """
     if not folder.is_dir():
         raise OSError(f"--calibration_dir must be a folder of images, got {folder}.")
-    extensions = PIL.Image.registered_extensions()
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in extensions)
+    files = sorted(path for path in folder.rglob("*") if is_picture(path))
     if len(files) < 10:
         raise ValueError(f"--calibration_dir must have ten images or more, better hundreds, got {len(files)}.")
     order = np.random.default_rng(0).permutation(len(files))[:max_samples]

@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
-import PIL.ImageOps
 import pyarrow
 import pyarrow.parquet
 import torch
@@ -46,7 +45,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 from command_line import run
 from model_digest import model_digest
-from pictures import open_picture
+from pictures import is_picture, open_picture
 from whole_files import write_json, write_whole
 
 from hf_twins import TwinsBackbone, TwinsModel
@@ -127,7 +126,7 @@ def check_features(features: list[str]) -> None:
 
 def read_image(path: Path) -> PIL.Image.Image:
     """The picture the right way up, as RGB."""
-    return PIL.ImageOps.exif_transpose(open_picture(path)).convert("RGB")
+    return open_picture(path).convert("RGB")
 
 
 def readable_images(folder: Path, paths: list[str], progress: tqdm) -> Iterator[tuple[str, PIL.Image.Image]]:
@@ -147,10 +146,7 @@ def find_images(folder: Path) -> list[str]:
     """Paths in the folder of all files that are images by their names, sorted."""
     if not folder.is_dir():
         raise ValueError(f"--input_dir must be a folder of images, {folder} is none.")
-    suffixes = PIL.Image.registered_extensions()
-    paths = sorted(
-        file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.suffix.lower() in suffixes
-    )
+    paths = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if is_picture(file))
     if not paths:
         raise ValueError(f"--input_dir must be a folder of images, {folder} has none.")
     return paths

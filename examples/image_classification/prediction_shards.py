@@ -23,12 +23,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
 import pyarrow.parquet
 import torch
 from classification_data import Preparation
 from image_data import source_of
-from pictures import PictureError, open_picture
+from pictures import PictureError, is_picture, open_picture
 
 
 class ShardError(ValueError):
@@ -55,10 +54,9 @@ class TarShard:
     file: str
 
     def images(self, start: int, step: int) -> Iterator[tuple[str, dict[str, Any]]]:
-        extensions = image_extensions()
         try:
             with tarfile.open(self.file) as archive:
-                members = (member for member in archive if member.isfile() and suffix(member.name) in extensions)
+                members = (member for member in archive if member.isfile() and is_picture(member.name))
                 for member in islice(members, start, None, step):
                     content: Any = archive.extractfile(member)
                     yield f"{Path(self.file).name}/{member.name}", {"path": member.name, "bytes": content.read()}
@@ -130,18 +128,8 @@ def find_shards(folder: str, shard_size: int, column: str | None = None) -> list
 
 def image_files(folder: str) -> Iterator[str]:
     """The images in a folder and below it, by their path in it."""
-    extensions = image_extensions()
     for parent, _, names in os.walk(folder):
-        yield from (os.path.relpath(Path(parent, name), folder) for name in names if suffix(name) in extensions)
-
-
-def image_extensions() -> set[str]:
-    """Of the formats that Pillow reads."""
-    return {extension for extension, name in PIL.Image.registered_extensions().items() if name in PIL.Image.OPEN}
-
-
-def suffix(name: str) -> str:
-    return Path(name).suffix.lower()
+        yield from (os.path.relpath(Path(parent, name), folder) for name in names if is_picture(name))
 
 
 def parquet_shards(file: str, shard_size: int, column: str | None) -> Iterator[ParquetShard]:

@@ -71,7 +71,7 @@ class CocoImages:
 
     def open(self, index: int) -> PIL.Image.Image:
         """The picture in colour, unrotated: annotations are of its pixels as they are stored."""
-        return open_picture(self.folder / self.images[index]["file_name"]).convert("RGB")
+        return open_picture(self.folder / self.images[index]["file_name"], is_upright=False).convert("RGB")
 
     def select(self, indices: list[int]) -> "CocoImages":
         return replace(self, images=[self.images[index] for index in indices])
@@ -209,7 +209,7 @@ def is_readable(path: Path, size: tuple[int, int], is_decoded: bool) -> bool:
     if not is_decoded:
         return path.is_file()
     try:
-        return open_picture(path).size == size
+        return open_picture(path, is_upright=False).size == size
     except PictureError as error:
         logger.warning(str(error))
         return False

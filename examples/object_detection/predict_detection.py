@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
-import PIL.ImageOps
 import torch
 
 
@@ -79,8 +78,9 @@ def predict(options: PredictionArguments) -> None:
         if image is None:
             unreadable.append(file.name)
             continue
-        picture = PIL.ImageOps.exif_transpose(image).convert("RGB")
-        found[file.name] = detect_and_draw(detector, picture, options.threshold, output_dir / drawn_name(file))
+        found[file.name] = detect_and_draw(
+            detector, image.convert("RGB"), options.threshold, output_dir / drawn_name(file)
+        )
     write_json(output_dir / "predictions.json", found)
     if unreadable:
         logger.warning(

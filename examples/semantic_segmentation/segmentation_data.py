@@ -29,6 +29,7 @@ import PIL.Image
 import torch
 from datasets import Dataset, Features, Image, Value
 from image_data import decoded, load_hub_splits, only_column, renamed_columns
+from pictures import is_picture
 from segmentation_arguments import DataArguments, SegmentationRecipe
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -108,8 +109,7 @@ def load_folder(folder: str) -> Dataset:
     images, annotations = Path(folder, "images"), Path(folder, "annotations")
     if not images.is_dir() or not annotations.is_dir():
         raise ValueError(f"{folder} must be a folder with the folders images and annotations in it.")
-    known = PIL.Image.registered_extensions()
-    pictures = sorted(file for file in images.iterdir() if file.suffix.lower() in known)
+    pictures = sorted(file for file in images.iterdir() if is_picture(file))
     pairs = [(picture, annotations / f"{picture.stem}.png") for picture in pictures]
     alone = [picture.name for picture, mask in pairs if not mask.is_file()]
     if alone:

@@ -18,9 +18,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
+import numpy as np
 import pytest
 from hostile_files import leave_trace_for_ghostscript, long_png, png_of
-from pictures import PictureError, open_picture
+from image_data import decoded
+from pictures import PictureError, is_picture, open_picture
+from PIL import ExifTags, Image
 
 
 # What imports nothing of the others, and the slow ones of each kind that do.
@@ -61,3 +65,25 @@ def test_length_is_limited(width, tmp_path):
     (tmp_path / "short.png").write_bytes(png_of(2, 200))
     assert open_picture(tmp_path / "short.png").size == (2, 200)
     assert len(long_png()) < 1000
+
+
+def test_picture_is_the_way_up_that_datasets_has_it(tmp_path):
+    """As a camera that was held on its side stores it; `datasets` decodes what is trained on and evaluated."""
+    stored = Image.fromarray(np.arange(32 * 48 * 3, dtype=np.uint8).reshape(32, 48, 3))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    stored.save(tmp_path / "turned.png", exif=exif)
+    upright = datasets.Image().decode_example({"path": str(tmp_path / "turned.png"), "bytes": None})
+    assert upright.size == (32, 48)
+    for picture in (
+        open_picture(tmp_path / "turned.png"),
+        decoded({"path": str(tmp_path / "turned.png"), "bytes": None}),
+    ):
+        assert np.array_equal(picture, upright)
+    assert np.array_equal(open_picture(tmp_path / "turned.png", is_upright=False), stored)
+
+
+def test_pictures_are_told_by_their_names():
+    """Pillow writes PDF, and cannot read it."""
+    assert all(map(is_picture, ("a.png", "b/c.JPG", "d.webp")))
+    assert not any(map(is_picture, ("a.pdf", "b.txt", "c")))
