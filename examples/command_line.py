@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from huggingface_hub.utils import httpx
+from safetensors import SafetensorError
 from transformers import HfArgumentParser
 
 
@@ -37,8 +38,14 @@ def run(
     """
     try:
         return function(*parse_arguments(*dataclasses, recipes=recipes, defaults=defaults, arguments=arguments))
-    except (OSError, ValueError) as error:
+    # safetensors has its own for a disk that is full.
+    except (OSError, ValueError, SafetensorError) as error:
         sys.exit(f"error: {error}")
+    except RuntimeError as error:
+        # What PyTorch says where a file cannot be written to its end.
+        if "inline_container" not in str(error):
+            raise
+        sys.exit(f"error: a file cannot be written, is the disk full? {str(error).splitlines()[0]}")
     # Those of a connection, which the Hub's client lets through, are no OSErrors.
     except httpx.HTTPError as error:
         sys.exit(

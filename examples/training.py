@@ -17,13 +17,14 @@ What is random about an example depends on the seed, the epoch and its place in 
 was killed goes on as if it had not been.
 """
 
+import functools
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,12 +36,13 @@ from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import TrainOutput
-from whole_files import write_whole
+from whole_files import alone_in, write_whole
 
 from hf_twins import TWINS_VARIANTS, TwinsConfig, parameter_groups
 
 
 logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
@@ -84,6 +86,21 @@ TRAINER_DEFAULTS = {
     "use_cpu": not torch.accelerator.is_available(),
     "report_to": "none",
 }
+
+
+def one_at_a_time(train: Callable[..., Result]) -> Callable[..., Result]:
+    """A training that is refused while another writes into its `output_dir`, which one of its arguments has."""
+
+    @functools.wraps(train)
+    def train_alone(*arguments: Any) -> Result:
+        # Of the processes of one training, the first.
+        if int(os.environ.get("RANK", "0")) > 0:
+            return train(*arguments)
+        output_dir = next(each.output_dir for each in arguments if hasattr(each, "output_dir"))
+        with alone_in(Path(output_dir)):
+            return train(*arguments)
+
+    return train_alone
 
 
 def twins_config(name: str, revision: str, **fields: Any) -> TwinsConfig:

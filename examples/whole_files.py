@@ -13,10 +13,18 @@
 # limitations under the License.
 """Files that are whole where they are: a process that is killed, or a disk that is full, leaves none that is half written."""
 
+import contextlib
 import json
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+
+# Windows has no locks of this kind.
+if sys.platform != "win32":
+    import fcntl
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
@@ -35,3 +43,35 @@ def write_json(path: Path, content: Any, **options: Any) -> None:
     """`options` are those of `json.dumps`."""
     text = json.dumps(content, indent=2, **options) + "\n"
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other runs from writing into a folder meanwhile; one that is killed keeps nobody.
+
+    Raises:
+        ValueError: if another run writes into it.
+    """
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = None
+    try:
+        if sys.platform != "win32":
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"Another run writes to {folder}: wait for it, or give another --output_dir."
+                ) from None
+            except OSError:
+                # Some file systems of networks have no locks.
+                pass
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+        if is_new:
+            # Of a run that was refused before it wrote anything: only an empty folder is removed.
+            with contextlib.suppress(OSError):
+                folder.rmdir()

@@ -70,6 +70,7 @@ from training import (
     WeightAverage,
     check_sharding,
     find_checkpoint,
+    one_at_a_time,
     scaled_learning_rate,
     whole_weights,
 )
@@ -122,6 +123,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     )
 
 
+@one_at_a_time
 def train(
     model_arguments: ModelArguments, data_arguments: DataArguments, recipe: ClassificationRecipe, args: LoopArguments
 ) -> dict[str, float]:

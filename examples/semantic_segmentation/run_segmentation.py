@@ -44,6 +44,7 @@ from training import (
     TRAINER_DEFAULTS,
     EpochSampler,
     RecipeTrainer,
+    one_at_a_time,
     scaled_learning_rate,
     trainer_checkpoint,
 )
@@ -95,6 +96,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     )
 
 
+@one_at_a_time
 def train(
     model_arguments: ModelArguments,
     data_arguments: DataArguments,

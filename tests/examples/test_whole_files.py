@@ -1,0 +1,127 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Disks that are full, and runs that write into the same folder."""
+
+import multiprocessing
+from pathlib import Path
+
+import batch_predict
+import evaluate
+import pytest
+import run_accelerate
+import run_trainer
+from classification_utils import options
+from command_line import run
+from testing_utils import small_file_system
+from whole_files import alone_in
+
+
+TRAININGS = {"trainer": run_trainer.main, "accelerate": run_accelerate.main}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("script", [*TRAININGS, "evaluate", "predict"])
+def test_full_disk_is_a_sentence_and_the_next_run_gets_to_the_end(script, digits, start, tmp_path):
+    model = ["--model_name_or_path", str(start)]
+    with small_file_system(tmp_path / "disk") as set_options:
+        output_dir = tmp_path / "disk" / "output"
+        main, arguments, result = {
+            "trainer": (run_trainer.main, options(digits, start, output_dir), "all_results.json"),
+            "accelerate": (run_accelerate.main, options(digits, start, output_dir), "all_results.json"),
+            "evaluate": (
+                evaluate.main,
+                [*model, "--dataset_name", str(digits), "--split", "train", "--output_dir", str(output_dir)],
+                "all_results.json",
+            ),
+            "predict": (
+                batch_predict.main,
+                [
+                    *model,
+                    "--input_dir",
+                    str(digits),
+                    "--image_column_name",
+                    "picture",
+                    "--output_dir",
+                    str(output_dir),
+                ],
+                "predictions-00000-of-00001.parquet",
+            ),
+        }[script]
+        if script not in TRAININGS:
+            # A model does not fit anyway.
+            fill(tmp_path / "disk" / "other")
+        with pytest.raises(SystemExit, match=r"^error: .*No space left on device"):
+            main(arguments)
+        assert not (output_dir / result).exists()
+
+        set_options("size=64m")
+        (tmp_path / "disk" / "other").unlink(missing_ok=True)
+        main(arguments)
+        assert (output_dir / result).is_file()
+        assert not list(output_dir.rglob("*.partial"))
+
+
+def fill(file: Path) -> None:
+    """To the last byte of its disk."""
+    with file.open("wb", buffering=0) as opened:
+        try:
+            while True:
+                opened.write(bytes(1024))
+        except OSError:
+            pass
+
+
+def test_other_errors_are_no_full_disks():
+    def fail() -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 576 vs 534")
+
+    def fail_otherwise() -> None:
+        raise RuntimeError("something else")
+
+    with pytest.raises(SystemExit, match="is the disk full"):
+        run(fail, arguments=[])
+    with pytest.raises(RuntimeError, match=r"^something else$"):
+        run(fail_otherwise, arguments=[])
+
+
+@pytest.mark.parametrize("main", TRAININGS.values(), ids=TRAININGS)
+def test_second_training_of_a_folder_is_refused(main, digits, start, tmp_path):
+    with alone_in(tmp_path), pytest.raises(SystemExit, match=r"^error: Another run writes to .*: wait for it"):
+        main(options(digits, start, tmp_path))
+
+
+def test_folder_is_free_when_its_run_has_ended_or_was_killed(tmp_path):
+    with alone_in(tmp_path / "new"):
+        pass
+    # Nothing was written into it.
+    assert not (tmp_path / "new").exists()
+
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=stay_in, args=(tmp_path, theirs))
+    process.start()
+    ours.recv()
+    with pytest.raises(ValueError, match="Another run"), alone_in(tmp_path):
+        pass
+    process.kill()
+    process.join()
+    with alone_in(tmp_path):
+        (tmp_path / "file").touch()
+    assert (tmp_path / "file").exists()
+
+
+def stay_in(folder: Path, connection) -> None:
+    with alone_in(folder):
+        connection.send("there")
+        connection.recv()
