@@ -408,12 +408,14 @@ class TwinsSequenceReduction(nn.Module):
         self.layernorm = nn.LayerNorm(hidden_size, eps=1e-5)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if is_torchdynamo_compiling():
-            # Compilers make a convolution fast themselves, and cannot know symbolic sizes of squares to be the same.
+        if is_torchdynamo_exporting():
+            # A graph with symbolic sizes cannot know that squares are whole.
             return self.layernorm(self.projection(hidden_states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-        # As a matrix product, which is faster than a convolution of few squares. The tokens are laid out as the weight
-        # is: most often they are fewer numbers.
-        squares = square_partition(hidden_states, self.projection.stride[0]).permute(0, 1, 2, 5, 3, 4).flatten(3)
+        # As a matrix product, which is faster than a convolution of few squares.
+        ratio = self.projection.stride[0]
+        rows, columns = hidden_states.shape[1] // ratio, hidden_states.shape[2] // ratio
+        image = hidden_states[:, : rows * ratio, : columns * ratio].permute(0, 3, 1, 2)
+        squares = nn.functional.pixel_unshuffle(image, ratio).permute(0, 2, 3, 1)
         return self.layernorm(nn.functional.linear(squares, self.projection.weight.flatten(1), self.projection.bias))
 
 
