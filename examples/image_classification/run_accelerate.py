@@ -183,7 +183,8 @@ def train(
         model.activation_checkpointing_enable()
     images_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     learning_rate = scaled_learning_rate(args.learning_rate, recipe, images_per_step)
-    optimizer = torch.optim.AdamW(parameter_groups(model, learning_rate, args.weight_decay, recipe.layer_decay))
+    groups = parameter_groups(model, learning_rate, args.weight_decay, recipe.layer_decay)
+    optimizer = torch.optim.AdamW(groups, fused=True)
     loss_function = ClassificationLoss(recipe.label_smoothing, loss_weights(recipe, labels, len(names)))
     mixer = BatchMixer(recipe, len(names), args.seed)
     average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay > 0 else None
