@@ -305,10 +305,9 @@ class TwinsAttention(nn.Module):
         """
         query, key, value = map(self.split_heads, self.project(query_states, key_value_states))
 
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        is_sdpa = self.config._attn_implementation == "sdpa"
+        implementation = self.config._attn_implementation
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        is_sdpa = implementation == "sdpa"
         attention_mask: Any = None
         if key_mask is not None and is_flash_attention_requested(self.config):
             # The flash attention functions mask keys only where these are the queries too, which the sub-sampled are not.
