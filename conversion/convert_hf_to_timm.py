@@ -32,6 +32,7 @@ from checkpoint_sources import one_line
 from huggingface_hub.utils import httpx
 from timm.models import save_for_hf
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel, UperNetForSemanticSegmentation
+from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 from verification import backbone_config, different_settings, verify
 from whole_outputs import whole_output
 
@@ -115,6 +116,8 @@ def timm_preprocessing(name: str) -> dict[str, Any]:
     try:
         processor: Any = AutoImageProcessor.from_pretrained(name)
     except OSError:
+        if cached_file(name, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False) is not None:
+            raise
         # A model that was saved alone.
         return {}
     preprocessing = {"mean": list(processor.image_mean), "std": list(processor.image_std)}

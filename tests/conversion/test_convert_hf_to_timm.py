@@ -163,6 +163,13 @@ def test_what_the_toolbox_has_not_is_named(tmp_path):
     assert "does not compute what it does as timm" in fails(tmp_path / "eps", "timm", tmp_path / "timm")
 
 
+def test_preprocessing_that_cannot_be_read_is_not_replaced_by_timms(tmp_path):
+    randomize(TwinsForImageClassification(small_config())).save_pretrained(tmp_path / "model")
+    run(tmp_path / "model", "timm", tmp_path / "alone")
+    (tmp_path / "model" / "preprocessor_config.json").write_text('{"image_mean": [0.5')
+    assert "preprocessor_config.json" in fails(tmp_path / "model", "timm", tmp_path / "timm")
+
+
 def test_bad_model_or_output_is_named(tmp_path):
     assert "missing" in fails(tmp_path / "missing", "timm", tmp_path / "timm")
     (tmp_path / "swin").mkdir()
