@@ -356,9 +356,11 @@ def infer_config(state_dict: Mapping[str, torch.Tensor], window_layers: set[tupl
             f"(Twins-PCPVT), got it in {sorted(window_layers)} (stage, block)."
         )
     fields: dict[str, Any] = {
-        "num_channels": stage_size(shapes, re.escape(first), 1),
-        "patch_size": stage_size(shapes, re.escape(first), 2),
-        "hidden_sizes": [stage_size(shapes, rf"patch_embeddings\.{stage}\.projection\.weight", 0) for stage in stages],
+        "num_channels": weight_size(shapes, re.escape(first), 1),
+        "patch_size": weight_size(shapes, re.escape(first), 2),
+        "hidden_sizes": [
+            weight_size(shapes, rf"patch_embeddings\.{stage}\.projection\.weight", 0) for stage in stages
+        ],
         "depths": depths,
         "window_size": 7 if window_layers else None,
         "qkv_bias": any(name.endswith(".attention.q_proj.bias") for name in shapes),
@@ -376,15 +378,15 @@ def infer_config(state_dict: Mapping[str, torch.Tensor], window_layers: set[tupl
         )
     fields["num_attention_heads"] = [hidden_size // head_dim for hidden_size in fields["hidden_sizes"]]
     fields["mlp_ratios"] = [
-        whole(stage_size(shapes, rf"stages\.{stage}\.layers\.\d+\.mlp\.fc1\.weight", 0) / hidden_size)
+        whole(weight_size(shapes, rf"stages\.{stage}\.layers\.\d+\.mlp\.fc1\.weight", 0) / hidden_size)
         for stage, hidden_size in zip(stages, fields["hidden_sizes"])
     ]
     reduction = r"stages\.{}\.layers\.\d+\.attention\.sequence_reduction\.projection\.weight"
-    fields["sr_ratios"] = [stage_size(shapes, reduction.format(stage), 2, default=1) for stage in stages]
+    fields["sr_ratios"] = [weight_size(shapes, reduction.format(stage), 2, default=1) for stage in stages]
     return fields
 
 
-def stage_size(shapes: Mapping[str, torch.Size], pattern: str, dim: int, default: int | None = None) -> int:
+def weight_size(shapes: Mapping[str, torch.Size], pattern: str, dim: int, default: int | None = None) -> int:
     """The size of the first weight whose name fits, in one of its dimensions."""
     for name, shape in shapes.items():
         if re.fullmatch(pattern, name):
@@ -409,7 +411,8 @@ def original_config(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """The configuration of a classifier in a file of the authors', as `config.json` would hold it."""
     table = NameTable(ORIGINAL_NAMES)
     weights = table.to_ours(state_dict)
-    num_labels = len(weights["classifier.weight"]) if "classifier.weight" in weights else 0
+    shapes = {name: weight.shape for name, weight in weights.items()}
+    num_labels = weight_size(shapes, r"classifier\.weight", 0, default=0)
     config = infer_config(weights, table.window_layers(state_dict))
     return config | {"window_padding": "zeros", "num_labels": num_labels} | label_fields(num_labels)
 

@@ -653,6 +653,10 @@ def drop(weights: dict[str, torch.Tensor], prefix: str) -> None:
             lambda w: w.update({"patch_embeds.0.proj.weight": torch.ones(48, 3, 4, 4)}),
             r"The number of heads cannot be told: the stages have \[48, 64, 96\] channels, and heads 32",
         ),
+        (
+            lambda w: w.update({"head.weight": torch.tensor(1.0)}),
+            r"classifier\.weight must have more than 0 dimensions, got the shape \(\)",
+        ),
     ],
     ids=[
         "unknown",
@@ -666,6 +670,7 @@ def drop(weights: dict[str, torch.Tensor], prefix: str) -> None:
         "block-missing",
         "stage-missing",
         "heads",
+        "head",
     ],
 )
 def test_weights_that_are_no_twins_models_are_named(tmp_path, reference, change, message):
