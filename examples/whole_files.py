@@ -54,24 +54,44 @@ def alone_in(folder: Path) -> Iterator[None]:
     """
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = None
+    descriptor = lock(folder)
     try:
-        if sys.platform != "win32":
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(
-                    f"Another run writes to {folder}: wait for it, or give another --output_dir."
-                ) from None
-            except OSError:
-                # Some file systems of networks have no locks.
-                pass
         yield
     finally:
-        if descriptor is not None:
+        if descriptor in LOCKED:
+            LOCKED.remove(descriptor)
             os.close(descriptor)
         if is_new:
             # Of a run that was refused before it wrote anything: only an empty folder is removed.
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+# What is open as long as its folder is locked.
+LOCKED: set[int] = set()
+
+
+def lock(folder: Path) -> int | None:
+    if sys.platform == "win32":
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ValueError(f"Another run writes to {folder}: wait for it, or give another --output_dir.") from None
+    except OSError:
+        # Some file systems of networks have no locks.
+        pass
+    LOCKED.add(descriptor)
+    return descriptor
+
+
+def close_locked() -> None:
+    while LOCKED:
+        os.close(LOCKED.pop())
+
+
+if sys.platform != "win32":
+    # Processes that load data are forked, with all that is open: they would keep the folder of a run that was killed.
+    os.register_at_fork(after_in_child=close_locked)

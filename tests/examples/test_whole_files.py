@@ -14,6 +14,9 @@
 """Disks that are full, and runs that write into the same folder."""
 
 import multiprocessing
+import os
+import signal
+import time
 from pathlib import Path
 
 import batch_predict
@@ -119,6 +122,25 @@ def test_folder_is_free_when_its_run_has_ended_or_was_killed(tmp_path):
     with alone_in(tmp_path):
         (tmp_path / "file").touch()
     assert (tmp_path / "file").exists()
+
+
+# Of Python 3.12 and newer.
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_processes_that_load_data_do_not_keep_a_folder(tmp_path):
+    started, start = os.pipe()
+    with alone_in(tmp_path):
+        loader = os.fork()
+        if loader == 0:
+            os.write(start, b"!")
+            time.sleep(600)
+            os._exit(0)
+    os.read(started, 1)
+    try:
+        with alone_in(tmp_path):
+            pass
+    finally:
+        os.kill(loader, signal.SIGKILL)
+        os.waitpid(loader, 0)
 
 
 def stay_in(folder: Path, connection) -> None:
