@@ -88,19 +88,19 @@ TRAINER_DEFAULTS = {
 }
 
 
-def one_at_a_time(train: Callable[..., Result]) -> Callable[..., Result]:
-    """A training that is refused while another writes into its `output_dir`, which one of its arguments has."""
+def one_at_a_time(run: Callable[..., Result]) -> Callable[..., Result]:
+    """A run that is refused while another writes into its `output_dir`, which one of its arguments has."""
 
-    @functools.wraps(train)
-    def train_alone(*arguments: Any) -> Result:
-        # Of the processes of one training, the first.
+    @functools.wraps(run)
+    def run_alone(*arguments: Any) -> Result:
+        # Of the processes of one run, the first.
         if int(os.environ.get("RANK", "0")) > 0:
-            return train(*arguments)
+            return run(*arguments)
         output_dir = next(each.output_dir for each in arguments if hasattr(each, "output_dir"))
         with alone_in(Path(output_dir)):
-            return train(*arguments)
+            return run(*arguments)
 
-    return train_alone
+    return run_alone
 
 
 def twins_config(name: str, revision: str, **fields: Any) -> TwinsConfig:

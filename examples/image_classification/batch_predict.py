@@ -38,7 +38,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from datasets import Image, load_dataset
-from filelock import FileLock, Timeout
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -53,6 +52,7 @@ from command_line import run
 from image_data import only_column
 from model_digest import model_digest
 from prediction_shards import DatasetShard, Shard, ShardError, ShardImages, TarShard, find_shards
+from training import one_at_a_time
 from whole_files import write_json, write_whole
 
 
@@ -90,6 +90,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     return run(predict, TrainedModelArguments, PredictionArguments, arguments=arguments)
 
 
+@one_at_a_time
 def predict(model_arguments: TrainedModelArguments, args: PredictionArguments) -> dict[str, Any]:
     """Predict the shards that have no file yet, and say what there is now."""
     if model_arguments.model_name_or_path is None:
@@ -106,7 +107,6 @@ def predict(model_arguments: TrainedModelArguments, args: PredictionArguments) -
         shards = load_shards(args)
     output_dir = Path(args.output_dir)
     files = [output_dir / f"predictions-{index:05}-of-{len(shards):05}.parquet" for index in range(len(shards))]
-    lock = FileLock(output_dir / "lock")
     if accelerator.is_main_process:
         settings = {
             "model": model_arguments.model_name_or_path,
@@ -118,7 +118,7 @@ def predict(model_arguments: TrainedModelArguments, args: PredictionArguments) -
             "top_k": min(args.top_k, model.config.num_labels),
             "images": fingerprint(shards),
         }
-        start_output(output_dir, settings, lock)
+        start_output(output_dir, settings)
     # The main process looks once, for all: others would see what the first have done meanwhile.
     pending = [[index for index, file in enumerate(files) if not file.is_file()]]
     broadcast_object_list(pending)
@@ -140,7 +140,6 @@ def predict(model_arguments: TrainedModelArguments, args: PredictionArguments) -
     seconds = time.perf_counter() - started
     missing = [shard for shard, file in zip(shards, files) if not file.is_file()]
     if missing:
-        lock.release()
         broken = ", ".join(shard.file for shard in missing if isinstance(shard, TarShard))
         raise ValueError(
             f"{len(missing)} of {len(shards)} files cannot be read to their end and have no predictions, all others do: put "
@@ -153,7 +152,6 @@ def predict(model_arguments: TrainedModelArguments, args: PredictionArguments) -
             f"{summary['images']} images in {len(files)} files in {output_dir}; {now} of them now, {now / seconds:.1f} "
             f"images/s in {accelerator.num_processes} process(es). {summary['errors']} images cannot be used."
         )
-        lock.release()
     accelerator.end_training()
     return summary
 
@@ -180,20 +178,14 @@ def fingerprint(shards: list[Shard]) -> str:
     return digest.hexdigest()
 
 
-def start_output(output_dir: Path, settings: dict[str, Any], lock: FileLock) -> None:
-    """Write down what the folder's predictions are of; refuse one with those of something else, or in use."""
+def start_output(output_dir: Path, settings: dict[str, Any]) -> None:
+    """Write down what the folder's predictions are of; refuse one with those of something else."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    try:
-        # Until the process ends, however it does.
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(f"Another run writes to {output_dir}: wait for it, or give another --output_dir.") from None
     file = output_dir / SETTINGS_FILE
     if file.is_file():
         before = json.loads(file.read_text(encoding="utf-8"))
         differing = [name for name, value in settings.items() if before.get(name) != value]
         if differing:
-            lock.release()
             raise ValueError(
                 f"{output_dir} holds predictions with other {', '.join(differing)}: give another --output_dir, or remove "
                 "it."
