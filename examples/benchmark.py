@@ -286,7 +286,7 @@ def forward_and_backward(model: Any, images: Any, dtype: Any) -> None:
     with torch.autocast(images.device.type, dtype) if is_mixed else nullcontext():
         output = model(images)
     logits = output if torch.is_tensor(output) else output.logits
-    labels = torch.arange(len(images), device=images.device)
+    labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
     torch.nn.functional.cross_entropy(logits.float(), labels).backward()
 
 
