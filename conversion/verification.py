@@ -103,16 +103,16 @@ def model_outputs(model: PreTrainedModel, image: torch.Tensor) -> dict[str, torc
         outputs = named_stages(maps) | {"logits": model.decode_head(maps)}
         return outputs | ({"auxiliary_logits": model.auxiliary_head(maps)} if model.auxiliary_head else {})
     if isinstance(model, TwinsForSemanticSegmentation):
-        maps = model.twins(image, output_hidden_states=True).reshaped_hidden_states[1:]
+        maps = model.twins(image, output_hidden_states=True).hidden_states[1:]
         return named_stages(maps) | {"logits": model.decode_head(model.neck(maps))}
     if isinstance(model, TwinsBackbone):
-        return named_stages(model.encoder(image, output_hidden_states=True).reshaped_hidden_states[1:])
+        return named_stages(model.encoder(image, output_hidden_states=True).hidden_states[1:])
     base_model = model.twins if isinstance(model, TwinsForImageClassification) else model
     outputs = base_model(image, output_hidden_states=True)
     head = {"pooled": outputs.pooler_output}
     if isinstance(model, TwinsForImageClassification):
         head["logits"] = model.classifier(outputs.pooler_output)
-    return named_stages(outputs.reshaped_hidden_states[1:]) | head
+    return named_stages(outputs.hidden_states[1:]) | head
 
 
 def named_stages(maps: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:

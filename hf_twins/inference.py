@@ -29,8 +29,9 @@ from .modeling_twins import (
     TwinsLayer,
     TwinsLocalAttention,
     TwinsMLP,
-    TwinsSequenceReduction,
-    square_partition,
+    TwinsPatchConv2d,
+    is_exact_gelu,
+    window_partition,
 )
 
 
@@ -230,19 +231,20 @@ class FusedProjections(nn.Module):
         return self.q_proj(query_states), *self.kv_proj(key_value_states).chunk(2, dim=-1)
 
 
-class PackedSequenceReduction(nn.Module):
-    """A sub-sampling whose convolution is a linear layer of squares of tokens."""
+class PackedPatchConv2d(nn.Module):
+    """A convolution whose kernel is its stride, as a linear layer of patches."""
 
-    def __init__(self, reduction: TwinsSequenceReduction, dtype: torch.dtype):
+    def __init__(self, convolution: TwinsPatchConv2d, dtype: torch.dtype):
         super().__init__()
-        convolution = reduction.projection
-        self.ratio = convolution.stride[0]
+        self.size = convolution.stride[0]
         weight = convolution.weight.permute(0, 2, 3, 1).flatten(1)
-        self.projection = prepare_linear(linear_of(weight, convolution.bias), dtype)
-        self.layernorm = reduction.layernorm
+        self.linear = prepare_linear(linear_of(weight, convolution.bias), dtype)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.layernorm(self.projection(square_partition(hidden_states, self.ratio).flatten(3)))
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        rows, columns = image.shape[2] // self.size, image.shape[3] // self.size
+        image = image[:, :, : rows * self.size, : columns * self.size]
+        patches = window_partition(image.permute(0, 2, 3, 1), self.size).flatten(1)
+        return self.linear(patches).unflatten(0, (len(image), rows, columns)).permute(0, 3, 1, 2)
 
 
 def linear_of(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
@@ -266,9 +268,9 @@ def pack(model: nn.Module, dtype: torch.dtype) -> None:
             module.projections = FusedProjections(module, dtype)
             setattr(module, "project", module.projections.forward)  # noqa: B010  # which is declared as a method
             del module.q_proj, module.k_proj, module.v_proj
-        elif isinstance(module, TwinsMLP) and module.is_gelu and dtype != torch.int8:
+        elif isinstance(module, TwinsMLP) and is_exact_gelu(module.activation_fn) and dtype != torch.int8:
             setattr(module, "fc1", PackedLinear(module.fc1, "gelu"))  # noqa: B010  # which is declared as plain
-            module.activation_fn, module.is_gelu = nn.Identity(), False
+            module.activation_fn = nn.Identity()
     # What makes labels of features is little of the work, and most of the error in int8.
     parts = (
         [module for module in model.modules() if isinstance(module, TwinsLayer)] if dtype == torch.int8 else [model]
@@ -278,8 +280,8 @@ def pack(model: nn.Module, dtype: torch.dtype) -> None:
             for name, child in list(module.named_children()):
                 if type(child) is nn.Linear:
                     setattr(module, name, prepare_linear(child, dtype))
-                elif isinstance(child, TwinsSequenceReduction):
-                    setattr(module, name, PackedSequenceReduction(child, dtype))
+                elif isinstance(child, TwinsPatchConv2d):
+                    setattr(module, name, PackedPatchConv2d(child, dtype))
 
 
 def cast_at_the_border(model: nn.Module, dtype: torch.dtype) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .modeling_twins import (
     TwinsAttention,
@@ -54,7 +55,7 @@ class LayerAttention:
         stage: `"stage1"`, `"stage2"`, ..., as in `config.stage_names`.
         layer: place in its stage; of a model with windows, the even layers are LSA and the odd ones GSA.
         index: place in the model's `attentions`.
-        weights: as the model records them, see [`TwinsModelOutput`].
+        weights: as the model records them, see [`TwinsModel`].
         token_mask: which tokens lie on the image, `(batch_size, height, width)`.
         stride: pixels from a token to the next.
         sr_ratio: tokens from a key to the next; 1 for LSA.
@@ -331,12 +332,11 @@ def grad_cam(
         score = logits.gather(1, check_label(label, logits).unsqueeze(1)).sum()
         hidden_states, token_mask = records[stage_names.index(stage)]
         (gradients,) = torch.autograd.grad(score, hidden_states)
-    on_image = token_mask.flatten(1).unsqueeze(2)
+    on_image = token_mask.unsqueeze(1)
     # A sum for the mean: it makes no difference to where the largest is 1.
-    channel_weights = (gradients * on_image).sum(1, keepdim=True)
-    maps = (channel_weights * hidden_states.detach() * on_image).sum(2).relu()
-    maps = maps / maps.amax(1, keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
-    return maps.unflatten(1, token_mask.shape[1:])
+    channel_weights = (gradients * on_image).sum((2, 3), keepdim=True)
+    maps = (channel_weights * hidden_states.detach() * on_image).sum(1).relu()
+    return maps / maps.amax((1, 2), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
 
 
 def check_label(label: int | Sequence[int] | torch.Tensor | None, logits: torch.Tensor) -> torch.Tensor:
@@ -365,23 +365,25 @@ def find_encoder(model: nn.Module) -> TwinsEncoder:
 
 @contextmanager
 def recorded_stages(model: nn.Module) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
-    """While it lasts, a list that each stage adds its output to, `(batch_size, height * width, hidden_size)`, and which of
-    its tokens lie on the image, `(batch_size, height, width)`. The final layer norm's output replaces the last stage's."""
+    """While it lasts, a list that each stage adds its output to, `(batch_size, channels, height, width)`, and which of its
+    tokens lie on the image, `(batch_size, height, width)`. The last hidden state of a model with a final layer norm replaces
+    the last stage's output."""
     records: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def record_stage(stage: nn.Module, arguments: tuple, output: torch.Tensor) -> None:
-        _, grid, token_mask = arguments
+        _, token_mask = arguments
         if token_mask is None:
-            token_mask = output.new_ones((len(output), *grid), dtype=torch.bool)
+            token_mask = output.new_ones((len(output), *output.shape[2:]), dtype=torch.bool)
         records.append((output, token_mask))
 
-    def record_final_norm(layernorm: nn.Module, arguments: tuple, output: torch.Tensor) -> None:
-        records[-1] = (output, records[-1][1])
+    def record_last_hidden_state(model: nn.Module, arguments: tuple, output: BaseModelOutputWithPooling) -> None:
+        if output.last_hidden_state is not None:
+            records[-1] = (output.last_hidden_state, records[-1][1])
 
     handles = [stage.register_forward_hook(record_stage) for stage in find_encoder(model).stages]
     for module in model.modules():
         if isinstance(module, TwinsModel) and module.layernorm is not None:
-            handles.append(module.layernorm.register_forward_hook(record_final_norm))
+            handles.append(module.register_forward_hook(record_last_hidden_state))
     try:
         yield records
     finally:

@@ -17,138 +17,48 @@ Twins: Revisiting the Design of Spatial Attention in Vision Transformers (https:
 following the authors' code, https://github.com/Meituan-AutoML/Twins. Both families are one model: Twins-PCPVT attends
 globally in every block, Twins-SVT in every other block, and within windows in the rest.
 
-Inside a stage, tokens keep their place in the image: (batch_size, height, width, channels). Images padded to a common
-size come with `token_mask`, (batch_size, height, width) and True on the image, at every resolution; it is None where no
-image is padded.
+Between stages, hidden states are images, (batch_size, channels, height, width). Inside a stage they are tokens that keep
+their place, (batch_size, height, width, channels): a view of the same memory. Images padded to a common size come with
+`token_mask`, (batch_size, height, width) and True on the image; it is None where no image is padded.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.activations import ACT2FN
+from transformers.activations import ACT2FN, GELUActivation
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutput
+from transformers.modeling_outputs import (
+    BackboneOutput,
+    BaseModelOutput,
+    BaseModelOutputWithPooling,
+    ImageClassifierOutput,
+    SemanticSegmenterOutput,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import (
-    ModelOutput,
     TransformersKwargs,
     auto_docstring,
     is_torchdynamo_compiling,
     is_torchdynamo_exporting,
 )
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested, merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs, maybe_install_capturing_hooks
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs, maybe_install_capturing_hooks
 
 from .configuration_twins import TwinsConfig
 from .original_checkpoints_twins import OriginalWeightsMixin
 
 
-@dataclass
-class TwinsEncoderOutput(ModelOutput):
-    """What the encoder gives to the model and the backbone.
-
-    Args:
-        last_hidden_state (`torch.Tensor` of shape `(batch_size, height * width, hidden_size)`):
-            Output of the last stage.
-        grids (`tuple(tuple(int, int))`):
-            Height and width in tokens of each hidden state.
-        token_mask (`torch.BoolTensor` of shape `(batch_size, height, width)`, *optional*):
-            Which tokens of the last stage lie on the image; None if no `pixel_mask` was given.
-        hidden_states (`tuple(torch.Tensor)`, *optional*):
-            First patch embeddings and output of each stage, each `(batch_size, height * width, hidden_size)`.
-        attentions (`tuple(torch.Tensor)`, *optional*):
-            Attention weights of each block.
-    """
-
-    last_hidden_state: torch.Tensor | None = None
-    grids: tuple[tuple[int, int], ...] | None = None
-    token_mask: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-
-    @property
-    def reshaped_hidden_states(self) -> tuple[torch.Tensor | None, ...] | None:
-        """The hidden states as images; those that `output_hidden_states=[...]` did not select are None."""
-        if self.hidden_states is None or self.grids is None:
-            return None
-        # Copies: `torch.compile` cannot return a tensor and a view of it.
-        return tuple(
-            None if hidden_state is None else tokens_to_image(hidden_state, grid).contiguous()
-            for hidden_state, grid in zip(self.hidden_states, self.grids)
-        )
-
-
-@auto_docstring(
-    custom_intro="""
-    Twins model's outputs that also contains a pooling of the last hidden states.
-    """
-)
-@dataclass
-class TwinsModelOutput(ModelOutput):
-    r"""
-    last_hidden_state (`torch.Tensor` of shape `(batch_size, height * width, hidden_size)`):
-        Output of the last stage after the final layer norm, row by row. Zero outside the image where a `pixel_mask` was
-        given.
-    pooler_output (`torch.Tensor` of shape `(batch_size, hidden_size)`):
-        Mean of the last hidden state over the image.
-    attentions (`tuple(torch.Tensor)`, *optional*, returned when `output_attentions=True` is passed or when `config.output_attentions=True`):
-        Attention weights of each block, `sum(depths)` of them. Of a locally-grouped block
-        `(batch_size * num_windows, num_heads, window_size ** 2, window_size ** 2)`, with each image's windows row by
-        row; of a global block `(batch_size, num_heads, height * width, reduced_height * reduced_width)`.
-    reshaped_hidden_states (`tuple(torch.Tensor)`, *optional*, returned when `output_hidden_states=True` is passed or when `config.output_hidden_states=True`):
-        Tuple of `torch.Tensor` (one for the output of the first patch embeddings + one for the output of each stage) of
-        shape `(batch_size, hidden_size, height, width)`: the hidden states as images.
-    """
-
-    last_hidden_state: torch.Tensor | None = None
-    pooler_output: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    reshaped_hidden_states: tuple[torch.Tensor, ...] | None = None
-
-
-@auto_docstring(
-    custom_intro="""
-    Twins outputs for image classification.
-    """
-)
-@dataclass
-class TwinsImageClassifierOutput(ModelOutput):
-    r"""
-    loss (`torch.Tensor` of shape `(1,)`, *optional*, returned when `labels` is provided):
-        Classification (or regression if config.num_labels==1) loss.
-    logits (`torch.Tensor` of shape `(batch_size, config.num_labels)`):
-        Classification (or regression if config.num_labels==1) scores (before SoftMax).
-    attentions (`tuple(torch.Tensor)`, *optional*, returned when `output_attentions=True` is passed or when `config.output_attentions=True`):
-        Attention weights of each block, as in [`TwinsModelOutput`].
-    reshaped_hidden_states (`tuple(torch.Tensor)`, *optional*, returned when `output_hidden_states=True` is passed or when `config.output_hidden_states=True`):
-        Tuple of `torch.Tensor` (one for the output of the first patch embeddings + one for the output of each stage) of
-        shape `(batch_size, hidden_size, height, width)`: the hidden states as images.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    reshaped_hidden_states: tuple[torch.Tensor, ...] | None = None
-
-
-def tokens_to_image(hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """(batch_size, height * width, channels) -> (batch_size, channels, height, width), in channels-last memory."""
-    return hidden_states.unflatten(1, grid).permute(0, 3, 1, 2)
-
-
 def window_partition(hidden_states: torch.Tensor, window_size: int) -> torch.Tensor:
     """(batch_size, height, width, channels) -> (batch_size * num_windows, window_size**2, channels)."""
-    return square_partition(hidden_states, window_size).flatten(3, 4).flatten(0, 2)
+    rows, columns = hidden_states.shape[1] // window_size, hidden_states.shape[2] // window_size
+    windows = hidden_states.unflatten(2, (columns, window_size)).unflatten(1, (rows, window_size))
+    return windows.transpose(2, 3).flatten(3, 4).flatten(0, 2)
 
 
 def window_reverse(windows: torch.Tensor, window_size: int, grid: tuple[int, int, int]) -> torch.Tensor:
@@ -160,11 +70,14 @@ def window_reverse(windows: torch.Tensor, window_size: int, grid: tuple[int, int
     return windows.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
-def square_partition(hidden_states: torch.Tensor, size: int) -> torch.Tensor:
-    """(batch_size, height, width, channels) -> (batch_size, rows, columns, size, size, channels), without what is left."""
-    rows, columns = hidden_states.shape[1] // size, hidden_states.shape[2] // size
-    squares = hidden_states[:, : rows * size, : columns * size]
-    return squares.unflatten(2, (columns, size)).unflatten(1, (rows, size)).transpose(2, 3)
+def make_token_mask(pixel_mask: torch.Tensor | None, config: TwinsConfig, stage: int) -> torch.Tensor | None:
+    """Which tokens of a stage lie on the image: (batch_size, height, width), in pixels -> the same, in tokens."""
+    if pixel_mask is None:
+        return None
+    stride = config.patch_size * 2**stage
+    # A token is on the image if its last pixel is or, where incomplete patches are padded, its first.
+    start = 0 if config.patch_padding else stride - 1
+    return pixel_mask[:, start::stride, start::stride].bool()
 
 
 def clear_padding(hidden_states: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
@@ -175,12 +88,11 @@ def clear_padding(hidden_states: torch.Tensor, token_mask: torch.Tensor | None) 
     return hidden_states.masked_fill(~token_mask.unsqueeze(-1), 0)
 
 
-def add_branch(hidden_states: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
-    """The residual sum, in the branch's own memory where no gradient needs what is there."""
-    # Compilers reuse memory themselves, and the branch's symbolic sizes grow from layer to layer: the input's do not.
-    if branch.requires_grad or branch.dtype != hidden_states.dtype or is_torchdynamo_compiling():
-        return hidden_states + branch
-    return branch.add_(hidden_states)
+def mean_over_image(image: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
+    """(batch_size, channels, height, width), zero outside the image -> (batch_size, channels)."""
+    if token_mask is None:
+        return image.mean((2, 3))
+    return image.sum((2, 3)) / token_mask.sum((1, 2)).unsqueeze(1).to(image.dtype)
 
 
 def eager_attention_forward(
@@ -195,12 +107,110 @@ def eager_attention_forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     attn_weights = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
-        attn_weights = attn_weights + attention_mask
-    # In half precision too, it is computed in float32; what is kept for the way back is only its result.
+        attn_weights = attn_weights.masked_fill(~attention_mask, torch.finfo(attn_weights.dtype).min)
+    # In half precision too, it is computed in float32; what is kept for the backward pass is only its result.
     attn_weights = nn.functional.softmax(attn_weights, dim=-1).to(query.dtype)
     attn_weights = nn.functional.dropout(attn_weights, p=dropout, training=module.training)
     attn_output = torch.matmul(attn_weights, value).transpose(1, 2).contiguous()
     return attn_output, attn_weights
+
+
+# Speed, compilers, exporters and devices: all that the model does for their sake is in the functions and the class from here
+# to `TwinsDropPath`. Each computes what its name says; the layers below read as the paper's figures.
+
+
+def add_residual(hidden_states: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
+    """The residual sum, in the branch's own memory where no gradient needs what is there."""
+    # Compilers reuse memory themselves, and the branch's symbolic sizes grow from layer to layer: the input's do not.
+    if branch.requires_grad or branch.dtype != hidden_states.dtype or is_torchdynamo_compiling():
+        return hidden_states + branch
+    return branch.add_(hidden_states)
+
+
+def activate(hidden_states: torch.Tensor, activation_fn: nn.Module) -> torch.Tensor:
+    """The activation; GELU in its input's own memory where no gradient needs what is there."""
+    if hidden_states.requires_grad or is_torchdynamo_compiling() or not is_exact_gelu(activation_fn):
+        return activation_fn(hidden_states)
+    # The widest tensor of the block is not written a second time.
+    return torch.ops.aten.gelu_(hidden_states)
+
+
+def is_exact_gelu(activation_fn: nn.Module) -> bool:
+    return type(activation_fn) is GELUActivation and activation_fn.act is nn.functional.gelu
+
+
+def resize_grid(hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Crop tokens (batch_size, height, width, channels) at the right and bottom, or pad them with zeros."""
+    if not is_resized(hidden_states, height, width):
+        return hidden_states
+    # Cropped by negative padding: unlike a slice, its memory layout does not depend on the amount.
+    padding = (0, 0, 0, width - hidden_states.shape[2], 0, height - hidden_states.shape[1])
+    return nn.functional.pad(hidden_states, padding)
+
+
+def is_resized(hidden_states: torch.Tensor, height: int, width: int) -> bool:
+    """Whether `resize_grid` changes tokens. In a graph with symbolic sizes that cannot be decided, and is assumed."""
+    return is_torchdynamo_exporting() or hidden_states.shape[1] != height or hidden_states.shape[2] != width
+
+
+def divide_and_round_up(size: int, divisor: int) -> int:
+    """As -(-size // divisor), which ONNX computes otherwise: it rounds negative numbers towards zero."""
+    return (size + divisor - 1) // divisor
+
+
+def attend(
+    module: "TwinsAttention",
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention by the implementation that the configuration names.
+
+    From `(batch_size, num_heads, num_tokens, head_dim)` to `(batch_size, num_queries, num_heads, head_dim)`, and the
+    weights if the implementation has them. `key_mask`, `(batch_size, num_keys)`, is True on the keys that may be attended
+    to, at least one for each query.
+    """
+    implementation: str = module.config._attn_implementation
+    attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+    attention_mask = None
+    if key_mask is not None:
+        # The same for every query: written out for each, it would be as large as the attention weights.
+        attention_mask = key_mask[:, None, None, :]
+        if is_flash_attention_requested(module.config):
+            # Its functions mask keys only where these are the queries too, which the sub-sampled are not.
+            attention_interface, implementation = ALL_ATTENTION_FUNCTIONS["sdpa"], "sdpa"
+    if not is_torchdynamo_exporting() and len(query) == 0:
+        # The other functions do not take a batch of no images.
+        attention_interface = eager_attention_forward
+
+    dtype = query.dtype
+    autocast: AbstractContextManager = nullcontext()
+    if implementation == "sdpa" and dtype == torch.bfloat16 and query.device.type == "cpu" and query.requires_grad:
+        # The backward pass of PyTorch's CPU kernel takes four times as long in bfloat16 as in float32, and between few
+        # tokens longer than attention written out. Autocast would change either's types again.
+        autocast = torch.autocast("cpu", enabled=False)
+        if attention_mask is None and not is_torchdynamo_compiling() and key.shape[2] <= 64:
+            attention_interface = eager_attention_forward
+        else:
+            query, key, value = query.float(), key.float(), value.float()
+    with autocast:
+        attn_output, attn_weights = attention_interface(module, query, key, value, attention_mask, **kwargs)
+    return attn_output.to(dtype), attn_weights
+
+
+class TwinsPatchConv2d(nn.Conv2d):
+    """A convolution whose kernel is its stride, as a matrix product: faster where there are few patches."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        if is_torchdynamo_exporting() or len(image) == 0:
+            # A graph with symbolic sizes cannot know that patches are whole, and no images have none.
+            return super().forward(image)
+        size = self.stride[0]
+        height, width = image.shape[2] // size * size, image.shape[3] // size * size
+        patches = nn.functional.pixel_unshuffle(image[:, :, :height, :width], size).permute(0, 2, 3, 1)
+        return nn.functional.linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 class TwinsDropPath(nn.Module):
@@ -236,21 +246,14 @@ class TwinsPatchEmbeddings(nn.Module):
         self.layernorm = nn.LayerNorm(config.hidden_sizes[stage], eps=1e-5)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(
-        self, image: torch.Tensor, token_mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, tuple[int, int], torch.Tensor | None]:
-        """Image or feature map `(batch_size, channels, height, width)` to tokens, their grid and their mask."""
+    def forward(self, image: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
+        """Image, or feature map, `(batch_size, channels, height, width)` to a smaller one."""
         if self.patch_padding:
             height, width = image.shape[2:]
             image = nn.functional.pad(image, (0, -width % self.patch_size, 0, -height % self.patch_size))
-        if token_mask is not None:
-            # A patch is on the image if its last pixel is or, where incomplete patches are padded, its first.
-            start = 0 if self.patch_padding else self.patch_size - 1
-            token_mask = token_mask[:, start :: self.patch_size, start :: self.patch_size]
-        image = self.projection(image)
-        hidden_states = self.dropout(self.layernorm(image.permute(0, 2, 3, 1)))
-        hidden_states = clear_padding(hidden_states, token_mask).flatten(1, 2)
-        return hidden_states, (image.shape[2], image.shape[3]), token_mask
+        hidden_states = self.projection(image).permute(0, 2, 3, 1)
+        hidden_states = clear_padding(self.dropout(self.layernorm(hidden_states)), token_mask)
+        return hidden_states.permute(0, 3, 1, 2)
 
 
 class TwinsPositionEncoding(nn.Module):
@@ -264,7 +267,7 @@ class TwinsPositionEncoding(nn.Module):
     def forward(self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
         # The convolution's own padding is zero, so padding within the batch has to be.
         hidden_states = clear_padding(hidden_states, token_mask)
-        return add_branch(hidden_states, self.projection(hidden_states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        return add_residual(hidden_states, self.projection(hidden_states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
 class TwinsAttention(nn.Module):
@@ -304,48 +307,17 @@ class TwinsAttention(nn.Module):
         `key_mask`, `(batch_size, num_keys)`, is True on the keys that may be attended to, at least one for each query.
         """
         query, key, value = map(self.split_heads, self.project(query_states, key_value_states))
-
-        implementation = self.config._attn_implementation
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        is_sdpa = implementation == "sdpa"
-        attention_mask: Any = None
-        if key_mask is not None and is_flash_attention_requested(self.config):
-            # The flash attention functions mask keys only where these are the queries too, which the sub-sampled are not.
-            attention_interface, is_sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"], True
-        if key_mask is not None and is_sdpa:
-            # The same for every query: written out for each, it would be as large as the attention weights.
-            attention_mask = key_mask[:, None, None, :]
-        elif key_mask is not None:
-            attention_mask = create_bidirectional_mask(
-                self.config,
-                inputs_embeds=query_states,
-                attention_mask=key_mask,
-                encoder_hidden_states=key_value_states,
-                # Whether anything is masked is known already; to look would wait for the device.
-                allow_is_bidirectional_skip=False,
-            )
-
-        dtype, is_autocast = query.dtype, True
-        if is_sdpa and dtype == torch.bfloat16 and query.device.type == "cpu" and query.requires_grad:
-            # The way back of PyTorch's CPU kernel takes four times as long in bfloat16 as in float32, and between few
-            # tokens longer than attention written out. Autocast would change either's types again.
-            is_autocast = False
-            if attention_mask is None and not is_torchdynamo_compiling() and key.shape[2] <= 64:
-                attention_interface = eager_attention_forward
-            else:
-                query, key, value = query.float(), key.float(), value.float()
-        with nullcontext() if is_autocast else torch.autocast("cpu", enabled=False):
-            attn_output, attn_weights = attention_interface(
-                self,
-                query,
-                key,
-                value,
-                attention_mask,
-                dropout=self.attention_dropout if self.training else 0.0,
-                scaling=self.scaling,
-                **kwargs,
-            )
-        return self.o_proj(attn_output.flatten(2).to(dtype)), attn_weights
+        attn_output, attn_weights = attend(
+            self,
+            query,
+            key,
+            value,
+            key_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.o_proj(attn_output.flatten(2)), attn_weights
 
 
 class TwinsLocalAttention(TwinsAttention):
@@ -360,40 +332,32 @@ class TwinsLocalAttention(TwinsAttention):
         self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch_size, height, width, _ = hidden_states.shape
-        # Rounded up without dividing negative numbers, which ONNX rounds the other way.
-        rows = (height + self.window_size - 1) // self.window_size
-        columns = (width + self.window_size - 1) // self.window_size
-        padding = (0, columns * self.window_size - width, 0, rows * self.window_size - height)
-        # Padding by nothing would copy. In a graph with symbolic sizes, "nothing" is not to be decided on.
-        is_padded = is_torchdynamo_exporting() or any(padding)
+        rows = divide_and_round_up(height, self.window_size)
+        columns = divide_and_round_up(width, self.window_size)
+        padded_size = rows * self.window_size, columns * self.window_size
         key_mask = None
-        if self.window_padding != "zeros" and (is_padded or token_mask is not None):
-            key_mask = self.window_key_mask(hidden_states, token_mask, padding)
-        hidden_states = clear_padding(hidden_states, token_mask)
-        if is_padded:
-            hidden_states = nn.functional.pad(hidden_states, (0, 0, *padding))
+        if self.window_padding != "zeros" and (token_mask is not None or is_resized(hidden_states, *padded_size)):
+            key_mask = self.make_key_mask(hidden_states, token_mask, padded_size)
+        hidden_states = resize_grid(clear_padding(hidden_states, token_mask), *padded_size)
         windows = window_partition(hidden_states, self.window_size)
         windows, attn_weights = self.attend(windows, windows, key_mask, **kwargs)
         hidden_states = window_reverse(windows, self.window_size, (batch_size, rows, columns))
-        if is_padded:
-            # Cropped by negative padding: unlike a slice, its memory layout does not depend on the amount.
-            hidden_states = nn.functional.pad(hidden_states, (0, 0, *(-pad for pad in padding)))
-        return hidden_states, attn_weights
+        return resize_grid(hidden_states, height, width), attn_weights
 
-    def window_key_mask(
-        self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None, padding: tuple[int, int, int, int]
+    def make_key_mask(
+        self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None, padded_size: tuple[int, int]
     ) -> torch.Tensor:
         """Which tokens of each window may be attended to, `(batch_size * num_windows, window_size**2)`."""
         if token_mask is None:
             token_mask = hidden_states.new_ones(hidden_states.shape[:3], dtype=torch.bool)
-        padded_mask = nn.functional.pad(token_mask, padding)
+        padded_mask = resize_grid(token_mask.unsqueeze(-1), *padded_size)
         if self.window_padding == "authors_segmentation":
             # The authors mark padding by the slice `[-pad:]`, which marks everything where `pad` is 0, and then mask
             # between marked and unmarked tokens: nothing is masked in an image unless both its sides need padding.
             image_sizes = torch.stack([token_mask[:, :, 0].sum(1), token_mask[:, 0, :].sum(1)], dim=1)
             both_sides_padded = (image_sizes % self.window_size != 0).all(1)
-            padded_mask = padded_mask | ~both_sides_padded[:, None, None]
-        key_mask = window_partition(padded_mask.unsqueeze(-1), self.window_size).squeeze(-1)
+            padded_mask = padded_mask | ~both_sides_padded[:, None, None, None]
+        key_mask = window_partition(padded_mask, self.window_size).squeeze(-1)
         # A window beyond the image attends to its own zeros: attending to nothing would be NaN.
         return key_mask | ~key_mask.any(1, keepdim=True)
 
@@ -403,19 +367,11 @@ class TwinsSequenceReduction(nn.Module):
 
     def __init__(self, hidden_size: int, sr_ratio: int):
         super().__init__()
-        self.projection = nn.Conv2d(hidden_size, hidden_size, kernel_size=sr_ratio, stride=sr_ratio)
+        self.projection = TwinsPatchConv2d(hidden_size, hidden_size, kernel_size=sr_ratio, stride=sr_ratio)
         self.layernorm = nn.LayerNorm(hidden_size, eps=1e-5)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if is_torchdynamo_exporting():
-            # A graph with symbolic sizes cannot know that squares are whole.
-            return self.layernorm(self.projection(hidden_states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-        # As a matrix product, which is faster than a convolution of few squares.
-        ratio = self.projection.stride[0]
-        rows, columns = hidden_states.shape[1] // ratio, hidden_states.shape[2] // ratio
-        image = hidden_states[:, : rows * ratio, : columns * ratio].permute(0, 3, 1, 2)
-        squares = nn.functional.pixel_unshuffle(image, ratio).permute(0, 2, 3, 1)
-        return self.layernorm(nn.functional.linear(squares, self.projection.weight.flatten(1), self.projection.bias))
+        return self.layernorm(self.projection(hidden_states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
 class TwinsGlobalAttention(TwinsAttention):
@@ -449,15 +405,10 @@ class TwinsMLP(nn.Module):
         intermediate_size = int(hidden_size * config.mlp_ratios[stage])
         self.fc1 = nn.Linear(hidden_size, intermediate_size)
         self.activation_fn = ACT2FN[config.hidden_act]
-        self.is_gelu = config.hidden_act == "gelu"
         self.fc2 = nn.Linear(intermediate_size, hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.fc1(hidden_states)
-        if self.is_gelu and not hidden_states.requires_grad:
-            # In place: the widest tensor of the block is not written a second time.
-            return self.fc2(torch.ops.aten.gelu_(hidden_states))
-        return self.fc2(self.activation_fn(hidden_states))
+        return self.fc2(activate(self.fc1(hidden_states), self.activation_fn))
 
 
 class TwinsLayer(GradientCheckpointingLayer):
@@ -482,9 +433,9 @@ class TwinsLayer(GradientCheckpointingLayer):
         self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]
     ) -> torch.Tensor:
         attn_output, _ = self.attention(self.layernorm_before(hidden_states), token_mask, **kwargs)
-        hidden_states = add_branch(hidden_states, self.drop_path(self.dropout(attn_output)))
+        hidden_states = add_residual(hidden_states, self.drop_path(self.dropout(attn_output)))
         mlp_output = self.mlp(self.layernorm_after(hidden_states))
-        return add_branch(hidden_states, self.drop_path(self.dropout(mlp_output)))
+        return add_residual(hidden_states, self.drop_path(self.dropout(mlp_output)))
 
 
 class TwinsStage(nn.Module):
@@ -508,18 +459,79 @@ class TwinsStage(nn.Module):
         )
 
     def forward(
-        self,
-        hidden_states: torch.Tensor,
-        grid: tuple[int, int],
-        token_mask: torch.Tensor | None,
-        **kwargs: Unpack[TransformersKwargs],
+        self, image: torch.Tensor, token_mask: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]
     ) -> torch.Tensor:
-        hidden_states = hidden_states.unflatten(1, grid)
+        """Patches `(batch_size, channels, height, width)` to the same shape."""
+        hidden_states = image.permute(0, 2, 3, 1)
         for index, layer in enumerate(self.layers):
             hidden_states = layer(hidden_states, token_mask, **kwargs)
             if index == 0:
                 hidden_states = self.position_encoding(hidden_states, token_mask)
-        return clear_padding(self.layernorm(hidden_states), token_mask).flatten(1, 2)
+        hidden_states = clear_padding(self.layernorm(hidden_states), token_mask)
+        return hidden_states.permute(0, 3, 1, 2)
+
+
+def check_pixel_values(pixel_values: Any, config: TwinsConfig) -> None:
+    """Raise a ValueError that says what is wrong with the images, and what to pass."""
+    shape = "(batch_size, num_channels, height, width)"
+    if not isinstance(pixel_values, torch.Tensor):
+        if isinstance(pixel_values, Mapping):
+            advice = "unpack the image processor's output, as in model(**inputs)"
+        else:
+            advice = 'pass what the image processor makes of it, as in model(**processor(images, return_tensors="pt"))'
+        raise ValueError(
+            f"pixel_values must be a torch.Tensor of shape {shape}, got a {type(pixel_values).__name__}: {advice}."
+        )
+    if pixel_values.ndim != 4:
+        raise ValueError(f"pixel_values must have the shape {shape}, got {tuple(pixel_values.shape)}.")
+    if not pixel_values.is_floating_point():
+        raise ValueError(
+            f"pixel_values must be floating point, got {pixel_values.dtype}. The image processor rescales and normalizes "
+            "integer pixels."
+        )
+    if pixel_values.shape[1] != config.num_channels:
+        raise ValueError(
+            f"pixel_values must have num_channels={config.num_channels} channels, got {pixel_values.shape[1]} (shape "
+            f"{tuple(pixel_values.shape)})."
+        )
+    min_size = config.min_image_size
+    if pixel_values.shape[2] < min_size or pixel_values.shape[3] < min_size:
+        raise ValueError(
+            f"pixel_values must be at least {min_size} pixels high and wide, which patch_size={config.patch_size} and "
+            f"sr_ratios={config.sr_ratios} need, got {pixel_values.shape[2]} x {pixel_values.shape[3]}."
+        )
+
+
+def check_pixel_mask(pixel_mask: Any, pixel_values: torch.Tensor, config: TwinsConfig) -> None:
+    """Raise a ValueError that says what is wrong with the mask, and what was expected."""
+    expected_shape = (pixel_values.shape[0], pixel_values.shape[2], pixel_values.shape[3])
+    if not isinstance(pixel_mask, torch.Tensor) or pixel_mask.shape != expected_shape:
+        shape = tuple(pixel_mask.shape) if isinstance(pixel_mask, torch.Tensor) else f"a {type(pixel_mask).__name__}"
+        raise ValueError(
+            f"pixel_mask must be a torch.Tensor with pixel_values' (batch_size, height, width), {expected_shape}, got "
+            f"{shape}."
+        )
+    # What follows reads the mask, which a graph under construction cannot.
+    if is_torchdynamo_compiling():
+        return
+    rows, columns = pixel_mask.bool().any(2), pixel_mask.bool().any(1)
+    heights, widths = rows.sum(1), columns.sum(1)
+    expected_rows = torch.arange(rows.shape[1], device=rows.device) < heights.unsqueeze(1)
+    expected_columns = torch.arange(columns.shape[1], device=rows.device) < widths.unsqueeze(1)
+    is_rectangle = (pixel_mask.bool() == expected_rows.unsqueeze(2) & expected_columns.unsqueeze(1)).all()
+    is_large_enough = (torch.minimum(heights, widths) >= config.min_image_size).all()
+    rectangle_message = "pixel_mask must be 1 on one rectangle at the top left of each image, and 0 on the padding at its right and bottom."
+    size_message = f"pixel_mask must leave each image at least {config.min_image_size} pixels high and wide"
+    if pixel_mask.is_cuda:
+        # To raise would wait for the device. Its own assertions stop the program when it gets there, without waiting.
+        torch._assert_async(is_rectangle, rectangle_message)
+        torch._assert_async(is_large_enough, f"{size_message}.")
+        return
+    if not is_rectangle:
+        raise ValueError(rectangle_message)
+    if not is_large_enough:
+        sizes = ", ".join(f"{height} x {width}" for height, width in zip(heights.tolist(), widths.tolist()))
+        raise ValueError(f"{size_message}, got images of {sizes}.")
 
 
 @auto_docstring(
@@ -536,10 +548,20 @@ class TwinsPreTrainedModel(OriginalWeightsMixin, PreTrainedModel):
     _no_split_modules = ["TwinsPatchEmbeddings", "TwinsPositionEncoding", "TwinsLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
-    _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _can_record_outputs = {"hidden_states": TwinsStage, "attentions": TwinsAttention}
+    _can_record_outputs = {
+        "hidden_states": [
+            OutputRecorder(TwinsPatchEmbeddings, layer_name="patch_embeddings.0", capture_initial_hidden_state=False),
+            OutputRecorder(TwinsStage, capture_initial_hidden_state=False),
+        ],
+        "attentions": TwinsAttention,
+    }
+
+    def __init__(self, config: TwinsConfig, *args: Any, **kwargs: Any):
+        super().__init__(config, *args, **kwargs)
+        # Fields may have been set after the configuration was made.
+        config.validate_architecture()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -563,11 +585,22 @@ class TwinsEncoder(TwinsPreTrainedModel):
     # Models that hold an encoder take this over, under the encoder's name in them.
     _fsdp_plan = {"patch_embeddings.*": "free_full_weight", "stages.*.layers.*": "free_full_weight"}
 
-    def __init__(self, config: TwinsConfig):
+    def __init__(self, config: TwinsConfig, num_stages: int | None = None):
+        r"""
+        num_stages (`int`, *optional*):
+            How many of the configuration's stages to build; all by default. With 0, there are only the first patch
+            embeddings.
+        """
         super().__init__(config)
-        stages = range(len(config.depths))
-        self.patch_embeddings = nn.ModuleList([TwinsPatchEmbeddings(config, stage) for stage in stages])
-        self.stages = nn.ModuleList([TwinsStage(config, stage) for stage in stages])
+        num_stages = len(config.depths) if num_stages is None else num_stages
+        self.patch_embeddings = nn.ModuleList(
+            [TwinsPatchEmbeddings(config, stage) for stage in range(max(num_stages, 1))]
+        )
+        self.stages = nn.ModuleList([TwinsStage(config, stage) for stage in range(num_stages)])
+        # Checkpoints may hold the other stages.
+        self._keys_to_ignore_on_load_unexpected = [
+            rf"(^|\.)encoder\.(stages|patch_embeddings)\.{stage}\." for stage in range(num_stages, len(config.depths))
+        ]
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -580,75 +613,37 @@ class TwinsEncoder(TwinsPreTrainedModel):
         pixel_values: torch.Tensor,
         pixel_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> TwinsEncoderOutput:
-        self.check_inputs(pixel_values, pixel_mask)
-        image, token_mask = pixel_values, None
+    ) -> BaseModelOutput:
+        check_pixel_values(pixel_values, self.config)
+        image = pixel_values
         if pixel_mask is not None:
-            token_mask = pixel_mask.bool()
-            image = image.masked_fill(~token_mask.unsqueeze(1), 0)
-        grids = []
-        for patch_embeddings, stage in zip(self.patch_embeddings, self.stages):
-            hidden_states, grid, token_mask = patch_embeddings(image, token_mask)
-            hidden_states = stage(hidden_states, grid, token_mask, **kwargs)
-            image = tokens_to_image(hidden_states, grid)
-            grids.append(grid)
-        return TwinsEncoderOutput(last_hidden_state=hidden_states, grids=(grids[0], *grids), token_mask=token_mask)
+            check_pixel_mask(pixel_mask, pixel_values, self.config)
+            image = image.masked_fill(~pixel_mask.bool().unsqueeze(1), 0)
+        for index, patch_embeddings in enumerate(self.patch_embeddings):
+            token_mask = make_token_mask(pixel_mask, self.config, index)
+            image = patch_embeddings(image, token_mask)
+            if index < len(self.stages):
+                image = self.stages[index](image, token_mask, **kwargs)
+        return BaseModelOutput(last_hidden_state=image)
 
-    def check_inputs(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> None:
-        """Raise a ValueError that says what is wrong with the inputs, and what was expected."""
-        num_channels, min_size = self.config.num_channels, self.config.min_image_size
-        if pixel_values.ndim != 4:
-            raise ValueError(
-                "pixel_values must have the shape (batch_size, num_channels, height, width), got "
-                f"{tuple(pixel_values.shape)}."
-            )
-        if not pixel_values.is_floating_point():
-            raise ValueError(
-                f"pixel_values must be floating point, got {pixel_values.dtype}. The image processor rescales and "
-                "normalizes integer pixels."
-            )
-        if pixel_values.shape[1] != num_channels:
-            raise ValueError(
-                f"pixel_values must have num_channels={num_channels} channels, got {pixel_values.shape[1]} (shape "
-                f"{tuple(pixel_values.shape)})."
-            )
-        if pixel_values.shape[2] < min_size or pixel_values.shape[3] < min_size:
-            raise ValueError(
-                f"pixel_values must be at least {min_size} pixels high and wide, which patch_size="
-                f"{self.config.patch_size} and sr_ratios={self.config.sr_ratios} need, got "
-                f"{pixel_values.shape[2]} x {pixel_values.shape[3]}."
-            )
-        if pixel_mask is None:
-            return
-        expected_shape = (pixel_values.shape[0], pixel_values.shape[2], pixel_values.shape[3])
-        if pixel_mask.shape != expected_shape:
-            raise ValueError(
-                f"pixel_mask must have pixel_values' (batch_size, height, width), {expected_shape}, got "
-                f"{tuple(pixel_mask.shape)}."
-            )
-        # What follows reads the mask, which a graph under construction cannot.
-        if is_torchdynamo_compiling():
-            return
-        rows, columns = pixel_mask.bool().any(2), pixel_mask.bool().any(1)
-        sizes = torch.stack([rows.sum(1), columns.sum(1)], dim=1)
-        top_left = torch.ones_like(pixel_mask, dtype=torch.bool)
-        top_left &= (torch.arange(rows.shape[1], device=rows.device) < sizes[:, :1]).unsqueeze(2)
-        top_left &= (torch.arange(columns.shape[1], device=rows.device) < sizes[:, 1:]).unsqueeze(1)
-        if not torch.equal(top_left, pixel_mask.bool()):
-            raise ValueError(
-                "pixel_mask must be 1 on one rectangle at the top left of each image, and 0 on the padding at its right "
-                "and bottom."
-            )
-        if (sizes < min_size).any():
-            raise ValueError(
-                f"pixel_mask must leave each image at least {min_size} pixels high and wide, got images of "
-                f"{', '.join(f'{height} x {width}' for height, width in sizes.tolist())}."
-            )
+
+def check_out_features(out_features: list[str], stage_names: list[str]) -> None:
+    """Raise a ValueError if a backbone that has these stages is asked for another one."""
+    missing = [name for name in out_features if name not in stage_names]
+    if missing:
+        raise ValueError(
+            f"out_features asks for {', '.join(missing)}, but this backbone was built up to {stage_names[-1]}: set "
+            "out_features in the configuration that the backbone is made of."
+        )
 
 
 @auto_docstring(
     custom_intro="""
-    Twins without a head: the stages, a final layer norm, and the mean over the image as pooled output.
+    Twins without a head: the stages, a final layer norm, and the mean over the image as pooled output. The last hidden
+    state and each of the hidden states (the first patch embeddings and the output of each stage) are images, `(batch_size,
+    channels, height, width)`. There are `sum(depths)` attentions: of a locally-grouped block `(batch_size * num_windows,
+    num_heads, window_size ** 2, window_size ** 2)`, with each image's windows row by row; of a global block `(batch_size,
+    num_heads, height * width, reduced_height * reduced_width)`.
     """
 )
 class TwinsModel(TwinsPreTrainedModel):
@@ -675,7 +670,7 @@ class TwinsModel(TwinsPreTrainedModel):
         pixel_values: torch.Tensor,
         pixel_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> TwinsModelOutput:
+    ) -> BaseModelOutputWithPooling:
         r"""
         pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
             Normalized images, as [`TwinsImageProcessor`] makes them, of any height and width from
@@ -698,29 +693,22 @@ class TwinsModel(TwinsPreTrainedModel):
         >>> with torch.no_grad():
         ...     outputs = model(torch.rand(1, 3, 224, 224), output_hidden_states=True)
         >>> list(outputs.last_hidden_state.shape), list(outputs.pooler_output.shape)
-        ([1, 49, 512], [1, 512])
-        >>> [list(hidden_state.shape) for hidden_state in outputs.reshaped_hidden_states]
+        ([1, 512, 7, 7], [1, 512])
+        >>> [list(hidden_state.shape) for hidden_state in outputs.hidden_states]
         [[1, 64, 56, 56], [1, 64, 56, 56], [1, 128, 28, 28], [1, 256, 14, 14], [1, 512, 7, 7]]
         ```"""
-        encoder_outputs = self.encoder(pixel_values, pixel_mask, **kwargs)
-        hidden_states, pooled_output = encoder_outputs.last_hidden_state, None
+        outputs = self.encoder(pixel_values, pixel_mask, **kwargs)
+        image, pooled_output = outputs.last_hidden_state, None
         if self.layernorm is not None:
-            hidden_states, pooled_output = self.pool(self.layernorm(hidden_states), encoder_outputs.token_mask)
-        return TwinsModelOutput(
-            last_hidden_state=hidden_states,
+            token_mask = make_token_mask(pixel_mask, self.config, stage=len(self.config.depths) - 1)
+            image = clear_padding(self.layernorm(image.permute(0, 2, 3, 1)), token_mask).permute(0, 3, 1, 2)
+            pooled_output = mean_over_image(image, token_mask)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=image,
             pooler_output=pooled_output,
-            hidden_states=encoder_outputs.hidden_states,
-            attentions=encoder_outputs.attentions,
-            reshaped_hidden_states=encoder_outputs.reshaped_hidden_states,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
-
-    def pool(self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The tokens, zero outside the image, and their mean over it."""
-        if token_mask is None:
-            return hidden_states, hidden_states.mean(1)
-        token_mask = token_mask.flatten(1).unsqueeze(2)
-        hidden_states = hidden_states.masked_fill(~token_mask, 0)
-        return hidden_states, hidden_states.sum(1) / token_mask.sum(1).to(hidden_states.dtype)
 
 
 @auto_docstring(
@@ -745,7 +733,7 @@ class TwinsForImageClassification(TwinsPreTrainedModel):
         pixel_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> TwinsImageClassifierOutput:
+    ) -> ImageClassifierOutput:
         r"""
         pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
             Normalized images, as [`TwinsImageProcessor`] makes them, of any height and width from
@@ -777,12 +765,8 @@ class TwinsForImageClassification(TwinsPreTrainedModel):
         loss = None
         if labels is not None:
             loss = self.loss_function(labels, logits, self.config, **kwargs)
-        return TwinsImageClassifierOutput(
-            loss=loss,
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            reshaped_hidden_states=outputs.reshaped_hidden_states,
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
 
@@ -899,7 +883,7 @@ class TwinsForSemanticSegmentation(TwinsPreTrainedModel):
         [1, 150, 56, 80]
         ```"""
         outputs = self.twins(pixel_values, pixel_mask, **kwargs)
-        logits = self.decode_head(self.neck(outputs.reshaped_hidden_states[1:]))
+        logits = self.decode_head(self.neck(outputs.hidden_states[1:]))
         loss = None
         if labels is not None:
             upsampled_logits = nn.functional.interpolate(logits, size=labels.shape[1:], mode="bilinear")
@@ -913,7 +897,10 @@ class TwinsForSemanticSegmentation(TwinsPreTrainedModel):
 
 @auto_docstring(
     custom_intro="""
-    Twins backbone, to be used with frameworks like UperNet, DETR and MaskFormer.
+    Twins backbone, to be used with frameworks like UperNet, DETR and MaskFormer. The stages after the last one that
+    `out_features` asks for are neither built nor run, so that every parameter gets a gradient. Feature maps and hidden
+    states are the tensors that the model itself computes with, in channels-last memory: gradients pass through them, and
+    whoever needs another layout calls `contiguous()`.
     """
 )
 class TwinsBackbone(BackboneMixin, TwinsPreTrainedModel):
@@ -923,7 +910,8 @@ class TwinsBackbone(BackboneMixin, TwinsPreTrainedModel):
     def __init__(self, config: TwinsConfig):
         super().__init__(config)
         self.num_features = [config.hidden_sizes[0], *config.hidden_sizes]
-        self.encoder = TwinsEncoder(config)
+        num_stages = max(map(self.stage_names.index, self.out_features), default=0)
+        self.encoder = TwinsEncoder(config, num_stages=num_stages)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -961,15 +949,15 @@ class TwinsBackbone(BackboneMixin, TwinsPreTrainedModel):
         >>> [list(feature_map.shape) for feature_map in feature_maps]
         [[1, 64, 56, 56], [1, 128, 28, 28], [1, 256, 14, 14], [1, 512, 7, 7]]
         ```"""
+        check_out_features(self.out_features, self.stage_names[: len(self.encoder.stages) + 1])
         outputs = self.encoder(pixel_values, pixel_mask, **kwargs)
-        hidden_states = outputs.reshaped_hidden_states
         return BackboneOutput(
             feature_maps=tuple(
                 hidden_state
-                for stage_name, hidden_state in zip(self.stage_names, hidden_states)
+                for stage_name, hidden_state in zip(self.stage_names, outputs.hidden_states)
                 if stage_name in self.out_features
             ),
-            hidden_states=hidden_states,
+            hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
 

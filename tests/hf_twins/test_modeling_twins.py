@@ -14,13 +14,22 @@
 """The models against timm's and against attention written out, and what they do with sizes, types and bad input."""
 
 import copy
+import inspect
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import distributed_backbones
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from testing_utils import FAMILIES, randomize, rectangle_mask, tiny_config
 from torch import nn
+from transformers import BatchFeature
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from hf_twins import (
@@ -31,7 +40,19 @@ from hf_twins import (
     TwinsForSemanticSegmentation,
     TwinsModel,
 )
-from hf_twins.modeling_twins import TwinsDropPath, TwinsLocalAttention
+from hf_twins.modeling_twins import (
+    TwinsAttention,
+    TwinsDropPath,
+    TwinsEncoder,
+    TwinsGlobalAttention,
+    TwinsLayer,
+    TwinsLocalAttention,
+    TwinsMLP,
+    TwinsPatchEmbeddings,
+    TwinsPositionEncoding,
+    TwinsSequenceReduction,
+    TwinsStage,
+)
 from hf_twins.original_checkpoints_twins import ORIGINAL_NAMES, NameTable
 
 
@@ -164,8 +185,7 @@ def test_stage_norm_is_what_the_next_stage_consumes(family):
         torch.testing.assert_close(tokens.mean(-1), torch.zeros_like(tokens[..., 0]), atol=1e-4, rtol=0)
         torch.testing.assert_close(tokens.std(-1, correction=0), torch.ones_like(tokens[..., 0]), atol=1e-3, rtol=0)
     # ... and the next stage starts from it.
-    embedded, grid, _ = backbone.encoder.patch_embeddings[1](feature_maps[0], None)
-    next_map = backbone.encoder.stages[1](embedded, grid, None).unflatten(1, grid).permute(0, 3, 1, 2)
+    next_map = backbone.encoder.stages[1](backbone.encoder.patch_embeddings[1](feature_maps[0], None), None)
     torch.testing.assert_close(next_map, feature_maps[1])
 
 
@@ -187,31 +207,6 @@ def test_sdpa_equals_eager(family, model_class, dtype, masked):
         (expected,), (output,) = expected, output
     assert output.dtype == dtype
     torch.testing.assert_close(output, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item())
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
-def test_flex_attention_equals_eager(fresh_compiler, masked):
-    # Flex attention wants heads of at least 16 channels, and compiles a kernel for each shape: one stage is enough, of one
-    # local and one global block. torch 2.15's kernel for CPUs fails on windows of 3.
-    config = TwinsConfig(
-        patch_size=2,
-        hidden_sizes=[32],
-        num_attention_heads=[2],
-        depths=[2],
-        mlp_ratios=[2],
-        sr_ratios=[2],
-        window_size=7,
-    )
-    eager = randomize(TwinsModel._from_config(copy.deepcopy(config), attn_implementation="eager"))
-    flex = TwinsModel._from_config(copy.deepcopy(config), attn_implementation="flex_attention").eval()
-    flex.load_state_dict(eager.state_dict())
-    pixel_values = torch.randn(2, 3, 40, 30)
-    pixel_mask = rectangle_mask([(40, 20), (17, 30)], 40, 30) if masked else None
-    with torch.no_grad():
-        expected, output = (model(pixel_values, pixel_mask).pooler_output for model in (eager, flex))
-    torch.testing.assert_close(output, expected, rtol=0, atol=1e-5)
 
 
 def test_flash_attention_is_not_asked_for_masks_it_does_not_know(monkeypatch):
@@ -298,30 +293,17 @@ def test_images_of_a_batch_do_not_see_each_other(family, model_class):
     with torch.no_grad():
         together = model(pixel_values).logits
         alone = torch.cat([model(image).logits for image in pixel_values.split(1)])
-    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+    # Logits of up to 10, from convolutions that sum in another order for one image than for three.
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("model_class", [TwinsModel, TwinsForImageClassification])
-def test_hidden_states_are_sequences_and_images(model_class):
+def test_hidden_states_are_images(model_class):
     model = model_class(tiny_config()).eval()
     outputs = model(torch.randn(2, 3, 29, 41), output_hidden_states=True)
     # 29 x 41 pixels: 14 x 20, 7 x 10, 3 x 5 tokens.
-    assert [tuple(state.shape) for state in outputs.hidden_states] == [
-        (2, 280, 16),
-        (2, 280, 16),
-        (2, 70, 32),
-        (2, 15, 48),
-    ]
-    assert [tuple(image.shape) for image in outputs.reshaped_hidden_states] == [
-        (2, 16, 14, 20),
-        (2, 16, 14, 20),
-        (2, 32, 7, 10),
-        (2, 48, 3, 5),
-    ]
-    for state, image in zip(outputs.hidden_states, outputs.reshaped_hidden_states):
-        assert torch.equal(state, image.flatten(2).transpose(1, 2))
-    # Ready to be plotted.
-    assert all(image.is_contiguous() for image in outputs.reshaped_hidden_states)
+    expected = [(2, 16, 14, 20), (2, 16, 14, 20), (2, 32, 7, 10), (2, 48, 3, 5)]
+    assert [tuple(state.shape) for state in outputs.hidden_states] == expected
     assert model(torch.randn(1, 3, 29, 41)).hidden_states is None
 
 
@@ -333,10 +315,8 @@ def test_selected_hidden_states_are_none_elsewhere():
     for index in range(4):
         if index in (1, 3):
             assert torch.equal(selected.hidden_states[index], everything.hidden_states[index])
-            assert torch.equal(selected.reshaped_hidden_states[index], everything.reshaped_hidden_states[index])
         else:
             assert selected.hidden_states[index] is None
-            assert selected.reshaped_hidden_states[index] is None
 
 
 def test_hidden_states_and_attentions_have_gradients():
@@ -412,11 +392,76 @@ def test_backbone_returns_the_features_asked_for(out_features):
         assert torch.equal(feature_map, everything[config.stage_names.index(name)])
 
 
-def test_backbone_does_not_hold_the_norm_it_never_uses():
-    backbone = TwinsBackbone(tiny_config(out_indices=[1, 2, 3]))
-    sum(feature_map.sum() for feature_map in backbone(torch.randn(1, 3, 16, 16)).feature_maps).backward()
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("out_features", "num_stages"),
+    [(["stem"], 0), (["stem", "stage1"], 1), (["stage2"], 2), (["stage1", "stage2"], 2), (["stage3"], 3)],
+    ids=str,
+)
+def test_backbone_has_no_stage_after_the_last_one_asked_for(family, out_features, num_stages):
+    whole = randomize(TwinsModel(tiny_config(family)))
+    backbone = TwinsBackbone(tiny_config(family, out_features=out_features)).eval()
+    assert len(backbone.encoder.stages) == num_stages
+    assert len(backbone.encoder.patch_embeddings) == max(num_stages, 1)
+    backbone.load_state_dict({name: whole.state_dict()[name] for name in backbone.state_dict()})
+    pixel_values = torch.randn(1, 3, 29, 41)
+    expected = whole(pixel_values, output_hidden_states=True).hidden_states
+    outputs = backbone(pixel_values, output_hidden_states=True)
+    assert len(outputs.hidden_states) == num_stages + 1
+    for hidden_state, same in zip(outputs.hidden_states, expected):
+        assert torch.equal(hidden_state, same)
+    # The maps are no copies of what is computed, but that itself.
+    names = tiny_config(family).stage_names
+    assert [id(feature_map) for feature_map in outputs.feature_maps] == [
+        id(outputs.hidden_states[names.index(name)]) for name in out_features
+    ]
+    for hidden_state in outputs.hidden_states:
+        hidden_state.retain_grad()
+    outputs.feature_maps[-1].sum().backward()
+    assert all(hidden_state.grad is not None for hidden_state in outputs.hidden_states)
     # Or DistributedDataParallel would wait for its gradient.
     assert all(parameter.grad is not None for parameter in backbone.parameters())
+
+
+def test_stage_that_a_backbone_was_built_without_is_named():
+    backbone = TwinsBackbone(tiny_config(out_features=["stage1", "stage2"]))
+    backbone.out_features = ["stage1"]
+    assert len(backbone(torch.randn(1, 3, 16, 16)).feature_maps) == 1
+    backbone.out_features = ["stage1", "stage3"]
+    with pytest.raises(ValueError, match="asks for stage3, but this backbone was built up to stage2"):
+        backbone(torch.randn(1, 3, 16, 16))
+
+
+@pytest.mark.parametrize("out_features", [["stem"], ["stage1", "stage2"]], ids=str)
+def test_backbone_without_the_last_stages_is_saved_and_loaded(tmp_path, out_features):
+    classifier = randomize(TwinsForImageClassification(tiny_config()))
+    classifier.save_pretrained(tmp_path / "classifier")
+    pixel_values = torch.randn(1, 3, 29, 41)
+    expected = classifier(pixel_values, output_hidden_states=True).hidden_states
+    folder = tmp_path / "classifier"
+    for _ in range(2):
+        backbone, info = TwinsBackbone.from_pretrained(folder, out_features=out_features, output_loading_info=True)
+        assert not any(info.values()), info
+        assert torch.equal(
+            backbone(pixel_values).feature_maps[-1], expected[len(out_features) if "stem" not in out_features else 0]
+        )
+        folder = tmp_path / "backbone"
+        backbone.save_pretrained(folder)
+
+
+@pytest.mark.slow
+def test_backbones_train_in_several_processes():
+    """Without `find_unused_parameters`: alone, in UperNet and in DETR."""
+    script = Path(distributed_backbones.__file__)
+    process = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parent)},
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    expected = [f"{kind} {family}" for kind in ("stem", "backbone", "upernet", "detr") for family in FAMILIES]
+    assert process.stdout.splitlines() == expected
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -479,6 +524,13 @@ def test_problem_types_have_their_loss(problem_type, num_labels, labels, expecte
         (torch.randn(1, 3, 16, 0), None, "at least 8 pixels high and wide.*got 16 x 0"),
         (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), None, "must be floating point, got torch.uint8"),
         (torch.zeros(1, 3, 16, 16, dtype=torch.long), None, "must be floating point, got torch.int64"),
+        (None, None, "must be a torch.Tensor of shape .* got a NoneType: pass what the image processor makes"),
+        ([[[[0.0]]]], None, r"got a list: pass .* model\(\*\*processor\(images, return_tensors=\"pt\"\)\)"),
+        (np.zeros((1, 3, 16, 16)), None, "got a ndarray: pass what the image processor makes of it"),
+        (Image.new("RGB", (16, 16)), None, "got a Image: pass what the image processor makes of it"),
+        (BatchFeature({"pixel_values": 1}), None, r"got a BatchFeature: unpack .* model\(\*\*inputs\)"),
+        ({"pixel_values": 1}, None, r"got a dict: unpack .* model\(\*\*inputs\)"),
+        (torch.randn(1, 3, 16, 16), [[[1]]], r"must be a torch.Tensor .* \(1, 16, 16\), got a list"),
         (torch.randn(1, 3, 16, 16), torch.ones(1, 1, 16, 16), r"\(1, 16, 16\), got \(1, 1, 16, 16\)"),
         (torch.randn(1, 3, 16, 16), torch.ones(1, 8, 8), r"\(1, 16, 16\), got \(1, 8, 8\)"),
         (torch.randn(2, 3, 16, 16), torch.ones(1, 16, 16), r"\(2, 16, 16\), got \(1, 16, 16\)"),
@@ -493,6 +545,96 @@ def test_problem_types_have_their_loss(problem_type, num_labels, labels, expecte
 def test_bad_input_is_named(model_class, pixel_values, pixel_mask, message):
     with pytest.raises(ValueError, match=message):
         model_class(tiny_config())(pixel_values, pixel_mask)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("window_size", 0),
+        ("depths", [2, 2]),
+        ("depths", [2, 0, 2]),
+        ("hidden_sizes", []),
+        ("num_attention_heads", [1, 3, 3]),
+        ("window_padding", "bogus"),
+        ("hidden_act", "bogus"),
+        ("drop_path_rate", 1.5),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("model_class", MODEL_CLASSES)
+def test_field_set_after_construction_is_checked(model_class, field, value):
+    config = tiny_config()
+    setattr(config, field, value)
+    with pytest.raises(ValueError, match=field):
+        model_class(config)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("model_class", MODEL_CLASSES)
+def test_empty_batch_gives_empty_outputs(model_class, family, masked, implementation):
+    config = tiny_config(family, out_features=["stage1", "stage3"])
+    model = model_class._from_config(config, attn_implementation=implementation)
+    pixel_values = torch.randn(1, 3, 29, 41)
+    pixel_mask = torch.ones(1, 29, 41, dtype=torch.long) if masked else None
+    flags = {"output_hidden_states": True, "output_attentions": implementation == "eager"}
+    for mode in (True, False):
+        model.train(mode)
+        expected = model(pixel_values, pixel_mask, **flags)
+        outputs = model(pixel_values[:0], pixel_mask[:0] if masked else None, **flags)
+        assert list(outputs) == list(expected)
+        for name, value in expected.items():
+            tensors, empty = (each if isinstance(each, tuple | list) else [each] for each in (value, outputs[name]))
+            for tensor, same in zip(tensors, empty, strict=True):
+                assert same.shape == (0, *tensor.shape[1:]), name
+
+
+@pytest.mark.parametrize("model_class", [TwinsForImageClassification, TwinsForSemanticSegmentation])
+def test_loss_of_an_empty_batch_is_nan(model_class):
+    model = model_class(tiny_config())
+    labels = torch.zeros((0,) if model_class is TwinsForImageClassification else (0, 16, 16), dtype=torch.long)
+    loss = model(torch.randn(0, 3, 16, 16), labels=labels).loss
+    # As PyTorch's mean of nothing.
+    assert loss.isnan()
+    loss.backward()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_masked_call_does_not_wait_for_the_device(family):
+    model = randomize(TwinsForImageClassification(tiny_config(family))).cuda()
+    pixel_values, pixel_mask = torch.randn(2, 3, 29, 41).cuda(), rectangle_mask([(29, 20), (17, 41)], 29, 41).cuda()
+    with torch.no_grad():
+        model(pixel_values, pixel_mask)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            model(pixel_values, pixel_mask)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        TwinsEncoder,
+        TwinsStage,
+        TwinsLayer,
+        TwinsPatchEmbeddings,
+        TwinsLocalAttention,
+        TwinsGlobalAttention,
+        TwinsAttention,
+        TwinsSequenceReduction,
+        TwinsPositionEncoding,
+        TwinsMLP,
+    ],
+)
+def test_layers_read_as_the_figure(part):
+    """What serves exporters, compilers, types and devices is in functions beside the layers."""
+    forward = inspect.getsource(part if part is TwinsAttention else part.forward).lower()
+    for word in ("export", "onnx", "compil", "dynamo", "trac", "dtype", "float", "device", "cuda", "cpu", "autocast"):
+        assert word not in forward, word
 
 
 def test_input_in_another_type_than_the_weights_is_pytorchs_error():
@@ -644,12 +786,13 @@ def test_segmentation_widths_and_dropout_are_those_of_the_configuration():
     assert dropped.float().mean().item() == pytest.approx(0.5, abs=0.1)
 
 
-def test_segmentation_hidden_states_are_sequences_if_asked_for():
+def test_segmentation_hidden_states_are_images_if_asked_for():
     model = TwinsForSemanticSegmentation(tiny_config()).eval()
     pixel_values = torch.randn(2, 3, 29, 41)
     assert model(pixel_values).hidden_states is None
     hidden_states = model(pixel_values, output_hidden_states=True).hidden_states
-    assert [tuple(state.shape) for state in hidden_states] == [(2, 280, 16), (2, 280, 16), (2, 70, 32), (2, 15, 48)]
+    expected = [(2, 16, 14, 20), (2, 16, 14, 20), (2, 32, 7, 10), (2, 48, 3, 5)]
+    assert [tuple(state.shape) for state in hidden_states] == expected
     selected = model(pixel_values, output_hidden_states=[-1]).hidden_states
     assert [state is None for state in selected] == [True, True, True, False]
     assert torch.equal(selected[-1], hidden_states[-1])

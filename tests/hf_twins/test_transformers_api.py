@@ -93,7 +93,7 @@ def test_classifier_is_a_checkpoint_of_model_and_backbone(tmp_path):
         if model_class is TwinsModel:
             assert torch.equal(model(pixel_values).pooler_output, expected.pooler_output)
         else:
-            assert torch.equal(model(pixel_values).feature_maps[0], expected.reshaped_hidden_states[-1])
+            assert torch.equal(model(pixel_values).feature_maps[0], expected.hidden_states[-1])
 
 
 @pytest.mark.parametrize("use_stage_norm", [False, True])
@@ -122,7 +122,7 @@ def test_segmentation_model_is_a_checkpoint_of_a_backbone(tmp_path):
     backbone, info = TwinsBackbone.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
     pixel_values = torch.randn(1, 3, 29, 41)
-    expected = model.twins(pixel_values, output_hidden_states=True).reshaped_hidden_states[-1]
+    expected = model.twins(pixel_values, output_hidden_states=True).hidden_states[-1]
     assert torch.equal(backbone(pixel_values).feature_maps[0], expected)
 
 
@@ -309,7 +309,7 @@ def test_image_classification_pipeline(repository, images):
 def test_image_feature_extraction_pipeline(repository, images, pool):
     extractor = pipeline("image-feature-extraction", str(repository), pool=pool)
     features = torch.tensor(extractor(images[0]))
-    assert features.shape == ((1, 48) if pool else (1, 16, 48))
+    assert features.shape == ((1, 48) if pool else (1, 48, 4, 4))
     assert features.isfinite().all()
 
 
