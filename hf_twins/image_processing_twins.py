@@ -14,7 +14,7 @@
 """Image processor class for Twins, torchvision backend."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -34,10 +34,21 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, auto_docstring
 
-from .auto_map_twins import TwinsAutoMapMixin
 from .original_checkpoints_twins import OriginalPreprocessingMixin
 
 
+if TYPE_CHECKING:
+    # transformers saves a class of remote code together with the files that its file imports: without this line, a model
+    # loaded with `trust_remote_code=True` and saved again would lose its PIL backend.
+    from .image_processing_pil_twins import TwinsImageProcessorPil  # noqa: F401
+
+
+PROCESSOR_AUTO_MAP = {
+    "AutoImageProcessor": {
+        "torchvision": "image_processing_twins.TwinsImageProcessor",
+        "pil": "image_processing_pil_twins.TwinsImageProcessorPil",
+    }
+}
 # Label of the pixels without a class: what the losses of transformers' segmentation models leave out by default.
 IGNORE_INDEX = 255
 
@@ -134,8 +145,8 @@ def crop_logits(logits: torch.Tensor, pixel_mask: torch.Tensor) -> torch.Tensor:
     return logits[:, : ends[0], : ends[1]]
 
 
-class TwinsImageProcessorMixin(TwinsAutoMapMixin, BaseImageProcessor):
-    """What both backends share: padding with a `pixel_mask`, segmentation maps and post-processing."""
+class TwinsImageProcessorMixin(BaseImageProcessor):
+    """What both backends share: padding with a `pixel_mask`, segmentation maps, post-processing and remote code."""
 
     model_input_names = ["pixel_values", "pixel_mask"]
     resample = PILImageResampling.BICUBIC
@@ -327,6 +338,20 @@ class TwinsImageProcessorMixin(TwinsAutoMapMixin, BaseImageProcessor):
             else:
                 results.append(segmentation)
         return results
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as a dictionary, ready for JSON.
+
+        With an `auto_map` only where code files are saved too, as they are for classes of remote code: what was published
+        with its code, loaded by the installed package and saved again, must not point at files that are not there.
+        """
+        output = super().to_dict()
+        if self._auto_class is None:
+            output.pop("auto_map", None)
+        # transformers enters the backend that is saved alone; a class derived from it is somebody else's.
+        elif output.get("auto_map", {}).get("AutoImageProcessor") in PROCESSOR_AUTO_MAP["AutoImageProcessor"].values():
+            output["auto_map"] = output["auto_map"] | PROCESSOR_AUTO_MAP
+        return output
 
 
 @auto_docstring(
