@@ -35,12 +35,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import httpx
 from model_cards import model_card
-from transformers import (
-    AutoImageProcessor,
-    BaseImageProcessor,
-    SegformerImageProcessor,
-    UperNetForSemanticSegmentation,
-)
+from transformers import AutoImageProcessor, UperNetForSemanticSegmentation
+from transformers.image_utils import PILImageResampling
 from verification import backbone_config, verify
 from whole_outputs import whole_output
 
@@ -223,16 +219,20 @@ def write(
     (folder / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
-def image_processor(conversion: Conversion, checkpoint: Checkpoint) -> BaseImageProcessor:
+def image_processor(conversion: Conversion, checkpoint: Checkpoint) -> TwinsImageProcessor:
     """timm's evaluation transforms, or the authors'; for segmentation, mmsegmentation's for ADE20K."""
     if isinstance(conversion.model, UperNetForSemanticSegmentation | TwinsForSemanticSegmentation):
         # The short side to 512 pixels, the long one to 2048 at most: so the published mIoU is measured.
-        size = {"shortest_edge": 512, "longest_edge": 2048}
-        return SegformerImageProcessor(size=size, do_reduce_labels=conversion.model.config.num_labels == 150)
+        return TwinsImageProcessor(
+            size={"shortest_edge": 512, "longest_edge": 2048},
+            resample=PILImageResampling.BILINEAR,
+            do_center_crop=False,
+            do_reduce_labels=conversion.model.config.num_labels == 150,
+        )
     return TwinsImageProcessor(**(checkpoint.preprocessing or {}))
 
 
-def check_written(folder: Path, conversion: Conversion, processor: BaseImageProcessor) -> None:
+def check_written(folder: Path, conversion: Conversion, processor: TwinsImageProcessor) -> None:
     expected = conversion.model.state_dict()
     model = type(conversion.model).from_pretrained(folder)
     reloaded = model.state_dict()

@@ -14,31 +14,20 @@
 """Image processor class for Twins, PIL backend."""
 
 from transformers.image_processing_backends import PilBackend
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 from transformers.utils import auto_docstring
 
-from .auto_map_twins import TwinsAutoMapMixin
+from .image_processing_twins import TwinsImageProcessorKwargs, TwinsImageProcessorMixin
 from .original_checkpoints_twins import OriginalPreprocessingMixin
 
 
 @auto_docstring(
     custom_intro="""
-    Prepares images for Twins models as their authors do for evaluation: short side to 256 pixels, centre crop of 224,
-    normalization (PIL backend).
+    Prepares images for Twins models as [`TwinsImageProcessor`] does, with PIL and NumPy alone: torchvision need not be
+    installed.
     """
 )
-class TwinsImageProcessorPil(TwinsAutoMapMixin, OriginalPreprocessingMixin, PilBackend):
-    resample = PILImageResampling.BICUBIC
-    image_mean = IMAGENET_DEFAULT_MEAN
-    image_std = IMAGENET_DEFAULT_STD
-    size = {"shortest_edge": 256}
-    default_to_square = False
-    crop_size = {"height": 224, "width": 224}
-    do_resize = True
-    do_center_crop = True
-    do_rescale = True
-    do_normalize = True
-    do_convert_rgb = True
+class TwinsImageProcessorPil(TwinsImageProcessorMixin, OriginalPreprocessingMixin, PilBackend):
+    valid_kwargs = TwinsImageProcessorKwargs
 
 
 __all__ = ["TwinsImageProcessorPil"]

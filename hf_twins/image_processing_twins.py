@@ -13,21 +13,142 @@
 # limitations under the License.
 """Image processor class for Twins, torchvision backend."""
 
-from transformers.image_processing_backends import TorchvisionBackend
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
-from transformers.utils import auto_docstring
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from .auto_map_twins import TwinsAutoMapMixin
+import torch
+from torch import nn
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
+from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ImageInput,
+    PILImageResampling,
+    SizeDict,
+    is_pil_image,
+    is_valid_image,
+    to_numpy_array,
+)
+from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import TensorType, auto_docstring
+
 from .original_checkpoints_twins import OriginalPreprocessingMixin
 
 
-@auto_docstring(
-    custom_intro="""
-    Prepares images for Twins models as their authors do for evaluation: short side to 256 pixels, centre crop of 224,
-    normalization (torchvision backend).
+if TYPE_CHECKING:
+    # transformers saves a class of remote code together with the files that its file imports: without this line, a model
+    # loaded with `trust_remote_code=True` and saved again would lose its PIL backend.
+    from .image_processing_pil_twins import TwinsImageProcessorPil  # noqa: F401
+
+
+PROCESSOR_AUTO_MAP = {
+    "AutoImageProcessor": {
+        "torchvision": "image_processing_twins.TwinsImageProcessor",
+        "pil": "image_processing_pil_twins.TwinsImageProcessorPil",
+    }
+}
+# Label of the pixels without a class: what the losses of transformers' segmentation models leave out by default.
+IGNORE_INDEX = 255
+
+
+class TwinsImageProcessorKwargs(ImagesKwargs, total=False):
+    r"""
+    do_reduce_labels (`bool`, *optional*, defaults to `self.do_reduce_labels`):
+        Whether to reduce the labels of segmentation maps by 1, for datasets that use 0 for the background and do not
+        count it as a class (e.g. ADE20K): 0 becomes 255, and 255 stays 255.
     """
-)
-class TwinsImageProcessor(TwinsAutoMapMixin, OriginalPreprocessingMixin, TorchvisionBackend):
+
+    do_reduce_labels: bool
+
+
+def read_segmentation_maps(segmentation_maps: Any) -> list[torch.Tensor]:
+    """One map, a batch of maps, or a list of either, as int64 tensors of shape `(height, width)`.
+
+    Raises:
+        ValueError: if a map is of another kind, has several channels, or holds something else than whole numbers.
+    """
+    if isinstance(segmentation_maps, list | tuple):
+        return [labels for each in segmentation_maps for labels in read_segmentation_maps(each)]
+    if not is_valid_image(segmentation_maps):
+        raise ValueError(
+            "segmentation_maps must be PIL images, NumPy arrays or PyTorch tensors, got "
+            f"{type(segmentation_maps).__name__}: open files with PIL.Image.open, which keeps the classes of a palette "
+            "image."
+        )
+    array = to_numpy_array(segmentation_maps)
+    if array.ndim > 2 and (is_pil_image(segmentation_maps) or array.shape[-1] in (3, 4)):
+        raise ValueError(
+            f"segmentation_maps must have one channel, the class of each pixel, got colors of shape {array.shape}: "
+            "replace each color with its class."
+        )
+    is_float = array.dtype.kind == "f"
+    # NumPy converts what PyTorch does not read, as big-endian 16-bit images.
+    labels = torch.from_numpy(array.astype("float64" if is_float else "int64"))
+    if is_float and (labels.frac() != 0).any():
+        raise ValueError("segmentation_maps must hold whole numbers, the class of each pixel, got fractions or NaN.")
+    if labels.ndim < 2:
+        raise ValueError(f"segmentation_maps must have the shape (height, width), got {tuple(labels.shape)}.")
+    if labels.ndim > 2 and labels.shape[-1] == 1:
+        labels = labels.squeeze(-1)
+    return list(labels.long().reshape(-1, *labels.shape[-2:]))
+
+
+def check_segmentation_maps(maps: Sequence[torch.Tensor], images: Sequence[Any]) -> None:
+    """Raise a ValueError if there is not one map for each image, and of its size."""
+    if len(maps) != len(images):
+        raise ValueError(
+            f"segmentation_maps must be one map of shape (height, width) for each image, got {len(maps)} for "
+            f"{len(images)} images."
+        )
+    for index, (labels, image) in enumerate(zip(maps, images)):
+        if tuple(labels.shape) != tuple(image.shape[-2:]):
+            raise ValueError(
+                f"segmentation_maps must be as large as their images, but map {index} is {' x '.join(map(str, labels.shape))}"
+                f" and its image {' x '.join(map(str, image.shape[-2:]))} (height x width): resize or crop both alike."
+            )
+
+
+def reduce_labels(labels: torch.Tensor) -> torch.Tensor:
+    """Labels n as n - 1, and 0 as 255; 255 stays, as do negative numbers, which no dataset has as classes."""
+    reduced = torch.where(labels > 0, labels - 1, labels)
+    return reduced.masked_fill((labels == 0) | (labels == IGNORE_INDEX), IGNORE_INDEX)
+
+
+def resize_labels(labels: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """The label of the nearest pixel, in whole numbers: the backends' own resizing rounds, and PIL's ends at 255."""
+    rows, columns = ((2 * torch.arange(new) + 1) * old // (2 * new) for old, new in zip(labels.shape, size))
+    return labels[rows][:, columns]
+
+
+def pad_labels(labels: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    height, width = labels.shape
+    return nn.functional.pad(labels, (0, size[1] - width, 0, size[0] - height), value=IGNORE_INDEX)
+
+
+def crop_logits(logits: torch.Tensor, pixel_mask: torch.Tensor) -> torch.Tensor:
+    """The logits that the model would give for the image alone, without those of the padding.
+
+    Args:
+        logits: of shape `(num_labels, logits_height, logits_width)`.
+        pixel_mask: of shape `(height, width)`, 1 on one rectangle at the top left.
+    """
+    image_size = (int(pixel_mask.any(1).sum()), int(pixel_mask.any(0).sum()))
+    ends = []
+    for image_side, padded_side, logits_side in zip(image_size, pixel_mask.shape, logits.shape[1:]):
+        stride = max(round(padded_side / logits_side), 1)
+        # Whole patches only, unless the model pads incomplete ones, whose logits then reach beyond the input.
+        is_patch_padded = logits_side * stride > padded_side
+        end = (image_side + stride - 1) // stride if is_patch_padded else image_side // stride
+        ends.append(min(max(end, 1), logits_side))
+    return logits[:, : ends[0], : ends[1]]
+
+
+class TwinsImageProcessorMixin(BaseImageProcessor):
+    """What both backends share: padding with a `pixel_mask`, segmentation maps, post-processing and remote code."""
+
+    model_input_names = ["pixel_values", "pixel_mask"]
     resample = PILImageResampling.BICUBIC
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
@@ -39,6 +160,208 @@ class TwinsImageProcessor(TwinsAutoMapMixin, OriginalPreprocessingMixin, Torchvi
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True
+    do_pad: bool | None = None
+    pad_size: dict[str, int] | None = None
+    do_reduce_labels = False
+
+    def __init__(self, **kwargs: Unpack[TwinsImageProcessorKwargs]):
+        # Defined for its annotation, from which `auto_docstring` takes the arguments.
+        super().__init__(**kwargs)  # type: ignore[misc]  # whose annotation lacks those of this class
+
+    @auto_docstring
+    def preprocess(
+        self,
+        images: ImageInput,
+        segmentation_maps: ImageInput | None = None,
+        **kwargs: Unpack[TwinsImageProcessorKwargs],
+    ) -> BatchFeature:
+        r"""
+        segmentation_maps (`ImageInput`, *optional*):
+            The class of each pixel of each image, as large as the image: PIL images with one channel (a palette image
+            is read as its indices), or arrays or tensors of shape `(height, width)`. They need `do_center_crop=False`.
+
+        Returns:
+            [`BatchFeature`] with
+
+            - **pixel_values** of shape `(batch_size, num_channels, height, width)`.
+            - **pixel_mask** of shape `(batch_size, height, width)`, int64, with `do_pad=True`: 1 on the image, 0 on the
+              padding at its right and bottom, where `pixel_values` are 0 and `labels` 255. Images are padded to
+              `pad_size` or, without it, to the largest height and width of the batch.
+            - **labels** of shape `(batch_size, height, width)`, int64, with `segmentation_maps`: resized as the images
+              are, but by the nearest neighbor.
+
+            Without `return_tensors`, each is a list with an entry for each image.
+
+        Raises:
+            ValueError: if `segmentation_maps` are not one map of whole numbers for each image and of its size, or are
+                given with `do_center_crop=True`; if an image is larger than `pad_size`; if images of different sizes
+                are to become one tensor without `do_pad=True`.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from hf_twins import TwinsConfig, TwinsForSemanticSegmentation, TwinsImageProcessor
+
+        >>> # As the published segmentation models are evaluated, with images of different sizes in one batch
+        >>> processor = TwinsImageProcessor(
+        ...     size={"shortest_edge": 512, "longest_edge": 2048}, resample=2, do_center_crop=False, do_pad=True
+        ... )
+        >>> images = [torch.randint(256, (3, 300, 400)), torch.randint(256, (3, 300, 500))]
+        >>> inputs = processor(images, return_tensors="pt")
+        >>> [(name, list(tensor.shape)) for name, tensor in inputs.items()]
+        [('pixel_values', [2, 3, 512, 853]), ('pixel_mask', [2, 512, 853])]
+
+        >>> model = TwinsForSemanticSegmentation(TwinsConfig.from_variant("twins-svt-small", num_labels=150)).eval()
+        >>> with torch.no_grad():
+        ...     outputs = model(**inputs)
+        >>> segmentation = processor.post_process_semantic_segmentation(
+        ...     outputs, target_sizes=[(300, 400), (300, 500)], pixel_mask=inputs.pixel_mask
+        ... )
+        >>> [list(classes.shape) for classes in segmentation]
+        [[300, 400], [300, 500]]
+        ```"""
+        return super().preprocess(images, segmentation_maps, **kwargs)
+
+    def _preprocess_image_like_inputs(  # type: ignore[override]  # which gets its arguments from `preprocess` alone
+        self,
+        images: ImageInput,
+        segmentation_maps: ImageInput | None,
+        *,
+        do_center_crop: bool | None,
+        do_pad: bool | None,
+        pad_size: SizeDict | None,
+        do_reduce_labels: bool,
+        return_tensors: str | TensorType | None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Process the images one by one, their segmentation maps to the same sizes, and pad both."""
+        if segmentation_maps is not None and do_center_crop:
+            raise ValueError(
+                "segmentation_maps need do_center_crop=False, because a segmentation model sees the whole image: load or "
+                "create the image processor with do_center_crop=False."
+            )
+        prepared = self._prepare_image_like_inputs(images, **kwargs)
+        maps = None
+        if segmentation_maps is not None:
+            maps = read_segmentation_maps(segmentation_maps)
+            check_segmentation_maps(maps, prepared)
+            if do_reduce_labels:
+                maps = [reduce_labels(labels) for labels in maps]
+        data: dict[str, Any] = self._preprocess(
+            prepared, do_center_crop=do_center_crop, do_pad=False, pad_size=None, return_tensors=None, **kwargs
+        ).data
+        pixel_values = data["pixel_values"]
+        if maps is not None:
+            maps = [resize_labels(labels, image.shape[-2:]) for labels, image in zip(maps, pixel_values)]
+        if do_pad:
+            if pad_size is None:
+                heights, widths = zip(*(image.shape[-2:] for image in pixel_values))
+                pad_size = SizeDict(height=max(heights), width=max(widths))
+            data["pixel_values"], data["pixel_mask"] = self.pad(  # type: ignore[attr-defined]  # the backend's
+                pixel_values, pad_size=pad_size, return_mask=True, disable_grouping=kwargs.get("disable_grouping")
+            )
+            if maps is not None:
+                maps = [pad_labels(labels, data["pixel_mask"][0].shape) for labels in maps]
+        if maps is not None:
+            is_torch = torch.is_tensor(pixel_values[0])
+            data["labels"] = [labels.to(pixel_values[0].device) if is_torch else labels.numpy() for labels in maps]
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
+    def post_process_semantic_segmentation(
+        self,
+        outputs: Any,
+        target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
+        return_segmentation_scores: bool = False,
+        pixel_mask: torch.Tensor | None = None,
+    ) -> "list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]":
+        """
+        Converts the output of [`TwinsForSemanticSegmentation`], or of another model with `logits`, into segmentation maps.
+
+        Args:
+            outputs ([`~modeling_outputs.SemanticSegmenterOutput`]):
+                Raw outputs of the model, with `logits` of shape `(batch_size, num_labels, logits_height, logits_width)`.
+            target_sizes (`list[tuple[int, int]]` of length `batch_size`, *optional*):
+                Height and width in pixels of each segmentation map, usually of the original image. If unset, predictions
+                are not resized.
+            return_segmentation_scores (`bool`, *optional*, defaults to `False`):
+                Whether to return the scores of each class beside the segmentation map.
+            pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
+                The `pixel_mask` that the image processor returned with the images. The logits of the padding are cut off
+                before the others are resized. Needed with `target_sizes` for every batch that was padded.
+
+        Returns:
+            `list[torch.Tensor]` or `list[SemanticSegmentationPostProcessorOutput]`: for each image the classes, of shape
+            `(height, width)`, int64; with `return_segmentation_scores=True` as `segmentation`, beside
+            `segmentation_scores` of shape `(num_labels, height, width)`.
+
+        Raises:
+            ValueError: if the processor has `do_center_crop=True`; if there is not one target size for each image; if
+                the processor has `do_pad=True` and `pixel_mask` is missing, except for a batch of one image without
+                `pad_size`, which needs no padding.
+        """
+        logits = outputs.logits
+        if self.do_center_crop:
+            raise ValueError(
+                "Post-processing needs do_center_crop=False, because the logits of a center crop do not cover the image: "
+                "load or create the image processor with do_center_crop=False."
+            )
+        if target_sizes is not None:
+            if len(target_sizes) != len(logits):
+                raise ValueError(
+                    f"target_sizes must have one (height, width) for each of the {len(logits)} images, got "
+                    f"{len(target_sizes)}: pass the size of every image of the batch."
+                )
+            if pixel_mask is None and self.do_pad and (len(logits) > 1 or self.pad_size is not None):
+                raise ValueError(
+                    "With do_pad=True the logits cover padding too: pass pixel_mask=inputs['pixel_mask'], so that it is "
+                    "cut off before the logits are resized to target_sizes."
+                )
+        if pixel_mask is not None:
+            pixel_mask = torch.as_tensor(pixel_mask)
+            if pixel_mask.ndim != 3 or len(pixel_mask) != len(logits):
+                raise ValueError(
+                    f"pixel_mask must have the shape ({len(logits)}, height, width) for logits of {len(logits)} images, "
+                    f"got {tuple(pixel_mask.shape)}: pass the image processor's output unchanged."
+                )
+        results: list[Any] = []
+        for index, scores in enumerate(logits):
+            if pixel_mask is not None:
+                scores = crop_logits(scores, pixel_mask[index].bool())
+            if target_sizes is not None:
+                size = [int(side) for side in target_sizes[index]]
+                scores = nn.functional.interpolate(scores.unsqueeze(0), size=size, mode="bilinear")[0]
+            segmentation = scores.argmax(0)
+            if return_segmentation_scores:
+                data = {"segmentation": segmentation, "segmentation_scores": scores}
+                results.append(SemanticSegmentationPostProcessorOutput(data=data))
+            else:
+                results.append(segmentation)
+        return results
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as a dictionary, ready for JSON.
+
+        With an `auto_map` only where code files are saved too, as they are for classes of remote code: what was published
+        with its code, loaded by the installed package and saved again, must not point at files that are not there.
+        """
+        output = super().to_dict()
+        if self._auto_class is None:
+            output.pop("auto_map", None)
+        # transformers enters the backend that is saved alone; a class derived from it is somebody else's.
+        elif output.get("auto_map", {}).get("AutoImageProcessor") in PROCESSOR_AUTO_MAP["AutoImageProcessor"].values():
+            output["auto_map"] = output["auto_map"] | PROCESSOR_AUTO_MAP
+        return output
+
+
+@auto_docstring(
+    custom_intro="""
+    Prepares images for Twins models. The defaults are the authors' evaluation of classifiers: short side to 256 pixels,
+    center crop of 224, normalization (torchvision backend). For segmentation, create it with `do_center_crop=False`.
+    """
+)
+class TwinsImageProcessor(TwinsImageProcessorMixin, OriginalPreprocessingMixin, TorchvisionBackend):
+    valid_kwargs = TwinsImageProcessorKwargs
 
 
 __all__ = ["TwinsImageProcessor"]

@@ -18,6 +18,8 @@ import os
 import shutil
 from pathlib import Path
 
+from .image_processing_twins import PROCESSOR_AUTO_MAP
+
 
 # One entry for every Auto class, whichever class the model was saved from.
 CONFIG_AUTO_MAP = {
@@ -26,12 +28,6 @@ CONFIG_AUTO_MAP = {
     "AutoModelForImageClassification": "modeling_twins.TwinsForImageClassification",
     "AutoModelForSemanticSegmentation": "modeling_twins.TwinsForSemanticSegmentation",
     "AutoBackbone": "modeling_twins.TwinsBackbone",
-}
-PROCESSOR_AUTO_MAP = {
-    "AutoImageProcessor": {
-        "torchvision": "image_processing_twins.TwinsImageProcessor",
-        "pil": "image_processing_pil_twins.TwinsImageProcessorPil",
-    }
 }
 
 
@@ -65,7 +61,7 @@ def save_remote_code(save_directory: str | os.PathLike) -> list[str]:
     processor_file = save_directory / "preprocessor_config.json"
     if processor_file.is_file():
         processor = json.loads(processor_file.read_text(encoding="utf-8"))
-        # Segmentation models may have another model's processor, which transformers has.
+        # Another model's processor, as older segmentation models have it, is in transformers and needs no code.
         if processor.get("image_processor_type") in ("TwinsImageProcessor", "TwinsImageProcessorPil"):
             write_json(processor_file, processor | {"auto_map": PROCESSOR_AUTO_MAP})
     return [str(path) for path in code_files]

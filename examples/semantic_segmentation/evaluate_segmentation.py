@@ -59,11 +59,21 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
 
 def load_model(name_or_path: str, device: str | None = None) -> tuple[Any, Any]:
-    """A segmentation model in evaluation mode, and its image processor."""
+    """A segmentation model in evaluation mode, and its image processor.
+
+    Raises:
+        ValueError: if the processor crops images.
+    """
     model = AutoModelForSemanticSegmentation.from_pretrained(name_or_path).eval()
     if device is None:
         device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
-    return model.to(device), AutoImageProcessor.from_pretrained(name_or_path)
+    processor = AutoImageProcessor.from_pretrained(name_or_path)
+    if processor.do_center_crop:
+        raise ValueError(
+            f"The image processor of {name_or_path} has do_center_crop=True, with which a model sees a part of each image "
+            "only: save it with do_center_crop=False."
+        )
+    return model.to(device), processor
 
 
 def evaluate(options: EvaluationArguments, how: InferenceArguments) -> dict[str, float]:

@@ -111,7 +111,9 @@ def segment(model: Any, processor: Any, image: PIL.Image.Image, how: InferenceAr
     probabilities: Any = 0
     for scale in how.scales:
         scaled = {name: round(scale * value) for name, value in size.items()}
-        pixel_values = processor(image, size=scaled, return_tensors="pt")["pixel_values"].to(model.device)
+        # An image alone needs no padding, whose logits would have to be cut off.
+        inputs = processor(image, size=scaled, do_pad=False, return_tensors="pt")
+        pixel_values = inputs["pixel_values"].to(model.device)
         for is_flipped in (False, True) if how.flip else (False,):
             pixels = pixel_values.flip(3) if is_flipped else pixel_values
             if how.slide_crop_size is None or how.slide_stride is None:

@@ -21,12 +21,13 @@ from segmentation_arguments import HEADS, ModelArguments
 from segmentation_data import IGNORE_INDEX
 from training import twins_config
 from transformers import (
+    AutoImageProcessor,
     PreTrainedConfig,
     PreTrainedModel,
-    SegformerImageProcessor,
     UperNetConfig,
     UperNetForSemanticSegmentation,
 )
+from transformers.image_utils import PILImageResampling
 
 from hf_twins import (
     TWINS_VARIANTS,
@@ -151,15 +152,20 @@ def upernet_of_backbone(arguments: ModelArguments, names: dict[str, Any], change
     return model
 
 
-def create_processor(
-    arguments: ModelArguments, fields: dict[str, Any], do_reduce_labels: bool
-) -> SegformerImageProcessor:
-    """A segmentation checkpoint's image processor; of another, its colours, at the size of the published models."""
+def create_processor(arguments: ModelArguments, fields: dict[str, Any], do_reduce_labels: bool) -> TwinsImageProcessor:
+    """The image processor of a segmentation checkpoint, as a [`TwinsImageProcessor`] whatever its class.
+
+    Of another checkpoint, its image mean and standard deviation, at the size of the published models.
+
+    Raises:
+        ValueError: if the processor does not keep the shape of images.
+    """
     name = str(arguments.model_name_or_path or arguments.config_name)
     processor: Any = None
     try:
         if segmentation_labels(fields) is not None:
-            processor = SegformerImageProcessor.from_pretrained(name, revision=arguments.model_revision)
+            # By the class that it was saved as, whose defaults fill in what its file leaves out.
+            processor = AutoImageProcessor.from_pretrained(name, revision=arguments.model_revision)
         elif name not in TWINS_VARIANTS:
             colours: Any = TwinsImageProcessor.from_pretrained(name, revision=arguments.model_revision)
             processor = segmentation_processor(image_mean=colours.image_mean, image_std=colours.image_std)
@@ -167,13 +173,19 @@ def create_processor(
         logger.warning(f"{name} has no image processor: pictures are prepared as for the published models.")
     if processor is None:
         processor = segmentation_processor()
-    changes: dict[str, Any] = {"do_reduce_labels": do_reduce_labels}
+    changes: dict[str, Any] = {"do_reduce_labels": do_reduce_labels, "do_center_crop": False}
     if arguments.image_size is not None:
         changes["size"] = {"shortest_edge": arguments.image_size, "longest_edge": 4 * arguments.image_size}
     elif processor.size.shortest_edge is None:
         raise ValueError(f"The image processor of {name} does not keep the shape of pictures: give --image_size.")
-    return SegformerImageProcessor.from_dict(processor.to_dict() | changes)
+    return TwinsImageProcessor.from_dict(processor.to_dict() | changes)
 
 
-def segmentation_processor(**fields: Any) -> SegformerImageProcessor:
-    return SegformerImageProcessor(size={"shortest_edge": IMAGE_SIZE, "longest_edge": 4 * IMAGE_SIZE}, **fields)
+def segmentation_processor(**fields: Any) -> TwinsImageProcessor:
+    """Prepares images as for the published models, but for `fields`."""
+    return TwinsImageProcessor(
+        size={"shortest_edge": IMAGE_SIZE, "longest_edge": 4 * IMAGE_SIZE},
+        resample=PILImageResampling.BILINEAR,
+        do_center_crop=False,
+        **fields,
+    )

@@ -76,10 +76,13 @@ bundled model has not seen this handwriting.
 
 
 def load(location: str) -> tuple[Any, Any]:
-    return (
-        AutoModelForSemanticSegmentation.from_pretrained(location),
-        AutoImageProcessor.from_pretrained(location),
-    )
+    processor = AutoImageProcessor.from_pretrained(location)
+    if processor.do_center_crop:
+        raise models.ModelError(
+            f"The image processor of {Path(location).name} crops pictures (do_center_crop=True), but segmentation needs the "
+            "whole picture: choose another model."
+        )
+    return AutoModelForSemanticSegmentation.from_pretrained(location), processor
 
 
 def class_colour(index: int) -> tuple[int, int, int]:

@@ -111,7 +111,8 @@ class LoadedModel:
             short, long = sorted(image.size)
             if sizes["size"]["shortest_edge"] ** 2 * long / short > MAX_INPUT_PIXELS:
                 raise PictureError("This picture is too long for so high a resolution: lower it, or crop the picture.")
-        return self.processor(image, return_tensors="pt", **sizes)["pixel_values"][0]
+        # An image alone needs no padding.
+        return self.processor(image, do_pad=False, return_tensors="pt", **sizes)["pixel_values"][0]
 
     def scaled(self, sizes: Any, percent: float) -> dict[str, int]:
         return {

@@ -31,7 +31,12 @@ from huggingface_hub import ModelCard
 from source_checkpoints import FORMATS, TINY, source_checkpoint, source_weights, timm_model
 from testing_utils import small_file_system
 from timm.models import save_for_hf
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    SegformerImageProcessor,
+)
 
 import hf_twins
 from hf_twins import TwinsForImageClassification, TwinsImageProcessor
@@ -95,6 +100,11 @@ def test_every_format_becomes_a_repository_that_auto_classes_load(source_format,
         inputs = processor(torch.zeros(3, 300, 600, dtype=torch.uint8), return_tensors="pt")
         assert inputs["pixel_values"].shape == (1, 3, 512, 1024)
         assert processor.do_reduce_labels
+        former = SegformerImageProcessor(size={"shortest_edge": 512, "longest_edge": 2048})
+        photograph = torch.randint(256, (3, 301, 437), dtype=torch.uint8)
+        for pictures in (photograph, photograph[:, :, :60]):
+            actual, expected = (each(pictures, return_tensors="pt").pixel_values for each in (processor, former))
+            assert torch.equal(actual, expected)
         with torch.no_grad():
             outputs = model(inputs["pixel_values"][:, :, :64, :64])
         assert processor.post_process_semantic_segmentation(outputs, [(300, 600)])[0].shape == (300, 600)
@@ -391,8 +401,12 @@ def test_remote_code_is_written_and_not_for_upernet(source, output, tmp_path):
     run(tmp_path / "fpn.pth", "--output", tmp_path / "fpn", "--with-remote-code")
     assert "AutoModelForSemanticSegmentation" in json.loads((tmp_path / "fpn" / "config.json").read_text())["auto_map"]
     assert pinned in (tmp_path / "fpn" / "README.md").read_text()
-    # The processor is Segformer's, which needs no code.
-    assert "auto_map" not in json.loads((tmp_path / "fpn" / "preprocessor_config.json").read_text())
+    assert json.loads((tmp_path / "fpn" / "preprocessor_config.json").read_text())["auto_map"] == {
+        "AutoImageProcessor": {
+            "torchvision": "image_processing_twins.TwinsImageProcessor",
+            "pil": "image_processing_pil_twins.TwinsImageProcessorPil",
+        }
+    }
     weights = source_weights("mmseg-upernet", TINY["svt"])
     torch.save(weights, tmp_path / "upernet.pth")
     error = fails(tmp_path / "upernet.pth", "--output", tmp_path / "upernet", "--with-remote-code")

@@ -54,6 +54,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, jaccard_sco
 from testing_utils import randomize, tiny_config
 from torch import nn
 from transformers import (
+    AutoImageProcessor,
     AutoModelForSemanticSegmentation,
     SegformerImageProcessor,
     TrainingArguments,
@@ -94,8 +95,9 @@ def scenes(tmp_path_factory) -> Path:
     return folder
 
 
-def processor_of(size: int = 32, **fields) -> SegformerImageProcessor:
-    return SegformerImageProcessor(size={"shortest_edge": size, "longest_edge": 4 * size}, **fields)
+def processor_of(size: int = 32, **fields) -> TwinsImageProcessor:
+    size_limits = {"shortest_edge": size, "longest_edge": 4 * size}
+    return TwinsImageProcessor(size=size_limits, resample=2, do_center_crop=False, **fields)
 
 
 def upernet_config(**fields) -> UperNetConfig:
@@ -190,6 +192,9 @@ def test_classifier_gets_either_head(head, tmp_path):
     assert (processor.size.shortest_edge, processor.size.longest_edge) == (48, 192)
     assert list(processor.image_mean) == [0.5, 0.4, 0.3]
     assert processor.do_reduce_labels
+    # As mmsegmentation has it, and not as classifiers do.
+    assert not processor.do_center_crop
+    assert processor.resample == PILImage.Resampling.BILINEAR
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -210,6 +215,28 @@ def test_segmentation_checkpoint_keeps_its_head_where_the_classes_are_as_many(he
     processor = create_processor(arguments, fields, do_reduce_labels=False)
     assert processor.size.shortest_edge == 40
     assert list(processor.image_mean) == [0.1, 0.2, 0.3]
+
+
+def test_folder_with_another_image_processor_trains_on_with_the_same_pixels(tmp_path):
+    randomize(TwinsForSemanticSegmentation(tiny_config(num_labels=4))).save_pretrained(tmp_path)
+    former = SegformerImageProcessor(size={"shortest_edge": 40, "longest_edge": 160}, image_std=[0.1, 0.2, 0.3])
+    former.save_pretrained(tmp_path)
+    arguments = ModelArguments(model_name_or_path=str(tmp_path))
+    create_processor(arguments, checkpoint_config(arguments), do_reduce_labels=True).save_pretrained(tmp_path)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    assert type(processor) is TwinsImageProcessor
+    assert processor.do_reduce_labels
+    picture = PILImage.effect_noise((73, 51), 80).convert("RGB")
+    assert torch.equal(
+        processor(picture, return_tensors="pt").pixel_values, former(picture, return_tensors="pt").pixel_values
+    )
+
+
+def test_image_processor_that_crops_is_no_evaluation(tmp_path):
+    randomize(TwinsForSemanticSegmentation(tiny_config(num_labels=4))).save_pretrained(tmp_path)
+    TwinsImageProcessor().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"has do_center_crop=True, .* save it with do_center_crop=False"):
+        evaluate_segmentation.load_model(str(tmp_path), "cpu")
 
 
 @pytest.mark.parametrize("window_padding", ["masked", "zeros", "authors_segmentation"])
@@ -258,6 +285,7 @@ def test_multi_scale_and_flip_equals_a_plain_loop(head):
     actual = segment(model, processor, picture, InferenceArguments(scales=list(MULTI_SCALES), flip=True))
     expected = []
     for short_side in (16, 24, 32, 40, 48, 56):
+        # The processor of another model, which does the same.
         inputs = SegformerImageProcessor(size={"shortest_edge": short_side, "longest_edge": 4 * short_side})(
             picture, return_tensors="pt"
         )["pixel_values"]

@@ -43,6 +43,7 @@ def test_examples_in_docstrings_run(name):
         "TwinsForImageClassification.forward",
         "TwinsForSemanticSegmentation.forward",
         "TwinsBackbone.forward",
+        "TwinsImageProcessor.preprocess",
     ],
 )
 def test_public_classes_have_an_example(name):

@@ -14,21 +14,30 @@
 """The image processors against each other and against the authors' preprocessing."""
 
 import json
+import math
 import subprocess
 import sys
 import textwrap
+from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
+from testing_utils import randomize, tiny_config
+from torch import nn
 from torchvision import transforms
+from transformers import SegformerImageProcessor
+from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
-from hf_twins import TwinsImageProcessor, TwinsImageProcessorPil
+from hf_twins import TwinsForSemanticSegmentation, TwinsImageProcessor, TwinsImageProcessorPil
 
 
 PROCESSOR_CLASSES = [TwinsImageProcessor, TwinsImageProcessorPil]
+SEGFORMER_CLASSES = [SegformerImageProcessor, SegformerImageProcessorPil]
+SEGMENTATION = {"size": {"shortest_edge": 32, "longest_edge": 128}, "resample": 2, "do_center_crop": False}
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +142,317 @@ def test_pil_backend_needs_no_torchvision(photographs, tmp_path):
     assert process.returncode == 0, process.stderr
     expected = TwinsImageProcessorPil()(photographs[0], return_tensors="pt").pixel_values
     assert torch.equal(torch.load(tmp_path / "pixels.pt", weights_only=True), expected)
+
+
+def noise(*shape: int, high: int = 256, dtype: str = "uint8") -> np.ndarray:
+    return np.random.default_rng(sum(shape)).integers(0, high, shape).astype(dtype)
+
+
+def nearest(labels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Each pixel's center looked up in the map that is resized, without rounding."""
+    rows, columns = (
+        [math.floor((index + Fraction(1, 2)) * old / new) for index in range(new)]
+        for old, new in zip(labels.shape, (height, width))
+    )
+    return labels[np.ix_(rows, columns)].astype(np.int64)
+
+
+@pytest.mark.parametrize("processor_class", PROCESSOR_CLASSES)
+@pytest.mark.parametrize("fields", [{"do_resize": False}, {}, {"do_normalize": False}], ids=str)
+def test_padding_is_at_the_right_and_bottom_and_the_mask_says_where(processor_class, fields):
+    processor = processor_class(**SEGMENTATION | fields, do_pad=True)
+    images = [noise(37, 53, 3), noise(61, 33, 3), noise(37, 53, 3)]
+    inputs = processor(images, return_tensors="pt")
+    alone = [processor(image, return_tensors="pt") for image in images]
+    height, width = (max(each.pixel_values.shape[axis] for each in alone) for axis in (2, 3))
+    assert inputs.pixel_values.shape == (3, 3, height, width)
+    assert inputs.pixel_mask.shape == (3, height, width)
+    assert inputs.pixel_mask.dtype == torch.int64
+    for pixels, mask, each in zip(inputs.pixel_values, inputs.pixel_mask, alone):
+        rows, columns = each.pixel_values.shape[2:]
+        # An image that is as large as the batch is not padded.
+        assert (each.pixel_mask == 1).all()
+        assert torch.equal(pixels[:, :rows, :columns], each.pixel_values[0])
+        expected_mask = torch.zeros(height, width, dtype=torch.int64)
+        expected_mask[:rows, :columns] = 1
+        assert torch.equal(mask, expected_mask)
+        assert (pixels * (1 - mask) == 0).all()
+
+
+@pytest.mark.parametrize("processor_class", PROCESSOR_CLASSES)
+def test_padding_comes_as_the_arrays_that_are_asked_for(processor_class):
+    processor = processor_class(do_resize=False, do_center_crop=False, do_pad=True)
+    images = [noise(37, 53, 3), noise(61, 33, 3)]
+    maps = [noise(37, 53, high=9), noise(61, 33, high=9)]
+    expected = processor(images, maps, return_tensors="pt")
+    arrays = processor(images, maps, return_tensors="np")
+    lists = processor(images, maps)
+    assert set(expected) == set(arrays) == set(lists) == {"pixel_values", "pixel_mask", "labels"}
+    for name, tensor in expected.items():
+        assert isinstance(arrays[name], np.ndarray)
+        np.testing.assert_array_equal(arrays[name], tensor)
+        assert arrays[name].dtype == tensor.numpy().dtype
+        assert isinstance(lists[name], list)
+        np.testing.assert_array_equal(np.stack([np.asarray(each) for each in lists[name]]), tensor)
+
+
+@pytest.mark.parametrize("processor_class", PROCESSOR_CLASSES)
+def test_images_are_padded_to_the_size_asked_for(processor_class):
+    processor = processor_class(
+        do_resize=False, do_center_crop=False, do_pad=True, pad_size={"height": 64, "width": 70}
+    )
+    inputs = processor(noise(37, 53, 3), noise(37, 53, high=9), return_tensors="pt")
+    assert inputs.pixel_values.shape == (1, 3, 64, 70)
+    assert inputs.pixel_mask.shape == inputs.labels.shape == (1, 64, 70)
+    assert inputs.pixel_mask.sum() == 37 * 53
+    with pytest.raises(ValueError, match="Padding dimensions are negative"):
+        processor(noise(37, 71, 3), return_tensors="pt")
+
+
+@pytest.mark.parametrize("processor_class", PROCESSOR_CLASSES)
+def test_images_of_different_sizes_need_padding_to_become_one_tensor(processor_class):
+    processor = processor_class(do_resize=False, do_center_crop=False)
+    images = [noise(37, 53, 3), noise(61, 33, 3)]
+    assert [tuple(image.shape) for image in processor(images).pixel_values] == [(3, 37, 53), (3, 61, 33)]
+    with pytest.raises(ValueError, match="Unable to convert output 'pixel_values'"):
+        processor(images, return_tensors="pt")
+    assert set(processor(images, do_pad=True, return_tensors="pt")) == {"pixel_values", "pixel_mask"}
+
+
+@pytest.mark.parametrize("classes", list(zip(PROCESSOR_CLASSES, SEGFORMER_CLASSES)), ids=["torchvision", "pil"])
+@pytest.mark.parametrize(
+    "size",
+    [{"height": 48, "width": 64}, {"shortest_edge": 40}, {"shortest_edge": 64, "longest_edge": 100}],
+    ids=["fixed", "short side", "short and long side"],
+)
+def test_segmentation_has_the_pixels_of_segformers_processor_bit_for_bit(classes, size, photographs):
+    processor_class, segformer_class = classes
+    processor = processor_class(size=size, resample=2, do_center_crop=False)
+    for image in [*photographs, photographs[0].crop((0, 0, 97, 301))]:
+        actual, expected = (each(image, return_tensors="pt") for each in (processor, segformer_class(size=size)))
+        assert torch.equal(actual.pixel_values, expected.pixel_values)
+
+
+@pytest.mark.parametrize("processor_class", PROCESSOR_CLASSES)
+@pytest.mark.parametrize("size", [(37, 53), (64, 64), (33, 130), (150, 31), (204, 90)], ids=str)
+def test_labels_are_those_of_the_nearest_pixels(processor_class, size):
+    labels = noise(*size)
+    inputs = processor_class(**SEGMENTATION)(noise(*size, 3), labels, return_tensors="pt")
+    assert inputs.labels.dtype == torch.int64
+    assert inputs.labels.shape == (1, *inputs.pixel_values.shape[2:])
+    np.testing.assert_array_equal(inputs.labels[0], nearest(labels, *inputs.labels.shape[1:]))
+
+
+@pytest.mark.parametrize("segformer_class", SEGFORMER_CLASSES)
+def test_labels_are_segformers_but_on_the_line_between_two_pixels(segformer_class):
+    # Where a resized pixel's center is just between two, its backends differ from each other too.
+    labels = noise(204, 90)
+    arguments = (noise(204, 90, 3), labels)
+    actual = TwinsImageProcessor(**SEGMENTATION)(*arguments, return_tensors="pt").labels[0]
+    expected = segformer_class(size=SEGMENTATION["size"])(*arguments, return_tensors="pt").labels[0]
+    off_the_line = [
+        [((2 * index + 1) * old) % (2 * new) != 0 for index in range(new)]
+        for old, new in zip(labels.shape, actual.shape)
+    ]
+    chosen = np.ix_(*map(np.array, off_the_line))
+    np.testing.assert_array_equal(actual[chosen], expected[chosen])
+    assert np.mean(off_the_line[0]) * np.mean(off_the_line[1]) > 0.8
+
+
+@pytest.mark.parametrize("processor_class", PROCESSOR_CLASSES)
+@pytest.mark.parametrize("do_reduce_labels", [False, True])
+def test_labels_are_padded_with_what_the_loss_leaves_out(processor_class, do_reduce_labels):
+    processor = processor_class(do_resize=False, do_center_crop=False, do_pad=True, do_reduce_labels=do_reduce_labels)
+    maps = [noise(37, 53), noise(61, 33)]
+    inputs = processor([noise(37, 53, 3), noise(61, 33, 3)], maps, return_tensors="pt")
+    for labels, mask, given in zip(inputs.labels, inputs.pixel_mask, maps):
+        assert (labels[mask == 0] == 255).all()
+        expected = given.astype(np.int64)
+        if do_reduce_labels:
+            expected = np.select([expected == 0, expected == 255], [255, 255], expected - 1)
+        np.testing.assert_array_equal(labels[mask == 1].reshape(given.shape), expected)
+
+
+@pytest.mark.parametrize("processor_class", PROCESSOR_CLASSES)
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "int32", "int64", "float32", ">u2"])
+def test_labels_are_reduced_without_a_wrap_in_every_type(processor_class, dtype):
+    given = [0, 1, 2, 150, 254, 255] + ([] if dtype == "uint8" else [257, 300, 30_000])
+    expected = [255, 0, 1, 149, 253, 255] + ([] if dtype == "uint8" else [256, 299, 29_999])
+    labels = np.array([given], dtype=dtype).repeat(40, 0)
+    processor = processor_class(do_resize=False, do_center_crop=False, do_reduce_labels=True)
+    inputs = processor(noise(*labels.shape, 3), labels, return_tensors="pt")
+    assert inputs.labels[0].unique(dim=0).tolist() == [expected]
+    assert labels[0].tolist() == given
+    # Resized too, they are whole numbers of any size.
+    inputs = processor_class(size={"height": 20, "width": len(given)}, do_center_crop=False)(
+        noise(*labels.shape, 3), labels, return_tensors="pt"
+    )
+    assert inputs.labels[0].unique(dim=0).tolist() == [given]
+
+
+@pytest.mark.parametrize("processor_class", PROCESSOR_CLASSES)
+def test_segmentation_maps_of_every_kind_are_read_alike(processor_class, photographs, tmp_path):
+    image = photographs[2]
+    labels = noise(image.height, image.width, high=200)
+    palette = Image.fromarray(labels)
+    # Colors that are not their indices.
+    palette.putpalette([255 - index // 3 for index in range(768)])
+    assert palette.mode == "P"
+    palette.save(tmp_path / "palette.png")
+    Image.fromarray(labels.astype(np.uint16)).save(tmp_path / "deep.png")
+    processor = processor_class(**SEGMENTATION)
+    expected = torch.from_numpy(nearest(labels, 32, 48))
+    kinds = [labels, Image.fromarray(labels), palette, torch.from_numpy(labels), labels[None], labels[..., None]]
+    with Image.open(tmp_path / "palette.png") as stored, Image.open(tmp_path / "deep.png") as deep:
+        for kind in [*kinds, stored, deep]:
+            for segmentation_maps in (kind, [kind], [[kind]]):
+                inputs = processor(image, segmentation_maps=segmentation_maps, return_tensors="pt")
+                assert torch.equal(inputs.labels[0], expected)
+    batch = np.stack([labels, labels[::-1]])
+    assert torch.equal(processor([image, image], batch, return_tensors="pt").labels[0], expected)
+    bits = Image.fromarray(labels > 100)
+    assert bits.mode == "1"
+    assert processor(image, bits, return_tensors="pt").labels.unique().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("processor_class", PROCESSOR_CLASSES)
+@pytest.mark.parametrize(
+    ("segmentation_maps", "message"),
+    [
+        (noise(40, 50, 3), r"one channel, .* got colors of shape \(40, 50, 3\)"),
+        (Image.fromarray(noise(40, 50, 3)), r"one channel, .* got colors"),
+        (Image.fromarray(noise(40, 50, 2), "LA"), r"one channel, .* got colors"),
+        ([noise(40, 50), noise(40, 50)], "one map of shape .* got 2 for 1 images"),
+        ([], "one map of shape .* got 0 for 1 images"),
+        (noise(50, 40), "as large as their images, but map 0 is 50 x 40 and its image 40 x 50"),
+        (np.full((40, 50), 0.5), "must hold whole numbers"),
+        (np.full((40, 50), np.nan), "must hold whole numbers"),
+        (np.zeros(50), r"must have the shape \(height, width\), got \(50,\)"),
+        ("map.png", r"must be PIL images, .* got str: open files with PIL\.Image\.open"),
+    ],
+    ids=["colors", "RGB", "LA", "two", "none", "turned", "fractions", "NaN", "flat", "path"],
+)
+def test_what_is_wrong_with_segmentation_maps_is_said(processor_class, segmentation_maps, message):
+    with pytest.raises(ValueError, match=message):
+        processor_class(**SEGMENTATION)(noise(40, 50, 3), segmentation_maps, return_tensors="pt")
+
+
+@pytest.mark.parametrize("processor_class", PROCESSOR_CLASSES)
+def test_segmentation_never_crops(processor_class):
+    processor = processor_class()
+    with pytest.raises(ValueError, match="segmentation_maps need do_center_crop=False"):
+        processor(noise(40, 50, 3), noise(40, 50))
+    outputs = SimpleNamespace(logits=torch.randn(1, 5, 56, 56))
+    for arguments in ({}, {"target_sizes": [(40, 50)]}):
+        with pytest.raises(ValueError, match="Post-processing needs do_center_crop=False"):
+            processor.post_process_semantic_segmentation(outputs, **arguments)
+    # For one call, as for every option.
+    assert processor(noise(40, 50, 3), noise(40, 50), do_center_crop=False, return_tensors="pt").labels.shape == (
+        (1, 256, 320)
+    )
+
+
+@pytest.mark.parametrize("processor_class", PROCESSOR_CLASSES)
+@pytest.mark.parametrize("target_sizes", [None, [(41, 53), (30, 97)], torch.tensor([[41, 53], [30, 97]])])
+def test_post_processing_does_as_segformers(processor_class, target_sizes):
+    outputs = SimpleNamespace(logits=torch.randn(2, 5, 12, 17))
+    processor = processor_class(**SEGMENTATION)
+    actual = processor.post_process_semantic_segmentation(outputs, target_sizes=target_sizes)
+    sizes = target_sizes if target_sizes is None else [tuple(map(int, size)) for size in target_sizes]
+    segformer = SegformerImageProcessor()
+    expected = segformer.post_process_semantic_segmentation(outputs, target_sizes=sizes)
+    assert all(torch.equal(*pair) for pair in zip(actual, expected, strict=True))
+    actual, expected = (
+        each.post_process_semantic_segmentation(outputs, sizes, return_segmentation_scores=True)
+        for each in (processor, segformer)
+    )
+    for both in zip(actual, expected, strict=True):
+        assert torch.equal(*(each.segmentation for each in both))
+        assert torch.equal(*(each.segmentation_scores for each in both))
+
+
+@pytest.mark.parametrize("target_sizes", [[], [(4, 4)], [(4, 4)] * 3])
+def test_post_processing_wants_a_size_for_each_image(target_sizes):
+    outputs = SimpleNamespace(logits=torch.randn(2, 5, 12, 17))
+    message = f"one .height, width. for each of the 2 images, got {len(target_sizes)}"
+    with pytest.raises(ValueError, match=message):
+        TwinsImageProcessor(**SEGMENTATION).post_process_semantic_segmentation(outputs, target_sizes)
+
+
+@pytest.mark.parametrize("processor_class", PROCESSOR_CLASSES)
+@pytest.mark.parametrize("stride", [1, 4, 8])
+@pytest.mark.parametrize("pads_patches", [False, True])
+def test_post_processing_cuts_padding_off(processor_class, stride, pads_patches):
+    """With logits that are means over patches, a padded image has the classes that it has alone, pixel by pixel."""
+
+    def logits(pixels: torch.Tensor) -> torch.Tensor:
+        if pads_patches:
+            missing = (-pixels.shape[3] % stride, -pixels.shape[2] % stride)
+            pixels = nn.functional.pad(pixels, (0, missing[0], 0, missing[1]))
+        return nn.functional.avg_pool2d(pixels, stride)
+
+    processor = processor_class(do_resize=False, do_center_crop=False, do_pad=True)
+    images = [noise(69, 53, 3), noise(61, 85, 3), noise(45, 47, 3)]
+    target_sizes = [(100, 60), (61, 85), (20, 33)]
+    inputs = processor(images, return_tensors="pt")
+    outputs = SimpleNamespace(logits=logits(inputs.pixel_values))
+    classes = processor.post_process_semantic_segmentation(
+        outputs, target_sizes=target_sizes, pixel_mask=inputs.pixel_mask
+    )
+    for image, size, actual in zip(images, target_sizes, classes, strict=True):
+        alone = processor(image, return_tensors="pt").pixel_values
+        expected = nn.functional.interpolate(logits(alone), size=size, mode="bilinear").argmax(1)[0]
+        assert torch.equal(actual, expected)
+    # Without target sizes they are the logits' own, those of the padding left out.
+    classes = processor.post_process_semantic_segmentation(outputs, pixel_mask=inputs.pixel_mask.numpy())
+    assert [tuple(each.shape) for each in classes] == [
+        tuple(logits(processor(image, return_tensors="pt").pixel_values).shape[2:]) for image in images
+    ]
+
+
+def test_padded_batch_has_the_segmentation_of_each_image_alone():
+    model = randomize(TwinsForSemanticSegmentation(tiny_config(num_labels=5)))
+    processor = TwinsImageProcessor(do_resize=False, do_center_crop=False, do_pad=True)
+    images = [noise(224, 96, 3), noise(128, 288, 3)]
+    sizes = [(224, 96), (128, 288)]
+    with torch.no_grad():
+        inputs = processor(images, return_tensors="pt")
+        together = processor.post_process_semantic_segmentation(model(**inputs), sizes, pixel_mask=inputs.pixel_mask)
+        for image, size, actual in zip(images, sizes, together):
+            outputs = model(**processor(image, return_tensors="pt"))
+            (expected,) = processor.post_process_semantic_segmentation(outputs, [size])
+            # The head sees zeros beside the image, and so its last rows and columns a little differently.
+            rows, columns = (side - 48 for side in size)
+            assert (actual == expected)[:rows, :columns].float().mean() > 0.99
+
+
+def test_post_processing_of_a_padded_batch_needs_its_mask():
+    processor = TwinsImageProcessor(**SEGMENTATION, do_pad=True)
+    logits = torch.randn(2, 5, 8, 16)
+    with pytest.raises(ValueError, match=r"the logits cover padding too: pass pixel_mask=inputs\['pixel_mask'\]"):
+        processor.post_process_semantic_segmentation(SimpleNamespace(logits=logits), [(37, 53), (61, 33)])
+    for mask in (torch.ones(1, 32, 64), torch.ones(2, 64)):
+        with pytest.raises(ValueError, match=r"pixel_mask must have the shape \(2, height, width\)"):
+            processor.post_process_semantic_segmentation(
+                SimpleNamespace(logits=logits), [(37, 53), (61, 33)], pixel_mask=mask
+            )
+    # An image alone is not padded, unless to a size that is asked for.
+    alone = SimpleNamespace(logits=logits[:1])
+    assert processor.post_process_semantic_segmentation(alone, [(37, 53)])[0].shape == (37, 53)
+    with pytest.raises(ValueError, match="the logits cover padding too"):
+        TwinsImageProcessor(
+            **SEGMENTATION, do_pad=True, pad_size={"height": 64, "width": 64}
+        ).post_process_semantic_segmentation(alone, [(37, 53)])
+
+
+@pytest.mark.parametrize("processor_class", PROCESSOR_CLASSES)
+def test_segmentation_processor_after_json_is_equal(processor_class, tmp_path):
+    pad_size = {"height": 160, "width": 160}
+    processor = processor_class(**SEGMENTATION, do_pad=True, pad_size=pad_size, do_reduce_labels=True)
+    processor.save_pretrained(tmp_path)
+    for other_class in PROCESSOR_CLASSES:
+        reloaded = other_class.from_pretrained(tmp_path)
+        assert reloaded.pad_size == pad_size
+        assert reloaded.do_pad
+        assert reloaded.do_reduce_labels
+        assert reloaded.to_dict() == processor.to_dict()

@@ -77,11 +77,20 @@ LOAD_EVERYTHING = """
     with torch.no_grad():
         torch.save(model(torch.randn(2, 3, 29, 41)).logits, result)
 
-    # Saved again, it is a repository like the one it came from.
-    model.save_pretrained(target)
-    processor.save_pretrained(target)
-    again = AutoModelForImageClassification.from_pretrained(target, **trusted)
-    AutoImageProcessor.from_pretrained(target, **trusted)
+    # Saved again and again, it is a folder like the one it came from, whichever backend it was used with.
+    pixels = torch.randint(256, (3, 41, 53))
+    for backend in ("torchvision", "pil"):
+        last = source
+        for folder in (os.path.join(target, backend), os.path.join(target, backend + "-again")):
+            AutoModelForImageClassification.from_pretrained(last, **trusted).save_pretrained(folder)
+            AutoImageProcessor.from_pretrained(last, backend=backend, **trusted).save_pretrained(folder)
+            last = folder
+        for other in ("torchvision", "pil"):
+            reloaded = AutoImageProcessor.from_pretrained(last, backend=other, **trusted)
+            assert reloaded.backend == other, reloaded
+            original = AutoImageProcessor.from_pretrained(source, backend=other, **trusted)
+            assert torch.equal(*(each(pixels, return_tensors="pt").pixel_values for each in (reloaded, original)))
+        again = AutoModelForImageClassification.from_pretrained(last, **trusted)
     torch.manual_seed(1)
     with torch.no_grad():
         assert torch.equal(again(torch.randn(2, 3, 29, 41)).logits, torch.load(result, weights_only=True))
@@ -121,6 +130,23 @@ def test_published_model_loads_without_the_package(published, tmp_path, source):
     with torch.no_grad():
         expected = TwinsForImageClassification.from_pretrained(published)(torch.randn(2, 3, 29, 41)).logits
     assert torch.equal(torch.load(result, weights_only=True), expected)
+    assert len(list((tmp_path / "saved-again").iterdir())) == 4
+    for folder in (tmp_path / "saved-again").iterdir():
+        assert {file.name for file in folder.iterdir()} == {file.name for file in published.iterdir()}
+        for name in ("config.json", "preprocessor_config.json"):
+            saved, original = (json.loads((each / name).read_text()) for each in (folder, published))
+            assert saved["auto_map"] == original["auto_map"]
+
+
+def test_processor_of_another_class_keeps_its_own_auto_map(tmp_path, monkeypatch):
+    class OwnImageProcessor(TwinsImageProcessor):
+        pass
+
+    # As transformers does with the classes of remote code.
+    monkeypatch.setattr(OwnImageProcessor, "_auto_class", "AutoImageProcessor")
+    auto_map = {"AutoImageProcessor": "own_file.OwnImageProcessor"}
+    assert OwnImageProcessor(auto_map=auto_map).to_dict()["auto_map"] == auto_map
+    assert "auto_map" not in OwnImageProcessor().to_dict()
 
 
 def test_package_uses_its_own_code_and_saves_no_map_to_code_it_does_not_save(published, tmp_path):

@@ -15,6 +15,7 @@
 
 import csv
 import re
+import runpy
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from hostile_files import archive, saved, write_unusable, write_unusable_archive
 from PIL import Image
 from space_server import SPACES, digit_image, pixels, serve
 from train_digit_models import MIN_DIGIT_SIDE, split_handwriting
+from transformers import SegformerImageProcessor
+from twins_space.models import LoadedModel, ModelError
 
 from hf_twins import TwinsForSemanticSegmentation, TwinsImageProcessor
 
@@ -161,6 +164,19 @@ def test_clients_at_once_get_their_own_answers(server, scenes, segment_locally, 
 
     with ThreadPoolExecutor(len(scenes)) as pool:
         assert min(pool.map(ask, range(len(scenes)))) > 0.999
+
+
+def test_model_with_another_image_processor_loads_and_one_that_crops_does_not(scenes, tmp_path):
+    load = runpy.run_path(str(SPACE / "app.py"))["load"]
+    TwinsForSemanticSegmentation.from_pretrained(SPACE / "models" / MODEL).save_pretrained(tmp_path)
+    processor = SegformerImageProcessor(size={"shortest_edge": 40, "longest_edge": 160})
+    processor.save_pretrained(tmp_path)
+    image, _ = scenes[0]
+    prepared = LoadedModel("another", *load(str(tmp_path))).prepare(image)
+    assert torch.equal(prepared, processor(image, return_tensors="pt").pixel_values[0])
+    TwinsImageProcessor().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"crops pictures \(do_center_crop=True\), .* choose another model"):
+        load(str(tmp_path))
 
 
 def test_bundled_model_says_how_well_it_does():
