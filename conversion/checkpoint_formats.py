@@ -34,7 +34,7 @@ from hf_twins import (
     TwinsModel,
     published_variant,
 )
-from hf_twins.original_checkpoints_twins import (
+from hf_twins.checkpoints import (
     ORIGINAL_NAMES,
     NameRow,
     NameTable,

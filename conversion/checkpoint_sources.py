@@ -27,7 +27,7 @@ import torch
 from huggingface_hub.utils import httpx, validate_repo_id
 from transformers.utils import CONFIG_NAME, cached_file
 
-from hf_twins.original_checkpoints_twins import (
+from hf_twins.checkpoints import (
     convert_timm_config,
     convert_timm_preprocessing,
     find_original_checkpoint,

@@ -37,7 +37,7 @@ from verification import backbone_config, different_settings, verify
 from whole_outputs import whole_output
 
 import hf_twins
-from hf_twins.original_checkpoints_twins import TIMM_ARGUMENTS, read_weights
+from hf_twins.checkpoints import TIMM_ARGUMENTS, read_weights
 
 
 def main(arguments: list[str] | None = None) -> None:

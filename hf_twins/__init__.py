@@ -25,6 +25,7 @@ from transformers import (
     AutoModelForSemanticSegmentation,
 )
 
+from .checkpoints import CheckpointReader
 from .configuration_twins import TwinsConfig
 from .image_processing_pil_twins import TwinsImageProcessorPil
 from .image_processing_twins import TwinsImageProcessor
@@ -40,10 +41,13 @@ from .modeling_twins import (
 from .optimization import parameter_groups
 from .pixel_mask import pass_pixel_mask_to_backbone
 from .remote_code import save_remote_code
-from .variants_twins import TWINS_VARIANTS, TwinsVariant, published_variant
+from .variants import TWINS_VARIANTS, TwinsVariant, published_variant
 
 
 __version__ = "0.1.0"
+
+# Models, configurations and image processors load timm's and the authors' checkpoints too.
+TwinsConfig.checkpoint_reader = CheckpointReader()
 
 # exist_ok: so that importing the package again (a reload, or a copy beside it) is no error, and transformers' own Twins,
 # should it get one, does not break this import.

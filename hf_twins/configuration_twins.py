@@ -13,6 +13,9 @@
 # limitations under the License.
 """Twins model configuration"""
 
+import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -21,12 +24,68 @@ from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import auto_docstring
 
-from .auto_map_twins import TwinsAutoMapMixin
-from .original_checkpoints_twins import OriginalConfigMixin
-from .variants_twins import TWINS_VARIANTS
-
 
 WINDOW_PADDING_MODES = ("masked", "zeros", "authors_segmentation")
+
+# The published variants: the authors' released code, https://github.com/Meituan-AutoML/Twins (the paper's table 1 gives
+# PCPVT-S and PCPVT-B a second stage of depth 3; the released code and weights have 4).
+PCPVT = {
+    "hidden_sizes": (64, 128, 320, 512),
+    "num_attention_heads": (1, 2, 5, 8),
+    "mlp_ratios": (8, 8, 4, 4),
+    "window_size": None,
+}
+SVT = {"mlp_ratios": (4, 4, 4, 4), "window_size": 7}
+TWINS_ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "twins-pcpvt-small": PCPVT | {"depths": (3, 4, 6, 3)},
+    "twins-pcpvt-base": PCPVT | {"depths": (3, 4, 18, 3)},
+    "twins-pcpvt-large": PCPVT | {"depths": (3, 8, 27, 3)},
+    "twins-svt-small": SVT
+    | {"hidden_sizes": (64, 128, 256, 512), "num_attention_heads": (2, 4, 8, 16), "depths": (2, 2, 10, 4)},
+    "twins-svt-base": SVT
+    | {"hidden_sizes": (96, 192, 384, 768), "num_attention_heads": (3, 6, 12, 24), "depths": (2, 2, 18, 2)},
+    "twins-svt-large": SVT
+    | {"hidden_sizes": (128, 256, 512, 1024), "num_attention_heads": (4, 8, 16, 32), "depths": (2, 2, 18, 2)},
+}
+
+# Files of weights, which `from_pretrained` is given in place of a folder or repository.
+WEIGHTS_SUFFIXES = (".pth", ".pth.tar", ".pt", ".ckpt", ".bin", ".safetensors")
+
+
+class TwinsCheckpointReader:
+    """Loads what transformers saved, and refuses what timm and the authors publish.
+
+    `TwinsConfig.checkpoint_reader` is what the configuration, the models and the image processors load with. Importing
+    the package hf_twins replaces it by one that reads those checkpoints too; a model's own code, as remote code without
+    the package, has only this one.
+    """
+
+    def get_config_dict(self, load: Callable, name_or_path: str | os.PathLike, /, **kwargs: Any) -> tuple[dict, dict]:
+        """As `load`, which is [`~PreTrainedConfig.get_config_dict`]."""
+        self.refuse_file(name_or_path)
+        config_dict, unused = load(name_or_path, **kwargs)
+        if config_dict.get("model_type") != "twins" and "architecture" in config_dict:
+            raise ValueError(f"{name_or_path} is a checkpoint of timm's, {self.advice}")
+        return config_dict, unused
+
+    def get_image_processor_dict(self, load: Callable, name_or_path: str | os.PathLike, /, **kwargs: Any) -> Any:
+        """As `load`, which is [`~BaseImageProcessor.get_image_processor_dict`]."""
+        self.refuse_file(name_or_path)
+        return load(name_or_path, **kwargs)
+
+    def load_model(self, load: Callable, name_or_path: str | os.PathLike | None, /, *args: Any, **kwargs: Any) -> Any:
+        """As `load`, which is [`~PreTrainedModel.from_pretrained`]."""
+        if name_or_path is not None:
+            self.refuse_file(name_or_path)
+        return load(name_or_path, *args, **kwargs)
+
+    advice = (
+        "which the package hf_twins reads: `pip install hf_twins`, `import hf_twins`, and load it with its classes."
+    )
+
+    def refuse_file(self, name_or_path: str | os.PathLike) -> None:
+        if str(name_or_path).endswith(WEIGHTS_SUFFIXES) and Path(name_or_path).is_file():
+            raise ValueError(f"{name_or_path} is a file of weights without a configuration, {self.advice}")
 
 
 @auto_docstring(
@@ -36,7 +95,7 @@ WINDOW_PADDING_MODES = ("masked", "zeros", "authors_segmentation")
     """
 )
 @strict
-class TwinsConfig(TwinsAutoMapMixin, OriginalConfigMixin, BackboneConfigMixin, PreTrainedConfig):
+class TwinsConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
     patch_size (`int`, *optional*, defaults to 4):
         Side of the first stage's patches in pixels. Every later stage halves the resolution.
@@ -103,6 +162,7 @@ class TwinsConfig(TwinsAutoMapMixin, OriginalConfigMixin, BackboneConfigMixin, P
     model_type = "twins"
     # Not a language model's, which is the default: `TwinsEncoder` has the plan.
     base_model_fsdp_plan = {}
+    checkpoint_reader = TwinsCheckpointReader()
 
     num_channels: int = 3
     patch_size: int = 4
@@ -145,23 +205,37 @@ class TwinsConfig(TwinsAutoMapMixin, OriginalConfigMixin, BackboneConfigMixin, P
         """The configuration of a published variant.
 
         Args:
-            name: one of `TWINS_VARIANTS`, e.g. `"twins-svt-small"`.
+            name: one of `"twins-pcpvt-small"`, `"twins-pcpvt-base"`, `"twins-pcpvt-large"`, `"twins-svt-small"`,
+                `"twins-svt-base"` and `"twins-svt-large"`.
             overrides: any other field of the configuration, e.g. `num_labels=10`. Without `num_labels` or `id2label`
                 there are 1000 labels, as in the published classifiers.
 
         Raises:
             ValueError: if no variant has that name.
         """
-        if name not in TWINS_VARIANTS:
-            raise ValueError(f"name must be one of {', '.join(TWINS_VARIANTS)}, got {name!r}.")
-        variant = TWINS_VARIANTS[name]
-        fields: dict[str, Any] = {
-            field: getattr(variant, field)
-            for field in ("hidden_sizes", "num_attention_heads", "depths", "mlp_ratios", "window_size")
-        }
-        if overrides.get("id2label") is None:
-            fields["num_labels"] = 1000
-        return cls(**fields | overrides)
+        if name not in TWINS_ARCHITECTURES:
+            raise ValueError(f"name must be one of {', '.join(TWINS_ARCHITECTURES)}, got {name!r}.")
+        num_labels = {"num_labels": 1000} if overrides.get("id2label") is None else {}
+        return cls(**TWINS_ARCHITECTURES[name] | num_labels | overrides)
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The fields of the configuration in a folder or repository, and the arguments that were not used for it."""
+        load = super().get_config_dict
+        return cls.checkpoint_reader.get_config_dict(load, pretrained_model_name_or_path, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as a dictionary, ready for JSON.
+
+        With an `auto_map` only where code files are saved too, as they are for classes of remote code: what was published
+        with its code, loaded by the installed package and saved again, must not point at files that are not there.
+        """
+        output = super().to_dict()
+        if self._auto_class is None:
+            output.pop("auto_map", None)
+        return output
 
     @property
     def stage_names(self) -> list[str]:

@@ -17,7 +17,6 @@ from transformers.image_processing_backends import PilBackend
 from transformers.utils import auto_docstring
 
 from .image_processing_twins import TwinsImageProcessorKwargs, TwinsImageProcessorMixin
-from .original_checkpoints_twins import OriginalPreprocessingMixin
 
 
 @auto_docstring(
@@ -26,7 +25,7 @@ from .original_checkpoints_twins import OriginalPreprocessingMixin
     installed.
     """
 )
-class TwinsImageProcessorPil(TwinsImageProcessorMixin, OriginalPreprocessingMixin, PilBackend):
+class TwinsImageProcessorPil(TwinsImageProcessorMixin, PilBackend):
     valid_kwargs = TwinsImageProcessorKwargs
 
 

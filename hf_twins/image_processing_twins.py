@@ -13,6 +13,7 @@
 # limitations under the License.
 """Image processor class for Twins, torchvision backend."""
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, auto_docstring
 
-from .original_checkpoints_twins import OriginalPreprocessingMixin
+from .configuration_twins import TwinsConfig
 
 
 if TYPE_CHECKING:
@@ -339,6 +340,14 @@ class TwinsImageProcessorMixin(BaseImageProcessor):
                 results.append(segmentation)
         return results
 
+    @classmethod
+    def get_image_processor_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The fields of the processor in a folder or repository, and the arguments that were not used for it."""
+        load = super().get_image_processor_dict
+        return TwinsConfig.checkpoint_reader.get_image_processor_dict(load, pretrained_model_name_or_path, **kwargs)
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as a dictionary, ready for JSON.
 
@@ -360,7 +369,7 @@ class TwinsImageProcessorMixin(BaseImageProcessor):
     center crop of 224, normalization (torchvision backend). For segmentation, create it with `do_center_crop=False`.
     """
 )
-class TwinsImageProcessor(TwinsImageProcessorMixin, OriginalPreprocessingMixin, TorchvisionBackend):
+class TwinsImageProcessor(TwinsImageProcessorMixin, TorchvisionBackend):
     valid_kwargs = TwinsImageProcessorKwargs
 
 

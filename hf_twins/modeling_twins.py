@@ -22,9 +22,10 @@ their place, (batch_size, height, width, channels): a view of the same memory. I
 `token_mask`, (batch_size, height, width) and True on the image; it is None where no image is padded.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -51,7 +52,6 @@ from transformers.utils.generic import can_return_tuple, is_flash_attention_requ
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs, maybe_install_capturing_hooks
 
 from .configuration_twins import TwinsConfig
-from .original_checkpoints_twins import OriginalWeightsMixin
 
 
 def window_partition(hidden_states: torch.Tensor, window_size: int) -> torch.Tensor:
@@ -539,7 +539,7 @@ def check_pixel_mask(pixel_mask: Any, pixel_values: torch.Tensor, config: TwinsC
     What all Twins models share: the initialization of their weights, and what transformers has to know about them.
     """
 )
-class TwinsPreTrainedModel(OriginalWeightsMixin, PreTrainedModel):
+class TwinsPreTrainedModel(PreTrainedModel):
     config: TwinsConfig
     base_model_prefix = "twins"
     main_input_name = "pixel_values"
@@ -562,6 +562,22 @@ class TwinsPreTrainedModel(OriginalWeightsMixin, PreTrainedModel):
         super().__init__(config, *args, **kwargs)
         # Fields may have been set after the configuration was made.
         config.validate_architecture()
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *model_args: Any, **kwargs: Any
+    ) -> Self:
+        r"""
+        As [`~PreTrainedModel.from_pretrained`], which says what the arguments are. With the package hf_twins, also from
+
+        - a folder or repository of timm's, e.g. `timm/twins_svt_small.in1k`,
+        - a file of the authors' (`.pth`, `.pth.tar`, `.pt`, `.ckpt`, `.bin` or `.safetensors`), or a folder with one.
+
+        Raises:
+            ValueError: if such a file does not hold the weights of a Twins model.
+        """
+        load = super().from_pretrained
+        return TwinsConfig.checkpoint_reader.load_model(load, pretrained_model_name_or_path, *model_args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -43,7 +43,7 @@ with atheris.instrument_imports(include=["PIL", "torch._weights_only_unpickler",
 
 from test_fuzzing import WEIGHTS_FILES, picture_files  # noqa: E402
 
-from hf_twins import original_checkpoints_twins  # noqa: E402
+from hf_twins import checkpoints  # noqa: E402
 
 
 def read_weights_of(content: bytes) -> None:
@@ -52,7 +52,7 @@ def read_weights_of(content: bytes) -> None:
         file.write(content)
         file.flush()
         with contextlib.suppress(ValueError):
-            original_checkpoints_twins.read_weights(file.name)
+            checkpoints.read_weights(file.name)
 
 
 def read_picture_of(content: bytes) -> None:

@@ -37,7 +37,7 @@ from testing_utils import FAMILIES, randomize, rectangle_mask, tiny_config
 from twins_space.pictures import PictureError, list_pictures, read_picture, read_pictures
 
 from hf_twins import TwinsConfig, TwinsForImageClassification, TwinsForSemanticSegmentation, TwinsImageProcessor
-from hf_twins.original_checkpoints_twins import read_weights
+from hf_twins.checkpoints import read_weights
 
 
 settings.register_profile(

@@ -24,7 +24,7 @@ from source_checkpoints import FORMATS, PUBLISHED, TINY, source_checkpoint, sour
 from torchvision.models import resnet18
 from verification import verify
 
-from hf_twins.original_checkpoints_twins import convert_timm_config, read_weights
+from hf_twins.checkpoints import convert_timm_config, read_weights
 
 
 EXPECTED_CLASS = {

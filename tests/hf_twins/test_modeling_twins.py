@@ -40,6 +40,7 @@ from hf_twins import (
     TwinsForSemanticSegmentation,
     TwinsModel,
 )
+from hf_twins.checkpoints import ORIGINAL_NAMES, NameTable
 from hf_twins.modeling_twins import (
     TwinsAttention,
     TwinsDropPath,
@@ -53,7 +54,6 @@ from hf_twins.modeling_twins import (
     TwinsSequenceReduction,
     TwinsStage,
 )
-from hf_twins.original_checkpoints_twins import ORIGINAL_NAMES, NameTable
 
 
 MODEL_CLASSES = [TwinsModel, TwinsForImageClassification, TwinsForSemanticSegmentation, TwinsBackbone]

@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 import torch
 from loopback_hub import serve_models
-from testing_utils import randomize, tiny_config
+from testing_utils import randomize, save_timm, timm_model, tiny_config
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
 import hf_twins
@@ -136,6 +136,57 @@ def test_published_model_loads_without_the_package(published, tmp_path, source):
         for name in ("config.json", "preprocessor_config.json"):
             saved, original = (json.loads((each / name).read_text()) for each in (folder, published))
             assert saved["auto_map"] == original["auto_map"]
+
+
+REFUSE_FOREIGN_SOURCES = """
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    model = AutoModelForImageClassification.from_pretrained({published!r}, trust_remote_code=True)
+    processors = [
+        AutoImageProcessor.from_pretrained({published!r}, backend=backend, trust_remote_code=True)
+        for backend in ("torchvision", "pil")
+    ]
+    for source in {sources!r}:
+        classes = [type(model), type(model.config)]
+        if source != {timm_folder!r}:
+            classes += map(type, processors)
+        for loaded in classes:
+            try:
+                loaded.from_pretrained(source)
+            except ValueError as error:
+                assert source in str(error), error
+                assert "`pip install hf_twins`" in str(error), error
+            else:
+                raise AssertionError((loaded, source))
+    try:
+        type(model).from_pretrained({sources!r}[0], config=model.config)
+    except ValueError as error:
+        assert "`pip install hf_twins`" in str(error), error
+    else:
+        raise AssertionError("weights that nothing reads were left out")
+    print("refused")
+"""
+
+
+def test_code_without_the_package_refuses_checkpoints_of_other_libraries(published, tmp_path):
+    reference = timm_model()
+    sources = [tmp_path / "alt_gvt.pth", tmp_path / "alt_gvt.pth.tar", tmp_path / "timm" / "model.safetensors"]
+    timm_folder = save_timm(reference, tmp_path / "timm")
+    for file in sources[:2]:
+        torch.save(reference.state_dict(), file)
+    code = REFUSE_FOREIGN_SOURCES.format(
+        published=str(published), sources=[str(each) for each in (*sources, timm_folder)], timm_folder=str(timm_folder)
+    )
+    assert run_without_package(code, {"HF_HOME": str(tmp_path / "home")}).split() == ["refused"]
+
+
+def test_saved_model_with_its_code_holds_four_files_of_it(published):
+    assert {file.name for file in published.glob("*.py")} == {
+        "configuration_twins.py",
+        "image_processing_pil_twins.py",
+        "image_processing_twins.py",
+        "modeling_twins.py",
+    }
 
 
 def test_processor_of_another_class_keeps_its_own_auto_map(tmp_path, monkeypatch):

@@ -81,7 +81,7 @@ def test_published_space_is_the_folder(hub, name, tmp_path, capsys):
         "README.md",
         "app.py",
         "hf_twins/modeling_twins.py",
-        "hf_twins/imagenet_classes.txt",
+        "hf_twins/checkpoints/imagenet_classes.txt",
         "requirements.txt",
         "twins_space/page.py",
     }

@@ -31,6 +31,7 @@ import torchvision
 from loopback_hub import serve_models
 from peft import LoraConfig
 from PIL import Image
+from safetensors.torch import save_file
 from sklearn.datasets import load_sample_image
 from testing_utils import (
     FAMILIES,
@@ -54,9 +55,9 @@ from hf_twins import (
     TwinsImageProcessor,
     TwinsImageProcessorPil,
     TwinsModel,
-    original_checkpoints_twins,
 )
-from hf_twins.original_checkpoints_twins import ORIGINAL_NAMES, NameTable, read_weights
+from hf_twins.checkpoints import ORIGINAL_NAMES, NameTable, convert_timm_config, read_weights
+from hf_twins.configuration_twins import WEIGHTS_SUFFIXES
 
 
 def edit_config(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> Path:
@@ -232,18 +233,15 @@ def test_timm_labels_become_ours(tmp_path, reference, model_config, expected):
         assert config.label2id == {name: index for index, name in enumerate(expected)}
 
 
-def test_thousand_labels_have_imagenet_names_where_the_list_is(monkeypatch, tmp_path):
+def test_thousand_labels_have_imagenet_names():
     def labels() -> dict[int, str]:
-        return original_checkpoints_twins.convert_timm_config({"architecture": "twins_svt_small"}).get("id2label", {})
+        return convert_timm_config({"architecture": "twins_svt_small"}).get("id2label", {})
 
     # The same classes in the same order, as torchvision names them.
     torchvision_names = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
     assert len(labels()) == 1000
     for index in (0, 147, 282, 555, 817, 999):
         assert torchvision_names[index] in labels()[index]
-    # Remote code is copied without the list.
-    monkeypatch.setattr(original_checkpoints_twins, "__file__", str(tmp_path / "original_checkpoints_twins.py"))
-    assert labels() == {}
 
 
 def test_head_for_other_labels_is_new_and_the_rest_is_timms(timm_folder, reference):
@@ -430,6 +428,42 @@ def test_authors_file_computes_the_same(tmp_path, family, wrapper, zipped):
         model, info = TwinsForImageClassification.from_pretrained(source, output_loading_info=True)
         assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
         assert_same_logits(model, reference, [(97, 131)])
+
+
+@pytest.mark.parametrize("suffix", WEIGHTS_SUFFIXES)
+@pytest.mark.parametrize("model_class", [TwinsForImageClassification, TwinsModel, TwinsBackbone])
+def test_authors_file_is_read_whatever_its_suffix(tmp_path, reference, suffix, model_class):
+    file = tmp_path / f"alt_gvt{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(reference.state_dict(), file)
+    for source in (file, tmp_path):
+        model, info = model_class.from_pretrained(source, output_loading_info=True)
+        assert not any(info[kind] for kind in ("missing_keys", "mismatched_keys", "error_msgs"))
+        assert type(model.config) is TwinsConfig
+        assert model.config.window_padding == "zeros"
+        weight = model.get_submodule(
+            f"{'twins.' if hasattr(model, 'twins') else ''}encoder.stages.0.layers.0.mlp.fc1"
+        ).weight
+        assert torch.equal(weight, reference.blocks[0][0].mlp.fc1.weight)
+        assert TwinsImageProcessor.from_pretrained(source).size == {"shortest_edge": 256}
+
+
+@pytest.mark.parametrize("load", [TwinsConfig.from_pretrained, TwinsForImageClassification.from_pretrained])
+@pytest.mark.parametrize("kind", ["foreign", "lacking", "ours", "timm"])
+def test_error_names_the_file_it_is_about(tmp_path, reference, our_folder, load, kind):
+    weights, source = reference.state_dict(), tmp_path / "weights.pth"
+    if kind == "timm":
+        source = edit_config(save_timm(reference, tmp_path), lambda config: config.update(architecture="resnet50"))
+        message = "must be of one of"
+    elif kind == "ours":
+        source = our_folder / "model.safetensors"
+        message = "load the folder in place of the file"
+    else:
+        change = {"foreign": {"somebody.elses": torch.zeros(1)}, "lacking": {}}[kind]
+        weights = {name: weight for name, weight in weights.items() if kind == "foreign" or "patch_embeds" not in name}
+        torch.save(weights | change, source)
+        message = "somebody.elses" if kind == "foreign" else "lacks a weight"
+    with pytest.raises(ValueError, match=f"{re.escape(str(source))}.*{message}"):
+        load(source)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -13,15 +13,15 @@
 # limitations under the License.
 """The six published Twins variants: what they are made of and what their authors measured with them.
 
-Architectures: the authors' released code, https://github.com/Meituan-AutoML/Twins (the paper's table 1 gives
-PCPVT-S and PCPVT-B a second stage of depth 3; the released code and weights have 4).
-Results: the authors' README, tables 2 and 5 of the paper (https://huggingface.co/papers/2104.13840), and timm's
-`results-imagenet.csv`.
+The architectures are those of `TwinsConfig.from_variant`. The results are from the authors' README, tables 2 and 5 of the
+paper (https://huggingface.co/papers/2104.13840), and timm's `results-imagenet.csv`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from .configuration_twins import TWINS_ARCHITECTURES
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,7 @@ class TwinsVariant:
 
 TWINS_VARIANTS: dict[str, TwinsVariant] = {
     "twins-pcpvt-small": TwinsVariant(
-        hidden_sizes=(64, 128, 320, 512),
-        num_attention_heads=(1, 2, 5, 8),
-        depths=(3, 4, 6, 3),
-        mlp_ratios=(8, 8, 4, 4),
-        window_size=None,
+        **TWINS_ARCHITECTURES["twins-pcpvt-small"],
         num_parameters=24_106_216,
         flops=3.8,
         imagenet_top1=81.2,
@@ -70,11 +66,7 @@ TWINS_VARIANTS: dict[str, TwinsVariant] = {
         ade20k_upernet_miou_multi_scale=47.5,
     ),
     "twins-pcpvt-base": TwinsVariant(
-        hidden_sizes=(64, 128, 320, 512),
-        num_attention_heads=(1, 2, 5, 8),
-        depths=(3, 4, 18, 3),
-        mlp_ratios=(8, 8, 4, 4),
-        window_size=None,
+        **TWINS_ARCHITECTURES["twins-pcpvt-base"],
         num_parameters=43_828_456,
         flops=6.7,
         imagenet_top1=82.7,
@@ -83,11 +75,7 @@ TWINS_VARIANTS: dict[str, TwinsVariant] = {
         ade20k_upernet_miou_multi_scale=48.4,
     ),
     "twins-pcpvt-large": TwinsVariant(
-        hidden_sizes=(64, 128, 320, 512),
-        num_attention_heads=(1, 2, 5, 8),
-        depths=(3, 8, 27, 3),
-        mlp_ratios=(8, 8, 4, 4),
-        window_size=None,
+        **TWINS_ARCHITECTURES["twins-pcpvt-large"],
         num_parameters=60_989_672,
         flops=9.8,
         imagenet_top1=83.1,
@@ -96,11 +84,7 @@ TWINS_VARIANTS: dict[str, TwinsVariant] = {
         ade20k_upernet_miou_multi_scale=49.8,
     ),
     "twins-svt-small": TwinsVariant(
-        hidden_sizes=(64, 128, 256, 512),
-        num_attention_heads=(2, 4, 8, 16),
-        depths=(2, 2, 10, 4),
-        mlp_ratios=(4, 4, 4, 4),
-        window_size=7,
+        **TWINS_ARCHITECTURES["twins-svt-small"],
         num_parameters=24_060_776,
         flops=2.9,
         imagenet_top1=81.7,
@@ -109,11 +93,7 @@ TWINS_VARIANTS: dict[str, TwinsVariant] = {
         ade20k_upernet_miou_multi_scale=47.1,
     ),
     "twins-svt-base": TwinsVariant(
-        hidden_sizes=(96, 192, 384, 768),
-        num_attention_heads=(3, 6, 12, 24),
-        depths=(2, 2, 18, 2),
-        mlp_ratios=(4, 4, 4, 4),
-        window_size=7,
+        **TWINS_ARCHITECTURES["twins-svt-base"],
         num_parameters=56_070_952,
         flops=8.6,
         imagenet_top1=83.2,
@@ -122,11 +102,7 @@ TWINS_VARIANTS: dict[str, TwinsVariant] = {
         ade20k_upernet_miou_multi_scale=48.9,
     ),
     "twins-svt-large": TwinsVariant(
-        hidden_sizes=(128, 256, 512, 1024),
-        num_attention_heads=(4, 8, 16, 32),
-        depths=(2, 2, 18, 2),
-        mlp_ratios=(4, 4, 4, 4),
-        window_size=7,
+        **TWINS_ARCHITECTURES["twins-svt-large"],
         num_parameters=99_271_400,
         flops=15.1,
         imagenet_top1=83.7,
@@ -160,10 +136,11 @@ def published_variant(fields: Mapping[str, Any]) -> str | None:
     ```"""
     if list(fields.get("sr_ratios", PUBLISHED_SR_RATIOS)) != PUBLISHED_SR_RATIOS:
         return None
-    names = ("hidden_sizes", "num_attention_heads", "depths", "mlp_ratios", "window_size")
-    given = [tuple(value) if isinstance(value, list) else value for value in map(fields.get, names)]
-    for name, variant in TWINS_VARIANTS.items():
-        if given == [getattr(variant, field) for field in names]:
+    for name, architecture in TWINS_ARCHITECTURES.items():
+        given = {field: fields.get(field) for field in architecture}
+        if architecture == {
+            field: tuple(value) if isinstance(value, list) else value for field, value in given.items()
+        }:
             return name
     return None
 

@@ -1,0 +1,43 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Checkpoints of other libraries: timm's, and the authors' files."""
+
+from .architecture import infer_config, original_config
+from .labels import imagenet_class_names, label_fields
+from .names import ORIGINAL_NAMES, NameRow, NameTable, listed
+from .reader import CheckpointReader, find_authors_file, find_original_checkpoint
+from .timm import TIMM_ARGUMENTS, convert_timm_config, convert_timm_preprocessing, is_timm_config
+from .weights import read_checkpoint, read_weights, unwrap_weights
+
+
+__all__ = [
+    "ORIGINAL_NAMES",
+    "TIMM_ARGUMENTS",
+    "CheckpointReader",
+    "NameRow",
+    "NameTable",
+    "convert_timm_config",
+    "convert_timm_preprocessing",
+    "find_authors_file",
+    "find_original_checkpoint",
+    "imagenet_class_names",
+    "infer_config",
+    "is_timm_config",
+    "label_fields",
+    "listed",
+    "original_config",
+    "read_checkpoint",
+    "read_weights",
+    "unwrap_weights",
+]

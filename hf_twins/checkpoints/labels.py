@@ -1,0 +1,31 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Label names in the form of a configuration."""
+
+from pathlib import Path
+from typing import Any
+
+
+def label_fields(num_labels: int, names: list[str] | None = None) -> dict[str, Any]:
+    """`id2label` and `label2id` with these names, or with ImageNet-1k's where there are as many labels."""
+    if names is None and num_labels == 1000:
+        names = imagenet_class_names()
+    if names is None:
+        return {}
+    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+
+
+def imagenet_class_names() -> list[str] | None:
+    """The names of ImageNet-1k's classes; None where this module was copied without the file that lists them."""
+    return Path(__file__).with_name("imagenet_classes.txt").read_text(encoding="utf-8").splitlines()

@@ -1,0 +1,154 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Checkpoints as the authors and timm publish them, read by `from_pretrained` without a conversion step.
+
+The authors' files (https://github.com/Meituan-AutoML/Twins) hold weights alone. timm's folders hold weights of the same
+names, and a `config.json` of timm's own. Neither says all that a `TwinsConfig` does: the rest follows from the names and
+shapes of the weights.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers.integrations.peft import maybe_load_adapters
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME, cached_file
+
+from ..configuration_twins import WEIGHTS_SUFFIXES, TwinsCheckpointReader
+from .architecture import original_config, to_ours
+from .timm import convert_timm_config, convert_timm_preprocessing, is_timm_config
+from .weights import read_weights
+
+
+# Those of `from_pretrained` that say where files come from.
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+# Those that a configuration takes off too.
+LOADING_ARGUMENTS = (*HUB_ARGUMENTS, "trust_remote_code", "_from_pipeline", "_from_auto", "_commit_hash", "gguf_file")
+
+WEIGHTS_FILES = (SAFE_WEIGHTS_NAME, WEIGHTS_NAME)
+
+
+def find_original_checkpoint(path_or_repo_id: str | os.PathLike, **hub_kwargs: Any) -> Path | None:
+    """The file of weights of a timm folder or repository, or of a folder with a file of the authors'.
+
+    Returns:
+        None where there is something else, which is then for transformers to load, or to complain about.
+
+    Raises:
+        OSError: if there is timm's `config.json` but no weights beside it.
+    """
+    if (authors_file := find_authors_file(path_or_repo_id, hub_kwargs.get("subfolder", ""))) is not None:
+        return authors_file
+    config_file = cached_file(path_or_repo_id, CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+    if config_file is None:
+        return None
+    try:
+        config = json.loads(Path(config_file).read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    if not is_timm_config(config):
+        return None
+    # Before its weights are fetched, another model is refused.
+    with naming(path_or_repo_id):
+        convert_timm_config(config)
+    for filename in WEIGHTS_FILES:
+        file = cached_file(path_or_repo_id, filename, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+        if file is not None:
+            return Path(file)
+    raise OSError(f"{path_or_repo_id} has timm's {CONFIG_NAME}, but neither {SAFE_WEIGHTS_NAME} nor {WEIGHTS_NAME}.")
+
+
+def find_authors_file(path: str | os.PathLike, subfolder: str = "") -> Path | None:
+    """A file of weights, or the only one in a folder with nothing that says what else the folder could be."""
+    path = Path(path, subfolder).absolute()
+    if path.is_file() and path.name.endswith(WEIGHTS_SUFFIXES):
+        return path
+    telling = (CONFIG_NAME, "adapter_config.json", *WEIGHTS_FILES, *(f"{name}.index.json" for name in WEIGHTS_FILES))
+    if not path.is_dir() or any((path / name).is_file() for name in telling):
+        return None
+    files = [file for file in path.iterdir() if file.name.endswith(WEIGHTS_SUFFIXES)]
+    return files[0] if len(files) == 1 else None
+
+
+@contextmanager
+def naming(source: str | os.PathLike) -> Iterator[None]:
+    """Let errors say which file or folder they are about."""
+    try:
+        yield
+    except ValueError as error:
+        if str(source) in str(error):
+            raise
+        raise ValueError(f"{source}: {error}") from error
+
+
+class CheckpointReader(TwinsCheckpointReader):
+    """Loads what transformers saved, what timm publishes, and the authors' files."""
+
+    def get_config_dict(self, load: Callable, name_or_path: str | os.PathLike, /, **kwargs: Any) -> tuple[dict, dict]:
+        """The fields of the configuration in a folder or repository, and the arguments that were not used for it."""
+        if (file := find_authors_file(name_or_path, kwargs.get("subfolder", ""))) is not None:
+            weights = read_weights(file)
+            with naming(file):
+                return original_config(weights), {key: kwargs[key] for key in kwargs if key not in LOADING_ARGUMENTS}
+        config_dict, unused = load(name_or_path, **kwargs)
+        if is_timm_config(config_dict):
+            with naming(name_or_path):
+                config_dict = convert_timm_config(config_dict)
+        return config_dict, unused
+
+    def get_image_processor_dict(self, load: Callable, name_or_path: str | os.PathLike, /, **kwargs: Any) -> Any:
+        """The fields of the image processor in a folder or repository; with the authors' weights go the defaults."""
+        if find_authors_file(name_or_path, kwargs.get("subfolder", "")) is not None:
+            return {}, kwargs
+        try:
+            return load(name_or_path, **kwargs)
+        except OSError as no_processor:
+            try:
+                config, unused = load(name_or_path, image_processor_filename=CONFIG_NAME, **kwargs)
+            except OSError:
+                raise no_processor from None
+            if not is_timm_config(config):
+                raise
+            with naming(name_or_path):
+                return convert_timm_preprocessing(config), unused
+
+    def load_model(self, load: Callable, name_or_path: str | os.PathLike | None, /, *args: Any, **kwargs: Any) -> Any:
+        """A model, also from a folder or repository of timm's, from a file of the authors', or from an adapter of either."""
+        checkpoint = adapter = None
+        base = name_or_path
+        # Names and `state_dict` exclude each other, which transformers says.
+        if base is not None and kwargs.get("state_dict") is None:
+            hub_kwargs: Any = {key: value for key, value in kwargs.items() if key in HUB_ARGUMENTS}
+            checkpoint = find_original_checkpoint(base, **hub_kwargs)
+            if checkpoint is None:
+                # An adapter names the model that it was trained on.
+                adapter, base, _ = maybe_load_adapters(base, hub_kwargs)
+                if base != name_or_path:
+                    checkpoint = find_original_checkpoint(base, **hub_kwargs)
+        if checkpoint is None:
+            return load(name_or_path, *args, **kwargs)
+        weights = read_weights(checkpoint)
+        with naming(checkpoint):
+            kwargs["state_dict"] = to_ours(weights)
+        if kwargs.get("config") is None:
+            kwargs["config"] = base
+        loaded = load(None, *args, **kwargs)
+        model = loaded[0] if kwargs.get("output_loading_info") else loaded
+        model.name_or_path = model.config.name_or_path = str(base)
+        if adapter is not None:
+            model.load_adapter(adapter, adapter_name=kwargs.get("adapter_name", "default"))
+        return loaded

@@ -1,0 +1,116 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""timm's `config.json`: the architecture and the preprocessing."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers.image_utils import PILImageResampling
+
+from ..configuration_twins import TWINS_ARCHITECTURES
+from .labels import label_fields
+from .names import listed
+
+
+# timm's arguments of an architecture, and the fields of the configuration they are.
+TIMM_ARGUMENTS = {
+    "patch_size": "patch_size",
+    "in_chans": "num_channels",
+    "embed_dims": "hidden_sizes",
+    "num_heads": "num_attention_heads",
+    "mlp_ratios": "mlp_ratios",
+    "depths": "depths",
+    "sr_ratios": "sr_ratios",
+    "drop_path_rate": "drop_path_rate",
+}
+# timm's arguments that say nothing about the weights or what is computed from them.
+TIMM_OTHER_ARGUMENTS = ("img_size", "num_classes", "global_pool", "pretrained", "pretrained_cfg")
+
+
+def is_timm_config(config: Mapping[str, Any]) -> bool:
+    # transformers adds the type of its own wrapper to what it reads.
+    return "architecture" in config and config.get("model_type", "timm_wrapper") == "timm_wrapper"
+
+
+def convert_timm_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """timm's `config.json` of a Twins model, as ours would be.
+
+    Raises:
+        ValueError: if it is of another model, or of a Twins model that this package has not.
+    """
+    architecture = str(config["architecture"]).split(".")[0]
+    variant = architecture.replace("_", "-")
+    if variant not in TWINS_ARCHITECTURES:
+        architectures = ", ".join(name.replace("-", "_") for name in TWINS_ARCHITECTURES)
+        raise ValueError(f"timm's config.json must be of one of {architectures}, got {architecture!r}.")
+    arguments = config.get("model_args") or {}
+    unknown = set(arguments) - set(TIMM_ARGUMENTS) - set(TIMM_OTHER_ARGUMENTS) - {"wss"}
+    if unknown:
+        raise ValueError(f"timm's config.json has model_args that a Twins model has not: {listed(sorted(unknown))}.")
+    fields = dict(TWINS_ARCHITECTURES[variant])
+    fields |= {TIMM_ARGUMENTS[name]: value for name, value in arguments.items() if name in TIMM_ARGUMENTS}
+    if arguments.get("wss"):
+        if len(set(arguments["wss"])) > 1:
+            raise ValueError(f"All stages must have windows of the same size, got wss={arguments['wss']}.")
+        # Where timm has windows of one token, it attends globally.
+        fields["window_size"] = arguments["wss"][0] if arguments["wss"][0] != 1 else None
+    pretrained_cfg = config.get("pretrained_cfg") or {}
+    fields.setdefault("num_channels", (pretrained_cfg.get("input_size") or [3])[0])
+    num_labels = config.get("num_classes", pretrained_cfg.get("num_classes", 1000))
+    names = config.get("label_names") or pretrained_cfg.get("label_names")
+    if isinstance(names, Mapping):
+        names = [names[index] for index in sorted(names, key=int)]
+    # timm's names may be identifiers, which it describes.
+    descriptions = config.get("label_descriptions") or pretrained_cfg.get("label_descriptions") or {}
+    names = [descriptions.get(name, name) for name in names] if names else None
+    return fields | {"window_padding": "zeros", "num_labels": num_labels} | label_fields(num_labels, names)
+
+
+def convert_timm_preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
+    """timm's evaluation transforms in its `config.json`, as `preprocessor_config.json` would hold them.
+
+    Raises:
+        ValueError: if there is no such way to crop in the image processor.
+    """
+    pretrained_cfg: dict[str, Any] = {
+        "input_size": (3, 224, 224),
+        "crop_pct": 0.875,
+        "crop_mode": "center",
+        "interpolation": "bicubic",
+    }
+    pretrained_cfg |= {key: value for key, value in (config.get("pretrained_cfg") or {}).items() if value is not None}
+    _, height, width = pretrained_cfg["input_size"]
+    resample = getattr(PILImageResampling, pretrained_cfg["interpolation"].upper(), None)
+    if resample is None:
+        raise ValueError(
+            f"timm's config.json must have an interpolation of Pillow's, got {pretrained_cfg['interpolation']!r}."
+        )
+    fields: dict[str, Any] = {
+        "crop_size": {"height": height, "width": width},
+        "resample": resample,
+    }
+    scaled_height, scaled_width = (int(side / pretrained_cfg["crop_pct"]) for side in (height, width))
+    if pretrained_cfg["crop_mode"] == "squash":
+        fields["size"] = {"height": scaled_height, "width": scaled_width}
+    elif pretrained_cfg["crop_mode"] == "center" and height == width:
+        fields["size"] = {"shortest_edge": scaled_height}
+    else:
+        raise ValueError(
+            "timm's config.json must crop squares from the centre (crop_mode 'center'), or squash (crop_mode 'squash'), "
+            f"got crop_mode {pretrained_cfg['crop_mode']!r} and input_size {pretrained_cfg['input_size']}."
+        )
+    for key, field in (("mean", "image_mean"), ("std", "image_std")):
+        if key in pretrained_cfg:
+            fields[field] = list(pretrained_cfg[key])
+    return fields
