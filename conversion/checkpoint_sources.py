@@ -167,7 +167,7 @@ def read_config(source: str) -> dict[str, Any] | None:
 
 def download(url: str, sha256: str | None) -> Path:
     """The file at an address, in PyTorch's cache of checkpoints (`TORCH_HOME`), whole; with a progress bar."""
-    file = Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(url).path).name)
+    file = cache_path(url)
     if file.is_file() and (sha256 is None or file_sha256(file).startswith(sha256.lower())):
         return file
     before = socket.getdefaulttimeout()
@@ -182,6 +182,18 @@ def download(url: str, sha256: str | None) -> Path:
     finally:
         socket.setdefaulttimeout(before)
     return file
+
+
+def cache_path(url: str) -> Path:
+    """Where the file at an address is kept: under its own name, in a folder named by a hash of the whole address.
+
+    The name alone is not enough: `pytorch_model.bin` is what many repositories call their weights. The address itself may
+    hold a token or a password, so it is not written out.
+    """
+    name = Path(urlsplit(url).path).name
+    # An address may end in a slash, or in "..", which would lead out of the folder.
+    name = name if name not in ("", "..") else "checkpoint"
+    return Path(torch.hub.get_dir(), "checkpoints", hashlib.sha256(url.encode()).hexdigest(), name)
 
 
 def file_sha256(file: str | os.PathLike) -> str:

@@ -58,7 +58,7 @@ def write_digit_folder(folder: Path, count: int) -> Path:
 
 def save_start(folder: Path, size: int = 16, **fields: Any) -> Path:
     """A tiny model to start from, and its processor, for digits of so many pixels."""
-    TwinsForImageClassification(tiny_config(num_labels=10, **fields)).save_pretrained(folder)
+    TwinsForImageClassification(tiny_config(**{"num_labels": 10} | fields)).save_pretrained(folder)
     processor = TwinsImageProcessor(
         size={"shortest_edge": round(size * 9 / 8)}, crop_size={"height": size, "width": size}
     )

@@ -90,6 +90,24 @@ def test_nothing_runs_what_a_file_says():
     assert {file: calls for file, calls in found.items() if calls} == {}
 
 
+def passes_trust_remote_code(source: str) -> bool:
+    """Whether it is passed on, as an argument or as an entry of a dictionary of arguments, other than as False."""
+    for node in ast.walk(ast.parse(source)):
+        pairs = [(keyword.arg, keyword.value) for keyword in node.keywords] if isinstance(node, ast.Call) else []
+        if isinstance(node, ast.Dict):
+            pairs += [(getattr(key, "value", None), value) for key, value in zip(node.keys, node.values)]
+        if any(name == "trust_remote_code" and ast.unparse(value) != "False" for name, value in pairs):
+            return True
+    return False
+
+
+def test_code_of_a_repository_is_run_where_its_commit_is_checked():
+    passing = {file for file in SOURCES if passes_trust_remote_code(file.read_text(encoding="utf-8"))}
+    assert {file.name for file in passing} == {"classification_training.py"}
+    for file in passing:
+        assert "pinned_code_revision(" in file.read_text(encoding="utf-8"), file
+
+
 def test_remote_code_is_asked_for_unless_it_is_refused_as_is_said(monkeypatch):
     said = " ".join((ROOT / "SECURITY.md").read_text(encoding="utf-8").split())
     assert "or say yes when transformers asks for it at a terminal; with `trust_remote_code=False` it does not" in said

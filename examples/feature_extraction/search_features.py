@@ -20,16 +20,22 @@ Prints them, nearest first, and draws them. One batch of vectors is held in memo
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow.parquet
 import torch
-from command_line import run
-from extract_features import SETTINGS_NAME, FeatureExtractor, Settings, read_image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+
+# For what the examples share.
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+
+from command_line import run
+from extract_features import SETTINGS_NAME, FeatureExtractor, Settings, read_image
 from model_digest import model_digest
 from whole_files import write_whole
 

@@ -118,6 +118,8 @@ def predict(model_arguments: TrainedModelArguments, args: PredictionArguments) -
             "top_k": min(args.top_k, model.config.num_labels),
             "images": fingerprint(shards),
         }
+        if model_arguments.code_revision is not None:
+            settings["code_revision"] = model_arguments.code_revision
         start_output(output_dir, settings)
     # The main process looks once, for all: others would see what the first have done meanwhile.
     pending = [[index for index, file in enumerate(files) if not file.is_file()]]

@@ -36,7 +36,12 @@ class TrainedModelArguments:
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
     trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run the code of the model's repository, at a commit."}
+        default=False,
+        metadata={"help": "Run the code that the model brings; on the Hub, at the commit --model_revision."},
+    )
+    code_revision: str | None = field(
+        default=None,
+        metadata={"help": "Commit of the code, where the model's auto_map names another repository (repo--module)."},
     )
 
     @property

@@ -18,6 +18,7 @@ image's place in the data set: not on how many workers prepare it, nor on what c
 sees what it would have seen.
 """
 
+import glob
 import itertools
 import logging
 from collections.abc import Iterator
@@ -42,6 +43,7 @@ from datasets import (
 )
 from datasets.distributed import split_dataset_by_node
 from image_data import decoded, load_hub_splits, only_column, renamed_columns
+from pictures import is_picture
 from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode, v2
 from training import mixed_seed
@@ -114,8 +116,22 @@ def load_folder(folder: str, streaming: bool = False) -> Any:
         files = sorted(str(file) for file in Path(folder).glob(pattern))
         if files:
             return load_dataset(builder, data_files={"train": files}, split="train", streaming=streaming)
-    # Else it would take a single sub-folder for no label.
-    return load_dataset("imagefolder", data_dir=folder, split="train", streaming=streaming, drop_labels=False)
+    if not any(is_picture(file) or file.suffix.lower() == ".zip" for file in Path(folder).rglob("*")):
+        raise ValueError(
+            f"{folder} must hold images in a sub-folder for each label, .parquet or .tar files, got none of them: links to "
+            "folders are not followed."
+        )
+    # Every file below the folder. Given the folder alone, `datasets` divides its files into splits by words in their names
+    # and their folders', such as "val" in ImageNet's ILSVRC2012_val_00000293.JPEG. A name may have characters of a pattern.
+    pattern = str(Path(glob.escape(str(Path(folder).resolve())), "**"))
+    return load_dataset(
+        "imagefolder",
+        data_files={"train": [pattern]},
+        split="train",
+        streaming=streaming,
+        # Else it would take a single sub-folder for no label.
+        drop_labels=False,
+    )
 
 
 def with_columns(split: Any, arguments: ImageArguments) -> Any:

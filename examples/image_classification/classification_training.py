@@ -15,7 +15,6 @@
 
 import copy
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from classification_arguments import ClassificationRecipe, ModelArguments, TrainedModelArguments
+from code_revision import pinned_code_revision
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torchvision.transforms import v2
@@ -81,15 +81,9 @@ def load_classifier(arguments: TrainedModelArguments, **options: Any) -> PreTrai
     """
     model_class: Any = TwinsForImageClassification
     if arguments.trust_remote_code:
-        is_local = Path(arguments.source).is_dir()
-        if not is_local and not re.fullmatch(r"[0-9a-f]{40}", arguments.model_revision):
-            raise ValueError(
-                "--trust_remote_code runs the code of a repository, so --model_revision must be the hash of a commit that "
-                f"you have read (40 hexadecimal digits), got {arguments.model_revision!r}."
-            )
         model_class = AutoModelForImageClassification
-        # Also of code that the repository takes from another one, which has no such commit: it is refused, and not run.
-        options |= {"trust_remote_code": True, "code_revision": arguments.model_revision}
+        code_revision = pinned_code_revision(arguments.source, arguments.model_revision, arguments.code_revision)
+        options |= {"trust_remote_code": True, "code_revision": code_revision}
     return model_class.from_pretrained(arguments.source, revision=arguments.model_revision, **options)
 
 

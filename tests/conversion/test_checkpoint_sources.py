@@ -14,8 +14,13 @@
 """Files from elsewhere: downloaded whole, checked, kept; and repositories of timm's."""
 
 import hashlib
+import io
 import json
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import checkpoint_sources
@@ -38,6 +43,36 @@ def files(tmp_path, monkeypatch) -> Path:
     return folder
 
 
+@contextmanager
+def serve_different_weights() -> Iterator[tuple[int, list[str]]]:
+    """A server with other weights at each address, query strings and host names included; its port and what was asked."""
+    requests: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):  # as http.server calls it
+            requests.append(f"http://{self.headers['Host']}{self.path}")
+            content = io.BytesIO()
+            weights = source_weights("official", TINY["svt"])
+            weights["head.bias"].fill_(len(requests))
+            torch.save(weights, content)
+            self.send_response(200)
+            self.send_header("Content-Length", str(content.tell()))
+            self.end_headers()
+            self.wfile.write(content.getvalue())
+
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port, requests
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 def cached(tmp_path: Path) -> list[str]:
     return [file.name for file in (tmp_path / "torch").rglob("*") if file.is_file()]
 
@@ -55,6 +90,37 @@ def test_address_is_downloaded_once(files, tmp_path):
     assert checkpoint.origin == address
     assert checkpoint.sha256 == again.sha256 == hashlib.sha256((files / "twins.pth").read_bytes()).hexdigest()
     assert cached(tmp_path) == ["twins.pth"]
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [
+        pytest.param(("127.0.0.1:PORT/alice/model.pth", "127.0.0.1:PORT/bob/model.pth"), id="folders"),
+        pytest.param(("127.0.0.1:PORT/model.pth?version=1", "127.0.0.1:PORT/model.pth?version=2"), id="queries"),
+        pytest.param(("127.0.0.1:PORT/model.pth", "127.0.0.1:PORT/model.pth?version=2"), id="without_query"),
+        pytest.param(("127.0.0.1:PORT/model.pth", "localhost:PORT/model.pth"), id="hosts"),
+        pytest.param(("127.0.0.1:PORT/a/b.pth", "127.0.0.1:PORT/a%2Fb.pth"), id="escapes"),
+        pytest.param(("127.0.0.1:PORT/", "127.0.0.1:PORT/?version=2"), id="no_file_name"),
+        pytest.param(("127.0.0.1:PORT/a/..", "127.0.0.1:PORT/b/.."), id="parent_as_file_name"),
+    ],
+)
+def test_addresses_that_end_in_the_same_name_are_different_files(addresses, files):
+    with serve_different_weights() as (port, requests):
+        addresses = [f"http://{address.replace('PORT', str(port))}" for address in addresses]
+        for _ in range(2):
+            for number, address in enumerate(addresses, start=1):
+                checkpoint = open_checkpoint(address)
+                assert checkpoint.origin == address
+                assert checkpoint.weights["head.bias"].unique().tolist() == [number]
+        assert requests == addresses
+
+
+def test_path_of_a_download_keeps_the_file_name_and_no_secret(files, tmp_path):
+    with serve_different_weights() as (port, _):
+        checkpoint = open_checkpoint(f"http://127.0.0.1:{port}/alice/model.pth?token=hf_secret&user=alice")
+    assert checkpoint.file.name == "model.pth"
+    assert checkpoint.file.is_relative_to(tmp_path / "torch" / "hub" / "checkpoints")
+    assert not [word for word in ("secret", "token", "alice", "127.0.0.1") if word in str(checkpoint.file)]
 
 
 def test_download_with_another_hash_is_not_kept(files, tmp_path):

@@ -49,7 +49,6 @@ from classification_training import (
     balancing_weights,
     create_model,
     create_processor,
-    load_classifier,
 )
 from classification_utils import digit_pictures, options, plain_options, save_start, write_images, write_parquet
 from command_line import parse_arguments, run
@@ -508,20 +507,6 @@ def test_weights_and_preprocessing_are_of_the_same_revision(start, tmp_path):
             assert create_processor(arguments, 3).size.shortest_edge == side
         arguments = ModelArguments("somebody/else", image_processor_name="me/digits", model_revision=first)
         assert create_processor(arguments, 3).size.shortest_edge == 40
-
-
-def test_code_of_another_repository_is_not_run(tmp_path):
-    """A commit was read, and the repository names code that may change without it."""
-    auto_map = {"AutoConfig": "me/code--code.Config", "AutoModelForImageClassification": "me/code--code.Model"}
-    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')\n")
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "stranger", "auto_map": auto_map}))
-    with serve_hub(tokens={"hf_write": "write"}) as hub, hub.in_process(tmp_path / "home", token="hf_write"):
-        for name, file in (("me/code", "code.py"), ("me/model", "config.json")):
-            HfApi().create_repo(name)
-            commit = HfApi().upload_file(repo_id=name, path_or_fileobj=tmp_path / file, path_in_repo=file).oid
-        with pytest.raises(OSError, match=f"{commit} is not a valid git identifier"):
-            load_classifier(ModelArguments("me/model", trust_remote_code=True, model_revision=commit))
-    assert not (tmp_path / "trace").exists()
 
 
 def test_failed_connection_is_a_sentence():

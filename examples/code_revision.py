@@ -1,0 +1,116 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Which commit of a repository's code `trust_remote_code=True` may run.
+
+A model's files name the classes that load it in `auto_map`, as `module.Class`, which is beside them, or as
+`repository--module.Class`, which is in another repository. transformers runs the code of a model on the Hub at the model's
+`revision`, but that of another repository at `code_revision`, which is the newest commit of `main` if it is not given,
+even where the model is a local folder. `main` may change after it was read: here the code is pinned to a commit.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import (
+    CONFIG_NAME,
+    IMAGE_PROCESSOR_NAME,
+    PROCESSOR_NAME,
+    VIDEO_PROCESSOR_NAME,
+    cached_file,
+)
+
+
+# The files in which transformers' Auto classes look for `auto_map`.
+FILES = (CONFIG_NAME, IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, PROCESSOR_NAME, "tokenizer_config.json")
+# A commit that no repository has. Code in a local folder has no commit and runs whatever `code_revision` is, but code that
+# transformers would fetch in a way that is not known here, such as by an adapter's base model, is then refused.
+NO_COMMIT = 40 * "0"
+
+
+def pinned_code_revision(source: str, model_revision: str, code_revision: str | None) -> str:
+    """The `code_revision` with which the code of a model may be run.
+
+    Args:
+        source: local folder or Hub id of the model.
+        model_revision: of the model, where it is on the Hub; must be the hash of a commit there.
+        code_revision: hash of a commit of the other repository that the model takes its code from, if there is one.
+
+    Returns:
+        The hash of a commit, of 40 hexadecimal digits, for `from_pretrained`.
+
+    Raises:
+        ValueError: if code would be run that is not pinned to a commit. The message says what to give.
+        OSError: if the model's files cannot be fetched.
+    """
+    is_local = Path(source).is_dir()
+    if not is_local and not is_commit(model_revision):
+        raise ValueError(
+            "--trust_remote_code runs the code of a repository, so --model_revision must be the hash of a commit that "
+            f"you have read (40 hexadecimal digits), got {model_revision!r}."
+        )
+    if code_revision is not None and not is_commit(code_revision):
+        raise ValueError(
+            "--code_revision must be the hash of a commit that you have read, of the repository that the model takes its "
+            f"code from (40 hexadecimal digits), got {code_revision!r}."
+        )
+    entries = dict(foreign_entries(source, model_revision))
+    repositories = sorted({entry.split("--")[0] for entry in entries})
+    if len(repositories) > 1:
+        raise ValueError(
+            f"{source} takes code from several repositories, {' and '.join(repositories)}, which one commit cannot pin: "
+            "copy the code into a local folder, beside the weights, and name it in `auto_map` without a repository."
+        )
+    if repositories and code_revision is None:
+        entry, file = next(iter(entries.items()))
+        raise ValueError(
+            f"{source}/{file} has the auto_map entry {entry!r}, and --trust_remote_code would run what is on the main "
+            f"branch of {repositories[0]} today: give --code_revision, the hash of a commit of {repositories[0]} that you "
+            "have read (40 hexadecimal digits)."
+        )
+    return code_revision or (NO_COMMIT if is_local else model_revision)
+
+
+def is_commit(revision: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{40}", revision) is not None
+
+
+def foreign_entries(source: str, revision: str) -> Iterator[tuple[str, str]]:
+    """The `auto_map` entries of a model that name another repository than its own, each with the file that it is in."""
+    for name in FILES:
+        file = cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        if file is None:
+            continue
+        try:
+            content = json.loads(Path(file).read_text(encoding="utf-8"))
+        except ValueError:
+            # transformers says what is wrong, if it reads this file at all.
+            continue
+        for entry in auto_map_entries(content):
+            if "--" in entry and entry.split("--")[0] != source:
+                yield entry, name
+
+
+def auto_map_entries(content: Any, is_auto_map: bool = False) -> Iterator[str]:
+    """Every class that an `auto_map` names, at whatever depth: a text, or lists and dictionaries of them."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from auto_map_entries(value, is_auto_map or key == "auto_map")
+    elif isinstance(content, list):
+        for value in content:
+            yield from auto_map_entries(value, is_auto_map)
+    elif isinstance(content, str) and is_auto_map:
+        yield content
