@@ -33,8 +33,11 @@ from transformers import (
     DetrConfig,
     DetrForObjectDetection,
     SegformerImageProcessor,
+    Trainer,
+    TrainingArguments,
     UperNetConfig,
     UperNetForSemanticSegmentation,
+    default_data_collator,
     pipeline,
 )
 
@@ -313,28 +316,124 @@ def test_image_feature_extraction_pipeline(repository, images, pool):
     assert features.isfinite().all()
 
 
-def test_image_segmentation_pipeline(tmp_path, images):
-    labels = ["sky", "roof", "wall", "tree", "flower"]
-    model = randomize(TwinsForSemanticSegmentation(tiny_config(id2label=dict(enumerate(labels)))))
-    model.save_pretrained(tmp_path)
-    # Twins' own crops, as classification does. Segmentation looks at the whole image.
-    processor = SegformerImageProcessor(size={"height": 48, "width": 64})
-    processor.save_pretrained(tmp_path)
-    segmenter = pipeline("image-segmentation", str(tmp_path))
+SEGMENTATION_LABELS = dict(enumerate(["sky", "roof", "wall", "tree", "flower"]))
+
+
+@pytest.fixture
+def segmentation_folder(tmp_path):
+    """A saved model for segmentation; its processor is for a test to save."""
+    randomize(TwinsForSemanticSegmentation(tiny_config(id2label=SEGMENTATION_LABELS))).save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        TwinsImageProcessor(size={"shortest_edge": 48, "longest_edge": 64}, do_center_crop=False),
+        TwinsImageProcessor(size={"height": 48, "width": 64}, do_center_crop=False, do_pad=True),
+        TwinsImageProcessorPil(do_resize=False, do_center_crop=False, do_reduce_labels=True),
+        SegformerImageProcessor(size={"height": 48, "width": 64}),
+    ],
+    ids=["short side", "fixed, padding", "as it is", "another model's"],
+)
+def test_image_segmentation_pipeline(segmentation_folder, images, processor):
+    processor.save_pretrained(segmentation_folder)
+    segmenter = pipeline("image-segmentation", str(segmentation_folder))
+    model = TwinsForSemanticSegmentation.from_pretrained(segmentation_folder)
+    labels = list(SEGMENTATION_LABELS.values())
     assert type(segmenter.model) is TwinsForSemanticSegmentation
-    image = images[0]
-    with torch.no_grad():
-        logits = model(**processor(image, return_tensors="pt")).logits
-    assert logits.shape == (1, 5, 24, 32)
-    classes = nn.functional.interpolate(logits, size=(image.height, image.width), mode="bilinear").argmax(1)[0]
-    answers = segmenter(image)
-    assert len(answers) > 1
-    assert {answer["label"] for answer in answers} == {labels[index] for index in classes.unique().tolist()}
-    for answer in answers:
-        expected = classes == labels.index(answer["label"])
-        same = torch.from_numpy(np.array(answer["mask"]) > 0) == expected
-        # Where two classes are as good as equal, either may win.
-        assert same.float().mean() > 0.999
+    # Neither side is a multiple of a patch or of the other.
+    odd = [images[0].crop((200, 100, 303, 171)), images[1].crop((100, 100, 167, 199))]
+    for image, answers in zip(odd, segmenter(odd), strict=True):
+        with torch.no_grad():
+            logits = model(segmenter.image_processor(image, return_tensors="pt").pixel_values).logits
+        classes = nn.functional.interpolate(logits, size=(image.height, image.width), mode="bilinear").argmax(1)[0]
+        assert len(answers) > 1
+        assert {answer["label"] for answer in answers} == {
+            SEGMENTATION_LABELS[each] for each in classes.unique().tolist()
+        }
+        for answer in answers:
+            expected = classes.numpy() == labels.index(answer["label"])
+            # Where two classes are as good as equal, either may win.
+            assert ((np.array(answer["mask"]) > 0) == expected).mean() > 0.999
+
+
+def test_image_segmentation_pipeline_refuses_a_processor_that_crops(segmentation_folder, images):
+    TwinsImageProcessor(size={"shortest_edge": 48}, crop_size=40).save_pretrained(segmentation_folder)
+    with pytest.raises(ValueError, match="Post-processing needs do_center_crop=False"):
+        pipeline("image-segmentation", str(segmentation_folder))(images[0])
+    processor = AutoImageProcessor.from_pretrained(segmentation_folder, do_center_crop=False)
+    (answer, *_) = pipeline("image-segmentation", str(segmentation_folder), image_processor=processor)(images[0])
+    assert answer["mask"].size == images[0].size
+
+
+@pytest.mark.parametrize("size", [{"shortest_edge": 32, "longest_edge": 128}, {"height": 32, "width": 40}], ids=str)
+def test_transformers_script_for_semantic_segmentation_trains_evaluates_and_saves(segmentation_folder, size, images):
+    """What run_semantic_segmentation.py does with a folder, its albumentations written out."""
+    TwinsImageProcessor(size=size, do_center_crop=False).save_pretrained(segmentation_folder)
+    label2id = {name: str(index) for index, name in SEGMENTATION_LABELS.items()}
+    hub = {"cache_dir": None, "revision": "main", "token": None, "trust_remote_code": False}
+    config = AutoConfig.from_pretrained(segmentation_folder, label2id=label2id, id2label=SEGMENTATION_LABELS, **hub)
+    model = AutoModelForSemanticSegmentation.from_pretrained(segmentation_folder, config=config, **hub)
+    image_processor = AutoImageProcessor.from_pretrained(segmentation_folder, do_reduce_labels=True, **hub)
+    assert image_processor.do_reduce_labels
+    if "shortest_edge" in image_processor.size:
+        height, width = image_processor.size["shortest_edge"], image_processor.size["shortest_edge"]
+    else:
+        height, width = image_processor.size["height"], image_processor.size["width"]
+    assert (height, width) == ((32, 32) if "shortest_edge" in size else (32, 40))
+
+    examples = []
+    for image in images:
+        pixels = np.array(image.convert("RGB"))[100 : 100 + height, 50 : 50 + width]
+        # Classes by brightness; 0 is the background, which is no class.
+        brightness = pixels.mean(2).astype(np.uint8) // 43
+        labels = np.where(brightness == 0, 255, brightness.astype(np.int64) - 1)
+        normalized = (pixels / 255 - np.array(image_processor.image_mean)) / np.array(image_processor.image_std)
+        examples.append(
+            {
+                "pixel_values": torch.from_numpy(normalized).permute(2, 0, 1).float(),
+                "labels": torch.from_numpy(labels),
+            }
+        )
+        # The processor's own preparation is the same.
+        inputs = image_processor(pixels, brightness, do_resize=False, return_tensors="pt")
+        torch.testing.assert_close(inputs.pixel_values[0], examples[-1]["pixel_values"], rtol=0, atol=1e-5)
+        assert torch.equal(inputs.labels[0], examples[-1]["labels"])
+
+    def compute_metrics(eval_pred):
+        logits, labels = eval_pred
+        upsampled = nn.functional.interpolate(torch.from_numpy(logits), size=labels.shape[-2:], mode="bilinear")
+        return {"accuracy": (upsampled.argmax(1).numpy() == labels)[labels != 255].mean()}
+
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=segmentation_folder / "trained",
+            max_steps=2,
+            per_device_train_batch_size=2,
+            remove_unused_columns=False,
+            use_cpu=True,
+            report_to="none",
+            disable_tqdm=True,
+            logging_strategy="no",
+            save_strategy="no",
+        ),
+        train_dataset=examples,
+        eval_dataset=examples,
+        compute_metrics=compute_metrics,
+        processing_class=image_processor,
+        data_collator=default_data_collator,
+    )
+    assert np.isfinite(trainer.train().training_loss)
+    trainer.save_model()
+    metrics = trainer.evaluate()
+    assert np.isfinite(metrics["eval_loss"])
+    assert 0 <= metrics["eval_accuracy"] <= 1
+    trained = AutoImageProcessor.from_pretrained(segmentation_folder / "trained")
+    assert trained.to_dict() == image_processor.to_dict()
+    answers = pipeline("image-segmentation", str(segmentation_folder / "trained"))(images[0])
+    assert {answer["mask"].size for answer in answers} == {images[0].size}
 
 
 @pytest.mark.parametrize("window_padding", ["masked", "authors_segmentation"])
