@@ -520,7 +520,10 @@ def check_pixel_mask(pixel_mask: Any, pixel_values: torch.Tensor, config: TwinsC
     expected_columns = torch.arange(columns.shape[1], device=rows.device) < widths.unsqueeze(1)
     is_rectangle = (pixel_mask.bool() == expected_rows.unsqueeze(2) & expected_columns.unsqueeze(1)).all()
     is_large_enough = (torch.minimum(heights, widths) >= config.min_image_size).all()
-    rectangle_message = "pixel_mask must be 1 on one rectangle at the top left of each image, and 0 on the padding at its right and bottom."
+    rectangle_message = (
+        "pixel_mask must be 1 on one rectangle at the top left of each image, and 0 on the padding at its right and "
+        "bottom."
+    )
     size_message = f"pixel_mask must leave each image at least {config.min_image_size} pixels high and wide"
     if pixel_mask.is_cuda:
         # To raise would wait for the device. Its own assertions stop the program when it gets there, without waiting.
