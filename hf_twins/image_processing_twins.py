@@ -139,7 +139,8 @@ def crop_logits(logits: torch.Tensor, pixel_mask: torch.Tensor) -> torch.Tensor:
     ends = []
     for image_side, padded_side, logits_side in zip(image_size, pixel_mask.shape, logits.shape[1:]):
         stride = max(round(padded_side / logits_side), 1)
-        # Whole patches only, unless the model pads incomplete ones, whose logits then reach beyond the input.
+        # Whole patches only, unless the logits reach beyond the input, as those of a model that pads incomplete patches
+        # do. On an input of whole patches they do not, and an incomplete patch is left out: it may be padding.
         is_patch_padded = logits_side * stride > padded_side
         end = (image_side + stride - 1) // stride if is_patch_padded else image_side // stride
         ends.append(min(max(end, 1), logits_side))
