@@ -25,6 +25,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .modeling_twins import (
+    MODULES_WITH_NEW_OUTPUTS,
     TwinsAttention,
     TwinsLayer,
     TwinsLocalAttention,
@@ -245,6 +246,9 @@ class PackedPatchConv2d(nn.Module):
         image = image[:, :, : rows * self.size, : columns * self.size]
         patches = window_partition(image.permute(0, 2, 3, 1), self.size).flatten(1)
         return self.linear(patches).unflatten(0, (len(image), rows, columns)).permute(0, 3, 1, 2)
+
+
+MODULES_WITH_NEW_OUTPUTS.update({PackedLinear, QuantizedLinear, FusedProjections, PackedPatchConv2d})
 
 
 def linear_of(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:

@@ -23,6 +23,7 @@ their place, (batch_size, height, width, channels): a view of the same memory. I
 """
 
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
@@ -119,17 +120,17 @@ def eager_attention_forward(
 # to `TwinsDropPath`. Each computes what its name says; the layers below read as the paper's figures.
 
 
-def add_residual(hidden_states: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
-    """The residual sum, in the branch's own memory where no gradient needs what is there."""
-    # Compilers reuse memory themselves, and the branch's symbolic sizes grow from layer to layer: the input's do not.
-    if branch.requires_grad or branch.dtype != hidden_states.dtype or is_torchdynamo_compiling():
+def add_residual(hidden_states: torch.Tensor, branch: torch.Tensor, module: nn.Module) -> torch.Tensor:
+    """The sum of the input and the branch that parts of `module` compute, in the branch's memory where nothing sees it."""
+    # The branch's symbolic sizes grow from layer to layer: the input's, which come first, do not.
+    if branch.dtype != hidden_states.dtype or not may_overwrite(branch, module):
         return hidden_states + branch
     return branch.add_(hidden_states)
 
 
-def activate(hidden_states: torch.Tensor, activation_fn: nn.Module) -> torch.Tensor:
-    """The activation; GELU in its input's own memory where no gradient needs what is there."""
-    if hidden_states.requires_grad or is_torchdynamo_compiling() or not is_exact_gelu(activation_fn):
+def activate(hidden_states: torch.Tensor, activation_fn: nn.Module, module: nn.Module) -> torch.Tensor:
+    """The activation of what a part of `module` computes; GELU in its memory where nothing sees it."""
+    if not is_exact_gelu(activation_fn) or not may_overwrite(hidden_states, module):
         return activation_fn(hidden_states)
     # The widest tensor of the block is not written a second time.
     return torch.ops.aten.gelu_(hidden_states)
@@ -137,6 +138,44 @@ def activate(hidden_states: torch.Tensor, activation_fn: nn.Module) -> torch.Ten
 
 def is_exact_gelu(activation_fn: nn.Module) -> bool:
     return type(activation_fn) is GELUActivation and activation_fn.act is nn.functional.gelu
+
+
+def may_overwrite(output: torch.Tensor, module: nn.Module) -> bool:
+    """Whether an output of a part of `module` may be overwritten: nothing needs or keeps what it holds.
+
+    Gradients need it; compilers and tracers reuse memory themselves; a hook, or a module that somebody put in the place of
+    one of the model's, may keep it.
+    """
+    hooks = torch.nn.modules.module
+    return not (
+        output.requires_grad
+        or is_torchdynamo_compiling()
+        or torch.jit.is_tracing()
+        or hooks._global_forward_hooks
+        or hooks._global_forward_pre_hooks
+        or is_watched(module)
+    )
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether a part of a module has a hook other than those that record attentions, or is not one of the model's."""
+    for part in module._modules.values():
+        if part is None:
+            continue
+        if type(part) not in MODULES_WITH_NEW_OUTPUTS or "forward" in part.__dict__:
+            return True
+        if part._forward_pre_hooks:
+            return True
+        if part._forward_hooks and not all(map(is_recording_hook, part._forward_hooks.values())):
+            return True
+        if part._modules and is_watched(part):
+            return True
+    return False
+
+
+def is_recording_hook(hook: Callable) -> bool:
+    """Whether it is one of those by which transformers records hidden states and attentions."""
+    return hook.__module__ == capture_outputs.__module__
 
 
 def resize_grid(hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -181,7 +220,7 @@ def attend(
         if is_flash_attention_requested(module.config):
             # Its functions mask keys only where these are the queries too, which the sub-sampled are not.
             attention_interface, implementation = ALL_ATTENTION_FUNCTIONS["sdpa"], "sdpa"
-    if not is_torchdynamo_exporting() and len(query) == 0:
+    if not is_torchdynamo_exporting() and query.shape[0] == 0:
         # The other functions do not take a batch of no images.
         attention_interface = eager_attention_forward
 
@@ -204,13 +243,24 @@ class TwinsPatchConv2d(nn.Conv2d):
     """A convolution whose kernel is its stride, as a matrix product: faster where there are few patches."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        if is_torchdynamo_exporting() or len(image) == 0:
+        if is_torchdynamo_exporting() or image.shape[0] == 0:
             # A graph with symbolic sizes cannot know that patches are whole, and no images have none.
             return super().forward(image)
         size = self.stride[0]
         height, width = image.shape[2] // size * size, image.shape[3] // size * size
         patches = nn.functional.pixel_unshuffle(image[:, :, :height, :width], size).permute(0, 2, 3, 1)
         return nn.functional.linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
+class TwinsRecordedModule(nn.Module):
+    """A module whose outputs transformers records, by hooks that cannot be pickled: they are left out, and the model that
+    is made of the pickle installs them again."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        hooks = self._forward_hooks.items()
+        state["_forward_hooks"] = OrderedDict((key, hook) for key, hook in hooks if not is_recording_hook(hook))
+        return state
 
 
 class TwinsDropPath(nn.Module):
@@ -231,7 +281,7 @@ class TwinsDropPath(nn.Module):
         return f"p={self.drop_prob}"
 
 
-class TwinsPatchEmbeddings(nn.Module):
+class TwinsPatchEmbeddings(TwinsRecordedModule):
     """A stage's patches: a convolution whose kernel is its stride, and a layer norm."""
 
     def __init__(self, config: TwinsConfig, stage: int):
@@ -267,10 +317,11 @@ class TwinsPositionEncoding(nn.Module):
     def forward(self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
         # The convolution's own padding is zero, so padding within the batch has to be.
         hidden_states = clear_padding(hidden_states, token_mask)
-        return add_residual(hidden_states, self.projection(hidden_states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        branch = self.projection(hidden_states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return add_residual(hidden_states, branch, self)
 
 
-class TwinsAttention(nn.Module):
+class TwinsAttention(TwinsRecordedModule):
     """Multi-head attention from some tokens to others. The subclasses choose which: a window, or a sub-sampled image."""
 
     def __init__(self, config: TwinsConfig, stage: int):
@@ -408,7 +459,8 @@ class TwinsMLP(nn.Module):
         self.fc2 = nn.Linear(intermediate_size, hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(activate(self.fc1(hidden_states), self.activation_fn))
+        """`(batch_size, num_tokens, hidden_size)` to the same shape."""
+        return self.fc2(activate(self.fc1(hidden_states), self.activation_fn, self))
 
 
 class TwinsLayer(GradientCheckpointingLayer):
@@ -433,12 +485,29 @@ class TwinsLayer(GradientCheckpointingLayer):
         self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]
     ) -> torch.Tensor:
         attn_output, _ = self.attention(self.layernorm_before(hidden_states), token_mask, **kwargs)
-        hidden_states = add_residual(hidden_states, self.drop_path(self.dropout(attn_output)))
-        mlp_output = self.mlp(self.layernorm_after(hidden_states))
-        return add_residual(hidden_states, self.drop_path(self.dropout(mlp_output)))
+        hidden_states = add_residual(hidden_states, self.drop_path(self.dropout(attn_output)), self)
+        mlp_output = self.mlp(self.layernorm_after(hidden_states).flatten(1, 2)).view_as(hidden_states)
+        return add_residual(hidden_states, self.drop_path(self.dropout(mlp_output)), self)
 
 
-class TwinsStage(nn.Module):
+# Modules that never keep what they return, or return what they are given, and nothing else.
+MODULES_WITH_NEW_OUTPUTS: set[type[nn.Module]] = {
+    nn.Conv2d,
+    nn.Dropout,
+    nn.Identity,
+    nn.LayerNorm,
+    nn.Linear,
+    GELUActivation,
+    TwinsDropPath,
+    TwinsGlobalAttention,
+    TwinsLocalAttention,
+    TwinsMLP,
+    TwinsPatchConv2d,
+    TwinsSequenceReduction,
+}
+
+
+class TwinsStage(TwinsRecordedModule):
     """The blocks of one resolution, the position encoding after the first of them."""
 
     def __init__(self, config: TwinsConfig, stage: int):
@@ -621,6 +690,12 @@ class TwinsEncoder(TwinsPreTrainedModel):
             rf"(^|\.)encoder\.(stages|patch_embeddings)\.{stage}\." for stage in range(num_stages, len(config.depths))
         ]
         self.post_init()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # Its modules were pickled without their hooks.
+        self._output_capturing_hooks_installed = False
+        maybe_install_capturing_hooks(self)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.get_submodule("patch_embeddings.0.projection")
