@@ -1,0 +1,163 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Every task that Twins has in transformers' suite, by `pipeline()` on a saved folder: its answers are the model's own.
+
+transformers' tests of pipelines are not in its source distribution, and need files of the Hub.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from testing_utils import randomize, tiny_config
+from torch import nn
+from transformers import SegformerImageProcessor, pipeline
+
+from hf_twins import (
+    TwinsForImageClassification,
+    TwinsForSemanticSegmentation,
+    TwinsImageProcessor,
+    TwinsImageProcessorPil,
+    TwinsModel,
+)
+
+
+LABELS = ["sky", "roof", "wall", "tree", "flower"]
+
+
+@pytest.fixture
+def images() -> list[Image.Image]:
+    """Photographs: of odd and even sizes, upright and lying, one in shades of gray."""
+    temple, flower = (Image.fromarray(image) for image in load_sample_images().images)
+    return [
+        temple.crop((200, 100, 303, 171)),
+        flower.crop((100, 100, 167, 199)),
+        temple.crop((0, 300, 64, 364)),
+        flower.crop((250, 150, 390, 220)).convert("L"),
+    ]
+
+
+def as_images(images: list[Image.Image], folder: Path) -> list[Any]:
+    return images
+
+
+def as_paths(images: list[Image.Image], folder: Path) -> list[Any]:
+    return [path for path, _ in saved(images, folder)]
+
+
+def as_both(images: list[Image.Image], folder: Path) -> list[Any]:
+    return [(path, image)[index % 2] for index, (path, image) in enumerate(saved(images, folder))]
+
+
+def saved(images: list[Image.Image], folder: Path) -> list[tuple[str, Image.Image]]:
+    for index, image in enumerate(images):
+        # Without loss.
+        image.save(folder / f"{index}.png")
+    return [(str(folder / f"{index}.png"), image) for index, image in enumerate(images)]
+
+
+# How the images are given, and how many go through the model at once.
+FORMS: dict[str, tuple[Callable[[list[Image.Image], Path], list[Any]], int]] = {
+    "both, three at once": (as_both, 3),
+    "images": (as_images, 1),
+    "paths": (as_paths, 1),
+    "images, two at once": (as_images, 2),
+}
+# Pipelines know nothing of families, and each loads its model from the folder.
+FORM = pytest.mark.parametrize(
+    "form", ["both, three at once", *(pytest.param(form, marks=pytest.mark.slow) for form in list(FORMS)[1:])]
+)
+FAMILY = pytest.mark.parametrize("family", ["svt", pytest.param("pcpvt", marks=pytest.mark.slow)])
+
+
+def answers_of(task: str, folder: Path, images: list[Image.Image], form: str, **kwargs: Any) -> list[Any]:
+    make_inputs, batch_size = FORMS[form]
+    inputs = make_inputs(images, folder)
+    pipe = pipeline(task, str(folder), batch_size=batch_size)
+    answers = list(pipe(inputs, **kwargs))
+    assert len(answers) == len(images)
+    # One by itself is what it is in the list, whether it comes as an image or as a path.
+    alone = pipe(inputs[-1], **kwargs)
+    assert str(type(alone)) == str(type(answers[-1]))
+    return answers
+
+
+def outputs_of(model: nn.Module, processor: Any, image: Image.Image) -> Any:
+    with torch.no_grad():
+        return model(processor(image.convert("RGB"), return_tensors="pt").pixel_values)
+
+
+@FORM
+@FAMILY
+def test_image_classification(tmp_path, images, family, form):
+    model = randomize(TwinsForImageClassification(tiny_config(family, id2label=dict(enumerate(LABELS)))))
+    processor = TwinsImageProcessor(size={"shortest_edge": 41}, crop_size={"height": 37, "width": 43})
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    answers = answers_of("image-classification", tmp_path, images, form, top_k=5)
+    for image, answer in zip(images, answers, strict=True):
+        scores, order = outputs_of(model, processor, image).logits[0].softmax(0).sort(descending=True)
+        assert [each["label"] for each in answer] == [LABELS[index] for index in order.tolist()]
+        assert [each["score"] for each in answer] == pytest.approx(scores.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("pool", [False, True], ids=["map", "pooled"])
+@FORM
+@FAMILY
+def test_image_feature_extraction(tmp_path, images, family, form, pool):
+    model = randomize(TwinsModel(tiny_config(family)))
+    # The backend without torchvision: the processor is found by its name in the folder.
+    processor = TwinsImageProcessorPil(size={"shortest_edge": 41}, crop_size={"height": 37, "width": 43})
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    make_inputs, batch_size = FORMS[form]
+    extract = pipeline("image-feature-extraction", str(tmp_path), image_processor=processor, batch_size=batch_size)
+    answers = extract(make_inputs(images, tmp_path), pool=pool)
+    for image, answer in zip(images, answers, strict=True):
+        outputs = outputs_of(model, processor, image)
+        expected = outputs.pooler_output if pool else outputs.last_hidden_state
+        torch.testing.assert_close(torch.tensor(answer), expected, rtol=1e-4, atol=1e-4)
+
+
+SEGMENTATION_PROCESSORS = {
+    "segformer": lambda: SegformerImageProcessor(size={"height": 49, "width": 63}),
+    "twins": lambda: TwinsImageProcessor(size={"height": 49, "width": 63}, do_center_crop=False),
+}
+
+
+@FORM
+@pytest.mark.parametrize("processor_name", SEGMENTATION_PROCESSORS)
+@FAMILY
+def test_image_segmentation(tmp_path, images, family, processor_name, form):
+    processor = SEGMENTATION_PROCESSORS[processor_name]()
+    if not hasattr(processor, "post_process_semantic_segmentation"):
+        pytest.skip("TwinsImageProcessor does not post-process segmentations yet")
+    model = randomize(TwinsForSemanticSegmentation(tiny_config(family, id2label=dict(enumerate(LABELS)))))
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    answers = answers_of("image-segmentation", tmp_path, images, form)
+    for image, answer in zip(images, answers, strict=True):
+        logits = outputs_of(model, processor, image).logits
+        classes = nn.functional.interpolate(logits, size=(image.height, image.width), mode="bilinear").argmax(1)[0]
+        assert len(answer) > 1
+        assert {each["label"] for each in answer} == {LABELS[index] for index in classes.unique().tolist()}
+        for each in answer:
+            expected = classes.numpy() == LABELS.index(each["label"])
+            # Where two classes are as good as equal, either may win.
+            assert ((np.array(each["mask"]) > 0) == expected).mean() > 0.999
