@@ -10,6 +10,7 @@ lint:
 	ruff check .
 	ruff format --check .
 	mypy
+	python .ci/lint_model_files.py
 
 format:
 	ruff check --fix .
