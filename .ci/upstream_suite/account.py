@@ -25,7 +25,7 @@ REASONS = {
     r"TP plan": "tests tensor parallelism, for which Twins has no plan",
     r"No conversion found": (
         "tests the renaming of weights in transformers' own table: Twins reads other formats by its own "
-        "(tests/hf_twins/test_original_checkpoints_twins.py, tests/conversion)"
+        "(tests/hf_twins/test_checkpoints.py, tests/conversion)"
     ),
     r"No validation found|dict size or list image_mean": (
         "tests arguments that the processor does not have: tests/hf_twins/test_image_processing_twins.py"
