@@ -4,6 +4,7 @@ import copy
 import unittest
 
 import torch
+from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_BACKBONE_MAPPING_NAMES,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
@@ -24,7 +25,11 @@ from hf_twins import (
 
 from ...test_backbone_common import BackboneTesterMixin
 from ...test_configuration_common import ConfigTester
-from ...test_image_processing_common import ImageProcessingTester, ImageProcessingTestMixin
+from ...test_image_processing_common import (
+    ImageProcessingTester,
+    ImageProcessingTestMixin,
+    PostProcessSemanticSegmentationTestMixin,
+)
 from ...test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor
 
 
@@ -141,8 +146,13 @@ class TwinsModelTest(ModelTesterMixin, unittest.TestCase):
                 self.assertListEqual([tuple(attention.shape[1:]) for attention in attentions], expected)
 
     def test_hidden_states_output(self):
+        # The first patch embeddings and each stage, as images.
         config, inputs_dict = self.model_tester.prepare_config_and_inputs_for_common()
-        num_patches = (self.model_tester.image_size // self.model_tester.patch_size) ** 2
+        grids = [self.model_tester.image_size // self.model_tester.patch_size // 2**stage for stage in range(2)]
+        expected = [
+            (self.model_tester.batch_size, hidden_size, grid, grid)
+            for hidden_size, grid in zip(self.model_tester.hidden_sizes, grids)
+        ]
         for model_class in self.all_model_classes:
             for through_config in (False, True):
                 model_config = copy.deepcopy(config)
@@ -151,14 +161,8 @@ class TwinsModelTest(ModelTesterMixin, unittest.TestCase):
                 kwargs = {} if through_config else {"output_hidden_states": True}
                 with torch.no_grad():
                     outputs = model(**inputs_dict, **kwargs)
-                self.assertEqual(len(outputs.hidden_states), self.model_tester.num_hidden_layers + 1)
-                if model_class is not TwinsBackbone:
-                    self.assertListEqual(
-                        list(outputs.hidden_states[0].shape[-2:]), [num_patches, self.model_tester.hidden_size]
-                    )
-                    reshaped_hidden_states = outputs.get("reshaped_hidden_states", ())
-                    for hidden_state, reshaped in zip(outputs.hidden_states, reshaped_hidden_states):
-                        torch.testing.assert_close(hidden_state, reshaped.flatten(2).transpose(1, 2))
+                shapes = [tuple(hidden_state.shape) for hidden_state in outputs.hidden_states]
+                self.assertListEqual(shapes, [expected[0], *expected])
 
 
 class TwinsBackboneTest(BackboneTesterMixin, unittest.TestCase):
@@ -182,10 +186,20 @@ class TwinsImageProcessingTester(ImageProcessingTester):
     def expected_output_image_shape(self, images):
         return self.num_channels, 18, 18
 
+    def prepare_post_process_semantic_segmentation_inputs(self):
+        logits = floats_tensor([self.batch_size, 5, 6, 7])
+        return {"outputs": SemanticSegmenterOutput(logits=logits)}, {"num_labels": 5, "height": 6, "width": 7}
 
-class TwinsImageProcessingTest(ImageProcessingTestMixin, unittest.TestCase):
+
+class TwinsImageProcessingTest(ImageProcessingTestMixin, PostProcessSemanticSegmentationTestMixin, unittest.TestCase):
     image_processor_tester_class = TwinsImageProcessingTester
     test_cast_dtype = True
+
+    def setUp(self):
+        super().setUp()
+        if "post_process" in self._testMethodName:
+            # Predictions for a center crop, the default, could not be laid over the image.
+            self.image_processor_tester.do_center_crop = False
 
     @unittest.skip(
         reason="The process that it starts knows transformers' own models only; hf_twins' tests have the like"

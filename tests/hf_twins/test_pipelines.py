@@ -136,8 +136,8 @@ def test_image_feature_extraction(tmp_path, images, family, form, pool):
 
 
 SEGMENTATION_PROCESSORS = {
-    "segformer": lambda: SegformerImageProcessor(size={"height": 49, "width": 63}),
     "twins": lambda: TwinsImageProcessor(size={"height": 49, "width": 63}, do_center_crop=False),
+    "segformer": lambda: SegformerImageProcessor(size={"height": 49, "width": 63}),
 }
 
 
@@ -146,8 +146,6 @@ SEGMENTATION_PROCESSORS = {
 @FAMILY
 def test_image_segmentation(tmp_path, images, family, processor_name, form):
     processor = SEGMENTATION_PROCESSORS[processor_name]()
-    if not hasattr(processor, "post_process_semantic_segmentation"):
-        pytest.skip("TwinsImageProcessor does not post-process segmentations yet")
     model = randomize(TwinsForSemanticSegmentation(tiny_config(family, id2label=dict(enumerate(LABELS)))))
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
