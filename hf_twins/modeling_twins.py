@@ -32,6 +32,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN, GELUActivation
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.loss.loss_utils import ForSequenceClassificationLoss
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BackboneOutput,
@@ -730,6 +731,23 @@ class TwinsModel(TwinsPreTrainedModel):
         )
 
 
+def image_classification_loss(
+    labels: torch.Tensor,
+    logits: torch.Tensor,
+    config: TwinsConfig,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """transformers' loss, divided by `num_items_in_batch` for every problem type, where transformers divides only one."""
+    loss = ForSequenceClassificationLoss(labels, logits, config, num_items_in_batch=num_items_in_batch, **kwargs)
+    if num_items_in_batch is None or config.problem_type == "single_label_classification":
+        return loss
+    if isinstance(num_items_in_batch, torch.Tensor):
+        num_items_in_batch = num_items_in_batch.to(loss.device)
+    # So far a mean: over all labels of these images, where those of all accumulated batches count.
+    return loss * (labels.numel() / num_items_in_batch)
+
+
 @auto_docstring(
     custom_intro="""
     Twins Model transformer with an image classification head on top (a linear layer on top of the mean of the final
@@ -742,6 +760,7 @@ class TwinsForImageClassification(TwinsPreTrainedModel):
         self.num_labels = config.num_labels
         self.twins = TwinsModel(config)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels else nn.Identity()
+        self.loss_function = image_classification_loss
         self.post_init()
 
     @can_return_tuple
@@ -763,6 +782,9 @@ class TwinsForImageClassification(TwinsPreTrainedModel):
         labels (`torch.Tensor`, *optional*):
             Class indices of shape `(batch_size,)`; or floating point targets of shape `(batch_size, num_labels)`, for
             regression or multi-label classification (`config.problem_type`).
+        num_items_in_batch (`int` or `torch.Tensor`, *optional*):
+            What the sum of the losses is divided by, instead of the number of labels: how many labels there are in all
+            batches of an optimization step. [`Trainer`] passes it.
 
         Raises:
             ValueError: if the shape or type of the inputs does not fit the model, an image is smaller than
@@ -851,8 +873,6 @@ class TwinsSemanticFPNHead(nn.Module):
     """
 )
 class TwinsForSemanticSegmentation(TwinsPreTrainedModel):
-    # The loss is a mean over the pixels of a batch, whatever else a step of [`Trainer`] accumulates.
-    accepts_loss_kwargs = False
     # What a classifier's checkpoint holds beyond the backbone.
     _keys_to_ignore_on_load_unexpected = [r"^(twins\.)?layernorm\.", r"^classifier\."]
 
@@ -884,6 +904,11 @@ class TwinsForSemanticSegmentation(TwinsPreTrainedModel):
         labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
             Class of each pixel; `config.semantic_loss_ignore_index` where there is none. The loss is the mean over the
             others of the batch: without any, NaN, as in PyTorch and in transformers' other segmentation models.
+        num_items_in_batch (`int` or `torch.Tensor`, *optional*):
+            What the sum of the pixels' losses is divided by, instead of the number of pixels with a class: how many
+            pixels there are in all batches of an optimization step. [`Trainer`] passes the number of labels other than
+            -100. With `config.semantic_loss_ignore_index=-100` and labels that use it, those are the pixels with a class;
+            with the default, ignored pixels count with a loss of 0, also those that pad smaller images.
 
         Raises:
             ValueError: if the shape or type of the inputs does not fit the model, an image is smaller than
@@ -905,10 +930,7 @@ class TwinsForSemanticSegmentation(TwinsPreTrainedModel):
         logits = self.decode_head(self.neck(outputs.hidden_states[1:]))
         loss = None
         if labels is not None:
-            upsampled_logits = nn.functional.interpolate(logits, size=labels.shape[1:], mode="bilinear")
-            loss = nn.functional.cross_entropy(
-                upsampled_logits, labels, ignore_index=self.config.semantic_loss_ignore_index
-            )
+            loss = self.loss_function(logits, labels, ignore_index=self.config.semantic_loss_ignore_index, **kwargs)
         return SemanticSegmenterOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
