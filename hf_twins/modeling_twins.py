@@ -25,6 +25,7 @@ their place, (batch_size, height, width, channels): a view of the same memory. I
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from typing import Any, Self
 
 import torch
@@ -96,6 +97,20 @@ def mean_over_image(image: torch.Tensor, token_mask: torch.Tensor | None) -> tor
     return image.sum((2, 3)) / token_mask.sum((1, 2)).unsqueeze(1).to(image.dtype)
 
 
+# Where `interpretation` finds the stages' outputs: by encoder and stage, the image and the token mask. Unlike a hook, it is
+# seen by one thread alone, and reaches through whatever model holds the encoder.
+STAGE_RECORDS: ContextVar[dict[tuple[nn.Module, int], tuple[torch.Tensor, torch.Tensor | None]] | None] = ContextVar(
+    "STAGE_RECORDS", default=None
+)
+
+
+def record_stage(encoder: nn.Module, stage: int, image: torch.Tensor, token_mask: torch.Tensor | None) -> None:
+    """Keep a stage's output if the caller asked for it."""
+    # Compilers cannot read a context variable.
+    if not is_torchdynamo_compiling() and (records := STAGE_RECORDS.get()) is not None:
+        records[encoder, stage] = (image, token_mask)
+
+
 def eager_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
@@ -165,21 +180,22 @@ def attend(
     key: torch.Tensor,
     value: torch.Tensor,
     key_mask: torch.Tensor | None,
+    attn_implementation: str | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Attention by the implementation that the configuration names.
+    """Attention by `attn_implementation` or, without it, the implementation that the configuration names.
 
     From `(batch_size, num_heads, num_tokens, head_dim)` to `(batch_size, num_queries, num_heads, head_dim)`, and the
     weights if the implementation has them. `key_mask`, `(batch_size, num_keys)`, is True on the keys that may be attended
     to, at least one for each query.
     """
-    implementation: str = module.config._attn_implementation
+    implementation: str = attn_implementation or module.config._attn_implementation
     attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
     attention_mask = None
     if key_mask is not None:
         # The same for every query: written out for each, it would be as large as the attention weights.
         attention_mask = key_mask[:, None, None, :]
-        if is_flash_attention_requested(module.config):
+        if is_flash_attention_requested(requested_attention_implementation=implementation):
             # Its functions mask keys only where these are the queries too, which the sub-sampled are not.
             attention_interface, implementation = ALL_ATTENTION_FUNCTIONS["sdpa"], "sdpa"
     if not is_torchdynamo_exporting() and len(query) == 0:
@@ -644,6 +660,7 @@ class TwinsEncoder(TwinsPreTrainedModel):
             image = patch_embeddings(image, token_mask)
             if index < len(self.stages):
                 image = self.stages[index](image, token_mask, **kwargs)
+                record_stage(self, index, image, token_mask)
         return BaseModelOutput(last_hidden_state=image)
 
 
@@ -722,6 +739,7 @@ class TwinsModel(TwinsPreTrainedModel):
         if self.layernorm is not None:
             token_mask = make_token_mask(pixel_mask, self.config, stage=len(self.config.depths) - 1)
             image = clear_padding(self.layernorm(image.permute(0, 2, 3, 1)), token_mask).permute(0, 3, 1, 2)
+            record_stage(self.encoder, len(self.encoder.stages) - 1, image, token_mask)
             pooled_output = mean_over_image(image, token_mask)
         return BaseModelOutputWithPooling(
             last_hidden_state=image,
