@@ -93,3 +93,9 @@ def assert_same_outputs(model: nn.Module, expected: list[torch.Tensor], images: 
     assert len(actual) == len(expected) > 0
     for tensor, expected_tensor in zip(actual, expected):
         torch.testing.assert_close(tensor, expected_tensor, rtol=0, atol=atol * max(1.0, expected_tensor.abs().max()))
+
+
+def classify_in_worker(classifier: Callable, images: list) -> list:
+    """Run in another process, which imports this module and not the test."""
+    torch.set_num_threads(1)
+    return classifier(images)
