@@ -23,13 +23,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .modeling_twins import (
+    STAGE_RECORDS,
     TwinsAttention,
     TwinsEncoder,
     TwinsLocalAttention,
-    TwinsModel,
     window_partition,
     window_reverse,
 )
@@ -154,7 +153,8 @@ def attention_maps(
     """Run the encoder of a model and give the attention of all its layers.
 
     The model attends eagerly for this call, whatever its attention implementation, because no other one has weights to
-    give. They are all kept: `num_heads * height * width` times the number of keys, for each layer.
+    give. They are all kept: `num_heads * height * width` times the number of keys, for each layer. The model is not
+    changed, so that other threads may use it meanwhile.
 
     Args:
         model: a Twins model, or any other that holds one, in evaluation mode.
@@ -182,17 +182,13 @@ def attention_maps(
     ```"""
     encoder = find_encoder(model)
     config = encoder.config
-    implementation = config._attn_implementation
-    encoder.set_attn_implementation("eager")
-    try:
-        with torch.no_grad(), recorded_stages(model) as records:
-            attentions = encoder(pixel_values, pixel_mask, output_attentions=True).attentions
-    finally:
-        encoder.set_attn_implementation(implementation)
+    with torch.no_grad(), recorded_stages() as records:
+        # Asked for by the call: the configuration belongs to everybody who uses the model.
+        outputs = encoder(pixel_values, pixel_mask, output_attentions=True, attn_implementation="eager")
     places = [(stage, layer) for stage, depth in enumerate(config.depths) for layer in range(depth)]
     modules = [module for module in encoder.modules() if isinstance(module, TwinsAttention)]
     layers: list[LayerAttention] = []
-    for (stage, layer), module, weights in zip(places, modules, attentions):
+    for (stage, layer), module, weights in zip(places, modules, outputs.attentions):
         is_local = isinstance(module, TwinsLocalAttention)
         layers.append(
             LayerAttention(
@@ -200,7 +196,7 @@ def attention_maps(
                 layer=layer,
                 index=len(layers),
                 weights=weights,
-                token_mask=records[stage][1],
+                token_mask=tokens_on_image(*records[encoder, stage]),
                 stride=config.patch_size * 2**stage,
                 sr_ratio=1 if is_local else config.sr_ratios[stage],
                 window_size=config.window_size if is_local else None,
@@ -297,7 +293,8 @@ def grad_cam(
 
     Returns:
         `(batch_size, height, width)`, in the stage's grid, from 0 to the 1 of each image's strongest token; all 0
-        if no token speaks for the class. 0 outside the image. The model and its parameters' gradients stay as they were.
+        if no token speaks for the class. 0 outside the image. The model and its parameters' gradients stay as they were,
+        also while it runs: other threads may use the model meanwhile.
 
     Raises:
         ValueError: if the model holds no Twins encoder, is training or gives no logits of classes, there is no such stage
@@ -314,13 +311,13 @@ def grad_cam(
     [1, 14, 20]
     ```"""
     encoder = find_encoder(model)
-    stage_names = encoder.config.stage_names[1:]
+    stage_names = encoder.config.stage_names[1 : 1 + len(encoder.stages)]
     stage = stage_names[-1] if stage is None else stage
     if stage not in stage_names:
         raise ValueError(f"stage must be one of {', '.join(stage_names)}, got {stage!r}.")
     inputs: dict[str, Any] = {} if pixel_mask is None else {"pixel_mask": pixel_mask}
     # Also where the caller turned gradients off, and for a model whose parameters are frozen.
-    with torch.inference_mode(False), torch.enable_grad(), recorded_stages(model) as records:
+    with torch.inference_mode(False), torch.enable_grad(), recorded_stages() as records:
         logits = getattr(model(pixel_values.detach().clone().requires_grad_(), **inputs), "logits", None)
         if logits is None or logits.ndim not in (2, 4):
             raise ValueError(
@@ -328,11 +325,13 @@ def grad_cam(
                 f"{type(model).__name__} does not."
             )
         if logits.ndim == 4:
-            logits = (logits if pixel_mask is None else logits * records[0][1].unsqueeze(1)).sum((2, 3))
+            if pixel_mask is not None:
+                logits = logits * tokens_on_image(*records[encoder, 0]).unsqueeze(1)
+            logits = logits.sum((2, 3))
         score = logits.gather(1, check_label(label, logits).unsqueeze(1)).sum()
-        hidden_states, token_mask = records[stage_names.index(stage)]
+        hidden_states, token_mask = records[encoder, stage_names.index(stage)]
         (gradients,) = torch.autograd.grad(score, hidden_states)
-    on_image = token_mask.unsqueeze(1)
+    on_image = tokens_on_image(hidden_states, token_mask).unsqueeze(1)
     # A sum for the mean: it makes no difference to where the largest is 1.
     channel_weights = (gradients * on_image).sum((2, 3), keepdim=True)
     maps = (channel_weights * hidden_states.detach() * on_image).sum(1).relu()
@@ -364,28 +363,23 @@ def find_encoder(model: nn.Module) -> TwinsEncoder:
 
 
 @contextmanager
-def recorded_stages(model: nn.Module) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
-    """While it lasts, a list that each stage adds its output to, `(batch_size, channels, height, width)`, and which of its
-    tokens lie on the image, `(batch_size, height, width)`. The last hidden state of a model with a final layer norm replaces
-    the last stage's output."""
-    records: list[tuple[torch.Tensor, torch.Tensor]] = []
+def recorded_stages() -> Iterator[dict[tuple[nn.Module, int], tuple[torch.Tensor, torch.Tensor | None]]]:
+    """While it lasts, what every stage gives that this thread runs: by encoder and number of the stage, its output,
+    `(batch_size, channels, height, width)`, and which of its tokens lie on the image, `(batch_size, height, width)` or None
+    for all. The last hidden state of a model with a final layer norm replaces the last stage's output.
 
-    def record_stage(stage: nn.Module, arguments: tuple, output: torch.Tensor) -> None:
-        _, token_mask = arguments
-        if token_mask is None:
-            token_mask = output.new_ones((len(output), *output.shape[2:]), dtype=torch.bool)
-        records.append((output, token_mask))
-
-    def record_last_hidden_state(model: nn.Module, arguments: tuple, output: BaseModelOutputWithPooling) -> None:
-        if output.last_hidden_state is not None:
-            records[-1] = (output.last_hidden_state, records[-1][1])
-
-    handles = [stage.register_forward_hook(record_stage) for stage in find_encoder(model).stages]
-    for module in model.modules():
-        if isinstance(module, TwinsModel) and module.layernorm is not None:
-            handles.append(module.register_forward_hook(record_last_hidden_state))
+    The model is not changed: other threads may use it meanwhile, which hooks would reach too.
+    """
+    records: dict[tuple[nn.Module, int], tuple[torch.Tensor, torch.Tensor | None]] = {}
+    token = STAGE_RECORDS.set(records)
     try:
         yield records
     finally:
-        for handle in handles:
-            handle.remove()
+        STAGE_RECORDS.reset(token)
+
+
+def tokens_on_image(image: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
+    """The mask of what a stage gave, `(batch_size, height, width)`: True for every token where no image is padded."""
+    if token_mask is None:
+        return image.new_ones((len(image), *image.shape[2:]), dtype=torch.bool)
+    return token_mask

@@ -26,6 +26,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from typing import Any, Self
 
 import torch
@@ -33,6 +34,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN, GELUActivation
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.loss.loss_utils import ForSequenceClassificationLoss
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BackboneOutput,
@@ -94,6 +96,20 @@ def mean_over_image(image: torch.Tensor, token_mask: torch.Tensor | None) -> tor
     if token_mask is None:
         return image.mean((2, 3))
     return image.sum((2, 3)) / token_mask.sum((1, 2)).unsqueeze(1).to(image.dtype)
+
+
+# Where `interpretation` finds the stages' outputs: by encoder and stage, the image and the token mask. Unlike a hook, it is
+# seen by one thread alone, and reaches through whatever model holds the encoder.
+STAGE_RECORDS: ContextVar[dict[tuple[nn.Module, int], tuple[torch.Tensor, torch.Tensor | None]] | None] = ContextVar(
+    "STAGE_RECORDS", default=None
+)
+
+
+def record_stage(encoder: nn.Module, stage: int, image: torch.Tensor, token_mask: torch.Tensor | None) -> None:
+    """Keep a stage's output if the caller asked for it."""
+    # Compilers cannot read a context variable.
+    if not is_torchdynamo_compiling() and (records := STAGE_RECORDS.get()) is not None:
+        records[encoder, stage] = (image, token_mask)
 
 
 def eager_attention_forward(
@@ -203,21 +219,22 @@ def attend(
     key: torch.Tensor,
     value: torch.Tensor,
     key_mask: torch.Tensor | None,
+    attn_implementation: str | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Attention by the implementation that the configuration names.
+    """Attention by `attn_implementation` or, without it, the implementation that the configuration names.
 
     From `(batch_size, num_heads, num_tokens, head_dim)` to `(batch_size, num_queries, num_heads, head_dim)`, and the
     weights if the implementation has them. `key_mask`, `(batch_size, num_keys)`, is True on the keys that may be attended
     to, at least one for each query.
     """
-    implementation: str = module.config._attn_implementation
+    implementation: str = attn_implementation or module.config._attn_implementation
     attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
     attention_mask = None
     if key_mask is not None:
         # The same for every query: written out for each, it would be as large as the attention weights.
         attention_mask = key_mask[:, None, None, :]
-        if is_flash_attention_requested(module.config):
+        if is_flash_attention_requested(requested_attention_implementation=implementation):
             # Its functions mask keys only where these are the queries too, which the sub-sampled are not.
             attention_interface, implementation = ALL_ATTENTION_FUNCTIONS["sdpa"], "sdpa"
     if not is_torchdynamo_exporting() and query.shape[0] == 0:
@@ -718,6 +735,7 @@ class TwinsEncoder(TwinsPreTrainedModel):
             image = patch_embeddings(image, token_mask)
             if index < len(self.stages):
                 image = self.stages[index](image, token_mask, **kwargs)
+                record_stage(self, index, image, token_mask)
         return BaseModelOutput(last_hidden_state=image)
 
 
@@ -796,6 +814,7 @@ class TwinsModel(TwinsPreTrainedModel):
         if self.layernorm is not None:
             token_mask = make_token_mask(pixel_mask, self.config, stage=len(self.config.depths) - 1)
             image = clear_padding(self.layernorm(image.permute(0, 2, 3, 1)), token_mask).permute(0, 3, 1, 2)
+            record_stage(self.encoder, len(self.encoder.stages) - 1, image, token_mask)
             pooled_output = mean_over_image(image, token_mask)
         return BaseModelOutputWithPooling(
             last_hidden_state=image,
@@ -803,6 +822,23 @@ class TwinsModel(TwinsPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+
+def image_classification_loss(
+    labels: torch.Tensor,
+    logits: torch.Tensor,
+    config: TwinsConfig,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """transformers' loss, divided by `num_items_in_batch` for every problem type, where transformers divides only one."""
+    loss = ForSequenceClassificationLoss(labels, logits, config, num_items_in_batch=num_items_in_batch, **kwargs)
+    if num_items_in_batch is None or config.problem_type == "single_label_classification":
+        return loss
+    if isinstance(num_items_in_batch, torch.Tensor):
+        num_items_in_batch = num_items_in_batch.to(loss.device)
+    # So far a mean: over all labels of these images, where those of all accumulated batches count.
+    return loss * (labels.numel() / num_items_in_batch)
 
 
 @auto_docstring(
@@ -817,6 +853,7 @@ class TwinsForImageClassification(TwinsPreTrainedModel):
         self.num_labels = config.num_labels
         self.twins = TwinsModel(config)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels else nn.Identity()
+        self.loss_function = image_classification_loss
         self.post_init()
 
     @can_return_tuple
@@ -838,6 +875,9 @@ class TwinsForImageClassification(TwinsPreTrainedModel):
         labels (`torch.Tensor`, *optional*):
             Class indices of shape `(batch_size,)`; or floating point targets of shape `(batch_size, num_labels)`, for
             regression or multi-label classification (`config.problem_type`).
+        num_items_in_batch (`int` or `torch.Tensor`, *optional*):
+            What the sum of the losses is divided by, instead of the number of labels: how many labels there are in all
+            batches of an optimization step. [`Trainer`] passes it.
 
         Raises:
             ValueError: if the shape or type of the inputs does not fit the model, an image is smaller than
@@ -926,8 +966,6 @@ class TwinsSemanticFPNHead(nn.Module):
     """
 )
 class TwinsForSemanticSegmentation(TwinsPreTrainedModel):
-    # The loss is a mean over the pixels of a batch, whatever else a step of [`Trainer`] accumulates.
-    accepts_loss_kwargs = False
     # What a classifier's checkpoint holds beyond the backbone.
     _keys_to_ignore_on_load_unexpected = [r"^(twins\.)?layernorm\.", r"^classifier\."]
 
@@ -959,6 +997,11 @@ class TwinsForSemanticSegmentation(TwinsPreTrainedModel):
         labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
             Class of each pixel; `config.semantic_loss_ignore_index` where there is none. The loss is the mean over the
             others of the batch: without any, NaN, as in PyTorch and in transformers' other segmentation models.
+        num_items_in_batch (`int` or `torch.Tensor`, *optional*):
+            What the sum of the pixels' losses is divided by, instead of the number of pixels with a class: how many
+            pixels there are in all batches of an optimization step. [`Trainer`] passes the number of labels other than
+            -100. With `config.semantic_loss_ignore_index=-100` and labels that use it, those are the pixels with a class;
+            with the default, ignored pixels count with a loss of 0, also those that pad smaller images.
 
         Raises:
             ValueError: if the shape or type of the inputs does not fit the model, an image is smaller than
@@ -980,10 +1023,7 @@ class TwinsForSemanticSegmentation(TwinsPreTrainedModel):
         logits = self.decode_head(self.neck(outputs.hidden_states[1:]))
         loss = None
         if labels is not None:
-            upsampled_logits = nn.functional.interpolate(logits, size=labels.shape[1:], mode="bilinear")
-            loss = nn.functional.cross_entropy(
-                upsampled_logits, labels, ignore_index=self.config.semantic_loss_ignore_index
-            )
+            loss = self.loss_function(logits, labels, ignore_index=self.config.semantic_loss_ignore_index, **kwargs)
         return SemanticSegmenterOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

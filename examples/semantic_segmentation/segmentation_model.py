@@ -118,8 +118,9 @@ def create_model(
     for name in ("semantic_loss_ignore_index", "loss_ignore_index"):
         if hasattr(model.config, name):
             setattr(model.config, name, IGNORE_INDEX)
-    # Its loss is a mean over the pixels of a batch, and it takes any keyword, from which the Trainer concludes otherwise.
-    model.accepts_loss_kwargs = False
+    if model.config.model_type == "upernet":
+        # Its loss is always a mean over a batch's pixels, but it takes any keyword, from which Trainer concludes otherwise.
+        model.accepts_loss_kwargs = False
     return model
 
 
