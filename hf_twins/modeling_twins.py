@@ -31,6 +31,7 @@ from typing import Any, Self
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import initialization as init
 from transformers.activations import ACT2FN, GELUActivation
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
@@ -270,8 +271,18 @@ class TwinsPatchConv2d(nn.Conv2d):
 
 
 class TwinsRecordedModule(nn.Module):
-    """A module whose outputs transformers records, by hooks that cannot be pickled: they are left out, and the model that
-    is made of the pickle installs them again."""
+    """A module whose outputs transformers records, by one hook.
+
+    A model around it that records outputs of its own would install a second one, and each output would be recorded twice.
+    The hook cannot be pickled: it is left out, and the model that is made of the pickle installs it again.
+    """
+
+    def register_forward_hook(self, hook: Callable, **kwargs: Any) -> RemovableHandle:
+        if is_recording_hook(hook):
+            for key, other in list(self._forward_hooks.items()):
+                if is_recording_hook(other):
+                    del self._forward_hooks[key]
+        return super().register_forward_hook(hook, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()

@@ -611,11 +611,6 @@ def test_head_that_wants_another_kind_of_backbone_says_so(name):
         Head(misfit.model, FOUR_STAGES, misfit.fields).build("svt")(torch.randn(2, 3, 64, 96))
 
 
-@pytest.mark.xfail(
-    reason="a model that records its own hidden states has its backbone's recorded twice, of which the wrong maps are taken",
-    raises=RuntimeError,
-    strict=True,
-)
 def test_hybrid_dpt_predicts_depth():
     fields = {
         "is_hybrid": True,

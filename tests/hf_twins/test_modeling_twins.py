@@ -30,7 +30,7 @@ from PIL import Image
 from testing_utils import FAMILIES, randomize, rectangle_mask, tiny_config
 from torch import nn
 from transformers import BatchFeature
-from transformers.utils.output_capturing import maybe_install_capturing_hooks
+from transformers.utils.output_capturing import install_all_output_capturing_hooks, maybe_install_capturing_hooks
 
 from hf_twins import (
     TWINS_VARIANTS,
@@ -421,6 +421,18 @@ def test_backbone_has_no_stage_after_the_last_one_asked_for(family, out_features
     assert all(hidden_state.grad is not None for hidden_state in outputs.hidden_states)
     # Or DistributedDataParallel would wait for its gradient.
     assert all(parameter.grad is not None for parameter in backbone.parameters())
+
+
+def test_model_around_a_backbone_may_record_its_own_outputs():
+    # As transformers' models do that have `capture_outputs`: they install hooks on all models within, installed or not.
+    backbone = randomize(TwinsBackbone(tiny_config(out_features=["stage1", "stage2"])))
+    pixel_values = torch.randn(1, 3, 29, 41)
+    expected = backbone(pixel_values, output_hidden_states=True)
+    install_all_output_capturing_hooks(backbone)
+    outputs = backbone(pixel_values, output_hidden_states=True)
+    assert len(outputs.hidden_states) == len(expected.hidden_states) == 3
+    for feature_map, same in zip(outputs.feature_maps, expected.feature_maps, strict=True):
+        assert torch.equal(feature_map, same)
 
 
 def test_stage_that_a_backbone_was_built_without_is_named():
