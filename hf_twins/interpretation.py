@@ -318,12 +318,16 @@ def grad_cam(
     inputs: dict[str, Any] = {} if pixel_mask is None else {"pixel_mask": pixel_mask}
     # Also where the caller turned gradients off, and for a model whose parameters are frozen.
     with torch.inference_mode(False), torch.enable_grad(), recorded_stages() as records:
-        logits = getattr(model(pixel_values.detach().clone().requires_grad_(), **inputs), "logits", None)
+        # Not compiled, since compilers leave out what is recorded: `torch.compile(model)` and `model.compile()` are undone.
+        call = getattr(model, "_orig_mod", model)._call_impl
+        logits = getattr(call(pixel_values.detach().clone().requires_grad_(), **inputs), "logits", None)
         if logits is None or logits.ndim not in (2, 4):
             raise ValueError(
                 f"model must give logits, (batch_size, num_labels) or (batch_size, num_labels, height, width), which "
                 f"{type(model).__name__} does not."
             )
+        if (encoder, 0) not in records:
+            raise ValueError("model must not have a compiled Twins encoder within: call grad_cam before compiling it.")
         if logits.ndim == 4:
             if pixel_mask is not None:
                 logits = logits * tokens_on_image(*records[encoder, 0]).unsqueeze(1)

@@ -266,6 +266,20 @@ def test_grad_cam_equals_its_equations(family, model_class, pixel_values, pixel_
         assert (cam[:, width // 4 :] == 0).all()
 
 
+def test_compiled_model_has_the_same_maps(pixel_values, fresh_compiler):
+    model = randomized(TwinsForImageClassification(tiny_config()))
+    expected, num_layers = grad_cam(model, pixel_values, 1), len(attention_maps(model, pixel_values))
+    compiled = torch.compile(model, backend="eager")
+    assert torch.equal(grad_cam(compiled, pixel_values, 1), expected)
+    assert len(attention_maps(compiled, pixel_values)) == num_layers
+    model.compile(backend="eager")
+    assert torch.equal(grad_cam(model, pixel_values, 1), expected)
+    part = randomized(TwinsForImageClassification(tiny_config()))
+    part.twins = torch.compile(part.twins, backend="eager")
+    with pytest.raises(ValueError, match="must not have a compiled Twins encoder"):
+        grad_cam(part, pixel_values, 1)
+
+
 def test_grad_cam_of_a_class_that_nothing_speaks_for_is_zero(pixel_values):
     model = randomized(TwinsForImageClassification(tiny_config()))
     with torch.no_grad():
