@@ -135,14 +135,40 @@ def test_a_replaced_activation_gives_the_same_values(family, gradients):
             assert all(torch.equal(tensor, clone) for tensor, clone in module.kept)
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-# It is deprecated, and still what many deployments use.
-@pytest.mark.filterwarnings("ignore:.torch.jit.trace. is deprecated")
-@pytest.mark.parametrize(("kind", "family"), EVERY_MODEL)
+# Tracing is deprecated, and still what many deployments use.
+ignore_warnings_of_tracing = [
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
+    pytest.mark.filterwarnings("ignore:.torch.jit.trace.* is deprecated"),
+]
+# Comparing two graphs as text takes long: the others are tried in the slow tests.
+SLOW_TO_TRACE = ("backbone", "segmentation", "upernet", "detr")
+
+
+@pytest.mark.parametrize(
+    ("kind", "family"),
+    [
+        pytest.param(
+            kind, family, marks=[*ignore_warnings_of_tracing, *([pytest.mark.slow] * (kind in SLOW_TO_TRACE))]
+        )
+        for kind, family in EVERY_MODEL
+    ],
+)
 def test_jit_trace_passes_its_own_check(kind, family):
-    """With outputs as tuples, as `torch.jit.trace` asks for, or with `strict=False`; an image of the same size only."""
-    model, images = make_model(kind, family), make_images()
-    expected = outputs_of(model, images)
-    assert_same_outputs(torch.jit.trace(model, images, strict=False), expected, images)
-    model.config.return_dict = False
-    assert_same_outputs(torch.jit.trace(model, images), expected, images)
+    """With `strict=False`, as for every model whose output is a dictionary; for images of the same size only."""
+    model, images = make_model(kind, family), make_images(1, 16, 24)
+    assert_same_outputs(torch.jit.trace(model, images, strict=False), outputs_of(model, images), images)
+
+
+class Logits(nn.Module):
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model(images).logits
+
+
+@pytest.mark.parametrize("family", [pytest.param(family, marks=ignore_warnings_of_tracing) for family in FAMILIES])
+def test_jit_trace_of_the_logits_passes_its_own_check(family):
+    model, images = Logits(make_model("classifier", family)), make_images(1, 16, 24)
+    assert_same_outputs(torch.jit.trace(model, images), outputs_of(model, images), images)
