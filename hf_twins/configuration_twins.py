@@ -14,7 +14,7 @@
 """Twins model configuration"""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.utils import auto_docstring
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME, auto_docstring
 
 
 WINDOW_PADDING_MODES = ("masked", "zeros", "authors_segmentation")
@@ -52,6 +52,41 @@ TWINS_ARCHITECTURES: dict[str, dict[str, Any]] = {
 WEIGHTS_SUFFIXES = (".pth", ".pth.tar", ".pt", ".ckpt", ".bin", ".safetensors")
 
 
+# Files whose presence says that transformers saved a folder.
+WEIGHTS_FILES = (SAFE_WEIGHTS_NAME, WEIGHTS_NAME)
+TRANSFORMERS_FILES = (
+    CONFIG_NAME,
+    "adapter_config.json",
+    *WEIGHTS_FILES,
+    *(f"{name}.index.json" for name in WEIGHTS_FILES),
+)
+
+
+def find_weights_file(name_or_path: str | os.PathLike, subfolder: str = "") -> Path | None:
+    """A file of weights without a configuration: the one that is named, or the only one in a folder with nothing else.
+
+    Raises:
+        FileNotFoundError: if the name is that of a file of weights, and there is none.
+        ValueError: if a folder has several.
+    """
+    path = Path(name_or_path, subfolder).absolute()
+    if path.name.endswith(WEIGHTS_SUFFIXES) and not path.is_dir():
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{name_or_path} does not exist: name a file of weights, a folder or a repository."
+            )
+        return path
+    if not path.is_dir() or any((path / name).is_file() for name in TRANSFORMERS_FILES):
+        return None
+    files = sorted(file for file in path.iterdir() if file.name.endswith(WEIGHTS_SUFFIXES) and file.is_file())
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise ValueError(
+            f"{name_or_path} has no {CONFIG_NAME} and several files of weights, {names}: name one of them."
+        )
+    return files[0] if files else None
+
+
 class TwinsCheckpointReader:
     """Loads what transformers saved, and refuses what timm and the authors publish.
 
@@ -60,32 +95,43 @@ class TwinsCheckpointReader:
     the package, has only this one.
     """
 
-    def get_config_dict(self, load: Callable, name_or_path: str | os.PathLike, /, **kwargs: Any) -> tuple[dict, dict]:
-        """As `load`, which is [`~PreTrainedConfig.get_config_dict`]."""
-        self.refuse_file(name_or_path)
-        config_dict, unused = load(name_or_path, **kwargs)
-        if config_dict.get("model_type") != "twins" and "architecture" in config_dict:
-            raise ValueError(f"{name_or_path} is a checkpoint of timm's, {self.advice}")
-        return config_dict, unused
-
-    def get_image_processor_dict(self, load: Callable, name_or_path: str | os.PathLike, /, **kwargs: Any) -> Any:
-        """As `load`, which is [`~BaseImageProcessor.get_image_processor_dict`]."""
-        self.refuse_file(name_or_path)
-        return load(name_or_path, **kwargs)
-
-    def load_model(self, load: Callable, name_or_path: str | os.PathLike | None, /, *args: Any, **kwargs: Any) -> Any:
-        """As `load`, which is [`~PreTrainedModel.from_pretrained`]."""
-        if name_or_path is not None:
-            self.refuse_file(name_or_path)
-        return load(name_or_path, *args, **kwargs)
-
     advice = (
         "which the package hf_twins reads: `pip install hf_twins`, `import hf_twins`, and load it with its classes."
     )
 
-    def refuse_file(self, name_or_path: str | os.PathLike) -> None:
-        if str(name_or_path).endswith(WEIGHTS_SUFFIXES) and Path(name_or_path).is_file():
-            raise ValueError(f"{name_or_path} is a file of weights without a configuration, {self.advice}")
+    def get_config_dict(self, load: Callable, name_or_path: str | os.PathLike, /, **kwargs: Any) -> tuple[dict, dict]:
+        """As `load`, which is [`~PreTrainedConfig.get_config_dict`]."""
+        self.refuse_file(name_or_path, kwargs.get("subfolder", ""))
+        config_dict, unused = load(name_or_path, **kwargs)
+        self.refuse_timm(name_or_path, config_dict)
+        return config_dict, unused
+
+    def get_image_processor_dict(self, load: Callable, name_or_path: str | os.PathLike, /, **kwargs: Any) -> Any:
+        """As `load`, which is [`~BaseImageProcessor.get_image_processor_dict`]."""
+        self.refuse_file(name_or_path, kwargs.get("subfolder", ""))
+        try:
+            return load(name_or_path, **kwargs)
+        except OSError as no_processor:
+            try:
+                config_dict, _ = load(name_or_path, image_processor_filename=CONFIG_NAME, **kwargs)
+            except OSError:
+                raise no_processor from None
+            self.refuse_timm(name_or_path, config_dict)
+            raise
+
+    def load_model(self, load: Callable, name_or_path: str | os.PathLike | None, /, *args: Any, **kwargs: Any) -> Any:
+        """As `load`, which is [`~PreTrainedModel.from_pretrained`]."""
+        if name_or_path is not None:
+            self.refuse_file(name_or_path, kwargs.get("subfolder", ""))
+        return load(name_or_path, *args, **kwargs)
+
+    def refuse_file(self, name_or_path: str | os.PathLike, subfolder: str) -> None:
+        if find_weights_file(name_or_path, subfolder) is not None:
+            raise ValueError(f"{name_or_path} has weights without a configuration, {self.advice}")
+
+    def refuse_timm(self, name_or_path: str | os.PathLike, config_dict: Mapping[str, Any]) -> None:
+        if config_dict.get("model_type") != "twins" and "architecture" in config_dict:
+            raise ValueError(f"{name_or_path} is a checkpoint of timm's, {self.advice}")
 
 
 @auto_docstring(

@@ -248,7 +248,11 @@ class PackedPatchConv2d(nn.Module):
         return self.linear(patches).unflatten(0, (len(image), rows, columns)).permute(0, 3, 1, 2)
 
 
-MODULES_WITH_NEW_OUTPUTS.update({PackedLinear, QuantizedLinear, FusedProjections, PackedPatchConv2d})
+class FusedActivation(nn.Identity):
+    """In place of an activation that the linear layer before it computes."""
+
+
+MODULES_WITH_NEW_OUTPUTS.update({PackedLinear, QuantizedLinear, FusedProjections, PackedPatchConv2d, FusedActivation})
 
 
 def linear_of(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
@@ -274,7 +278,7 @@ def pack(model: nn.Module, dtype: torch.dtype) -> None:
             del module.q_proj, module.k_proj, module.v_proj
         elif isinstance(module, TwinsMLP) and is_exact_gelu(module.activation_fn) and dtype != torch.int8:
             setattr(module, "fc1", PackedLinear(module.fc1, "gelu"))  # noqa: B010  # which is declared as plain
-            module.activation_fn = nn.Identity()
+            module.activation_fn = FusedActivation()
     # What makes labels of features is little of the work, and most of the error in int8.
     parts = (
         [module for module in model.modules() if isinstance(module, TwinsLayer)] if dtype == torch.int8 else [model]

@@ -187,6 +187,11 @@ def attention_maps(
         outputs = encoder(pixel_values, pixel_mask, output_attentions=True, attn_implementation="eager")
     places = [(stage, layer) for stage, depth in enumerate(config.depths) for layer in range(depth)]
     modules = [module for module in encoder.modules() if isinstance(module, TwinsAttention)]
+    if len(outputs.attentions) != len(modules):
+        raise ValueError(
+            f"The attentions of {len(modules)} layers were to be recorded, but {len(outputs.attentions)} were: a layer was "
+            "replaced since the model was made. Save and load the model."
+        )
     layers: list[LayerAttention] = []
     for (stage, layer), module, weights in zip(places, modules, outputs.attentions):
         is_local = isinstance(module, TwinsLocalAttention)
@@ -215,7 +220,7 @@ def attention_rollout(layers: Sequence[LayerAttention], query: tuple[int, int] |
     convention. The paper's: half of a token comes from itself, by the residual connection, and half by the mean of the
     heads' attention; norms, values and MLPs are left out. And for Twins: what comes from a square of GSA's tokens, or from
     a patch of the stage before, comes from each of its tokens on the image alike; position encodings, whose convolution
-    mixes neighbours, are left out.
+    mixes neighbors, are left out.
 
     Args:
         layers: consecutive ones of those that [`attention_maps`] gives: all, or a stage's.
@@ -312,6 +317,8 @@ def grad_cam(
     ```"""
     encoder = find_encoder(model)
     stage_names = encoder.config.stage_names[1 : 1 + len(encoder.stages)]
+    if not stage_names:
+        raise ValueError("model must have a stage to look at: its backbone was built up to the stem.")
     stage = stage_names[-1] if stage is None else stage
     if stage not in stage_names:
         raise ValueError(f"stage must be one of {', '.join(stage_names)}, got {stage!r}.")

@@ -22,6 +22,7 @@ their place, (batch_size, height, width, channels): a view of the same memory. I
 `token_mask`, (batch_size, height, width) and True on the image; it is None where no image is padded.
 """
 
+import copy
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -53,7 +54,13 @@ from transformers.utils import (
     is_torchdynamo_exporting,
 )
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested, merge_with_config_defaults
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs, maybe_install_capturing_hooks
+from transformers.utils.import_utils import is_tracing
+from transformers.utils.output_capturing import (
+    capture_outputs,
+    maybe_install_capturing_hooks,
+    resolve_hidden_states_indices,
+    selected_hidden_states,
+)
 
 from .configuration_twins import TwinsConfig
 
@@ -126,21 +133,21 @@ def eager_attention_forward(
     attn_weights = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         attn_weights = attn_weights.masked_fill(~attention_mask, torch.finfo(attn_weights.dtype).min)
-    # In half precision too, it is computed in float32; what is kept for the backward pass is only its result.
+    # PyTorch's softmax sums up in float32, also in half precision; kept for the backward pass is its result alone.
     attn_weights = nn.functional.softmax(attn_weights, dim=-1).to(query.dtype)
     attn_weights = nn.functional.dropout(attn_weights, p=dropout, training=module.training)
     attn_output = torch.matmul(attn_weights, value).transpose(1, 2).contiguous()
     return attn_output, attn_weights
 
 
-# Speed, compilers, exporters and devices: all that the model does for their sake is in the functions and the class from here
-# to `TwinsDropPath`. Each computes what its name says; the layers below read as the paper's figures.
+# What serves speed, compilers, exporters, devices and pickling: the functions and classes from here to `TwinsDropPath`. Each
+# computes what its name says, so that the layers below read as the paper's figures.
 
 
 def add_residual(hidden_states: torch.Tensor, branch: torch.Tensor, module: nn.Module) -> torch.Tensor:
     """The sum of the input and the branch that parts of `module` compute, in the branch's memory where nothing sees it."""
-    # The branch's symbolic sizes grow from layer to layer: the input's, which come first, do not.
     if branch.dtype != hidden_states.dtype or not may_overwrite(branch, module):
+        # Input first: a compiler gives the sum the sizes of its first operand, and the branch's grow from layer to layer.
         return hidden_states + branch
     return branch.add_(hidden_states)
 
@@ -195,18 +202,18 @@ def is_recording_hook(hook: Callable) -> bool:
     return hook.__module__ == capture_outputs.__module__
 
 
-def resize_grid(hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Crop tokens (batch_size, height, width, channels) at the right and bottom, or pad them with zeros."""
-    if not is_resized(hidden_states, height, width):
+def pad_or_crop(hidden_states: torch.Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> torch.Tensor:
+    """Pad tokens (batch_size, height, width, channels) with zeros at the right and bottom, or crop them."""
+    if not differ(size, new_size):
         return hidden_states
-    # Cropped by negative padding: unlike a slice, its memory layout does not depend on the amount.
-    padding = (0, 0, 0, width - hidden_states.shape[2], 0, height - hidden_states.shape[1])
-    return nn.functional.pad(hidden_states, padding)
+    # Cropped by negative padding: unlike a slice, its memory layout does not depend on the amount. By the size that is given,
+    # and not that of the tensor, which an export from an example of one window takes for a constant.
+    return nn.functional.pad(hidden_states, (0, 0, 0, new_size[1] - size[1], 0, new_size[0] - size[0]))
 
 
-def is_resized(hidden_states: torch.Tensor, height: int, width: int) -> bool:
-    """Whether `resize_grid` changes tokens. In a graph with symbolic sizes that cannot be decided, and is assumed."""
-    return is_torchdynamo_exporting() or hidden_states.shape[1] != height or hidden_states.shape[2] != width
+def differ(size: tuple[int, int], new_size: tuple[int, int]) -> bool:
+    """Whether two sizes differ. In a graph with symbolic sizes that cannot be decided, and is assumed."""
+    return is_torchdynamo_exporting() or size != new_size
 
 
 def divide_and_round_up(size: int, divisor: int) -> int:
@@ -214,7 +221,7 @@ def divide_and_round_up(size: int, divisor: int) -> int:
     return (size + divisor - 1) // divisor
 
 
-def attend(
+def compute_attention(
     module: "TwinsAttention",
     query: torch.Tensor,
     key: torch.Tensor,
@@ -231,7 +238,7 @@ def attend(
     """
     implementation: str = attn_implementation or module.config._attn_implementation
     attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-    attention_mask = None
+    attention_mask, is_eager = None, True
     if key_mask is not None:
         # The same for every query: written out for each, it would be as large as the attention weights.
         attention_mask = key_mask[:, None, None, :]
@@ -240,7 +247,7 @@ def attend(
             attention_interface, implementation = ALL_ATTENTION_FUNCTIONS["sdpa"], "sdpa"
     if not is_torchdynamo_exporting() and query.shape[0] == 0:
         # The other functions do not take a batch of no images.
-        attention_interface = eager_attention_forward
+        attention_interface, is_eager = eager_attention_forward, implementation == "eager"
 
     dtype = query.dtype
     autocast: AbstractContextManager = nullcontext()
@@ -254,11 +261,12 @@ def attend(
             query, key, value = query.float(), key.float(), value.float()
     with autocast:
         attn_output, attn_weights = attention_interface(module, query, key, value, attention_mask, **kwargs)
-    return attn_output.to(dtype), attn_weights
+    return attn_output.to(dtype), attn_weights if is_eager else None
 
 
 class TwinsPatchConv2d(nn.Conv2d):
-    """A convolution whose kernel is its stride, as a matrix product: faster where there are few patches."""
+    """A convolution whose kernel is its stride, as a matrix product: faster for the few patches of the sub-sampling, and no
+    faster for patch embeddings."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         if is_torchdynamo_exporting() or image.shape[0] == 0:
@@ -283,6 +291,13 @@ class TwinsRecordedModule(nn.Module):
                 if is_recording_hook(other):
                     del self._forward_hooks[key]
         return super().register_forward_hook(hook, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        # With the hook, which is a function.
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
@@ -309,7 +324,7 @@ class TwinsDropPath(nn.Module):
         return f"p={self.drop_prob}"
 
 
-class TwinsPatchEmbeddings(TwinsRecordedModule):
+class TwinsPatchEmbeddings(nn.Module):
     """A stage's patches: a convolution whose kernel is its stride, and a layer norm."""
 
     def __init__(self, config: TwinsConfig, stage: int):
@@ -386,7 +401,7 @@ class TwinsAttention(TwinsRecordedModule):
         `key_mask`, `(batch_size, num_keys)`, is True on the keys that may be attended to, at least one for each query.
         """
         query, key, value = map(self.split_heads, self.project(query_states, key_value_states))
-        attn_output, attn_weights = attend(
+        attn_output, attn_weights = compute_attention(
             self,
             query,
             key,
@@ -413,15 +428,15 @@ class TwinsLocalAttention(TwinsAttention):
         batch_size, height, width, _ = hidden_states.shape
         rows = divide_and_round_up(height, self.window_size)
         columns = divide_and_round_up(width, self.window_size)
-        padded_size = rows * self.window_size, columns * self.window_size
+        size, padded_size = (height, width), (rows * self.window_size, columns * self.window_size)
         key_mask = None
-        if self.window_padding != "zeros" and (token_mask is not None or is_resized(hidden_states, *padded_size)):
+        if self.window_padding != "zeros" and (token_mask is not None or differ(size, padded_size)):
             key_mask = self.make_key_mask(hidden_states, token_mask, padded_size)
-        hidden_states = resize_grid(clear_padding(hidden_states, token_mask), *padded_size)
+        hidden_states = pad_or_crop(clear_padding(hidden_states, token_mask), size, padded_size)
         windows = window_partition(hidden_states, self.window_size)
         windows, attn_weights = self.attend(windows, windows, key_mask, **kwargs)
         hidden_states = window_reverse(windows, self.window_size, (batch_size, rows, columns))
-        return resize_grid(hidden_states, height, width), attn_weights
+        return pad_or_crop(hidden_states, padded_size, size), attn_weights
 
     def make_key_mask(
         self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None, padded_size: tuple[int, int]
@@ -429,7 +444,8 @@ class TwinsLocalAttention(TwinsAttention):
         """Which tokens of each window may be attended to, `(batch_size * num_windows, window_size**2)`."""
         if token_mask is None:
             token_mask = hidden_states.new_ones(hidden_states.shape[:3], dtype=torch.bool)
-        padded_mask = resize_grid(token_mask.unsqueeze(-1), *padded_size)
+        size = (hidden_states.shape[1], hidden_states.shape[2])
+        padded_mask = pad_or_crop(token_mask.unsqueeze(-1), size, padded_size)
         if self.window_padding == "authors_segmentation":
             # The authors mark padding by the slice `[-pad:]`, which marks everything where `pad` is 0, and then mask
             # between marked and unmarked tokens: nothing is masked in an image unless both its sides need padding.
@@ -487,8 +503,9 @@ class TwinsMLP(nn.Module):
         self.fc2 = nn.Linear(intermediate_size, hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`(batch_size, num_tokens, hidden_size)` to the same shape."""
-        return self.fc2(activate(self.fc1(hidden_states), self.activation_fn, self))
+        # As a sequence: 8-bit linear layers take no more than three dimensions.
+        tokens = self.fc1(hidden_states.flatten(1, 2))
+        return self.fc2(activate(tokens, self.activation_fn, self)).view_as(hidden_states)
 
 
 class TwinsLayer(GradientCheckpointingLayer):
@@ -514,15 +531,14 @@ class TwinsLayer(GradientCheckpointingLayer):
     ) -> torch.Tensor:
         attn_output, _ = self.attention(self.layernorm_before(hidden_states), token_mask, **kwargs)
         hidden_states = add_residual(hidden_states, self.drop_path(self.dropout(attn_output)), self)
-        mlp_output = self.mlp(self.layernorm_after(hidden_states).flatten(1, 2)).view_as(hidden_states)
+        mlp_output = self.mlp(self.layernorm_after(hidden_states))
         return add_residual(hidden_states, self.drop_path(self.dropout(mlp_output)), self)
 
 
-# Modules that never keep what they return, or return what they are given, and nothing else.
+# Modules whose output is their input or new memory, which they do not keep.
 MODULES_WITH_NEW_OUTPUTS: set[type[nn.Module]] = {
     nn.Conv2d,
     nn.Dropout,
-    nn.Identity,
     nn.LayerNorm,
     nn.Linear,
     GELUActivation,
@@ -535,7 +551,7 @@ MODULES_WITH_NEW_OUTPUTS: set[type[nn.Module]] = {
 }
 
 
-class TwinsStage(TwinsRecordedModule):
+class TwinsStage(nn.Module):
     """The blocks of one resolution, the position encoding after the first of them."""
 
     def __init__(self, config: TwinsConfig, stage: int):
@@ -568,6 +584,32 @@ class TwinsStage(TwinsRecordedModule):
         return hidden_states.permute(0, 3, 1, 2)
 
 
+class HiddenStates:
+    """Those of an encoder that `output_hidden_states` asks for: all, some by index with None in the other places, or none.
+
+    The default is the configuration's, as of everything that transformers records.
+    """
+
+    def __init__(self, encoder: "TwinsEncoder", output_hidden_states: bool | int | list[int] | None):
+        if output_hidden_states is None:
+            output_hidden_states = encoder.config.output_hidden_states
+        self.encoder = encoder
+        self.indices = selected_hidden_states(output_hidden_states)
+        self.states: list[torch.Tensor | None] | None = (
+            [] if self.indices is not None or output_hidden_states else None
+        )
+
+    def append(self, image: torch.Tensor) -> None:
+        if self.states is not None:
+            self.states.append(image)
+
+    def selected(self) -> Any:
+        if self.states is None or self.indices is None:
+            return None if self.states is None else tuple(self.states)
+        indices = resolve_hidden_states_indices(self.encoder, self.indices, num_hidden_states=len(self.states))
+        return tuple(state if index in indices else None for index, state in enumerate(self.states))
+
+
 def check_pixel_values(pixel_values: Any, config: TwinsConfig) -> None:
     """Raise a ValueError that says what is wrong with the images, and what to pass."""
     shape = "(batch_size, num_channels, height, width)"
@@ -577,7 +619,7 @@ def check_pixel_values(pixel_values: Any, config: TwinsConfig) -> None:
         else:
             advice = 'pass what the image processor makes of it, as in model(**processor(images, return_tensors="pt"))'
         raise ValueError(
-            f"pixel_values must be a torch.Tensor of shape {shape}, got a {type(pixel_values).__name__}: {advice}."
+            f"pixel_values must be a torch.Tensor of shape {shape}, got {type(pixel_values).__name__}: {advice}."
         )
     if pixel_values.ndim != 4:
         raise ValueError(f"pixel_values must have the shape {shape}, got {tuple(pixel_values.shape)}.")
@@ -603,13 +645,18 @@ def check_pixel_mask(pixel_mask: Any, pixel_values: torch.Tensor, config: TwinsC
     """Raise a ValueError that says what is wrong with the mask, and what was expected."""
     expected_shape = (pixel_values.shape[0], pixel_values.shape[2], pixel_values.shape[3])
     if not isinstance(pixel_mask, torch.Tensor) or pixel_mask.shape != expected_shape:
-        shape = tuple(pixel_mask.shape) if isinstance(pixel_mask, torch.Tensor) else f"a {type(pixel_mask).__name__}"
+        shape = tuple(pixel_mask.shape) if isinstance(pixel_mask, torch.Tensor) else type(pixel_mask).__name__
         raise ValueError(
             f"pixel_mask must be a torch.Tensor with pixel_values' (batch_size, height, width), {expected_shape}, got "
             f"{shape}."
         )
-    # What follows reads the mask, which a graph under construction cannot.
-    if is_torchdynamo_compiling():
+    # What follows reads the mask, which a graph under construction cannot, nor a tensor without content.
+    if (
+        is_torchdynamo_compiling()
+        or is_tracing(pixel_mask)
+        or pixel_mask.is_meta
+        or torch._C._functorch.is_batchedtensor(pixel_mask)
+    ):
         return
     rows, columns = pixel_mask.bool().any(2), pixel_mask.bool().any(1)
     heights, widths = rows.sum(1), columns.sum(1)
@@ -650,13 +697,8 @@ class TwinsPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _can_record_outputs = {
-        "hidden_states": [
-            OutputRecorder(TwinsPatchEmbeddings, layer_name="patch_embeddings.0", capture_initial_hidden_state=False),
-            OutputRecorder(TwinsStage, capture_initial_hidden_state=False),
-        ],
-        "attentions": TwinsAttention,
-    }
+    # Hidden states are the encoder's own output: they are few, and a backbone and a head compute with them.
+    _can_record_outputs = {"attentions": TwinsAttention}
 
     def __init__(self, config: TwinsConfig, *args: Any, **kwargs: Any):
         super().__init__(config, *args, **kwargs)
@@ -741,13 +783,17 @@ class TwinsEncoder(TwinsPreTrainedModel):
         if pixel_mask is not None:
             check_pixel_mask(pixel_mask, pixel_values, self.config)
             image = image.masked_fill(~pixel_mask.bool().unsqueeze(1), 0)
+        hidden_states = HiddenStates(self, kwargs.get("output_hidden_states"))
         for index, patch_embeddings in enumerate(self.patch_embeddings):
             token_mask = make_token_mask(pixel_mask, self.config, index)
             image = patch_embeddings(image, token_mask)
+            if index == 0:
+                hidden_states.append(image)
             if index < len(self.stages):
                 image = self.stages[index](image, token_mask, **kwargs)
+                hidden_states.append(image)
                 record_stage(self, index, image, token_mask)
-        return BaseModelOutput(last_hidden_state=image)
+        return BaseModelOutput(last_hidden_state=image, hidden_states=hidden_states.selected())
 
 
 def check_out_features(out_features: list[str], stage_names: list[str]) -> None:
@@ -804,7 +850,8 @@ class TwinsModel(TwinsPreTrainedModel):
 
         Raises:
             ValueError: if the shape or type of the inputs does not fit the model, an image is smaller than
-                `config.min_image_size`, or the mask is not one rectangle at the top left of each image.
+                `config.min_image_size`, or the mask is not one rectangle at the top left of each image. On a CUDA device,
+                for which raising would wait, the mask is checked by an assertion of the device instead.
 
         Example:
 
@@ -892,7 +939,8 @@ class TwinsForImageClassification(TwinsPreTrainedModel):
 
         Raises:
             ValueError: if the shape or type of the inputs does not fit the model, an image is smaller than
-                `config.min_image_size`, or the mask is not one rectangle at the top left of each image.
+                `config.min_image_size`, or the mask is not one rectangle at the top left of each image. On a CUDA device,
+                for which raising would wait, the mask is checked by an assertion of the device instead.
 
         Example:
 
@@ -913,6 +961,10 @@ class TwinsForImageClassification(TwinsPreTrainedModel):
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+
+# What a classifier's checkpoint holds beyond the backbone.
+KEYS_OF_CLASSIFIERS = [r"^(twins\.)?layernorm\.", r"^classifier\."]
 
 
 class TwinsFeaturePyramid(nn.Module):
@@ -977,8 +1029,7 @@ class TwinsSemanticFPNHead(nn.Module):
     """
 )
 class TwinsForSemanticSegmentation(TwinsPreTrainedModel):
-    # What a classifier's checkpoint holds beyond the backbone.
-    _keys_to_ignore_on_load_unexpected = [r"^(twins\.)?layernorm\.", r"^classifier\."]
+    _keys_to_ignore_on_load_unexpected = KEYS_OF_CLASSIFIERS
 
     def __init__(self, config: TwinsConfig):
         super().__init__(config)
@@ -1016,7 +1067,8 @@ class TwinsForSemanticSegmentation(TwinsPreTrainedModel):
 
         Raises:
             ValueError: if the shape or type of the inputs does not fit the model, an image is smaller than
-                `config.min_image_size`, or the mask is not one rectangle at the top left of each image.
+                `config.min_image_size`, or the mask is not one rectangle at the top left of each image. On a CUDA device,
+                for which raising would wait, the mask is checked by an assertion of the device instead.
 
         Example:
 
@@ -1049,8 +1101,7 @@ class TwinsForSemanticSegmentation(TwinsPreTrainedModel):
     """
 )
 class TwinsBackbone(BackboneMixin, TwinsPreTrainedModel):
-    # What a classifier's checkpoint holds beyond the backbone.
-    _keys_to_ignore_on_load_unexpected = [r"^(twins\.)?layernorm\.", r"^classifier\."]
+    _keys_to_ignore_on_load_unexpected = KEYS_OF_CLASSIFIERS
 
     def __init__(self, config: TwinsConfig):
         super().__init__(config)
@@ -1081,7 +1132,8 @@ class TwinsBackbone(BackboneMixin, TwinsPreTrainedModel):
 
         Raises:
             ValueError: if the shape or type of the inputs does not fit the model, an image is smaller than
-                `config.min_image_size`, or the mask is not one rectangle at the top left of each image.
+                `config.min_image_size`, or the mask is not one rectangle at the top left of each image. On a CUDA device,
+                for which raising would wait, the mask is checked by an assertion of the device instead.
 
         Example:
 

@@ -16,7 +16,7 @@
 from .architecture import infer_config, original_config
 from .labels import imagenet_class_names, label_fields
 from .names import ORIGINAL_NAMES, NameRow, NameTable, listed
-from .reader import CheckpointReader, find_authors_file, find_original_checkpoint
+from .reader import CheckpointReader, find_original_checkpoint
 from .timm import TIMM_ARGUMENTS, convert_timm_config, convert_timm_preprocessing, is_timm_config
 from .weights import read_checkpoint, read_weights, unwrap_weights
 
@@ -29,7 +29,6 @@ __all__ = [
     "NameTable",
     "convert_timm_config",
     "convert_timm_preprocessing",
-    "find_authors_file",
     "find_original_checkpoint",
     "imagenet_class_names",
     "infer_config",

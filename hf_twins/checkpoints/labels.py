@@ -26,6 +26,6 @@ def label_fields(num_labels: int, names: list[str] | None = None) -> dict[str, A
     return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
 
 
-def imagenet_class_names() -> list[str] | None:
-    """The names of ImageNet-1k's classes; None where this module was copied without the file that lists them."""
+def imagenet_class_names() -> list[str]:
+    """The names of ImageNet-1k's 1000 classes, in the order of their numbers."""
     return Path(__file__).with_name("imagenet_classes.txt").read_text(encoding="utf-8").splitlines()

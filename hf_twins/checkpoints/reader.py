@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from transformers.integrations.peft import maybe_load_adapters
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME, cached_file
+from transformers.utils import CONFIG_NAME, cached_file
 
-from ..configuration_twins import WEIGHTS_SUFFIXES, TwinsCheckpointReader
+from ..configuration_twins import WEIGHTS_FILES, TwinsCheckpointReader, find_weights_file
 from .architecture import original_config, to_ours
 from .timm import convert_timm_config, convert_timm_preprocessing, is_timm_config
 from .weights import read_weights
@@ -38,8 +38,6 @@ from .weights import read_weights
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 # Those that a configuration takes off too.
 LOADING_ARGUMENTS = (*HUB_ARGUMENTS, "trust_remote_code", "_from_pipeline", "_from_auto", "_commit_hash", "gguf_file")
-
-WEIGHTS_FILES = (SAFE_WEIGHTS_NAME, WEIGHTS_NAME)
 
 
 def find_original_checkpoint(path_or_repo_id: str | os.PathLike, **hub_kwargs: Any) -> Path | None:
@@ -51,7 +49,7 @@ def find_original_checkpoint(path_or_repo_id: str | os.PathLike, **hub_kwargs: A
     Raises:
         OSError: if there is timm's `config.json` but no weights beside it.
     """
-    if (authors_file := find_authors_file(path_or_repo_id, hub_kwargs.get("subfolder", ""))) is not None:
+    if (authors_file := find_weights_file(path_or_repo_id, hub_kwargs.get("subfolder", ""))) is not None:
         return authors_file
     config_file = cached_file(path_or_repo_id, CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
     if config_file is None:
@@ -69,19 +67,7 @@ def find_original_checkpoint(path_or_repo_id: str | os.PathLike, **hub_kwargs: A
         file = cached_file(path_or_repo_id, filename, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
         if file is not None:
             return Path(file)
-    raise OSError(f"{path_or_repo_id} has timm's {CONFIG_NAME}, but neither {SAFE_WEIGHTS_NAME} nor {WEIGHTS_NAME}.")
-
-
-def find_authors_file(path: str | os.PathLike, subfolder: str = "") -> Path | None:
-    """A file of weights, or the only one in a folder with nothing that says what else the folder could be."""
-    path = Path(path, subfolder).absolute()
-    if path.is_file() and path.name.endswith(WEIGHTS_SUFFIXES):
-        return path
-    telling = (CONFIG_NAME, "adapter_config.json", *WEIGHTS_FILES, *(f"{name}.index.json" for name in WEIGHTS_FILES))
-    if not path.is_dir() or any((path / name).is_file() for name in telling):
-        return None
-    files = [file for file in path.iterdir() if file.name.endswith(WEIGHTS_SUFFIXES)]
-    return files[0] if len(files) == 1 else None
+    raise OSError(f"{path_or_repo_id} has timm's {CONFIG_NAME}, but neither {' nor '.join(WEIGHTS_FILES)}.")
 
 
 @contextmanager
@@ -89,10 +75,10 @@ def naming(source: str | os.PathLike) -> Iterator[None]:
     """Let errors say which file or folder they are about."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         if str(source) in str(error):
             raise
-        raise ValueError(f"{source}: {error}") from error
+        raise type(error)(f"{source}: {error}") from error
 
 
 class CheckpointReader(TwinsCheckpointReader):
@@ -100,7 +86,7 @@ class CheckpointReader(TwinsCheckpointReader):
 
     def get_config_dict(self, load: Callable, name_or_path: str | os.PathLike, /, **kwargs: Any) -> tuple[dict, dict]:
         """The fields of the configuration in a folder or repository, and the arguments that were not used for it."""
-        if (file := find_authors_file(name_or_path, kwargs.get("subfolder", ""))) is not None:
+        if (file := find_weights_file(name_or_path, kwargs.get("subfolder", ""))) is not None:
             weights = read_weights(file)
             with naming(file):
                 return original_config(weights), {key: kwargs[key] for key in kwargs if key not in LOADING_ARGUMENTS}
@@ -112,7 +98,7 @@ class CheckpointReader(TwinsCheckpointReader):
 
     def get_image_processor_dict(self, load: Callable, name_or_path: str | os.PathLike, /, **kwargs: Any) -> Any:
         """The fields of the image processor in a folder or repository; with the authors' weights go the defaults."""
-        if find_authors_file(name_or_path, kwargs.get("subfolder", "")) is not None:
+        if find_weights_file(name_or_path, kwargs.get("subfolder", "")) is not None:
             return {}, kwargs
         try:
             return load(name_or_path, **kwargs)
@@ -144,9 +130,9 @@ class CheckpointReader(TwinsCheckpointReader):
         weights = read_weights(checkpoint)
         with naming(checkpoint):
             kwargs["state_dict"] = to_ours(weights)
-        if kwargs.get("config") is None:
-            kwargs["config"] = base
-        loaded = load(None, *args, **kwargs)
+            if kwargs.get("config") is None:
+                kwargs["config"] = base
+            loaded = load(None, *args, **kwargs)
         model = loaded[0] if kwargs.get("output_loading_info") else loaded
         model.name_or_path = model.config.name_or_path = str(base)
         if adapter is not None:

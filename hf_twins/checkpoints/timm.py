@@ -107,7 +107,7 @@ def convert_timm_preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
         fields["size"] = {"shortest_edge": scaled_height}
     else:
         raise ValueError(
-            "timm's config.json must crop squares from the centre (crop_mode 'center'), or squash (crop_mode 'squash'), "
+            "timm's config.json must crop squares from the center (crop_mode 'center'), or squash (crop_mode 'squash'), "
             f"got crop_mode {pretrained_cfg['crop_mode']!r} and input_size {pretrained_cfg['input_size']}."
         )
     for key, field in (("mean", "image_mean"), ("std", "image_std")):

@@ -348,8 +348,8 @@ def test_processor_of_the_authors_file_is_the_authors(tmp_path, processor_class)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"crop_mode": "border"}, r"must crop squares from the centre .* got crop_mode 'border' and input_size"),
-        ({"input_size": [3, 224, 256]}, r"must crop squares from the centre .* got crop_mode 'center' and input_size"),
+        ({"crop_mode": "border"}, r"must crop squares from the center .* got crop_mode 'border' and input_size"),
+        ({"input_size": [3, 224, 256]}, r"must crop squares from the center .* got crop_mode 'center' and input_size"),
         ({"interpolation": "random"}, r"must have an interpolation of Pillow's, got 'random'"),
     ],
     ids=["border", "rectangle", "interpolation"],
@@ -818,11 +818,24 @@ def test_random_state_beside_weights_of_ours_is_not_the_authors(our_folder, conf
     assert not info["missing_keys"]
 
 
-def test_two_files_of_the_authors_are_not_chosen_from(tmp_path, reference):
-    for name in ("first.pth", "second.pth"):
+@pytest.mark.parametrize("loaded", [TwinsConfig, TwinsForImageClassification, TwinsImageProcessor])
+def test_two_files_of_the_authors_are_not_chosen_from(tmp_path, reference, loaded):
+    for name in ("first.pth", "second.pt"):
         save_authors(reference.state_dict(), tmp_path / name)
-    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
-        TwinsForImageClassification.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"several files of weights, first\.pth, second\.pt: name one of them"):
+        loaded.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("loaded", [TwinsConfig, TwinsForImageClassification, TwinsImageProcessor])
+def test_file_that_is_not_there_is_named(tmp_path, loaded):
+    with pytest.raises(FileNotFoundError, match=r"missing\.pth does not exist"):
+        loaded.from_pretrained(tmp_path / "missing.pth")
+
+
+def test_head_of_another_size_names_the_file(tmp_path, reference):
+    file = save_authors(reference.state_dict(), tmp_path / "alt_gvt.pth")
+    with pytest.raises(RuntimeError, match=re.escape(str(file))):
+        TwinsForImageClassification.from_pretrained(file, num_labels=10)
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b""], ids=["json", "utf-8", "empty"])
@@ -833,7 +846,7 @@ def test_damaged_config_of_ours_is_transformers_error(our_folder, content):
 
 
 def test_nothing_at_all_is_transformers_error(tmp_path):
-    for source in (tmp_path, tmp_path / "missing", tmp_path / "missing.pth", "timm/missing"):
+    for source in (tmp_path, tmp_path / "missing", "timm/missing"):
         with pytest.raises(OSError, match=r"Repo id|no file named|connect") as expected:
             PreTrainedModel.from_pretrained.__func__(TwinsForImageClassification, source)
         with pytest.raises(OSError, match=re.escape(str(expected.value))):

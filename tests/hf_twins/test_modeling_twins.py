@@ -435,6 +435,49 @@ def test_model_around_a_backbone_may_record_its_own_outputs():
         assert torch.equal(feature_map, same)
 
 
+@pytest.mark.parametrize("model_class", [TwinsModel, TwinsBackbone, TwinsForSemanticSegmentation])
+def test_copied_and_new_parts_keep_their_place_among_the_outputs(model_class):
+    config = tiny_config(out_features=["stage1", "stage2"])
+    config._attn_implementation = "eager"
+    model = randomize(model_class(config))
+    pixel_values = torch.randn(1, 3, 29, 41)
+    flags = {"output_hidden_states": True, "output_attentions": True}
+    expected = model(pixel_values, **flags)
+    encoder = getattr(model, "twins", model).encoder
+    # As peft does with `modules_to_save`.
+    encoder.stages[0] = copy.deepcopy(encoder.stages[0])
+    encoder.patch_embeddings[0] = copy.deepcopy(encoder.patch_embeddings[0])
+    embeddings = TwinsPatchEmbeddings(config, 1).eval()
+    embeddings.load_state_dict(encoder.patch_embeddings[1].state_dict())
+    encoder.patch_embeddings[1] = embeddings
+    outputs = model(pixel_values, **flags)
+    for name in ("hidden_states", "attentions"):
+        for state, same in zip(outputs[name], expected[name], strict=True):
+            assert torch.equal(state, same)
+    assert torch.equal(
+        *((each.feature_maps if model_class is TwinsBackbone else each)[0] for each in (outputs, expected))
+    )
+
+
+def test_result_is_the_same_without_gradients_where_modules_return_their_input():
+    model = randomize(TwinsModel(tiny_config(mlp_ratios=[1, 1, 1])))
+    for module in list(model.modules()):
+        if isinstance(module, TwinsLayer):
+            module.layernorm_after = module.mlp.fc1 = nn.Identity()
+        elif isinstance(module, TwinsPositionEncoding):
+            module.projection = nn.Identity()
+    pixel_values = torch.randn(1, 3, 29, 41)
+    expected = model(pixel_values).pooler_output
+    with torch.no_grad():
+        torch.testing.assert_close(model(pixel_values).pooler_output, expected)
+
+
+def test_mask_without_content_is_not_read():
+    model = TwinsForImageClassification(tiny_config()).to("meta")
+    pixel_values = torch.empty(2, 3, 29, 41, device="meta")
+    assert model(pixel_values, torch.ones(2, 29, 41, device="meta")).logits.shape == (2, 5)
+
+
 def test_stage_that_a_backbone_was_built_without_is_named():
     backbone = TwinsBackbone(tiny_config(out_features=["stage1", "stage2"]))
     backbone.out_features = ["stage1"]
@@ -536,13 +579,13 @@ def test_problem_types_have_their_loss(problem_type, num_labels, labels, expecte
         (torch.randn(1, 3, 16, 0), None, "at least 8 pixels high and wide.*got 16 x 0"),
         (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), None, "must be floating point, got torch.uint8"),
         (torch.zeros(1, 3, 16, 16, dtype=torch.long), None, "must be floating point, got torch.int64"),
-        (None, None, "must be a torch.Tensor of shape .* got a NoneType: pass what the image processor makes"),
-        ([[[[0.0]]]], None, r"got a list: pass .* model\(\*\*processor\(images, return_tensors=\"pt\"\)\)"),
-        (np.zeros((1, 3, 16, 16)), None, "got a ndarray: pass what the image processor makes of it"),
-        (Image.new("RGB", (16, 16)), None, "got a Image: pass what the image processor makes of it"),
-        (BatchFeature({"pixel_values": 1}), None, r"got a BatchFeature: unpack .* model\(\*\*inputs\)"),
-        ({"pixel_values": 1}, None, r"got a dict: unpack .* model\(\*\*inputs\)"),
-        (torch.randn(1, 3, 16, 16), [[[1]]], r"must be a torch.Tensor .* \(1, 16, 16\), got a list"),
+        (None, None, "must be a torch.Tensor of shape .* got NoneType: pass what the image processor makes"),
+        ([[[[0.0]]]], None, r"got list: pass .* model\(\*\*processor\(images, return_tensors=\"pt\"\)\)"),
+        (np.zeros((1, 3, 16, 16)), None, "got ndarray: pass what the image processor makes of it"),
+        (Image.new("RGB", (16, 16)), None, "got Image: pass what the image processor makes of it"),
+        (BatchFeature({"pixel_values": 1}), None, r"got BatchFeature: unpack .* model\(\*\*inputs\)"),
+        ({"pixel_values": 1}, None, r"got dict: unpack .* model\(\*\*inputs\)"),
+        (torch.randn(1, 3, 16, 16), [[[1]]], r"must be a torch.Tensor .* \(1, 16, 16\), got list"),
         (torch.randn(1, 3, 16, 16), torch.ones(1, 1, 16, 16), r"\(1, 16, 16\), got \(1, 1, 16, 16\)"),
         (torch.randn(1, 3, 16, 16), torch.ones(1, 8, 8), r"\(1, 16, 16\), got \(1, 8, 8\)"),
         (torch.randn(2, 3, 16, 16), torch.ones(1, 16, 16), r"\(2, 16, 16\), got \(1, 16, 16\)"),

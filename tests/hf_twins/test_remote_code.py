@@ -147,10 +147,7 @@ REFUSE_FOREIGN_SOURCES = """
         for backend in ("torchvision", "pil")
     ]
     for source in {sources!r}:
-        classes = [type(model), type(model.config)]
-        if source != {timm_folder!r}:
-            classes += map(type, processors)
-        for loaded in classes:
+        for loaded in (type(model), type(model.config), *map(type, processors)):
             try:
                 loaded.from_pretrained(source)
             except ValueError as error:
@@ -172,10 +169,12 @@ def test_code_without_the_package_refuses_checkpoints_of_other_libraries(publish
     reference = timm_model()
     sources = [tmp_path / "alt_gvt.pth", tmp_path / "alt_gvt.pth.tar", tmp_path / "timm" / "model.safetensors"]
     timm_folder = save_timm(reference, tmp_path / "timm")
-    for file in sources[:2]:
+    authors_folder = tmp_path / "authors"
+    authors_folder.mkdir()
+    for file in (*sources[:2], authors_folder / "alt_gvt.pt"):
         torch.save(reference.state_dict(), file)
     code = REFUSE_FOREIGN_SOURCES.format(
-        published=str(published), sources=[str(each) for each in (*sources, timm_folder)], timm_folder=str(timm_folder)
+        published=str(published), sources=[str(each) for each in (*sources, timm_folder, authors_folder)]
     )
     assert run_without_package(code, {"HF_HOME": str(tmp_path / "home")}).split() == ["refused"]
 
