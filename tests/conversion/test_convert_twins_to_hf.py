@@ -366,8 +366,10 @@ def test_script_ends_with_a_sentence_and_status_1(tmp_path):
         check=False,
     )
     assert process.returncode == 1
-    assert process.stderr.startswith("error: ")
-    assert process.stderr.count("\n") == 1
+    # Before it, torchao logs at its import, which transformers does where it is installed.
+    lines = [line for line in process.stderr.splitlines() if "_pytree.py" not in line]
+    assert len(lines) == 1, process.stderr
+    assert lines[0].startswith("error: ")
     assert not (tmp_path / "converted").exists()
 
 
