@@ -222,7 +222,9 @@ def test_exported_model_takes_any_batch_and_size(family, model_class, window_pad
         with torch.no_grad():
             output = exported(pixel_values=pixel_values)[0]
         output = output[-1] if isinstance(output, (tuple, list)) else output
-        torch.testing.assert_close(output, first_output(model, pixel_values), rtol=1e-5, atol=1e-5)
+        expected = first_output(model, pixel_values)
+        # Logits of segmentation are up to 10, and its convolutions sum in an order that memory layouts decide.
+        torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5 * max(1, expected.abs().max().item()))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
