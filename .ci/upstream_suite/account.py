@@ -32,8 +32,8 @@ REASONS = {
     ),
     r"The process that it starts": "starts a process that knows transformers' models only: tests/hf_twins has the like",
     r"several classes capturing": (
-        "selects single hidden states: Twins has them from the first patch embeddings and the stages, and so of two "
-        "classes, which this test does not know (ours: test_selected_hidden_states_are_none_elsewhere)"
+        "selects single hidden states that hooks record: Twins' encoder collects them itself "
+        "(ours: test_selected_hidden_states_are_none_elsewhere)"
     ),
 }
 
