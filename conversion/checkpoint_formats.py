@@ -39,7 +39,7 @@ from hf_twins.checkpoints import (
     NameRow,
     NameTable,
     infer_config,
-    label_fields,
+    known_label_fields,
     listed,
 )
 
@@ -268,7 +268,7 @@ def convert_checkpoint(
     fields = dict(timm_config or infer_config(ours, table.window_layers(weights)))
     if timm_config is None:
         num_labels = next((len(ours[name]) for name in CLASSIFIERS if name in ours), 0)
-        fields |= {"num_labels": num_labels} | label_fields(num_labels, class_names(num_labels, meta or {}))
+        fields |= {"num_labels": num_labels} | known_label_fields(num_labels, class_names(num_labels, meta or {}))
     model_class, config = build_config(source_format, fields | dict(source_format.config), ours)
     if model_class in WITHOUT_HEAD:
         ours = {name.removeprefix("twins."): weight for name, weight in ours.items()}

@@ -32,6 +32,7 @@ from hf_twins.checkpoints import (
     convert_timm_preprocessing,
     find_original_checkpoint,
     is_timm_config,
+    published_checkpoints,
     read_checkpoint,
     unwrap_weights,
 )
@@ -39,7 +40,6 @@ from hf_twins.checkpoints import (
 
 # Seconds in which nothing comes, after which a download is given up. PyTorch's own waits for ever.
 STALLED_AFTER = 30
-PUBLISHED_FILE = Path(__file__).with_name("published_checkpoints.json")
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,6 @@ class Checkpoint:
     timm_config: Mapping[str, Any] | None = None
     preprocessing: Mapping[str, Any] | None = None
     published: Mapping[str, Any] | None = None
-
-
-def published_checkpoints() -> dict[str, dict[str, Any]]:
-    """The checkpoints that OpenMMLab publishes, by the names of the repositories they become.
-
-    Read from the metafiles of mmpretrain and mmsegmentation: addresses, the beginnings of the files' SHA-256, top-1
-    accuracy on ImageNet-1k and mIoU on ADE20K (single scale; multi-scale and flip) in percent.
-    """
-    return {entry["name"]: entry for entry in json.loads(PUBLISHED_FILE.read_text(encoding="utf-8"))}
 
 
 def open_checkpoint(source: str, sha256: str | None = None, averaged: bool = False) -> Checkpoint:

@@ -34,9 +34,9 @@ from timm.models import save_for_hf
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel, UperNetForSemanticSegmentation
 from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 from verification import backbone_config, different_settings, verify
-from whole_outputs import whole_output
 
 import hf_twins
+from hf_twins._utils.files import new_output
 from hf_twins.checkpoints import TIMM_ARGUMENTS, read_weights
 
 
@@ -71,7 +71,7 @@ def convert(name: str, toolbox: str, output: Path) -> None:
             f"note      where an image is no whole number of windows and patches, results differ: {', '.join(settings)}"
         )
     if toolbox == "timm":
-        with whole_output(output) as folder:
+        with new_output(output) as folder:
             write_timm(folder, model, weights, name)
     else:
         labels = list((model.config.id2label or {}).values())
@@ -131,7 +131,7 @@ def timm_preprocessing(name: str) -> dict[str, Any]:
 
 def write_file(output: Path, content: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
     """Write a file of PyTorch's, whole or not at all."""
-    with whole_output(output, is_folder=False) as partial:
+    with new_output(output, is_folder=False) as partial:
         try:
             torch.save(content, partial)
         except RuntimeError as error:

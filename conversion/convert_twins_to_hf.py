@@ -38,9 +38,9 @@ from model_cards import model_card
 from transformers import AutoImageProcessor, UperNetForSemanticSegmentation
 from transformers.image_utils import PILImageResampling
 from verification import backbone_config, verify
-from whole_outputs import whole_output
 
 from hf_twins import TWINS_VARIANTS, TwinsForSemanticSegmentation, TwinsImageProcessor, save_remote_code
+from hf_twins._utils.files import new_output
 
 
 # What was converted from what, and the SHA-256 of every other file: what is published is what was verified.
@@ -138,7 +138,7 @@ def convert(source: str, output: Path | None, args: argparse.Namespace) -> Path 
     if args.dtype is not None:
         conversion.model.to(getattr(torch, args.dtype))
     repo_id = args.repo_id or (f"{args.org}/{output.name}" if args.org else str(output))
-    with whole_output(output) as folder:
+    with new_output(output) as folder:
         write(folder, conversion, checkpoint, differences, repo_id, args)
     print(f"written   {output}")
     return output

@@ -29,19 +29,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from command_line import run
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from pictures import open_picture
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
 )
-from whole_files import write_whole
 
 from hf_twins import LayerAttention, TwinsConfig, attention_maps, attention_rollout, grad_cam
+from hf_twins._utils.command_line import run
+from hf_twins._utils.files import write_atomically
+from hf_twins._utils.images import open_image
 
 
 @dataclass
@@ -184,7 +184,7 @@ def write_figures(arguments: AttentionMapsArguments) -> list[Path]:
     if not set(stages) <= set(stage_names):
         raise ValueError(f"--stages must be some of {', '.join(stage_names)}, got {', '.join(stages)}.")
     processor = AutoImageProcessor.from_pretrained(arguments.model_name_or_path)
-    image = open_picture(arguments.image).convert("RGB")
+    image = open_image(arguments.image).convert("RGB")
     pixel_values = processor(image, return_tensors="pt")["pixel_values"]
     label = choose_label(arguments.label, model, pixel_values)
     layers = attention_maps(model, pixel_values)
@@ -200,7 +200,7 @@ def write_figures(arguments: AttentionMapsArguments) -> list[Path]:
             *(grad_cam(model, pixel_values, label, stage)[0], model.config.id2label[label], (row, column)),
         )
         path = output_dir / f"{stage}.png"
-        write_whole(path, partial(figure.savefig, format="png", dpi=110))
+        write_atomically(path, partial(figure.savefig, format="png", dpi=110))
         paths.append(path)
     return paths
 

@@ -227,7 +227,7 @@ def matmul(dtype_name: str, device: str) -> Callable[[], Any]:
     """The largest share of the machine that a linear layer gets."""
     import torch
 
-    from hf_twins.inference import prepare_linear
+    from hf_twins.inference_optimization import prepare_linear
 
     rows, inputs, outputs = MATMUL_SHAPE
     dtype = getattr(torch, dtype_name)

@@ -27,14 +27,12 @@ import sys
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from matplotlib.figure import Figure
-from pictures import PictureError, check_shape
 from sklearn.datasets import load_digits
 from transformers import (
     AutoImageProcessor,
@@ -48,6 +46,8 @@ from transformers import (
 )
 
 from hf_twins import TwinsConfig, TwinsForImageClassification, TwinsImageProcessor
+from hf_twins._utils.images import ImageError, check_shape
+from hf_twins._utils.labels import label_fields
 
 
 @dataclass
@@ -113,10 +113,7 @@ def create_model(
     arguments: QuickstartArguments, labels: list[str]
 ) -> tuple[TwinsForImageClassification, TwinsImageProcessor]:
     """The model with a head for `labels`, and the image processor that belongs to it."""
-    label_names: dict[str, Any] = {
-        "id2label": dict(enumerate(labels)),
-        "label2id": {name: index for index, name in enumerate(labels)},
-    }
+    label_names = label_fields(labels)
     if arguments.model is not None:
         if arguments.variant is not None or arguments.image_size is not None:
             raise ValueError("--variant and --image-size belong to a new model, --model brings its own.")
@@ -287,7 +284,7 @@ def main() -> None:
     )
     try:
         history = fine_tune(arguments, model, processor, dataset)
-    except PictureError as error:
+    except ImageError as error:
         sys.exit(str(error))
 
     # From here on only what was saved is used.

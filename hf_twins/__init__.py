@@ -13,8 +13,12 @@
 # limitations under the License.
 """Twins vision transformers for the Hugging Face ecosystem.
 
-Importing this package registers Twins with transformers' Auto classes.
+Importing this package registers Twins with transformers' Auto classes. Configuration, models and image processors are
+imported at once, everything else when it is first used.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from transformers import (
     AutoBackbone,
@@ -29,8 +33,6 @@ from .checkpoints import CheckpointReader
 from .configuration_twins import TwinsConfig
 from .image_processing_pil_twins import TwinsImageProcessorPil
 from .image_processing_twins import TwinsImageProcessor
-from .inference import optimize_for_inference
-from .interpretation import LayerAttention, attention_maps, attention_rollout, grad_cam
 from .modeling_twins import (
     TwinsBackbone,
     TwinsForImageClassification,
@@ -38,11 +40,15 @@ from .modeling_twins import (
     TwinsModel,
     TwinsPreTrainedModel,
 )
-from .optimization import parameter_groups
-from .pixel_mask import pass_pixel_mask_to_backbone
-from .remote_code import save_remote_code
 from .variants import TWINS_VARIANTS, TwinsVariant, published_variant
 
+
+if TYPE_CHECKING:
+    from .inference_optimization import optimize_for_inference
+    from .interpretation import LayerAttention, attention_maps, attention_rollout, grad_cam
+    from .optimizer_groups import parameter_groups
+    from .pixel_mask import pass_pixel_mask_to_backbone
+    from .remote_code import save_remote_code
 
 __version__ = "0.1.0"
 
@@ -83,3 +89,27 @@ __all__ = [
     "published_variant",
     "save_remote_code",
 ]
+
+# The module of each public name that is imported when it is first used.
+LAZY_NAMES = {
+    "LayerAttention": "interpretation",
+    "attention_maps": "interpretation",
+    "attention_rollout": "interpretation",
+    "grad_cam": "interpretation",
+    "optimize_for_inference": "inference_optimization",
+    "parameter_groups": "optimizer_groups",
+    "pass_pixel_mask_to_backbone": "pixel_mask",
+    "save_remote_code": "remote_code",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in LAZY_NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{LAZY_NAMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *LAZY_NAMES})

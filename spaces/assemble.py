@@ -28,15 +28,10 @@ from huggingface_hub import HfApi, RepoCard
 from huggingface_hub.utils import httpx
 
 import hf_twins
+from hf_twins._utils.files import check_is_new, new_output
 
 
 HERE = Path(__file__).resolve().parent
-# What is written whole, models and Spaces, is so in one way.
-sys.path.insert(1, str(HERE.parent / "conversion"))
-
-from whole_outputs import whole_output
-
-
 SPACES = sorted(file.parent.name for file in HERE.glob("*/app.py"))
 LEFT_OUT = ("__pycache__", "*.pyc", "*.tmp", ".*")
 
@@ -51,10 +46,9 @@ def assemble(space: str, output: Path) -> None:
     Raises:
         ValueError: if `output` is there already, or in the end.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output} exists: remove it, or give another --output.")
+    check_is_new(output)
     package = Path(hf_twins.__file__).parent
-    with whole_output(output) as partial:
+    with new_output(output) as partial:
         shutil.copytree(HERE / space, partial, ignore=shutil.ignore_patterns(*LEFT_OUT), dirs_exist_ok=True)
         # Their pages are for who works on them.
         for folder in (HERE / "twins_space", package):

@@ -45,6 +45,7 @@ from hf_twins import (
     TwinsPreTrainedModel,
     parameter_groups,
 )
+from hf_twins._utils.labels import label_fields
 
 
 SPACES = Path(__file__).parent
@@ -143,10 +144,6 @@ def train(model: TwinsPreTrainedModel, batches: Batches, num_steps: int) -> None
         optimizer.zero_grad()
         schedule.step()
     model.eval()
-
-
-def label_fields(names: list[str]) -> dict[str, Any]:
-    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
 
 
 def train_classifier(window_size: int | None, epochs: int, seed: int) -> tuple[TwinsPreTrainedModel, Any, float]:

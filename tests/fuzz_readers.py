@@ -39,7 +39,7 @@ sys.path[:0] = [str(ROOT / folder) for folder in ("", "tests", "conversion", "sp
 with atheris.instrument_imports(include=["PIL", "torch._weights_only_unpickler", "safetensors", "twins_space"]):
     import PIL.Image  # noqa: F401
     import torch._weights_only_unpickler  # noqa: F401
-    from twins_space.pictures import PictureError, read_picture
+    from twins_space.pictures import ImageError, read_picture
 
 from test_fuzzing import WEIGHTS_FILES, picture_files  # noqa: E402
 
@@ -56,7 +56,7 @@ def read_weights_of(content: bytes) -> None:
 
 
 def read_picture_of(content: bytes) -> None:
-    with contextlib.suppress(PictureError):
+    with contextlib.suppress(ImageError):
         read_picture(io.BytesIO(content))
 
 

@@ -161,7 +161,7 @@ def training_job(folder: Path, script: str) -> Job:
 
 
 def evaluation_job(folder: Path) -> Job:
-    import evaluate
+    import evaluate_classification
     from classification_utils import save_start, write_digit_folder
 
     start, digits = folder / "start", folder / "digit_folder"
@@ -171,13 +171,13 @@ def evaluation_job(folder: Path) -> Job:
 
     def run(output: Path) -> None:
         arguments = ["--model_name_or_path", start, "--dataset_dir", digits, "--output_dir", output]
-        evaluate.main([str(argument) for argument in [*arguments, "--dataloader_num_workers", 0]])
+        evaluate_classification.main([str(argument) for argument in [*arguments, "--dataloader_num_workers", 0]])
 
     def results(output: Path) -> Any:
         file = output / "all_results.json"
         return json.loads(file.read_text())["eval_accuracy"] if file.exists() else None
 
-    return Job("image_classification/evaluate.py", run, results, results, remove)
+    return Job("image_classification/evaluate_classification.py", run, results, results, remove)
 
 
 def prediction_job(folder: Path) -> Job:

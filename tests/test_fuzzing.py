@@ -31,12 +31,12 @@ from hostile_files import saved
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from image_data import decoded
 from source_checkpoints import TINY, source_weights
 from testing_utils import FAMILIES, randomize, rectangle_mask, tiny_config
 from twins_space.pictures import PictureError, list_pictures, read_picture, read_pictures
 
 from hf_twins import TwinsConfig, TwinsForImageClassification, TwinsForSemanticSegmentation, TwinsImageProcessor
+from hf_twins._utils.images import decode_image
 from hf_twins.checkpoints import read_weights
 
 
@@ -270,7 +270,7 @@ def test_damaged_picture_is_read_or_refused(content):
     else:
         assert picture.mode == "RGB"
         assert max(picture.size) <= 2048
-    image = decoded({"bytes": content, "path": None})
+    image = decode_image({"bytes": content, "path": None})
     if image is not None and image.width * image.height < 10**6:
         pixel_values = TwinsImageProcessor()(image.convert("RGB"), return_tensors="pt")["pixel_values"]
         assert pixel_values.shape == (1, 3, 224, 224)

@@ -29,10 +29,11 @@ from exporting import (
     describe,
     fixed_program,
     load_source,
-    new_folder,
     run_export,
     verify,
 )
+
+from hf_twins._utils.files import new_output
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -44,7 +45,7 @@ def export(args: FixedSizeArguments) -> Path:
     from executorch.exir import to_edge_transform_and_lower
 
     source = load_source(args.model_name_or_path, args.height, args.width)
-    with new_folder(args.output_dir) as folder:
+    with new_output(Path(args.output_dir)) as folder:
         print("translating to ExecuTorch, which can take minutes ...", flush=True)
         graph = fixed_program(source, source.model).run_decompositions({torch.ops.aten.pad.default: crop})
         program = to_edge_transform_and_lower(graph, partitioner=[XnnpackPartitioner()]).to_executorch()

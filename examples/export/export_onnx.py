@@ -31,12 +31,13 @@ from exporting import (
     ExportArguments,
     describe,
     load_source,
-    new_folder,
     run_export,
     save_onnx,
     verification_shapes,
     verify,
 )
+
+from hf_twins._utils.files import new_output
 
 
 @dataclass
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def export(args: OnnxArguments) -> Path:
     source = load_source(args.model_name_or_path)
-    with new_folder(args.output_dir) as folder:
+    with new_output(Path(args.output_dir)) as folder:
         save_onnx(source, folder / "model.onnx", args.opset_version)
         if args.dtype == "int8":
             print("quantizing ...", flush=True)

@@ -35,18 +35,18 @@ from exporting import (
     Source,
     describe,
     load_source,
-    new_folder,
     relative_distance,
     run_export,
     save_onnx,
     verification_shapes,
     verify,
 )
-from pictures import is_picture
 from run_exported import PREPROCESSING_NAME, Preprocessing, import_openvino, load_runtime, read_image, read_json
 from tqdm import tqdm
 
 from hf_twins import TwinsForImageClassification
+from hf_twins._utils.files import new_output
+from hf_twins._utils.images import is_image_file
 
 
 # What has to be left of the float32 model's decisions.
@@ -75,7 +75,7 @@ def export(args: OpenVinoArguments) -> Path:
     source = load_source(args.model_name_or_path)
     if args.dtype == "int8" and not isinstance(source.model.model, TwinsForImageClassification):
         raise ValueError(f"--dtype int8 is for classifiers, got a {type(source.model.model).__name__}.")
-    with new_folder(args.output_dir) as folder:
+    with new_output(Path(args.output_dir)) as folder:
         describe(folder, source, runtime="openvino", file="model.xml", size=None, dtype=args.dtype)
         # By way of ONNX: OpenVINO's own reading of PyTorch's graphs rounds sizes in the wrong direction.
         save_onnx(source, folder / "model.onnx", OPSET_VERSION)
@@ -105,7 +105,7 @@ def load_images(folder: Path, preprocessing: Preprocessing, max_samples: int) ->
     """
     if not folder.is_dir():
         raise OSError(f"--calibration_dir must be a folder of images, got {folder}.")
-    files = sorted(path for path in folder.rglob("*") if is_picture(path))
+    files = sorted(path for path in folder.rglob("*") if is_image_file(path))
     if len(files) < 10:
         raise ValueError(f"--calibration_dir must have ten images or more, better hundreds, got {len(files)}.")
     order = np.random.default_rng(0).permutation(len(files))[:max_samples]

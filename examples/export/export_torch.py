@@ -34,12 +34,13 @@ from exporting import (
     describe,
     fixed_program,
     load_source,
-    new_folder,
     run_export,
     verify,
 )
 from torch._inductor.exc import InductorError
 from torch.export import Dim
+
+from hf_twins._utils.files import new_output
 
 
 MAX_BATCH = 1024
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
 def export(args: TorchArguments) -> Path:
     source = load_source(args.model_name_or_path, args.height, args.width)
     model = ExportableModel(copy.deepcopy(source.model.model), getattr(torch, args.dtype))
-    with new_folder(args.output_dir) as folder:
+    with new_output(Path(args.output_dir)) as folder:
         print("compiling, which can take minutes ...", flush=True)
         program = fixed_program(source, model, Dim("batch_size", min=1, max=MAX_BATCH))
         try:

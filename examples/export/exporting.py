@@ -18,29 +18,20 @@ An export is a folder, there only when it is whole: the model's file, `export.js
 """
 
 import json
-import shutil
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-
-
-# For what the examples share.
-sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
-
-from command_line import run
 from run_exported import DESCRIPTION_NAME, load_runtime
 from torch import nn
 from torch.export import Dim, ExportedProgram
 from transformers import AutoConfig, AutoImageProcessor
 
 from hf_twins import TwinsBackbone, TwinsConfig, TwinsForImageClassification, TwinsForSemanticSegmentation
+from hf_twins._utils.command_line import run
 
 
 MODEL_CLASSES = {
@@ -165,26 +156,6 @@ def default_size(processor: Any) -> tuple[int, int]:
     size = processor.crop_size if processor.do_center_crop else processor.size
     side = size.shortest_edge or 224
     return size.height or side, size.width or side
-
-
-@contextmanager
-def new_folder(output_dir: str) -> Iterator[Path]:
-    """A folder that gets its name when it is whole, and is gone if it does not become so.
-
-    Raises:
-        ValueError: if there is something at its place.
-    """
-    target = Path(output_dir)
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise ValueError(f"--output_dir must be a new or empty folder, got {output_dir}.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as partial:
-        whole = Path(partial, target.name)
-        whole.mkdir()
-        yield whole
-        if target.is_dir():
-            target.rmdir()
-        shutil.move(whole, target)
 
 
 def describe(folder: Path, source: Source, runtime: str, file: str, size: tuple[int, int] | None, **more: Any) -> None:

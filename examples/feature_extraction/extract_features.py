@@ -39,16 +39,11 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 from transformers import AutoImageProcessor
 
-
-# For what the examples share.
-sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
-
-from command_line import run
-from model_digest import model_digest
-from pictures import is_picture, open_picture
-from whole_files import write_json, write_whole
-
 from hf_twins import TwinsBackbone, TwinsModel
+from hf_twins._utils.command_line import run
+from hf_twins._utils.digests import model_digest
+from hf_twins._utils.files import write_atomically, write_json
+from hf_twins._utils.images import is_image_file, open_image
 
 
 SETTINGS_NAME = "settings.json"
@@ -126,7 +121,7 @@ def check_features(features: list[str]) -> None:
 
 def read_image(path: Path) -> PIL.Image.Image:
     """The picture the right way up, as RGB."""
-    return open_picture(path).convert("RGB")
+    return open_image(path).convert("RGB")
 
 
 def readable_images(folder: Path, paths: list[str], progress: tqdm) -> Iterator[tuple[str, PIL.Image.Image]]:
@@ -146,7 +141,7 @@ def find_images(folder: Path) -> list[str]:
     """Paths in the folder of all files that are images by their names, sorted."""
     if not folder.is_dir():
         raise ValueError(f"--input_dir must be a folder of images, {folder} is none.")
-    paths = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if is_picture(file))
+    paths = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if is_image_file(file))
     if not paths:
         raise ValueError(f"--input_dir must be a folder of images, {folder} has none.")
     return paths
@@ -179,12 +174,12 @@ def write_shard(
         vectors = torch.cat([torch.empty(0), *(of_image["pooled"] for of_image in features.values())])
         array = pyarrow.FixedSizeListArray.from_arrays(vectors.numpy(), extractor.model.config.hidden_size)
         table = pyarrow.table({"path": pyarrow.array(features, pyarrow.string()), "feature": array})
-        write_whole(shard, lambda temporary: pyarrow.parquet.write_table(table, temporary))
+        write_atomically(shard, lambda temporary: pyarrow.parquet.write_table(table, temporary))
     else:
         tensors = {
             f"{path}/{name}": value.contiguous() for path, maps in features.items() for name, value in maps.items()
         }
-        write_whole(shard, lambda temporary: save_file(tensors, temporary))
+        write_atomically(shard, lambda temporary: save_file(tensors, temporary))
 
 
 def read_paths(shard: Path) -> list[str]:

@@ -20,24 +20,19 @@ Prints them, nearest first, and draws them. One batch of vectors is held in memo
 
 import json
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow.parquet
 import torch
+from extract_features import SETTINGS_NAME, FeatureExtractor, Settings, read_image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-
-# For what the examples share.
-sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
-
-from command_line import run
-from extract_features import SETTINGS_NAME, FeatureExtractor, Settings, read_image
-from model_digest import model_digest
-from whole_files import write_whole
+from hf_twins._utils.command_line import run
+from hf_twins._utils.digests import model_digest
+from hf_twins._utils.files import write_atomically
 
 
 @dataclass
@@ -101,7 +96,7 @@ def draw_contact_sheet(query: Path, input_dir: Path, neighbours: list[tuple[floa
         draw_image(axes, input_dir / name, f"{similarity:.4f}\n{name}")
     for axes in grid:
         axes.set_axis_off()
-    write_whole(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
 
 
 def draw_image(axes: Axes, path: Path, title: str) -> None:

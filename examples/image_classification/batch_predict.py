@@ -25,13 +25,13 @@ predicted exactly once.
 import hashlib
 import json
 import os
-import sys
 import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -41,19 +41,15 @@ from datasets import Image, load_dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-
-# For what the examples share.
-sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
-
-from classification_arguments import TrainedModelArguments
-from classification_data import Preparation, evaluation_transform
-from classification_training import create_processor, load_classifier
-from command_line import run
-from image_data import only_column
-from model_digest import model_digest
-from prediction_shards import DatasetShard, Shard, ShardError, ShardImages, TarShard, find_shards
-from training import one_at_a_time
-from whole_files import write_json, write_whole
+from hf_twins._utils.command_line import run
+from hf_twins._utils.digests import model_digest
+from hf_twins._utils.files import write_atomically, write_json
+from hf_twins._utils.shards import DatasetShard, Shard, ShardError, ShardImages, TarShard, find_shards
+from hf_twins.training.data import only_column
+from hf_twins.training.image_classification.arguments import TrainedModelArguments
+from hf_twins.training.image_classification.data import Preparation, evaluation_transform
+from hf_twins.training.image_classification.models import create_processor, load_classifier
+from hf_twins.training.trainer import one_at_a_time
 
 
 SETTINGS_FILE = "settings.json"
@@ -103,6 +99,10 @@ def predict(model_arguments: TrainedModelArguments, args: PredictionArguments) -
     model.eval().to(accelerator.device)
     processor = create_processor(model_arguments, model.config.num_channels)
     preparation = Preparation(evaluation_transform(processor), model.config.num_channels)
+
+    def prepare(image: PIL.Image.Image) -> torch.Tensor:
+        return preparation({"image": image, "label": -1})["pixel_values"]
+
     with accelerator.main_process_first():
         shards = load_shards(args)
     output_dir = Path(args.output_dir)
@@ -131,12 +131,12 @@ def predict(model_arguments: TrainedModelArguments, args: PredictionArguments) -
     for done, index in enumerate(own):
         progress.set_postfix_str(f"file {done + 1} of {len(own)}")
         try:
-            rows = predict_shard(accelerator, model, ShardImages(shards[index], preparation), args, progress)
+            rows = predict_shard(accelerator, model, ShardImages(shards[index], prepare), args, progress)
         except ShardError:
             # The others first. It is seen at the end that this one has no file.
             continue
         table = pa.Table.from_pylist(rows, SCHEMA)
-        write_whole(files[index], partial(pq.write_table, table))
+        write_atomically(files[index], partial(pq.write_table, table))
     progress.close()
     accelerator.wait_for_everyone()
     seconds = time.perf_counter() - started

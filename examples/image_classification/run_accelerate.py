@@ -22,7 +22,6 @@ It takes the recipes and options of `run_trainer.py`, and gives the same model w
 import json
 import math
 import shutil
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -37,13 +36,15 @@ from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from hf_twins import parameter_groups
-
-
-# For what the examples share.
-sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
-
-from classification_arguments import RECIPES, ClassificationRecipe, DataArguments, ModelArguments
-from classification_data import (
+from hf_twins._utils.command_line import run
+from hf_twins.training.data import LabelledImages
+from hf_twins.training.image_classification.arguments import (
+    RECIPES,
+    ClassificationRecipe,
+    DataArguments,
+    ModelArguments,
+)
+from hf_twins.training.image_classification.data import (
     Preparation,
     StreamedImages,
     collate,
@@ -52,8 +53,7 @@ from classification_data import (
     stream_loader,
     training_transform,
 )
-from classification_report import classification_metrics, write_report
-from classification_training import (
+from hf_twins.training.image_classification.models import (
     BatchMixer,
     ClassificationLoss,
     create_model,
@@ -62,10 +62,9 @@ from classification_training import (
     sampling_weights,
     save_model,
 )
-from command_line import run
-from image_data import LabelledImages
-from model_report import push_folder, run_settings, write_results
-from training import (
+from hf_twins.training.image_classification.reports import classification_metrics, write_report
+from hf_twins.training.reports import push_folder, run_settings, write_results
+from hf_twins.training.trainer import (
     EpochSampler,
     WeightAverage,
     check_sharding,

@@ -20,18 +20,21 @@
 another value. `run_accelerate.py` does the same in a loop to read and change.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainingArguments, set_seed
 
-
-# For what the examples share.
-sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
-
-from classification_arguments import RECIPES, ClassificationRecipe, DataArguments, ModelArguments
-from classification_data import (
+from hf_twins._utils.command_line import run
+from hf_twins.training.data import LabelledImages
+from hf_twins.training.image_classification.arguments import (
+    RECIPES,
+    ClassificationRecipe,
+    DataArguments,
+    ModelArguments,
+)
+from hf_twins.training.image_classification.data import (
     Preparation,
     StreamedImages,
     collate,
@@ -40,8 +43,7 @@ from classification_data import (
     stream_loader,
     training_transform,
 )
-from classification_report import classification_metrics, write_report
-from classification_training import (
+from hf_twins.training.image_classification.models import (
     BatchMixer,
     ClassificationLoss,
     create_model,
@@ -50,10 +52,9 @@ from classification_training import (
     sampling_weights,
     save_model,
 )
-from command_line import run
-from image_data import LabelledImages
-from model_report import push_folder, run_settings, write_results
-from training import (
+from hf_twins.training.image_classification.reports import classification_metrics, write_report
+from hf_twins.training.reports import push_folder, run_settings, write_results
+from hf_twins.training.trainer import (
     TRAINER_DEFAULTS,
     EpochSampler,
     RecipeTrainer,
@@ -62,7 +63,6 @@ from training import (
     trainer_checkpoint,
     whole_weights,
 )
-from transformers import TrainingArguments, set_seed
 
 
 class ClassificationTrainer(RecipeTrainer):

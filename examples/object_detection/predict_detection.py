@@ -22,25 +22,20 @@ compressed run lengths).
 """
 
 import logging
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
 import torch
-
-
-# For what the examples share.
-sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
-
-from command_line import run
-from detection_models import Detector, load_detector
-from detection_report import draw_objects, mask_run_lengths
-from image_data import decoded, picture_files
 from torchvision.transforms.v2 import functional
 from tqdm import tqdm
-from whole_files import write_json
+
+from hf_twins._utils.command_line import run
+from hf_twins._utils.files import write_json
+from hf_twins._utils.images import decode_image, find_images
+from hf_twins.detection.models import Detector, load_detector
+from hf_twins.training.object_detection.reports import draw_objects, mask_run_lengths
 
 
 logger = logging.getLogger(__name__)
@@ -63,7 +58,7 @@ def predict(options: PredictionArguments) -> None:
     """Draw and write what is on the pictures; those that cannot be read are counted and named."""
     if not 0 <= options.threshold < 1:
         raise ValueError(f"--threshold must be in [0, 1), got {options.threshold}.")
-    files = picture_files(Path(options.images))
+    files = find_images(Path(options.images))
     output_dir = Path(options.output_dir)
     if output_dir.resolve() == files[0].resolve().parent:
         raise ValueError(f"--output_dir must be another folder than the pictures', {output_dir}.")
@@ -74,7 +69,7 @@ def predict(options: PredictionArguments) -> None:
     found: dict[str, list[dict[str, Any]]] = {}
     unreadable = []
     for file in tqdm(files, desc="Pictures", disable=len(files) == 1):
-        image = decoded({"bytes": None, "path": str(file)})
+        image = decode_image({"bytes": None, "path": str(file)})
         if image is None:
             unreadable.append(file.name)
             continue

@@ -22,26 +22,29 @@ mask-rcnn-3x; every option of it can be given another value.
 """
 
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-
-
-# For what the examples share.
-sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
-
 from accelerate.utils import gather_object
-from command_line import run
-from detection_arguments import RECIPES, DataArguments, DetectionRecipe, ModelArguments
-from detection_data import DetectionImages, collate, evaluation_transform, load_splits, training_transform
-from detection_models import Detector, create_detector
-from detection_report import average_precision, write_report
-from model_report import push_folder, run_settings, write_results
 from tqdm import tqdm
-from training import (
+from transformers import TrainingArguments, set_seed
+from transformers.trainer_utils import EvalLoopOutput
+
+from hf_twins._utils.command_line import run
+from hf_twins.detection.models import Detector, create_detector
+from hf_twins.training.object_detection.arguments import RECIPES, DataArguments, DetectionRecipe, ModelArguments
+from hf_twins.training.object_detection.data import (
+    DetectionImages,
+    collate,
+    evaluation_transform,
+    load_splits,
+    training_transform,
+)
+from hf_twins.training.object_detection.reports import average_precision, write_report
+from hf_twins.training.reports import push_folder, run_settings, write_results
+from hf_twins.training.trainer import (
     TRAINER_DEFAULTS,
     EpochSampler,
     RecipeTrainer,
@@ -50,8 +53,6 @@ from training import (
     trainer_checkpoint,
     whole_weights,
 )
-from transformers import TrainingArguments, set_seed
-from transformers.trainer_utils import EvalLoopOutput
 
 
 class DetectionTrainer(RecipeTrainer):

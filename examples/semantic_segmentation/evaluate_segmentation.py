@@ -19,26 +19,20 @@
 `--scales 0.5 0.75 1.0 1.25 1.5 1.75 --flip true` measures as the published multi-scale results were.
 """
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-
-
-# For what the examples share.
-sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
-
-from command_line import run
-from segmentation_data import checked_pairs, load_folder
-from segmentation_evaluation import evaluate_pairs, published_miou, segmentation_metrics
-from segmentation_inference import InferenceArguments
-from segmentation_report import per_class
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
-from whole_files import write_json
 
 import hf_twins  # noqa: F401  # registers Twins with transformers
+from hf_twins._utils.command_line import run
+from hf_twins._utils.files import write_json
+from hf_twins.training.semantic_segmentation.data import checked_pairs, load_folder
+from hf_twins.training.semantic_segmentation.inference import InferenceArguments
+from hf_twins.training.semantic_segmentation.metrics import evaluate_pairs, published_miou, segmentation_metrics
+from hf_twins.training.semantic_segmentation.reports import per_class
 
 
 @dataclass

@@ -20,22 +20,17 @@ writes `street_overlay.png` and `street_mask.png`, whose pixels are the numbers 
 """
 
 import logging
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-
-
-# For what the examples share.
-sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
-
-from command_line import run
 from evaluate_segmentation import load_model
-from image_data import decoded, picture_files
-from segmentation_inference import InferenceArguments, segment
-from segmentation_pictures import class_shares, draw_prediction, mask_picture
 from tqdm import tqdm
+
+from hf_twins._utils.command_line import run
+from hf_twins._utils.images import decode_image, find_images
+from hf_twins.training.semantic_segmentation.drawing import class_shares, draw_prediction, mask_picture
+from hf_twins.training.semantic_segmentation.inference import InferenceArguments, segment
 
 
 logger = logging.getLogger(__name__)
@@ -58,7 +53,7 @@ def predict(options: PredictionArguments, how: InferenceArguments) -> dict[str, 
 
     Pictures that cannot be read are counted and named.
     """
-    files = picture_files(Path(options.images))
+    files = find_images(Path(options.images))
     check_names(files)
     model, processor = load_model(options.model_name_or_path, options.device)
     names = list(model.config.id2label.values())
@@ -66,7 +61,7 @@ def predict(options: PredictionArguments, how: InferenceArguments) -> dict[str, 
     output_dir.mkdir(parents=True, exist_ok=True)
     shares, unreadable = {}, []
     for file in tqdm(files, desc="Segmenting", disable=len(files) == 1):
-        image = decoded({"bytes": None, "path": str(file)})
+        image = decode_image({"bytes": None, "path": str(file)})
         if image is None:
             unreadable.append(file.name)
             continue

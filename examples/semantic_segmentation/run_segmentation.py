@@ -20,26 +20,33 @@
 value.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainingArguments, set_seed
+from transformers.training_args import ParallelMode
 
-
-# For what the examples share.
-sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
-
-from command_line import run
-from image_data import LabelledImages
-from model_report import push_folder, run_settings, write_results
-from segmentation_arguments import RECIPES, DataArguments, ModelArguments, SegmentationRecipe
-from segmentation_data import IGNORE_INDEX, Preparation, load_pairs, training_transform
-from segmentation_evaluation import evaluate_pairs, segmentation_metrics
-from segmentation_inference import InferenceArguments
-from segmentation_model import checkpoint_config, create_model, create_processor, segmentation_labels
-from segmentation_report import draw_predictions, write_report
-from training import (
+from hf_twins._utils.command_line import run
+from hf_twins.training.data import LabelledImages
+from hf_twins.training.reports import push_folder, run_settings, write_results
+from hf_twins.training.semantic_segmentation.arguments import (
+    RECIPES,
+    DataArguments,
+    ModelArguments,
+    SegmentationRecipe,
+)
+from hf_twins.training.semantic_segmentation.data import IGNORE_INDEX, Preparation, load_pairs, training_transform
+from hf_twins.training.semantic_segmentation.inference import InferenceArguments
+from hf_twins.training.semantic_segmentation.metrics import evaluate_pairs, segmentation_metrics
+from hf_twins.training.semantic_segmentation.models import (
+    checkpoint_config,
+    create_model,
+    create_processor,
+    segmentation_labels,
+)
+from hf_twins.training.semantic_segmentation.reports import draw_predictions, write_report
+from hf_twins.training.trainer import (
     SHARDED,
     TRAINER_DEFAULTS,
     EpochSampler,
@@ -48,8 +55,6 @@ from training import (
     scaled_learning_rate,
     trainer_checkpoint,
 )
-from transformers import TrainingArguments, set_seed
-from transformers.training_args import ParallelMode
 
 
 class SegmentationTrainer(RecipeTrainer):

@@ -14,8 +14,9 @@
 """Checkpoints of other libraries: timm's, and the authors' files."""
 
 from .architecture import infer_config, original_config
-from .labels import imagenet_class_names, label_fields
+from .labels import imagenet_class_names, known_label_fields
 from .names import ORIGINAL_NAMES, NameRow, NameTable, listed
+from .published import published_checkpoints
 from .reader import CheckpointReader, find_original_checkpoint
 from .timm import TIMM_ARGUMENTS, convert_timm_config, convert_timm_preprocessing, is_timm_config
 from .weights import read_checkpoint, read_weights, unwrap_weights
@@ -33,9 +34,10 @@ __all__ = [
     "imagenet_class_names",
     "infer_config",
     "is_timm_config",
-    "label_fields",
+    "known_label_fields",
     "listed",
     "original_config",
+    "published_checkpoints",
     "read_checkpoint",
     "read_weights",
     "unwrap_weights",

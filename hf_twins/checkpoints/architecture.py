@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from ..configuration_twins import TWINS_ARCHITECTURES
-from .labels import label_fields
+from .labels import known_label_fields
 from .names import ORIGINAL_NAMES, NameTable
 
 
@@ -126,4 +126,4 @@ def original_config(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     shapes = {name: weight.shape for name, weight in weights.items()}
     num_labels = weight_size(shapes, r"classifier\.weight", 0, default=0)
     config = infer_config(weights, NameTable(ORIGINAL_NAMES).window_layers(state_dict))
-    return config | {"window_padding": "zeros", "num_labels": num_labels} | label_fields(num_labels)
+    return config | {"window_padding": "zeros", "num_labels": num_labels} | known_label_fields(num_labels)

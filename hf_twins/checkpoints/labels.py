@@ -11,19 +11,19 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Label names in the form of a configuration."""
+"""Names of labels that checkpoints do not say themselves."""
 
 from pathlib import Path
 from typing import Any
 
+from .._utils.labels import label_fields
 
-def label_fields(num_labels: int, names: list[str] | None = None) -> dict[str, Any]:
+
+def known_label_fields(num_labels: int, names: list[str] | None = None) -> dict[str, Any]:
     """`id2label` and `label2id` with these names, or with ImageNet-1k's where there are as many labels."""
     if names is None and num_labels == 1000:
         names = imagenet_class_names()
-    if names is None:
-        return {}
-    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    return {} if names is None else label_fields(names)
 
 
 def imagenet_class_names() -> list[str]:

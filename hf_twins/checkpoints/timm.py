@@ -19,7 +19,7 @@ from typing import Any
 from transformers.image_utils import PILImageResampling
 
 from ..configuration_twins import TWINS_ARCHITECTURES
-from .labels import label_fields
+from .labels import known_label_fields
 from .names import listed
 
 
@@ -74,7 +74,7 @@ def convert_timm_config(config: Mapping[str, Any]) -> dict[str, Any]:
     # timm's names may be identifiers, which it describes.
     descriptions = config.get("label_descriptions") or pretrained_cfg.get("label_descriptions") or {}
     names = [descriptions.get(name, name) for name in names] if names else None
-    return fields | {"window_padding": "zeros", "num_labels": num_labels} | label_fields(num_labels, names)
+    return fields | {"window_padding": "zeros", "num_labels": num_labels} | known_label_fields(num_labels, names)
 
 
 def convert_timm_preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:

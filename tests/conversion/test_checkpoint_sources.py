@@ -32,6 +32,8 @@ from source_checkpoints import TINY, source_weights, timm_model
 from testing_utils import small_file_system
 from timm.models import save_for_hf
 
+from hf_twins.checkpoints import published
+
 
 @pytest.fixture
 def files(tmp_path, monkeypatch) -> Path:
@@ -221,7 +223,7 @@ def test_published_name_is_fetched_and_must_have_its_hash(files, tmp_path, monke
             "sha256_prefix": hashlib.sha256((files / "twins.pth").read_bytes()).hexdigest()[:8],
         }
         (tmp_path / "table.json").write_text(json.dumps([entry]))
-        monkeypatch.setattr(checkpoint_sources, "PUBLISHED_FILE", tmp_path / "table.json")
+        monkeypatch.setattr(published, "PUBLISHED_FILE", tmp_path / "table.json")
         assert open_checkpoint("twins-svt-small").published == entry
         (tmp_path / "table.json").write_text(json.dumps([entry | {"sha256_prefix": "12345678"}]))
         with pytest.raises(ValueError, match=r'invalid hash value \(expected "12345678"'):

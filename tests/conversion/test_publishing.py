@@ -20,7 +20,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import checkpoint_sources
 import pytest
 import torch
 from conversion_utils import fails, run, save_source
@@ -31,6 +30,7 @@ from source_checkpoints import PUBLISHED, TINY, source_checkpoint, source_weight
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
 
 from hf_twins import TwinsForImageClassification
+from hf_twins.checkpoints import published
 
 
 TOKENS = {"hf_write": "write", "hf_read": "read"}
@@ -242,7 +242,7 @@ class Site:
 @pytest.fixture
 def site(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setattr(checkpoint_sources, "PUBLISHED_FILE", tmp_path / "table.json")
+    monkeypatch.setattr(published, "PUBLISHED_FILE", tmp_path / "table.json")
     with (
         serve_hub(tokens=TOKENS, files=tmp_path / "files") as hub,
         hub.in_process(tmp_path / "home", token="hf_write"),
@@ -309,7 +309,7 @@ def test_published_checkpoint_of_another_variant_is_refused(site, tmp_path, caps
 @pytest.mark.slow
 def test_all_published_checkpoints_are_converted_and_published(site, tmp_path, capsys):
     """The real table's names and formats, of both families' small variants, at full size."""
-    table = json.loads((Path(checkpoint_sources.__file__).parent / "published_checkpoints.json").read_text())
+    table = json.loads(published.PUBLISHED_FILE.read_text())
     real = [entry for entry in table if entry["variant"].endswith("-small")]
     assert len(real) == 6
     for entry in real:

@@ -32,12 +32,12 @@ import torch
 from accelerate.state import AcceleratorState
 from classification_utils import digit_pictures, write_digit_folder, write_parquet
 from hostile_files import long_png
-from model_digest import model_digest
 from PIL import Image
-from prediction_shards import FileShard, ShardImages
-from whole_files import alone_in
 
 from hf_twins import TwinsForImageClassification, TwinsImageProcessor
+from hf_twins._utils.digests import model_digest
+from hf_twins._utils.files import exclusive_folder
+from hf_twins._utils.shards import FileShard, ShardImages
 
 
 pytestmark = pytest.mark.usefixtures("one_process")
@@ -95,16 +95,16 @@ def test_picture_too_long_for_the_memory_is_an_error(start, folder, tmp_path):
 
 
 def test_picture_that_cannot_be_prepared_is_an_error(folder):
-    def prepare(example):
-        if example["image"].mode == "CMYK":
-            raise ValueError("four colours")
-        return {"pixel_values": torch.zeros(3, 16, 16)}
+    def prepare(image):
+        if image.mode == "CMYK":
+            raise ValueError("four colors")
+        return torch.zeros(3, 16, 16)
 
     Image.new("CMYK", (9, 9)).save(folder / "a.jpg")
     shard = FileShard(str(folder), ("a.jpg", "3/broken.jpg", "3/003.png"))
     examples = list(ShardImages(shard, prepare))
     assert [example["error"] for example in examples] == [
-        "cannot be prepared: ValueError('four colours')",
+        "cannot be prepared: ValueError('four colors')",
         "cannot be decoded",
         None,
     ]
@@ -242,7 +242,7 @@ def test_weights_of_every_type_have_a_digest(start):
 
 def test_output_of_a_running_script_is_left_alone(start, folder, tmp_path):
     with (
-        alone_in(tmp_path / "out"),
+        exclusive_folder(tmp_path / "out"),
         pytest.raises(SystemExit, match=r"Another run writes to .*out: wait for it, or give another --output_dir"),
     ):
         batch_predict.main(command(start, folder, tmp_path / "out"))

@@ -16,15 +16,16 @@
 import json
 from pathlib import Path
 
-import evaluate
+import evaluate_classification
 import pytest
 import torch
-from classification_arguments import ModelArguments
-from classification_training import load_classifier
-from code_revision import NO_COMMIT, pinned_code_revision
 from huggingface_hub import HfApi
 from loopback_hub import serve_hub
 from safetensors.torch import save_file
+
+from hf_twins._utils.code_revision import NO_COMMIT, pinned_code_revision
+from hf_twins.training.image_classification.arguments import ModelArguments
+from hf_twins.training.image_classification.models import load_classifier
 
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -98,7 +99,9 @@ def test_evaluation_of_a_folder_refuses_code_of_another_repository(commit, trace
         r"commit of me/code that you have read"
     )
     with pytest.raises(SystemExit, match=message):
-        evaluate.main(["--model_name_or_path", str(folder), "--trust_remote_code", "true", "--dataset_dir", "."])
+        evaluate_classification.main(
+            ["--model_name_or_path", str(folder), "--trust_remote_code", "true", "--dataset_dir", "."]
+        )
     assert not trace.exists()
 
 

@@ -19,7 +19,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import evaluate
+import evaluate_classification
 import pytest
 import run_accelerate
 import run_trainer
@@ -127,8 +127,8 @@ def test_two_processes_evaluate_what_one_evaluates(start, tmp_path):
         "--output_dir",
         str(tmp_path / "out"),
     ]
-    expected = evaluate.main([*arguments, "--dataloader_num_workers", "0"])
-    run(TORCHRUN, evaluate.__file__, [*arguments, "--per_device_eval_batch_size", "4"])
+    expected = evaluate_classification.main([*arguments, "--dataloader_num_workers", "0"])
+    run(TORCHRUN, evaluate_classification.__file__, [*arguments, "--per_device_eval_batch_size", "4"])
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
     assert results["processes"] == 2
     for name in ("eval_accuracy", "eval_top5_accuracy", "images"):

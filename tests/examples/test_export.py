@@ -221,7 +221,7 @@ def test_faults_are_one_sentence(exported, tmp_path, monkeypatch):
     ResNetConfig(architectures=["ResNetModel"]).save_pretrained(tmp_path / "resnet")
     with pytest.raises(SystemExit, match="must be a Twins model, got one of type resnet"):
         convert(export_onnx, tmp_path / "resnet", tmp_path / "out")
-    with pytest.raises(SystemExit, match="--output_dir must be a new or empty folder"):
+    with pytest.raises(SystemExit, match="exists: remove it, or give another output"):
         convert(export_onnx, model, tmp_path / "resnet")
     with pytest.raises(SystemExit, match="belong together: give both or none"):
         convert(export_openvino, model, tmp_path / "out", "--dtype", "int8")

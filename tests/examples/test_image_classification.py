@@ -33,8 +33,28 @@ import run_trainer
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType
-from classification_arguments import RECIPES, ClassificationRecipe, DataArguments, ModelArguments
-from classification_data import (
+from classification_utils import digit_pictures, options, plain_options, save_start, write_images, write_parquet
+from datasets import Array3D, ClassLabel, Dataset, Features, Image, Value
+from hostile_files import long_png
+from huggingface_hub import HfApi
+from huggingface_hub.utils import httpx
+from loopback_hub import serve_hub
+from peft import PeftModel
+from PIL import Image as PILImage
+from safetensors.torch import load_file
+from testing_utils import randomize, save_timm, timm_model, tiny_config
+from transformers import AutoModelForImageClassification, pipeline
+
+from hf_twins import TwinsForImageClassification, TwinsImageProcessor
+from hf_twins._utils.command_line import parse_arguments, run
+from hf_twins.training.data import LabelledImages
+from hf_twins.training.image_classification.arguments import (
+    RECIPES,
+    ClassificationRecipe,
+    DataArguments,
+    ModelArguments,
+)
+from hf_twins.training.image_classification.data import (
     Preparation,
     StreamedImages,
     load_folder,
@@ -42,7 +62,7 @@ from classification_data import (
     stream_loader,
     training_transform,
 )
-from classification_training import (
+from hf_twins.training.image_classification.models import (
     BatchMixer,
     ClassificationLoss,
     adapt_stem,
@@ -50,23 +70,8 @@ from classification_training import (
     create_model,
     create_processor,
 )
-from classification_utils import digit_pictures, options, plain_options, save_start, write_images, write_parquet
-from command_line import parse_arguments, run
-from datasets import Array3D, ClassLabel, Dataset, Features, Image, Value
-from hostile_files import long_png
-from huggingface_hub import HfApi
-from huggingface_hub.utils import httpx
-from image_data import LabelledImages
-from loopback_hub import serve_hub
-from model_report import write_report_and_card
-from peft import PeftModel
-from PIL import Image as PILImage
-from safetensors.torch import load_file
-from testing_utils import randomize, save_timm, timm_model, tiny_config
-from training import EpochSampler, check_sharding, find_checkpoint
-from transformers import AutoModelForImageClassification, pipeline
-
-from hf_twins import TwinsForImageClassification, TwinsImageProcessor
+from hf_twins.training.reports import write_report_and_card
+from hf_twins.training.trainer import EpochSampler, check_sharding, find_checkpoint
 
 
 SCRIPTS = {"trainer": run_trainer, "accelerate": run_accelerate}

@@ -16,13 +16,14 @@
 from collections import Counter
 from pathlib import Path
 
-import evaluate
+import evaluate_classification
 import pytest
-from classification_arguments import DataArguments
-from classification_data import load_folder, load_images
 from classification_utils import save_start
 from datasets import Image as ImageFeature
 from PIL import Image
+
+from hf_twins.training.image_classification.arguments import DataArguments
+from hf_twins.training.image_classification.data import load_folder, load_images
 
 
 pytestmark = pytest.mark.usefixtures("one_process")
@@ -119,10 +120,10 @@ def test_training_and_validation_images_are_those_of_their_folders(tmp_path):
 def test_imagenets_own_validation_files_are_evaluated(tmp_path):
     folder = write_images(tmp_path / "val", LAYOUTS["imagenet_val"])
     start = save_start(tmp_path / "start", num_labels=1000)
-    results = evaluate.main(
+    results = evaluate_classification.main(
         ["--model_name_or_path", str(start), "--dataset_dir", str(folder), "--dataloader_num_workers", "0"]
     )
     assert (results["images"], results["corrupt_images"]) == (4, 0)
     names = load_folder(str(folder)).features["label"].names
     id2label = {number: f"LABEL_{number}" for number in range(1000)}
-    assert dict(zip(names, evaluate.label_numbers(names, id2label))) == SYNSETS
+    assert dict(zip(names, evaluate_classification.label_numbers(names, id2label))) == SYNSETS

@@ -28,9 +28,29 @@ import pytest
 import run_detection
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from command_line import parse_arguments
-from detection_arguments import RECIPES, DataArguments, DetectionRecipe, ModelArguments
-from detection_data import (
+from digit_scenes import digit_scene
+from hostile_files import long_png
+from huggingface_hub import ModelCard
+from PIL import Image
+from pycocotools import mask as coco_mask
+from safetensors.torch import load_file
+from testing_utils import randomize, rectangle_mask
+from torchvision.ops import box_convert, masks_to_boxes
+from transformers import TrainingArguments, pipeline
+
+from hf_twins import TwinsConfig, TwinsForImageClassification
+from hf_twins._utils.command_line import parse_arguments
+from hf_twins.detection.models import (
+    TORCHVISION_DETECTORS,
+    Detector,
+    TorchvisionDetectorConfig,
+    TwinsFeaturePyramidBackbone,
+    backbone_of,
+    create_detector,
+    load_detector,
+)
+from hf_twins.training.object_detection.arguments import RECIPES, DataArguments, DetectionRecipe, ModelArguments
+from hf_twins.training.object_detection.data import (
     CocoImages,
     DetectionImages,
     binary_mask,
@@ -40,28 +60,8 @@ from detection_data import (
     load_splits,
     training_transform,
 )
-from detection_models import (
-    TORCHVISION_DETECTORS,
-    Detector,
-    TorchvisionDetectorConfig,
-    TwinsFeaturePyramidBackbone,
-    backbone_of,
-    create_detector,
-    load_detector,
-)
-from detection_report import average_precision
-from digit_scenes import digit_scene
-from hostile_files import long_png
-from huggingface_hub import ModelCard
-from PIL import Image
-from pycocotools import mask as coco_mask
-from safetensors.torch import load_file
-from testing_utils import randomize, rectangle_mask
-from torchvision.ops import box_convert, masks_to_boxes
-from training import TRAINER_DEFAULTS
-from transformers import TrainingArguments, pipeline
-
-from hf_twins import TwinsConfig, TwinsForImageClassification
+from hf_twins.training.object_detection.reports import average_precision
+from hf_twins.training.trainer import TRAINER_DEFAULTS
 
 
 # Four stages, which the pyramids are built on, with strides of 2 to 16 pixels.
@@ -619,7 +619,7 @@ def test_wrong_options_are_named(scenes, start, tmp_path):
             run_detection.main([*options, *changes])
     for images, arguments, message in (
         (scenes, [], "must be a folder with a detector of run_detection.py"),
-        (tmp_path / "missing", [], "--images must be a picture or a folder of pictures, got .*missing"),
+        (tmp_path / "missing", [], "--images must be an image or a folder of images, got .*missing"),
         (scenes, ["--output_dir", str(scenes)], "--output_dir must be another folder"),
         (scenes, ["--threshold", "1.5"], r"--threshold must be in \[0, 1\), got 1.5"),
     ):

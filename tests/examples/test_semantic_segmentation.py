@@ -29,26 +29,11 @@ import pytest
 import run_segmentation
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from command_line import parse_arguments
 from datasets import Dataset, Features, Image
 from digit_scenes import digit_scene
 from hostile_files import long_png
-from image_data import LabelledImages
 from PIL import Image as PILImage
 from safetensors.torch import load_file
-from segmentation_arguments import RECIPES, DataArguments, ModelArguments, SegmentationRecipe
-from segmentation_data import IGNORE_INDEX, Preparation, class_numbers, load_pairs, training_transform
-from segmentation_evaluation import (
-    class_accuracy,
-    class_iou,
-    confusion_matrix,
-    evaluate_pairs,
-    published_miou,
-    segmentation_metrics,
-)
-from segmentation_inference import MULTI_SCALES, InferenceArguments, segment, sliding_logits
-from segmentation_model import checkpoint_config, create_model, create_processor
-from segmentation_pictures import class_shares, label_colors, mask_picture, overlay
 from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, jaccard_score
 from testing_utils import randomize, tiny_config
@@ -64,6 +49,32 @@ from transformers import (
 )
 
 from hf_twins import TwinsConfig, TwinsForImageClassification, TwinsForSemanticSegmentation, TwinsImageProcessor
+from hf_twins._utils.command_line import parse_arguments
+from hf_twins.training.data import LabelledImages
+from hf_twins.training.semantic_segmentation.arguments import (
+    RECIPES,
+    DataArguments,
+    ModelArguments,
+    SegmentationRecipe,
+)
+from hf_twins.training.semantic_segmentation.data import (
+    IGNORE_INDEX,
+    Preparation,
+    class_numbers,
+    load_pairs,
+    training_transform,
+)
+from hf_twins.training.semantic_segmentation.drawing import class_shares, label_colors, mask_picture, overlay
+from hf_twins.training.semantic_segmentation.inference import MULTI_SCALES, InferenceArguments, segment, sliding_logits
+from hf_twins.training.semantic_segmentation.metrics import (
+    class_accuracy,
+    class_iou,
+    confusion_matrix,
+    evaluate_pairs,
+    published_miou,
+    segmentation_metrics,
+)
+from hf_twins.training.semantic_segmentation.models import checkpoint_config, create_model, create_processor
 
 
 HEADS = ("semantic-fpn", "upernet")
@@ -553,7 +564,7 @@ def test_prediction_writes_mask_and_overlay_of_every_picture(trained, tmp_path, 
     (tmp_path / "pictures" / "bad.png").write_text("no picture")
     assert predict_segmentation.main([*arguments, "--images", str(tmp_path / "pictures")]) == shares
     assert "1 of 3 pictures cannot be decoded and are left out: bad.png." in caplog.text
-    with pytest.raises(SystemExit, match="--images must be a picture or a folder of pictures, got"):
+    with pytest.raises(SystemExit, match="--images must be an image or a folder of images, got"):
         predict_segmentation.main([*arguments, "--images", str(tmp_path / "none")])
     (tmp_path / "pictures" / "grey.jpg").write_text("another")
     with pytest.raises(SystemExit, match="have the same name but for its ending: grey"):
@@ -569,7 +580,9 @@ def test_overlay_shows_each_class_in_its_colour():
 
 
 def test_published_result_is_that_of_the_same_source_and_the_same_way(tmp_path, trained, scenes, capsys):
-    published = json.loads((Path(__file__).parents[2] / "conversion" / "published_checkpoints.json").read_text())
+    published = json.loads(
+        (Path(__file__).parents[2] / "hf_twins" / "checkpoints" / "published_checkpoints.json").read_text()
+    )
     entry = next(each for each in published if each["name"] == "twins-svt-small-upernet-ade20k")
     report = {"source": entry["url"], "source_format": "mmsegmentation UperNet"}
     (tmp_path / "conversion.json").write_text(json.dumps(report))

@@ -22,13 +22,13 @@ import datasets
 import numpy as np
 import pytest
 from hostile_files import leave_trace_for_ghostscript, long_png, png_of
-from image_data import decoded
-from pictures import PictureError, is_picture, open_picture
 from PIL import ExifTags, Image
+
+from hf_twins._utils.images import ImageError, decode_image, is_image_file, open_image
 
 
 # What imports nothing of the others, and the slow ones of each kind that do.
-ALONE = ["pictures", "run_exported"]
+ALONE = ["hf_twins._utils.images", "run_exported"]
 SCRIPTS = ["attention_maps", "quickstart", "extract_features", "batch_predict", "run_detection"]
 
 
@@ -60,10 +60,10 @@ def test_no_picture_is_a_program(script, tmp_path):
 @pytest.mark.parametrize("width", [1, 65535])
 def test_length_is_limited(width, tmp_path):
     (tmp_path / "long.png").write_bytes(png_of(width, 65536 - width))
-    with pytest.raises(PictureError, match=rf"^{tmp_path}/long.png is too long, {width} x {65536 - width} pixels: "):
-        open_picture(tmp_path / "long.png")
+    with pytest.raises(ImageError, match=rf"^{tmp_path}/long.png is too long, {width} x {65536 - width} pixels: "):
+        open_image(tmp_path / "long.png")
     (tmp_path / "short.png").write_bytes(png_of(2, 200))
-    assert open_picture(tmp_path / "short.png").size == (2, 200)
+    assert open_image(tmp_path / "short.png").size == (2, 200)
     assert len(long_png()) < 1000
 
 
@@ -76,14 +76,14 @@ def test_picture_is_the_way_up_that_datasets_has_it(tmp_path):
     upright = datasets.Image().decode_example({"path": str(tmp_path / "turned.png"), "bytes": None})
     assert upright.size == (32, 48)
     for picture in (
-        open_picture(tmp_path / "turned.png"),
-        decoded({"path": str(tmp_path / "turned.png"), "bytes": None}),
+        open_image(tmp_path / "turned.png"),
+        decode_image({"path": str(tmp_path / "turned.png"), "bytes": None}),
     ):
         assert np.array_equal(picture, upright)
-    assert np.array_equal(open_picture(tmp_path / "turned.png", is_upright=False), stored)
+    assert np.array_equal(open_image(tmp_path / "turned.png", is_upright=False), stored)
 
 
 def test_pictures_are_told_by_their_names():
     """Pillow writes PDF, and cannot read it."""
-    assert all(map(is_picture, ("a.png", "b/c.JPG", "d.webp")))
-    assert not any(map(is_picture, ("a.pdf", "b.txt", "c")))
+    assert all(map(is_image_file, ("a.png", "b/c.JPG", "d.webp")))
+    assert not any(map(is_image_file, ("a.pdf", "b.txt", "c")))

@@ -13,18 +13,15 @@
 # limitations under the License.
 """What data sets of pictures have in common, whatever is to be learned of them."""
 
-import io
-import logging
-from pathlib import Path
 from typing import Any
 
 import PIL.Image
 import torch
 from datasets import Dataset, Features, get_dataset_split_names, load_dataset
-from pictures import PictureError, check_shape, is_picture, open_picture
+
+from hf_twins._utils.images import check_shape
 
 
-logger = logging.getLogger(__name__)
 # By which a data set's own evaluation images are known.
 EVALUATION_SPLITS = ("validation", "test")
 
@@ -70,25 +67,6 @@ def renamed_columns(split: Any, image: str, label: str) -> Any:
     )
 
 
-def decoded(image: dict[str, Any]) -> PIL.Image.Image | None:
-    """The picture that `datasets` has as `bytes`, or else as the `path` of a file; None if it cannot be decoded.
-
-    One that is too long counts as broken, and is told apart in the log.
-    """
-    try:
-        return open_picture(source_of(image))
-    except PictureError as error:
-        logger.warning(f"{image['path'] or 'an image without a name'}: {error}")
-        return None
-    except Exception:
-        # Pillow's decoders raise all kinds of errors.
-        return None
-
-
-def source_of(image: dict[str, Any]) -> Any:
-    return io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]
-
-
 class LabelledImages(torch.utils.data.Dataset):
     """A data set of images, prepared when they are asked for, by their place, or by epoch and place.
 
@@ -110,17 +88,3 @@ class LabelledImages(torch.utils.data.Dataset):
             # Where images are not checked before, the run ends with a sentence, and not for want of memory.
             check_shape(example["image"])
         return self.preparation(example, epoch, index)
-
-
-def picture_files(path: Path) -> list[Path]:
-    """The picture, or those of the folder, by their extensions and in the order of their names.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    if path.is_file():
-        return [path]
-    files = sorted(file for file in path.glob("*") if is_picture(file))
-    if not files:
-        raise ValueError(f"--images must be a picture or a folder of pictures, got {path}.")
-    return files

@@ -14,20 +14,19 @@
 """Images to be predicted, however many, in shards that are read one at a time: each becomes one output file."""
 
 import lzma
-import os
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pyarrow.parquet
 import torch
-from classification_data import Preparation
-from image_data import source_of
-from pictures import PictureError, is_picture, open_picture
+
+from .images import ImageError, image_source, is_image_file, list_images, open_image
 
 
 class ShardError(ValueError):
@@ -56,7 +55,7 @@ class TarShard:
     def images(self, start: int, step: int) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             with tarfile.open(self.file) as archive:
-                members = (member for member in archive if member.isfile() and is_picture(member.name))
+                members = (member for member in archive if member.isfile() and is_image_file(member.name))
                 for member in islice(members, start, None, step):
                     content: Any = archive.extractfile(member)
                     yield f"{Path(self.file).name}/{member.name}", {"path": member.name, "bytes": content.read()}
@@ -120,16 +119,10 @@ def find_shards(folder: str, shard_size: int, column: str | None = None) -> list
     tar_files = sorted(str(file) for file in Path(folder).glob("*.tar"))
     if tar_files:
         return [TarShard(file) for file in tar_files]
-    files = sorted(image_files(folder))
+    files = sorted(str(file.relative_to(folder)) for file in list_images(folder))
     if not files:
         raise ValueError(f"{folder} has no images, no .parquet and no .tar files.")
     return [FileShard(folder, tuple(files[start : start + shard_size])) for start in range(0, len(files), shard_size)]
-
-
-def image_files(folder: str) -> Iterator[str]:
-    """The images in a folder and below it, by their path in it."""
-    for parent, _, names in os.walk(folder):
-        yield from (os.path.relpath(Path(parent, name), folder) for name in names if is_picture(name))
 
 
 def parquet_shards(file: str, shard_size: int, column: str | None) -> Iterator[ParquetShard]:
@@ -166,8 +159,8 @@ class ShardImages(torch.utils.data.IterableDataset):
     Those that cannot be used have None for `pixel_values`, and an `error` that says why.
     """
 
-    def __init__(self, shard: Shard, preparation: Preparation):
-        self.shard, self.preparation = shard, preparation
+    def __init__(self, shard: Shard, prepare: Callable[[PIL.Image.Image], torch.Tensor]):
+        self.shard, self.prepare = shard, prepare
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker: Any = torch.utils.data.get_worker_info()
@@ -176,14 +169,14 @@ class ShardImages(torch.utils.data.IterableDataset):
             yield {"place": start + index * step, "path": path, **self.prepared(image)}
 
     def prepared(self, image: dict[str, Any]) -> dict[str, Any]:
-        picture = None
+        decoded = None
         try:
-            picture = open_picture(source_of(image))
-            pixel_values = self.preparation({"image": picture, "label": -1})["pixel_values"]
-        except PictureError as error:
+            decoded = open_image(image_source(image))
+            pixel_values = self.prepare(decoded)
+        except ImageError as error:
             return {"pixel_values": None, "error": str(error)}
         # Pillow's decoders raise all kinds of errors, and what follows those of its own on unusual pictures.
         except Exception as error:
-            reason = "cannot be decoded" if picture is None else f"cannot be prepared: {error!r}"
+            reason = "cannot be decoded" if decoded is None else f"cannot be prepared: {error!r}"
             return {"pixel_values": None, "error": reason}
         return {"pixel_values": pixel_values, "error": None}

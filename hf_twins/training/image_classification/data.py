@@ -30,7 +30,6 @@ import numpy as np
 import PIL.Image
 import torch
 from accelerate.data_loader import prepare_data_loader
-from classification_arguments import ClassificationRecipe, DataArguments, ImageArguments
 from datasets import (
     Array3D,
     ClassLabel,
@@ -42,11 +41,13 @@ from datasets import (
     load_dataset,
 )
 from datasets.distributed import split_dataset_by_node
-from image_data import decoded, load_hub_splits, only_column, renamed_columns
-from pictures import is_picture
 from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode, v2
-from training import mixed_seed
+
+from hf_twins._utils.images import decode_image, is_image_file
+from hf_twins.training.data import load_hub_splits, only_column, renamed_columns
+from hf_twins.training.image_classification.arguments import ClassificationRecipe, DataArguments, ImageArguments
+from hf_twins.training.trainer import mixed_seed
 
 
 logger = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ def load_folder(folder: str, streaming: bool = False) -> Any:
         files = sorted(str(file) for file in Path(folder).glob(pattern))
         if files:
             return load_dataset(builder, data_files={"train": files}, split="train", streaming=streaming)
-    if not any(is_picture(file) or file.suffix.lower() == ".zip" for file in Path(folder).rglob("*")):
+    if not any(is_image_file(file) or file.suffix.lower() == ".zip" for file in Path(folder).rglob("*")):
         raise ValueError(
             f"{folder} must hold images in a sub-folder for each label, .parquet or .tar files, got none of them: links to "
             "folders are not followed."
@@ -187,7 +188,7 @@ def without_corrupt_images(split: Dataset, name: str) -> Dataset:
         return split
     undecoded = split.cast_column("image", Image(decode=False))
     is_readable = undecoded.map(
-        lambda example: {"is_readable": decoded(example["image"]) is not None},
+        lambda example: {"is_readable": decode_image(example["image"]) is not None},
         remove_columns=undecoded.column_names,
         desc=f"Checking the images of {name}",
     )["is_readable"]
@@ -298,7 +299,7 @@ class StreamedImages(torch.utils.data.IterableDataset):
             for example in self.stream:
                 image = example["image"]
                 if isinstance(image, dict):
-                    path, image = image["path"], decoded(image)
+                    path, image = image["path"], decode_image(image)
                     if image is None:
                         num_corrupt += 1
                         logger.warning(f"left out, because it cannot be decoded: {path} ({num_corrupt} so far)")

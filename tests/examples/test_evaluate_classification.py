@@ -15,7 +15,7 @@
 
 import json
 
-import evaluate
+import evaluate_classification
 import pytest
 import torch
 from classification_utils import write_digit_folder
@@ -39,7 +39,7 @@ def folder(tmp_path):
 
 def run(start, folder, *more: object) -> dict:
     arguments = ["--model_name_or_path", start, "--dataset_dir", folder, "--dataloader_num_workers", 0, *more]
-    return evaluate.main([str(argument) for argument in arguments])
+    return evaluate_classification.main([str(argument) for argument in arguments])
 
 
 def test_accuracy_is_that_of_every_single_image(start, folder, tmp_path, capsys):
@@ -67,19 +67,19 @@ def test_accuracy_is_that_of_every_single_image(start, folder, tmp_path, capsys)
 
 def test_labels_are_found_by_name_number_and_wordnet_id():
     labels = {0: "tench, Tinca tinca", 1: "Goldfish", 2: "shark"}
-    assert evaluate.label_numbers(["goldfish", "shark"], labels) == [1, 2]
-    assert evaluate.label_numbers(["0", "2"], labels) == [0, 2]
+    assert evaluate_classification.label_numbers(["goldfish", "shark"], labels) == [1, 2]
+    assert evaluate_classification.label_numbers(["0", "2"], labels) == [0, 2]
     with pytest.raises(ValueError, match="1 labels of the data set are none of the model's, such as cow: sub-folders"):
-        evaluate.label_numbers(["cow", "shark"], labels)
+        evaluate_classification.label_numbers(["cow", "shark"], labels)
     with pytest.raises(ValueError, match="1 labels of the data set are none of the model's, such as 7"):
-        evaluate.label_numbers(["1", "7"], labels)
+        evaluate_classification.label_numbers(["1", "7"], labels)
     imagenet = dict(enumerate(TwinsConfig(num_labels=1000).id2label.values()))
     synsets = [f"n{10_000_000 + 37 * index:08}" for index in range(1000)]
-    assert evaluate.label_numbers(synsets, imagenet) == list(range(1000))
+    assert evaluate_classification.label_numbers(synsets, imagenet) == list(range(1000))
     # The tench, the first class, and a toilet tissue, the last; in any order.
-    assert evaluate.label_numbers(["n15075141", "n01440764"], imagenet) == [999, 0]
+    assert evaluate_classification.label_numbers(["n15075141", "n01440764"], imagenet) == [999, 0]
     with pytest.raises(ValueError, match="n00000001 is none of ImageNet-1k's classes"):
-        evaluate.label_numbers(["n00000001"], imagenet)
+        evaluate_classification.label_numbers(["n00000001"], imagenet)
 
 
 def test_labels_in_another_order_than_the_models_are_matched(start, folder, tmp_path):
@@ -99,10 +99,12 @@ def test_published_accuracy_is_that_of_the_way_it_was_measured(name):
     with torch.device("meta"):
         model = TwinsForImageClassification(TwinsConfig.from_variant(name))
         other = TwinsForImageClassification(TwinsConfig.from_variant(name, num_labels=10))
-    authors, timm = (evaluate.with_protocol(TwinsImageProcessor(), protocol) for protocol in ("authors", "timm"))
-    assert evaluate.published_accuracy(model, authors) == TWINS_VARIANTS[name].imagenet_top1 / 100
-    assert evaluate.published_accuracy(model, timm) == TWINS_VARIANTS[name].imagenet_top1_timm / 100
-    assert evaluate.published_accuracy(other, authors) is None
+    authors, timm = (
+        evaluate_classification.with_protocol(TwinsImageProcessor(), protocol) for protocol in ("authors", "timm")
+    )
+    assert evaluate_classification.published_accuracy(model, authors) == TWINS_VARIANTS[name].imagenet_top1 / 100
+    assert evaluate_classification.published_accuracy(model, timm) == TWINS_VARIANTS[name].imagenet_top1_timm / 100
+    assert evaluate_classification.published_accuracy(other, authors) is None
     assert (authors.size.shortest_edge, authors.crop_size.height) == (256, 224)
     assert (timm.size.shortest_edge, timm.crop_size.height) == (248, 224)
 
@@ -111,7 +113,7 @@ def test_protocol_keeps_the_colours_of_the_checkpoint():
     checkpoint = TwinsImageProcessor(
         size={"height": 32, "width": 32}, do_center_crop=False, image_mean=[0.1], image_std=[0.3], do_convert_rgb=False
     )
-    processor = evaluate.with_protocol(checkpoint, "timm")
+    processor = evaluate_classification.with_protocol(checkpoint, "timm")
     assert (processor.image_mean, processor.image_std, processor.do_convert_rgb) == ((0.1,), (0.3,), False)
     pixel_values = processor(Image.new("L", (300, 280), 255), return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(pixel_values, torch.full((1, 1, 224, 224), 3.0))
@@ -131,7 +133,7 @@ def test_more_than_a_tenth_of_a_point_is_said(measured, differs):
         "precision": "bf16",
         "preprocessing": "resized to 256, crop 224 x 224",
     }
-    text = evaluate.report(results)
+    text = evaluate_classification.report(results)
     assert "| published | 81.70 |" in text
     assert "123.4 images/s in 2 process(es) on cpu" in text
     assert ("more than 0.1" in text) == differs
@@ -143,7 +145,7 @@ def test_wrong_options_are_named(start, folder, tmp_path):
         (["--model_name_or_path", str(start)], "Give either --dataset_dir or --dataset_name"),
     ):
         with pytest.raises(SystemExit, match=message):
-            evaluate.main(arguments)
+            evaluate_classification.main(arguments)
     with pytest.raises(SystemExit, match="--protocol must be checkpoint, authors or timm, got best"):
         run(start, folder, "--protocol", "best")
     with pytest.raises(SystemExit, match="--image_size and --protocol both say how large the pictures are: give one"):

@@ -22,15 +22,16 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from detection_data import CocoImages, binary_mask, run_lengths
 from matplotlib.font_manager import findfont
-from model_report import draw_curves, write_report_and_card
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks, make_grid
+
+from hf_twins.training.object_detection.data import CocoImages, binary_mask, run_lengths
+from hf_twins.training.reports import draw_curves, write_report_and_card
 
 
 # COCO's numbers, as COCOeval lists them: mean over thresholds of the overlap from 0.5 to 0.95 unless the name says one, and

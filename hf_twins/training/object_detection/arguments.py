@@ -19,7 +19,7 @@ A recipe is a set of defaults: `--recipe retinanet-1x --learning_rate 2e-4` is t
 from dataclasses import dataclass, field
 from typing import Any
 
-from training import RecipeArguments
+from hf_twins.training.trainer import RecipeArguments
 
 
 @dataclass

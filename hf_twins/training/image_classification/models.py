@@ -21,15 +21,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from classification_arguments import ClassificationRecipe, ModelArguments, TrainedModelArguments
-from code_revision import pinned_code_revision
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torchvision.transforms import v2
-from training import mixed_seed, twins_config
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from hf_twins import TwinsForImageClassification, TwinsImageProcessor
+from hf_twins._utils.code_revision import pinned_code_revision
+from hf_twins._utils.labels import label_fields
+from hf_twins.training.image_classification.arguments import (
+    ClassificationRecipe,
+    ModelArguments,
+    TrainedModelArguments,
+)
+from hf_twins.training.trainer import mixed_seed, twins_config
 
 
 logger = logging.getLogger(__name__)
@@ -48,10 +53,7 @@ def create_model(
     """
     if (arguments.model_name_or_path is None) == (arguments.config_name is None):
         raise ValueError("Give either --model_name_or_path or --config_name.")
-    fields: dict[str, Any] = {
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: index for index, label in enumerate(labels)},
-    }
+    fields = label_fields(labels)
     if recipe.drop_path_rate is not None:
         fields["drop_path_rate"] = recipe.drop_path_rate
     if arguments.model_name_or_path is not None:

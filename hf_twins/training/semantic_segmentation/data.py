@@ -28,12 +28,13 @@ import numpy as np
 import PIL.Image
 import torch
 from datasets import Dataset, Features, Image, Value
-from image_data import decoded, load_hub_splits, only_column, renamed_columns
-from pictures import is_picture
-from segmentation_arguments import DataArguments, SegmentationRecipe
 from torchvision import tv_tensors
 from torchvision.transforms import v2
-from training import mixed_seed
+
+from hf_twins._utils.images import decode_image, is_image_file
+from hf_twins.training.data import load_hub_splits, only_column, renamed_columns
+from hf_twins.training.semantic_segmentation.arguments import DataArguments, SegmentationRecipe
+from hf_twins.training.trainer import mixed_seed
 
 
 logger = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ def load_folder(folder: str) -> Dataset:
     images, annotations = Path(folder, "images"), Path(folder, "annotations")
     if not images.is_dir() or not annotations.is_dir():
         raise ValueError(f"{folder} must be a folder with the folders images and annotations in it.")
-    pictures = sorted(file for file in images.iterdir() if is_picture(file))
+    pictures = sorted(file for file in images.iterdir() if is_image_file(file))
     pairs = [(picture, annotations / f"{picture.stem}.png") for picture in pictures]
     alone = [picture.name for picture, mask in pairs if not mask.is_file()]
     if alone:
@@ -180,7 +181,7 @@ def checked_pairs(
 
 def checked_pair(pair: dict[str, Any], do_reduce_labels: bool) -> dict[str, Any]:
     """What is wrong with a pair, or nothing, and the largest number of a class in it."""
-    image, mask = decoded(pair["image"]), decoded(pair["label"])
+    image, mask = decode_image(pair["image"]), decode_image(pair["label"])
     if image is None or mask is None:
         return {"fault": f"{'image' if image is None else 'mask'} cannot be decoded", "largest": -1}
     if image.size != mask.size:

@@ -20,7 +20,7 @@ those of transformers' and accelerate's own examples where these have one.
 from dataclasses import dataclass, field
 from typing import Any
 
-from training import RecipeArguments
+from hf_twins.training.trainer import RecipeArguments
 
 
 @dataclass

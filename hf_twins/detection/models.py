@@ -27,8 +27,6 @@ from typing import Any
 
 import PIL.Image
 import torch
-from detection_arguments import DetectionRecipe, ModelArguments
-from detection_data import SIZE_DIVISOR, collate, evaluation_transform
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
@@ -40,7 +38,6 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_convert
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
-from training import twins_config
 from transformers import (
     ConditionalDetrConfig,
     ConditionalDetrForObjectDetection,
@@ -63,6 +60,10 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import ModelOutput
 
 from hf_twins import TwinsBackbone, TwinsConfig, pass_pixel_mask_to_backbone
+from hf_twins._utils.labels import label_fields
+from hf_twins.training.object_detection.arguments import DetectionRecipe, ModelArguments
+from hf_twins.training.object_detection.data import SIZE_DIVISOR, collate, evaluation_transform
+from hf_twins.training.trainer import twins_config
 
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
@@ -353,11 +354,7 @@ def create_detector(
     family = TRANSFORMERS_DETECTORS.get(arguments.detector)
     first_stage = family.first_stage if family else TORCHVISION_DETECTORS[arguments.detector]
     backbone_config, trained = load_backbone(arguments, recipe, first_stage)
-    fields: dict[str, Any] = {
-        "backbone_config": backbone_config,
-        "id2label": dict(enumerate(names)),
-        "label2id": {name: label for label, name in enumerate(names)},
-    }
+    fields = {"backbone_config": backbone_config} | label_fields(names)
     if family is None:
         fields["detector"] = arguments.detector
     elif family.is_square:

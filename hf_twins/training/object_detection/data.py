@@ -27,14 +27,15 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from detection_arguments import DataArguments, DetectionRecipe
-from pictures import PictureError, open_picture
 from pycocotools import mask as coco_mask
 from torchvision import tv_tensors
 from torchvision.ops import box_convert
 from torchvision.transforms import v2
 from tqdm import tqdm
-from training import mixed_seed
+
+from hf_twins._utils.images import ImageError, open_image
+from hf_twins.training.object_detection.arguments import DataArguments, DetectionRecipe
+from hf_twins.training.trainer import mixed_seed
 
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class CocoImages:
 
     def open(self, index: int) -> PIL.Image.Image:
         """The picture in colour, unrotated: annotations are of its pixels as they are stored."""
-        return open_picture(self.folder / self.images[index]["file_name"], is_upright=False).convert("RGB")
+        return open_image(self.folder / self.images[index]["file_name"], is_upright=False).convert("RGB")
 
     def select(self, indices: list[int]) -> "CocoImages":
         return replace(self, images=[self.images[index] for index in indices])
@@ -209,8 +210,8 @@ def is_readable(path: Path, size: tuple[int, int], is_decoded: bool) -> bool:
     if not is_decoded:
         return path.is_file()
     try:
-        return open_picture(path, is_upright=False).size == size
-    except PictureError as error:
+        return open_image(path, is_upright=False).size == size
+    except ImageError as error:
         logger.warning(str(error))
         return False
     except Exception:

@@ -24,16 +24,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from segmentation_data import IGNORE_INDEX, class_numbers
-from segmentation_inference import MULTI_SCALES, InferenceArguments, segment
 from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from hf_twins import TWINS_VARIANTS, published_variant
-
-
-PUBLISHED = Path(__file__).resolve().parents[2] / "conversion" / "published_checkpoints.json"
+from hf_twins.checkpoints import published_checkpoints
+from hf_twins.training.semantic_segmentation.data import IGNORE_INDEX, class_numbers
+from hf_twins.training.semantic_segmentation.inference import MULTI_SCALES, InferenceArguments, segment
 
 
 def confusion_matrix(truth: torch.Tensor, prediction: torch.Tensor, num_labels: int) -> torch.Tensor:
@@ -127,7 +125,7 @@ def published_miou(name_or_path: str, config: Any, how: InferenceArguments) -> t
             miou = results.ade20k_upernet_miou_multi_scale if is_multi_scale else results.ade20k_upernet_miou
             return miou, "the authors"
     name = "ade20k_miou_multi_scale_flip" if is_multi_scale else "ade20k_miou"
-    for each in json.loads(PUBLISHED.read_text(encoding="utf-8")):
+    for each in published_checkpoints().values():
         # Classifiers have none.
         if each["url"] == report["source"] and name in each:
             return each[name], "OpenMMLab"

@@ -22,11 +22,12 @@ import numpy as np
 import torch
 from datasets import Dataset
 from matplotlib.figure import Figure
-from model_report import draw_curves, write_report_and_card
-from segmentation_data import class_numbers
-from segmentation_evaluation import class_accuracy, class_iou, segmentation_metrics
-from segmentation_inference import InferenceArguments, segment
-from segmentation_pictures import draw_rows
+
+from hf_twins.training.reports import draw_curves, write_report_and_card
+from hf_twins.training.semantic_segmentation.data import class_numbers
+from hf_twins.training.semantic_segmentation.drawing import draw_rows
+from hf_twins.training.semantic_segmentation.inference import InferenceArguments, segment
+from hf_twins.training.semantic_segmentation.metrics import class_accuracy, class_iou, segmentation_metrics
 
 
 # Of the curves.

@@ -17,9 +17,6 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from segmentation_arguments import HEADS, ModelArguments
-from segmentation_data import IGNORE_INDEX
-from training import twins_config
 from transformers import (
     AutoImageProcessor,
     PreTrainedConfig,
@@ -36,6 +33,10 @@ from hf_twins import (
     TwinsForSemanticSegmentation,
     TwinsImageProcessor,
 )
+from hf_twins._utils.labels import label_fields
+from hf_twins.training.semantic_segmentation.arguments import HEADS, ModelArguments
+from hf_twins.training.semantic_segmentation.data import IGNORE_INDEX
+from hf_twins.training.trainer import twins_config
 
 
 logger = logging.getLogger(__name__)
@@ -88,10 +89,7 @@ def create_model(
         OSError: if there is no such model.
         ValueError: if it cannot be had so.
     """
-    names: dict[str, Any] = {
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: index for index, label in enumerate(labels)},
-    }
+    names = label_fields(labels)
     asked = {
         "use_stage_norm": arguments.use_stage_norm,
         "window_padding": arguments.window_padding,

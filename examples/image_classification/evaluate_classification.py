@@ -13,7 +13,7 @@
 # limitations under the License.
 """Top-1 and top-5 accuracy of a checkpoint on ImageNet, or on images of your own, beside what was published.
 
-    python examples/image_classification/evaluate.py --model_name_or_path timm/twins_svt_small.in1k \
+    python examples/image_classification/evaluate_classification.py --model_name_or_path timm/twins_svt_small.in1k \
         --dataset_dir path/to/imagenet/validation
 
 The folder has a sub-folder for each label: ImageNet's WordNet ids (n01440764), the names of the model's labels, or their
@@ -21,7 +21,6 @@ numbers. With several processes (`accelerate launch`, `torchrun`) each evaluates
 """
 
 import re
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -35,13 +34,10 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from hf_twins import TWINS_VARIANTS, TwinsImageProcessor, published_variant
-
-
-# For what the examples share.
-sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
-
-from classification_arguments import ImageArguments, TrainedModelArguments
-from classification_data import (
+from hf_twins._utils.command_line import run
+from hf_twins.training.data import LabelledImages
+from hf_twins.training.image_classification.arguments import ImageArguments, TrainedModelArguments
+from hf_twins.training.image_classification.data import (
     Preparation,
     collate,
     evaluation_transform,
@@ -50,10 +46,8 @@ from classification_data import (
     with_label_names,
     without_corrupt_images,
 )
-from classification_training import create_processor, load_classifier
-from command_line import run
-from image_data import LabelledImages
-from model_report import write_results
+from hf_twins.training.image_classification.models import create_processor, load_classifier
+from hf_twins.training.reports import write_results
 
 
 # The shorter side of the picture, of which a square of 224 is looked at: the authors' (main.py), and timm's crop of 0.9.

@@ -20,14 +20,15 @@ import time
 from pathlib import Path
 
 import batch_predict
-import evaluate
+import evaluate_classification
 import pytest
 import run_accelerate
 import run_trainer
 from classification_utils import options
-from command_line import run
 from testing_utils import small_file_system
-from whole_files import alone_in
+
+from hf_twins._utils.command_line import run
+from hf_twins._utils.files import exclusive_folder
 
 
 TRAININGS = {"trainer": run_trainer.main, "accelerate": run_accelerate.main}
@@ -44,7 +45,7 @@ def test_full_disk_is_a_sentence_and_the_next_run_gets_to_the_end(script, digits
             "trainer": (run_trainer.main, options(digits, start, output_dir), "all_results.json"),
             "accelerate": (run_accelerate.main, options(digits, start, output_dir), "all_results.json"),
             "evaluate": (
-                evaluate.main,
+                evaluate_classification.main,
                 [*model, "--dataset_name", str(digits), "--split", "train", "--output_dir", str(output_dir)],
                 "all_results.json",
             ),
@@ -101,12 +102,12 @@ def test_other_errors_are_no_full_disks():
 
 @pytest.mark.parametrize("main", TRAININGS.values(), ids=TRAININGS)
 def test_second_training_of_a_folder_is_refused(main, digits, start, tmp_path):
-    with alone_in(tmp_path), pytest.raises(SystemExit, match=r"^error: Another run writes to .*: wait for it"):
+    with exclusive_folder(tmp_path), pytest.raises(SystemExit, match=r"^error: Another run writes to .*: wait for it"):
         main(options(digits, start, tmp_path))
 
 
 def test_folder_is_free_when_its_run_has_ended_or_was_killed(tmp_path):
-    with alone_in(tmp_path / "new"):
+    with exclusive_folder(tmp_path / "new"):
         pass
     # Nothing was written into it.
     assert not (tmp_path / "new").exists()
@@ -115,11 +116,11 @@ def test_folder_is_free_when_its_run_has_ended_or_was_killed(tmp_path):
     process = multiprocessing.get_context("spawn").Process(target=stay_in, args=(tmp_path, theirs))
     process.start()
     ours.recv()
-    with pytest.raises(ValueError, match="Another run"), alone_in(tmp_path):
+    with pytest.raises(ValueError, match="Another run"), exclusive_folder(tmp_path):
         pass
     process.kill()
     process.join()
-    with alone_in(tmp_path):
+    with exclusive_folder(tmp_path):
         (tmp_path / "file").touch()
     assert (tmp_path / "file").exists()
 
@@ -128,7 +129,7 @@ def test_folder_is_free_when_its_run_has_ended_or_was_killed(tmp_path):
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_processes_that_load_data_do_not_keep_a_folder(tmp_path):
     started, start = os.pipe()
-    with alone_in(tmp_path):
+    with exclusive_folder(tmp_path):
         loader = os.fork()
         if loader == 0:
             os.write(start, b"!")
@@ -136,7 +137,7 @@ def test_processes_that_load_data_do_not_keep_a_folder(tmp_path):
             os._exit(0)
     os.read(started, 1)
     try:
-        with alone_in(tmp_path):
+        with exclusive_folder(tmp_path):
             pass
     finally:
         os.kill(loader, signal.SIGKILL)
@@ -144,6 +145,6 @@ def test_processes_that_load_data_do_not_keep_a_folder(tmp_path):
 
 
 def stay_in(folder: Path, connection) -> None:
-    with alone_in(folder):
+    with exclusive_folder(folder):
         connection.send("there")
         connection.recv()

@@ -36,9 +36,9 @@ from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import TrainOutput
-from whole_files import alone_in, write_whole
 
 from hf_twins import TWINS_VARIANTS, TwinsConfig, parameter_groups
+from hf_twins._utils.files import exclusive_folder, write_atomically
 
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ def one_at_a_time(run: Callable[..., Result]) -> Callable[..., Result]:
         if int(os.environ.get("RANK", "0")) > 0:
             return run(*arguments)
         output_dir = next(each.output_dir for each in arguments if hasattr(each, "output_dir"))
-        with alone_in(Path(output_dir)):
+        with exclusive_folder(Path(output_dir)):
             return run(*arguments)
 
     return run_alone
@@ -277,7 +277,7 @@ class WeightAverage:
 
     def save(self, checkpoint: str | Path) -> None:
         """Whole, or not at all."""
-        write_whole(Path(checkpoint, self.FILE), lambda partial: torch.save(self.average.state_dict(), partial))
+        write_atomically(Path(checkpoint, self.FILE), lambda partial: torch.save(self.average.state_dict(), partial))
 
     def load(self, checkpoint: str | Path) -> None:
         self.average.load_state_dict(torch.load(Path(checkpoint, self.FILE), weights_only=True))

@@ -18,8 +18,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import whole_outputs
-from whole_outputs import whole_output
+
+from hf_twins._utils import files
+from hf_twins._utils.files import new_output
 
 
 KINDS = pytest.mark.parametrize("is_folder", [True, False], ids=["folder", "file"])
@@ -27,11 +28,11 @@ KINDS = pytest.mark.parametrize("is_folder", [True, False], ids=["folder", "file
 PROGRAM = """
 import sys
 from pathlib import Path
-from whole_outputs import whole_output
+from hf_twins._utils.files import new_output
 
 output, is_folder, text = Path(sys.argv[1]), sys.argv[2] == "True", sys.argv[3]
 try:
-    with whole_output(output, is_folder) as partial:
+    with new_output(output, is_folder) as partial:
         first, second = (partial / "first", partial / "second") if is_folder else (partial, partial)
         first.write_text(text)
         print("writing", flush=True)
@@ -46,7 +47,7 @@ except ValueError as error:
 def start(output: Path, is_folder: bool, text: str) -> subprocess.Popen:
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(output), str(is_folder), text],
-        env={"PYTHONPATH": str(Path(whole_outputs.__file__).parent)},
+        env={"PATH": ""},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -65,11 +66,11 @@ def test_second_of_two_writers_is_told_and_the_first_is_whole(is_folder, tmp_pat
     output = tmp_path / "new" / "output[1]"
     first, second = (start(output, is_folder, text) for text in "ab")
     assert not output.exists()
-    assert second.communicate("go\n")[1] == ""
+    assert second.communicate("go\n")[0] == ""
     assert content(output) == "bb"
-    error = first.communicate("go\n")[1]
+    error = first.communicate("go\n")[1].splitlines()[-1]
     assert (first.returncode, second.returncode) == (1, 0)
-    assert error == f"{output} exists, another run has written it: remove it, or give another --output.\n"
+    assert error == f"{output} exists, another run has written it: remove it, or give another output."
     assert content(output) == "bb"
     assert list(output.parent.iterdir()) == [output]
 
@@ -81,10 +82,10 @@ def test_what_a_killed_writer_left_is_removed_and_a_living_ones_is_not(is_folder
     killed.kill()
     killed.communicate()
     assert len(list(tmp_path.iterdir())) == 2
-    with pytest.raises(RuntimeError), whole_output(output, is_folder):
+    with pytest.raises(RuntimeError), new_output(output, is_folder):
         raise RuntimeError("of the third, which begins and fails")
     assert len(list(tmp_path.iterdir())) == 1
-    assert living.communicate("go\n")[1] == ""
+    assert living.communicate("go\n")[0] == ""
     assert list(tmp_path.iterdir()) == [output]
     assert content(output) == "bb"
 
@@ -92,7 +93,7 @@ def test_what_a_killed_writer_left_is_removed_and_a_living_ones_is_not(is_folder
 def test_folder_that_is_empty_is_taken_and_others_may_read_what_is_in_it(tmp_path):
     (tmp_path / "output").mkdir()
     (tmp_path / "other").mkdir()
-    with whole_output(tmp_path / "output") as partial:
+    with new_output(tmp_path / "output") as partial:
         (partial / "file").write_text("text")
     assert content(tmp_path / "output") == "text"
     assert (tmp_path / "output").stat().st_mode == (tmp_path / "other").stat().st_mode
@@ -104,7 +105,7 @@ def test_where_nothing_can_be_locked_it_is_written_and_nothing_of_others_removed
     def refuse(*arguments):
         raise OSError(9, "Bad file descriptor")
 
-    monkeypatch.setattr(whole_outputs.fcntl, "flock", refuse)
-    with whole_output(tmp_path / "output") as partial:
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    with new_output(tmp_path / "output") as partial:
         (partial / "file").write_text("text")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".output.partial-0", "output"]

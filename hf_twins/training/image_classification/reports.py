@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from model_report import draw_curves, write_report_and_card
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
+
+from hf_twins.training.reports import draw_curves, write_report_and_card
 
 
 # Of the curves.

@@ -25,10 +25,10 @@ import transformers
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.utils import httpx
 from matplotlib.figure import Figure
-from training import RecipeArguments
-from whole_files import write_json, write_whole
 
 import hf_twins
+from hf_twins._utils.files import write_atomically, write_json
+from hf_twins.training.trainer import RecipeArguments
 
 
 logger = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ def write_report_and_card(
         figures="\n\n".join(f"![{caption}]({file})" for caption, file in figures.items()),
         settings=json.dumps(settings | {"versions": versions}, indent=2, default=str),
     )
-    write_whole(output_dir / "README.md", ModelCard(card).save)
+    write_atomically(output_dir / "README.md", ModelCard(card).save)
 
 
 def push_folder(output_dir: Path, repo_id: str | None, is_private: bool) -> None:
