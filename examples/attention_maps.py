@@ -40,6 +40,7 @@ from transformers import (
 
 from hf_twins import LayerAttention, TwinsConfig, attention_maps, attention_rollout, grad_cam
 from hf_twins._utils.command_line import run
+from hf_twins._utils.drawing import denormalize
 from hf_twins._utils.files import write_atomically
 from hf_twins._utils.images import open_image
 
@@ -99,12 +100,6 @@ def choose_label(label: str | None, model: Any, pixel_values: torch.Tensor) -> i
             f"--label must be a label of the model or an index below {model.config.num_labels}, got {label}."
         )
     return index
-
-
-def as_picture(pixel_values: torch.Tensor, processor: Any) -> np.ndarray:
-    """`(1, num_channels, height, width)`, normalized, as the image that it was, `(height, width, 3)` in [0, 1]."""
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (processor.image_mean, processor.image_std))
-    return (pixel_values[0] * std + mean).clamp(0, 1).permute(1, 2, 0).expand(-1, -1, 3).numpy()
 
 
 def draw_map(axes: Axes, picture: np.ndarray, values: torch.Tensor, stride: int, title: str) -> None:
@@ -196,7 +191,7 @@ def write_figures(arguments: AttentionMapsArguments) -> list[Path]:
     for stage, (of_stage, shown) in zip(stages, chosen):
         row, column = (int(part * side) for part, side in zip(arguments.query, of_stage[0].grid))
         figure = draw_stage(
-            *(as_picture(pixel_values, processor), of_stage, shown),
+            *(np.asarray(denormalize(pixel_values[0], processor)), of_stage, shown),
             *(grad_cam(model, pixel_values, label, stage)[0], model.config.id2label[label], (row, column)),
         )
         path = output_dir / f"{stage}.png"

@@ -50,6 +50,7 @@ from transformers import (
 
 from hf_twins import TwinsConfig, TwinsForImageClassification, TwinsForSemanticSegmentation, TwinsImageProcessor
 from hf_twins._utils.command_line import parse_arguments
+from hf_twins._utils.drawing import mask_image
 from hf_twins.training.data import LabelledImages
 from hf_twins.training.semantic_segmentation.arguments import (
     RECIPES,
@@ -64,7 +65,7 @@ from hf_twins.training.semantic_segmentation.data import (
     load_pairs,
     training_transform,
 )
-from hf_twins.training.semantic_segmentation.drawing import class_shares, label_colors, mask_picture, overlay
+from hf_twins.training.semantic_segmentation.drawing import class_shares
 from hf_twins.training.semantic_segmentation.inference import MULTI_SCALES, InferenceArguments, segment, sliding_logits
 from hf_twins.training.semantic_segmentation.metrics import (
     class_accuracy,
@@ -387,7 +388,7 @@ def test_reduced_labels_ignore_zero_and_count_from_one():
     np.testing.assert_array_equal(class_numbers(mask, True), [[255, 0], [149, 255]])
     np.testing.assert_array_equal(class_numbers(mask, False), [[0, 1], [150, 255]])
     # A palette's colours are not its numbers.
-    indexed = mask_picture(np.array([[0, 1], [2, 2]], dtype=np.uint8), 3)
+    indexed = mask_image(np.array([[0, 1], [2, 2]], dtype=np.uint8), "abc")
     np.testing.assert_array_equal(class_numbers(indexed, False), [[0, 1], [2, 2]])
     with pytest.raises(
         ValueError, match=r"A mask must have one number a pixel, that of its class, got .* of mode RGB"
@@ -569,14 +570,6 @@ def test_prediction_writes_mask_and_overlay_of_every_picture(trained, tmp_path, 
     (tmp_path / "pictures" / "grey.jpg").write_text("another")
     with pytest.raises(SystemExit, match="have the same name but for its ending: grey"):
         predict_segmentation.main([*arguments, "--images", str(tmp_path / "pictures")])
-
-
-def test_overlay_shows_each_class_in_its_colour():
-    colors = label_colors(150)
-    assert len(np.unique(colors, axis=0)) == 150
-    mask = np.array([[0, 1, IGNORE_INDEX]], dtype=np.uint8)
-    pixels = np.asarray(overlay(PILImage.new("RGB", (3, 1)), mask, 150))[0]
-    np.testing.assert_allclose(pixels, 0.6 * np.array([*colors[:2], [128] * 3]), atol=1)
 
 
 def test_published_result_is_that_of_the_same_source_and_the_same_way(tmp_path, trained, scenes, capsys):
