@@ -44,7 +44,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode, v2
 
-from hf_twins._utils.images import decode_image, is_image_file
+from hf_twins._utils.images import convert_image, decode_image, is_image_file
 from hf_twins.training.data import load_hub_splits, only_column, renamed_columns
 from hf_twins.training.image_classification.arguments import ClassificationRecipe, DataArguments, ImageArguments
 from hf_twins.training.trainer import mixed_seed
@@ -224,7 +224,7 @@ class Preparation:
                     "give --num_channels."
                 )
         elif self.num_channels in MODES:
-            image = image.convert(MODES[self.num_channels])
+            image = convert_image(image, MODES[self.num_channels])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mixed_seed(self.seed, *place))
             return {"pixel_values": self.transform(image), "labels": example["label"]}

@@ -31,7 +31,7 @@ from datasets import Dataset, Features, Image, Value
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from hf_twins._utils.images import decode_image, is_image_file
+from hf_twins._utils.images import convert_image, decode_image, is_image_file
 from hf_twins.training.data import load_hub_splits, only_column, renamed_columns
 from hf_twins.training.semantic_segmentation.arguments import DataArguments, SegmentationRecipe
 from hf_twins.training.trainer import mixed_seed
@@ -270,7 +270,7 @@ class Preparation:
 
     def __call__(self, pair: dict[str, Any], *place: int) -> dict[str, torch.Tensor]:
         """What is random about it depends on the seed and the place alone."""
-        image = v2.functional.to_image(pair["image"].convert("RGB"))
+        image = v2.functional.to_image(convert_image(pair["image"]))
         mask = tv_tensors.Mask(class_numbers(pair["label"], self.do_reduce_labels).astype(np.uint8))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mixed_seed(self.seed, *place))

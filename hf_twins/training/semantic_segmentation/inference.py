@@ -25,6 +25,8 @@ import PIL.Image
 import torch
 from torch import nn
 
+from hf_twins._utils.images import convert_image
+
 
 # Of the published multi-scale results; with flip.
 MULTI_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -106,7 +108,7 @@ def segment(model: Any, processor: Any, image: PIL.Image.Image, how: InferenceAr
     Returns:
         `(num_labels, height, width)`, of the picture's own size, float32.
     """
-    image = image.convert("RGB")
+    image = convert_image(image)
     size = {name: value for name, value in dict(processor.size).items() if value is not None}
     probabilities: Any = 0
     for scale in how.scales:
