@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from transformers import (
@@ -46,6 +46,8 @@ from transformers import (
 )
 
 from hf_twins import TwinsConfig, TwinsForImageClassification, TwinsImageProcessor
+from hf_twins._utils.cards import model_card, usage_code
+from hf_twins._utils.files import write_atomically
 from hf_twins._utils.images import ImageError, check_shape
 from hf_twins._utils.labels import label_fields
 
@@ -187,7 +189,9 @@ def draw_results(images: list, labels: list[str], predictions: list[dict], histo
     figure.savefig(path, dpi=120)
 
 
-def write_model_card(arguments: QuickstartArguments, accuracy: float, output_dir: Path) -> None:
+def write_model_card(
+    arguments: QuickstartArguments, model: TwinsForImageClassification, accuracy: float, output_dir: Path
+) -> None:
     dataset = arguments.dataset or "scikit-learn digits"
     start = arguments.model or f"{arguments.variant or 'a small Twins-SVT'} with random weights"
     metadata = ModelCardData(
@@ -206,12 +210,15 @@ def write_model_card(arguments: QuickstartArguments, accuracy: float, output_dir
             )
         ],
     )
-    ModelCard(
-        f"---\n{metadata.to_yaml()}\n---\n\n# {output_dir.name}\n\n"
+    card = model_card(
+        metadata,
+        output_dir.name,
         f"A Twins image classifier, fine-tuned on {dataset} from {start} for {arguments.epochs} epochs (seed "
-        f"{arguments.seed}) by hf_twins' quickstart. Accuracy on held-out images: {accuracy:.1%}.\n\n"
-        f"![Held-out images, their predictions, and the learning curve](results.png)\n"
-    ).save(output_dir / "README.md")
+        f"{arguments.seed}) by hf_twins' quickstart. Accuracy on held-out images: {accuracy:.1%}.",
+        usage_code(type(model).__name__, str(output_dir)),
+        "![Held-out images, their predictions, and the learning curve](results.png)",
+    )
+    write_atomically(output_dir / "README.md", card.save)
 
 
 def fine_tune(
@@ -299,7 +306,7 @@ def main() -> None:
     predictions = [best for (best,) in classifier(images, top_k=1, batch_size=arguments.batch_size)]
     num_right = sum(best["label"] == label for best, label in zip(predictions, true_labels))
     draw_results(images, true_labels, predictions, history, output_dir / "results.png")
-    write_model_card(arguments, num_right / len(images), output_dir)
+    write_model_card(arguments, model, num_right / len(images), output_dir)
 
     print(
         f"\n{num_right} of {len(images)} held-out images right ({num_right / len(images):.1%}), classified by the model "

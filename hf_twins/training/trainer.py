@@ -171,6 +171,8 @@ class RecipeTrainer(Trainer):
             self.add_callback(Averaging(self.average, checkpoint))
         if recipe.early_stopping_patience > 0:
             self.add_callback(EarlyStoppingCallback(recipe.early_stopping_patience))
+        elif not self.args.load_best_model_at_end:
+            self.add_callback(NoLastEvaluation())
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """From the checkpoint, if there is one; leaves the model with the averaged weights, if the recipe has such."""
@@ -254,6 +256,16 @@ class EpochOfSampler(TrainerCallback):
 
     def on_epoch_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         self.sampler.set_epoch(int(state.epoch))
+
+
+class NoLastEvaluation(TrainerCallback):
+    """Leaves out the evaluation after the last step, because the script evaluates the final weights itself."""
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = False
+
+    on_epoch_end = on_step_end
 
 
 class WeightAverage:

@@ -152,13 +152,19 @@ def options(scenes: Path, start: Path, output: Path) -> list[str]:
 
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("head", HEADS)
-def test_script_trains_evaluates_and_writes_a_repository(head, scenes, starts, tmp_path):
+def test_script_trains_evaluates_and_writes_a_repository(head, scenes, starts, tmp_path, capsys):
     output = tmp_path / "run"
     metrics = run_segmentation.main(options(scenes, starts[head], output))
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith(
+        f"Mean IoU on 6 evaluation images: {metrics['eval_mean_iou']:.1%}. Look at {output}/predictions.png"
+    )
     results = json.loads((output / "all_results.json").read_text())
     assert results["eval_mean_iou"] == metrics["eval_mean_iou"]
     assert results["steps"] == 6
     report = json.loads((output / "report.json").read_text())
+    # Once an epoch, the last time with the final weights.
+    assert [entry["epoch"] for entry in report["history"] if "eval_mean_iou" in entry] == [1, 2]
     assert np.sum(report["confusion_matrix"]) == 6 * 30 * 37
     assert list(report["per_class"]) == CLASSES
     assert "mean_iou" in (output / "README.md").read_text()

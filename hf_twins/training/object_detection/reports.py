@@ -273,6 +273,7 @@ def write_report(
             "Loss and average precision": "curves.png",
             "Above what is on pictures, below what was detected": "predictions.png",
         },
+        usage=f'from hf_twins.detection.models import load_detector\n\ndetector = load_detector("{output_dir}")',
         library_name="hf_twins",
     )
     return per_category

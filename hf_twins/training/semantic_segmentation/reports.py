@@ -23,6 +23,7 @@ import torch
 from datasets import Dataset
 from matplotlib.figure import Figure
 
+from hf_twins._utils.cards import usage_code
 from hf_twins.training.reports import draw_curves, write_report_and_card
 from hf_twins.training.semantic_segmentation.data import class_numbers
 from hf_twins.training.semantic_segmentation.drawing import draw_rows
@@ -87,6 +88,7 @@ def write_report(
             "Loss and accuracy": "curves.png",
             "IoU of each class": "class_iou.png",
         },
+        usage=usage_code("TwinsForSemanticSegmentation", str(output_dir)),
     )
 
 
