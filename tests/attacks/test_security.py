@@ -22,7 +22,7 @@ import yaml
 from transformers.dynamic_module_utils import resolve_trust_remote_code
 
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(
     file for folder in ("hf_twins", "conversion", "examples", "spaces") for file in ROOT.glob(f"{folder}/**/*.py")
 )
