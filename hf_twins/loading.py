@@ -53,6 +53,7 @@ ADAPTER_CONFIG_NAME = "adapter_config.json"
 ADAPTER_LABELS_NAME = "label_names.json"
 # What PEFT puts before the names of a model's weights.
 PEFT_PREFIX = "base_model.model."
+LABEL_FIELDS = ("id2label", "label2id", "num_labels")
 # The classes that a checkpoint can have been saved from.
 MODEL_CLASSES: dict[str, Any] = {
     model_class.__name__: model_class
@@ -206,13 +207,16 @@ def load_pretrained(
             code_revision = pinned_code_revision(name, revision, code_revision)
         fields = read_fields(name, revision)
         if fields is None:
+            labels = {key: options.pop(key) for key in LABEL_FIELDS if key in options}
+            new_weights: set[str] = set()
             model = load_adapter(name, revision, **options)
             check_kind(name, type(model).__name__, task, allow_new_weights)
             model_class = class_of_task(task, type(model).__name__)
-            new_weights: set[str] = set()
-            if not isinstance(model, model_class):
-                options = {"config": model.config, "state_dict": model.state_dict(), "dtype": dtype}
-                model, new_weights = load_class(model_class, None, **options)
+            if labels or not isinstance(model, model_class):
+                config = type(model.config).from_dict(model.config.to_dict() | labels)
+                model, new_weights = load_class(
+                    model_class, None, config=config, state_dict=model.state_dict(), dtype=dtype
+                )
         # The code that Twins models bring is this package's, which transformers prefers to it.
         elif trust_remote_code and "auto_map" in fields and fields.get("model_type") != TwinsConfig.model_type:
             options |= {"trust_remote_code": True, "code_revision": code_revision}
@@ -405,8 +409,8 @@ def auto_class(name: str, fields: dict[str, Any], task: str | None) -> Any:
 
 def load_class(model_class: Any, name: Any, **options: Any) -> tuple[Any, set[str]]:
     """The model, and the names of its weights that the checkpoint lacks or has in another shape."""
-    if model_class is UperNetForSemanticSegmentation:
-        labels = {key: options.pop(key) for key in ("id2label", "label2id", "num_labels") if key in options}
+    if model_class is UperNetForSemanticSegmentation and name is not None:
+        labels = {key: options.pop(key) for key in LABEL_FIELDS if key in options}
         changes = {key: options.pop(key) for key in list(options) if key not in ("dtype", "revision")}
         config: Any = UperNetConfig.from_pretrained(name, revision=options["revision"], **labels)
         config.backbone_config = TwinsConfig.from_dict(config.backbone_config.to_dict() | changes)
@@ -451,19 +455,26 @@ def load_adapter(name: str, revision: str, **options: Any) -> Any:
 
     adapter = read_json(name, ADAPTER_CONFIG_NAME, revision)
     base, base_revision = base_model(name, adapter)
-    weights = load_peft_weights(name, device="cpu", revision=revision)
+    with naming_source(base):
+        fields = read_fields(base, base_revision)
+    if fields is None:
+        raise ValueError(f"{name} is an adapter of {base}, which is an adapter itself: merge that one first.")
+    base_class = saved_class(base, fields)
+    # The adapter may be of another class than its base model was saved from, such as of a classifier on a backbone.
+    model_class = MODEL_CLASSES.get((adapter.get("auto_mapping") or {}).get("base_model_class", base_class))
+    if model_class is None:
+        raise ValueError(f"{name} is an adapter of another class than {', '.join(MODEL_CLASSES)}: merge it yourself.")
+    try:
+        weights = load_peft_weights(name, device="cpu", revision=revision)
+    except ValueError as error:
+        raise OSError(f"cannot load {name}: it has {ADAPTER_CONFIG_NAME}, but no weights of an adapter") from error
     own_weights = {key.removeprefix(PEFT_PREFIX): weight for key, weight in weights.items()}
     head = next((weight for key, weight in own_weights.items() if key.endswith("classifier.weight")), None)
     if head is not None:
         # The labels of the base model are not those of another head.
         names = read_json(name, ADAPTER_LABELS_NAME, revision) or [f"LABEL_{index}" for index in range(len(head))]
-        options = label_fields(names) | options
+        options |= label_fields(names)
     with naming_source(base):
-        fields = read_fields(base, base_revision)
-        if fields is None:
-            raise ValueError(f"{name} is an adapter of {base}, which is an adapter itself: merge that one first.")
-        saved: Any = (adapter.get("auto_mapping") or {}).get("base_model_class")
-        model_class = MODEL_CLASSES.get(saved) or MODEL_CLASSES[saved_class(base, fields)]
         model, new_weights = load_class(model_class, base, revision=base_revision, **options)
     check_weights(name, model, new_weights - own_weights.keys(), None, allow_new_weights=False)
     try:

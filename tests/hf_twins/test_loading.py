@@ -167,8 +167,21 @@ def test_labels_of_an_adapter_are_never_those_of_another_head(sources, tmp_path)
     assert load_pretrained(tmp_path / "adapter").config.id2label[4] == "label 4"
     (tmp_path / "adapter" / "label_names.json").unlink()
     assert load_pretrained(tmp_path / "adapter").config.id2label[4] == "LABEL_4"
-    named = load_pretrained(tmp_path / "adapter", id2label=dict(enumerate("abcde")), label2id={})
+    fields = {"id2label": dict(enumerate("abcde")), "label2id": {name: index for index, name in enumerate("abcde")}}
+    named = load_pretrained(tmp_path / "adapter", **fields)
     assert named.config.id2label[4] == "e"
+
+
+def test_adapter_is_fine_tuned_for_other_labels(sources):
+    labels = {"id2label": dict(enumerate("abc")), "label2id": {"a": 0, "b": 1, "c": 2}}
+    with pytest.raises(ValueError, match=r"adapter lacks 2 weights of TwinsForImageClassification"):
+        load_pretrained(sources / "adapter", CLASSIFICATION, **labels)
+    model = load_pretrained(sources / "adapter", CLASSIFICATION, allow_new_weights=True, **labels)
+    trained = load_pretrained(sources / "adapter", CLASSIFICATION)
+    assert model.config.id2label == {0: "a", 1: "b", 2: "c"}
+    assert model.classifier.weight.shape[0] == 3
+    expected = trained.twins.state_dict()
+    assert all(torch.equal(weight, expected[name]) for name, weight in model.twins.state_dict().items())
 
 
 def test_adapter_without_peft_is_a_sentence(sources, monkeypatch):
@@ -194,6 +207,12 @@ def test_adapter_that_does_not_fit_its_base_model_is_refused(sources, tmp_path):
         load_model(folder)
     write(base_model_name_or_path=None)
     with pytest.raises(ValueError, match=r"adapter does not say which model it adapts: set base_model_name_or_path"):
+        load_model(folder)
+    write()
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(
+        OSError, match=rf"^cannot load {folder}: it has adapter_config\.json, but no weights of an adapter"
+    ):
         load_model(folder)
     # Its own head is not among the weights of an adapter that keeps the base model's, and a backbone has none.
     head_of_base = shutil.copytree(sources / "adapter-of-timm", tmp_path / "headless")
