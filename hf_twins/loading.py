@@ -40,7 +40,7 @@ from transformers import (
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, cached_file, logging
 
 from ._utils.code_revision import pinned_code_revision
-from ._utils.extras import require_extra
+from ._utils.extras import MissingExtraError, require_extra
 from ._utils.labels import label_fields
 from .checkpoints.reader import naming
 from .configuration_twins import TWINS_ARCHITECTURES, WEIGHTS_SUFFIXES, TwinsConfig
@@ -341,8 +341,8 @@ def read_fields(name: str, revision: str) -> dict[str, Any] | None:
         # Where it is missing, transformers ignores an adapter that was saved together with its model.
         try:
             require_extra("train", "peft")
-        except ImportError as error:
-            raise ImportError(f"{name} is a PEFT adapter: {error}", name=error.name) from None
+        except MissingExtraError as error:
+            raise MissingExtraError(f"{name} is a PEFT adapter: {error}", name=error.name) from None
         if read_json(name, CONFIG_NAME, revision) is None:
             return None
     fields, _ = TwinsConfig.get_config_dict(name, revision=revision)
