@@ -112,6 +112,10 @@ TASKS = {
 }
 
 
+class MissingProcessorError(OSError):
+    """A model is there, and no image processor with it."""
+
+
 class CroppingProcessorError(ValueError):
     """An image processor crops images, of which a segmentation model has to see the whole."""
 
@@ -240,21 +244,21 @@ def load_image_processor(name_or_path: str | os.PathLike, revision: str = "main"
         revision: branch, tag or commit of a model on the Hub.
 
     Raises:
-        OSError: if there is none, or it cannot be reached.
+        OSError: if there is none (`MissingProcessorError`), or it cannot be reached.
     """
     name = str(name_or_path)
     with naming_source(name):
         try:
             fields, _ = TwinsImageProcessor.get_image_processor_dict(name, revision=revision)
         except OSError as error:
-            if read_json(name, IMAGE_PROCESSOR_NAME, revision) is not None:
+            if find_file(name, IMAGE_PROCESSOR_NAME, revision) is not None:
                 raise
             adapter = read_json(name, ADAPTER_CONFIG_NAME, revision)
             if adapter is not None:
                 return load_image_processor(*base_model(name, adapter))
-            if not Path(name).exists() and read_json(name, CONFIG_NAME, revision) is None:
+            if not Path(name).exists() and find_file(name, CONFIG_NAME, revision) is None:
                 raise
-            raise OSError(
+            raise MissingProcessorError(
                 f"cannot load {name}: it has no image processor ({IMAGE_PROCESSOR_NAME}); save there the one that the model "
                 "was trained with, by its save_pretrained"
             ) from error
@@ -315,11 +319,11 @@ def quiet(is_quiet: bool) -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def read_json(name: str, file_name: str, revision: str) -> Any:
-    """The content of a file in a folder or repository; None if it is not there, or cannot be reached."""
+def find_file(name: str, file_name: str, revision: str) -> str | None:
+    """The path of a file of a folder or repository; None if it is not there, or cannot be reached."""
     if Path(name).is_file():
         return None
-    file = cached_file(
+    return cached_file(
         name,
         file_name,
         revision=revision,
@@ -327,7 +331,19 @@ def read_json(name: str, file_name: str, revision: str) -> Any:
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+
+
+def read_json(name: str, file_name: str, revision: str) -> Any:
+    """The content of a file of a folder or repository; None if it is not there, or cannot be reached.
+
+    Raises:
+        OSError: if it is damaged.
+    """
+    file = find_file(name, file_name, revision)
+    try:
+        return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise OSError(f"cannot load {name}: its {file_name} is damaged ({error})") from error
 
 
 def read_fields(name: str, revision: str) -> dict[str, Any] | None:
@@ -337,13 +353,13 @@ def read_fields(name: str, revision: str) -> dict[str, Any] | None:
         OSError: if there is neither a model nor an adapter.
         ImportError: if there is an adapter, and PEFT is not installed.
     """
-    if read_json(name, ADAPTER_CONFIG_NAME, revision) is not None:
+    if find_file(name, ADAPTER_CONFIG_NAME, revision) is not None:
         # Where it is missing, transformers ignores an adapter that was saved together with its model.
         try:
             require_extra("train", "peft")
         except MissingExtraError as error:
             raise MissingExtraError(f"{name} is a PEFT adapter: {error}", name=error.name) from None
-        if read_json(name, CONFIG_NAME, revision) is None:
+        if find_file(name, CONFIG_NAME, revision) is None:
             return None
     fields, _ = TwinsConfig.get_config_dict(name, revision=revision)
     # Where there is no file, the fields are empty, but for the commit.

@@ -214,6 +214,9 @@ def test_adapter_that_does_not_fit_its_base_model_is_refused(sources, tmp_path):
         OSError, match=rf"^cannot load {folder}: it has adapter_config\.json, but no weights of an adapter"
     ):
         load_model(folder)
+    (folder / "adapter_config.json").write_text("{")
+    with pytest.raises(OSError, match=rf"^cannot load {folder}: its adapter_config\.json is damaged"):
+        load_model(folder)
     # Its own head is not among the weights of an adapter that keeps the base model's, and a backbone has none.
     head_of_base = shutil.copytree(sources / "adapter-of-timm", tmp_path / "headless")
     config = json.loads((head_of_base / "adapter_config.json").read_text())

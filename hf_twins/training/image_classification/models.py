@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 from hf_twins import TWINS_VARIANTS, TwinsForImageClassification, TwinsImageProcessor, load_model
 from hf_twins._utils.files import write_json
 from hf_twins._utils.labels import label_fields
-from hf_twins.loading import ADAPTER_LABELS_NAME, load_image_processor, load_pretrained
+from hf_twins.loading import ADAPTER_LABELS_NAME, MissingProcessorError, load_image_processor, load_pretrained
 from hf_twins.training.image_classification.arguments import (
     ClassificationRecipe,
     ModelArguments,
@@ -122,7 +122,7 @@ def create_processor(arguments: TrainedModelArguments, num_channels: int) -> Twi
     elif arguments.source not in TWINS_VARIANTS:
         try:
             processor = load_image_processor(arguments.source, arguments.model_revision)
-        except OSError:
+        except MissingProcessorError:
             logger.warning(f"{arguments.source} has no image processor: images are prepared as the authors evaluate.")
     return adapt_processor(processor, arguments.image_size, num_channels)
 
