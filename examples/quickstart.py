@@ -45,7 +45,7 @@ from transformers import (
     set_seed,
 )
 
-from hf_twins import TwinsConfig, TwinsForImageClassification, TwinsImageProcessor
+from hf_twins import TwinsConfig, TwinsForImageClassification, TwinsImageProcessor, load_model
 from hf_twins._utils.cards import model_card, usage_code
 from hf_twins._utils.files import write_atomically
 from hf_twins._utils.images import ImageError, check_shape
@@ -62,7 +62,10 @@ class QuickstartArguments:
     variant: str | None = field(
         default=None, metadata={"help": "Published variant to build with random weights, e.g. twins-svt-small."}
     )
-    model: str | None = field(default=None, metadata={"help": "Folder or Hub id of trained weights to start from."})
+    model: str | None = field(
+        default=None,
+        metadata={"help": "Trained weights to start from: a folder or Hub id, also of timm's, or the authors' file."},
+    )
     image_size: int | None = field(
         default=None,
         metadata={"help": "Side of the images in pixels; 32 for the small model, 224 for a published variant."},
@@ -120,10 +123,7 @@ def create_model(
         if arguments.variant is not None or arguments.image_size is not None:
             raise ValueError("--variant and --image-size belong to a new model, --model brings its own.")
         # The trained head is replaced where it has other labels.
-        model = AutoModelForImageClassification.from_pretrained(
-            arguments.model, ignore_mismatched_sizes=True, **label_names
-        )
-        return model, AutoImageProcessor.from_pretrained(arguments.model)
+        return load_model(arguments.model, "image-classification", allow_new_weights=True, **label_names)
     if arguments.variant is not None:
         image_size = arguments.image_size or 224
         config = TwinsConfig.from_variant(arguments.variant, **label_names)
@@ -277,13 +277,8 @@ def main() -> None:
     labels = dataset["train"].features["label"].names
     try:
         model, processor = create_model(arguments, labels)
-    except OSError as error:
-        sys.exit(
-            f"Cannot load the model {arguments.model!r}: {error}\n"
-            "Give a folder written by save_pretrained, or a Hub id (which needs a network, unless it was downloaded before)."
-        )
-    except ValueError as error:
-        sys.exit(f"Cannot create the model: {error}")
+    except (OSError, ValueError, ImportError) as error:
+        sys.exit(f"error: {error}")
 
     print(
         f"Fine-tuning {sum(parameter.numel() for parameter in model.parameters()):,} parameters on "

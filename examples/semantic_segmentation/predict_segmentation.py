@@ -23,10 +23,11 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from evaluate_segmentation import load_model
 from tqdm import tqdm
 
+from hf_twins import load_model
 from hf_twins._utils.command_line import run
+from hf_twins._utils.devices import default_device
 from hf_twins._utils.drawing import mask_image
 from hf_twins._utils.images import decode_image, find_images
 from hf_twins.training.semantic_segmentation.drawing import class_shares, draw_prediction
@@ -55,7 +56,8 @@ def predict(options: PredictionArguments, how: InferenceArguments) -> dict[str, 
     """
     files = find_images(Path(options.images))
     check_names(files)
-    model, processor = load_model(options.model_name_or_path, options.device)
+    model, processor = load_model(options.model_name_or_path, "semantic-segmentation")
+    model.to(options.device or default_device())
     names = list(model.config.id2label.values())
     output_dir = Path(options.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)

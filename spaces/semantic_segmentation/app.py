@@ -35,11 +35,11 @@ HERE = Path(__file__).resolve().parent
 # What the Spaces share lies beside this file once the Space is assembled, and one folder up in the repository.
 sys.path.append(str(HERE.parent))
 
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 from twins_space import models, page, pictures
 
-import hf_twins  # noqa: F401  # registers Twins with the Auto classes
+from hf_twins import load_model
 from hf_twins._utils.drawing import class_areas, label_colors, mask_image, overlay_mask
+from hf_twins.loading import CroppingProcessorError
 
 
 LEGEND_COLUMNS = ["color", "class", "pixels", "%"]
@@ -76,13 +76,13 @@ bundled model has not seen this handwriting.
 
 
 def load(location: str) -> tuple[Any, Any]:
-    processor = AutoImageProcessor.from_pretrained(location)
-    if processor.do_center_crop:
+    try:
+        return load_model(location, "semantic-segmentation")
+    except CroppingProcessorError as error:
         raise models.ModelError(
-            f"The image processor of {Path(location).name} crops pictures (do_center_crop=True), but segmentation needs the "
-            "whole picture: choose another model."
-        )
-    return AutoModelForSemanticSegmentation.from_pretrained(location), processor
+            f"The image processor of {Path(location).name} crops images (do_center_crop=True), but segmentation needs the "
+            "whole image: choose another model."
+        ) from error
 
 
 def png(image: PIL.Image.Image) -> bytes:

@@ -48,7 +48,13 @@ from transformers import (
     pipeline,
 )
 
-from hf_twins import TwinsConfig, TwinsForImageClassification, TwinsForSemanticSegmentation, TwinsImageProcessor
+from hf_twins import (
+    TwinsConfig,
+    TwinsForImageClassification,
+    TwinsForSemanticSegmentation,
+    TwinsImageProcessor,
+    load_model,
+)
 from hf_twins._utils.command_line import parse_arguments
 from hf_twins._utils.drawing import mask_image
 from hf_twins.training.data import LabelledImages
@@ -251,11 +257,27 @@ def test_folder_with_another_image_processor_trains_on_with_the_same_pixels(tmp_
     )
 
 
-def test_image_processor_that_crops_is_no_evaluation(tmp_path):
-    randomize(TwinsForSemanticSegmentation(tiny_config(num_labels=4))).save_pretrained(tmp_path)
-    TwinsImageProcessor().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"has do_center_crop=True, .* save it with do_center_crop=False"):
-        evaluate_segmentation.load_model(str(tmp_path), "cpu")
+@pytest.mark.parametrize("script", [evaluate_segmentation, predict_segmentation])
+def test_what_cannot_segment_is_refused(script, scenes, tmp_path):
+    """A processor that crops, and a classifier, whose segmentation would be that of random weights."""
+    model = tmp_path / "model"
+    arguments = ["--model_name_or_path", str(model), "--device", "cpu"]
+    if script is evaluate_segmentation:
+        arguments += ["--validation_dir", str(scenes / "validation")]
+    else:
+        arguments += ["--images", str(scenes / "validation" / "images"), "--output_dir", str(tmp_path / "out")]
+    randomize(TwinsForSemanticSegmentation(tiny_config(num_labels=4))).save_pretrained(model)
+    TwinsImageProcessor().save_pretrained(model)
+    with pytest.raises(SystemExit, match=r"has do_center_crop=True, .* save it with do_center_crop=False"):
+        script.main(arguments)
+    randomize(TwinsForImageClassification(tiny_config(num_labels=4))).save_pretrained(model)
+    processor_of().save_pretrained(model)
+    message = (
+        r"^error: \S+model holds a TwinsForImageClassification, but a semantic segmentation model is needed .*: name"
+    )
+    with pytest.raises(SystemExit, match=message):
+        script.main(arguments)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("window_padding", ["masked", "zeros", "authors_segmentation"])
@@ -558,7 +580,7 @@ def test_prediction_writes_mask_and_overlay_of_every_picture(trained, tmp_path, 
     shares = predict_segmentation.main([*arguments, "--images", str(tmp_path / "pictures")])
     assert list(shares) == ["colour.jpg", "grey.png"]
     assert all(sum(classes.values()) == pytest.approx(1) for classes in shares.values())
-    model, processor = evaluate_segmentation.load_model(str(trained), "cpu")
+    model, processor = load_model(trained, "semantic-segmentation")
     with PILImage.open(tmp_path / "pictures" / "grey.png") as picture:
         expected = segment(model, processor, picture, InferenceArguments()).argmax(0)
     with PILImage.open(tmp_path / "out" / "grey_mask.png") as mask:

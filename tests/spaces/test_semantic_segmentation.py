@@ -175,7 +175,7 @@ def test_model_with_another_image_processor_loads_and_one_that_crops_does_not(sc
     prepared = LoadedModel("another", *load(str(tmp_path))).prepare(image)
     assert torch.equal(prepared, processor(image, return_tensors="pt").pixel_values[0])
     TwinsImageProcessor().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"crops pictures \(do_center_crop=True\), .* choose another model"):
+    with pytest.raises(ModelError, match=r"crops images \(do_center_crop=True\), .* choose another model"):
         load(str(tmp_path))
 
 
