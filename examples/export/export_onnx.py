@@ -35,7 +35,9 @@ class OnnxArguments(ExportArguments):
     dtype: Literal["float32", "int8"] = field(default="float32", metadata={"help": "Dtype of weights and products."})
     opset_version: int = field(
         default=18,
-        metadata={"help": "Opset of ONNX; from 23 on attention is one operator, faster where the runtime has it."},
+        metadata={
+            "help": "Opset of ONNX, 18 or later; from 23 on, attention is one operator, faster where the runtime has it."
+        },
     )
 
 

@@ -124,6 +124,23 @@ def test_folder_holds_all_that_the_runner_needs(exported):
     assert sorted(path.name for path in folder.parent.iterdir()) == ["model", "onnx"]
 
 
+def test_onnx_has_no_traces_of_the_machine_that_made_it(exported, tmp_path):
+    model, folder = exported
+    for file in folder.iterdir():
+        content = file.read_bytes()
+        for trace in (".py", str(Path(torch.__file__).parents[2]), str(Path(__file__).parents[2]), str(model)):
+            assert trace.encode() not in content or file.suffix == ".py", (file.name, trace)
+    # Most of a small model's file was stack traces.
+    assert (folder / "model.onnx").stat().st_size < 2 * (model / "model.safetensors").stat().st_size
+
+
+def test_folder_is_not_taken_for_an_export_of_transformers(exported):
+    exporters = pytest.importorskip("transformers.exporters")
+    _, folder = exported
+    with pytest.raises(OSError, match=r"does not appear to have a file named export\.json"):
+        exporters.ExportedModel.from_pretrained(folder)
+
+
 def noise_image(folder: Path) -> Path:
     file = folder / "noise.png"
     Image.effect_noise((50, 40), 90).save(file)
