@@ -16,7 +16,6 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -36,14 +35,11 @@ from hf_twins.export.run_exported import (
     read_image,
     read_json,
 )
-from hf_twins.export.source import Source
-from hf_twins.export.to_onnx import save_onnx
+from hf_twins.export.source import Source, dynamic_program
 
 
 # The share of the float32 model's decisions that int8 has to keep.
 MIN_AGREEMENT = 0.99
-# Attention as one operator of ONNX is one of OpenVINO's too.
-OPSET_VERSION = 23
 
 
 def export_openvino(
@@ -90,11 +86,12 @@ def export_openvino(
 
 
 def convert_to_openvino(source: Source) -> Any:
-    """The `openvino.Model`, in float32."""
-    # By way of ONNX: OpenVINO's own reading of PyTorch's graphs rounds sizes in the wrong direction.
-    with TemporaryDirectory() as folder:
-        save_onnx(source, Path(folder, "model.onnx"), OPSET_VERSION)
-        return import_openvino().convert_model(Path(folder, "model.onnx"))
+    """The `openvino.Model`, in float32, with the source's names of input and outputs."""
+    print("translating to OpenVINO, which can take minutes ...", flush=True)
+    model = import_openvino().convert_model(dynamic_program(source))
+    for output, name in zip(model.outputs, source.model.output_names):
+        output.get_tensor().set_names({name})
+    return model
 
 
 def save_openvino(model: Any, file: Path) -> None:
