@@ -27,7 +27,7 @@ class ExportArguments:
     """Options of every export."""
 
     model_name_or_path: str = field(
-        metadata={"help": "Folder or Hub id of a Twins model, also timm's or the authors'."}
+        metadata={"help": "Folder or Hub id of a Twins model, timm's or an adapter too, or the authors' file."}
     )
     output_dir: str = field(metadata={"help": "Folder that is written, new or empty."})
 

@@ -19,15 +19,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
-from transformers import AutoConfig, AutoImageProcessor
 
-from hf_twins import TwinsBackbone, TwinsConfig, TwinsForImageClassification, TwinsForSemanticSegmentation
+from hf_twins import TwinsBackbone, TwinsConfig, load_model
 
 
-MODEL_CLASSES = {
-    model_class.__name__: model_class
-    for model_class in (TwinsForImageClassification, TwinsForSemanticSegmentation, TwinsBackbone)
-}
+MODEL_CLASSES = ("TwinsForImageClassification", "TwinsForSemanticSegmentation", "TwinsBackbone")
 
 
 class ExportableModel(nn.Module):
@@ -85,36 +81,27 @@ def load_source(model_name_or_path: str, height: int | None = None, width: int |
     """Load a model as the class it was saved as, and its image processor.
 
     Args:
-        model_name_or_path: folder or Hub id of a Twins model, also timm's or the authors'.
+        model_name_or_path: what `load_model` takes: folder or Hub id of a Twins model, timm's or an adapter too, or the
+            authors' file.
         height: height of the images, in pixels; the processor's if not given.
         width: width of the images, in pixels; the processor's if not given.
 
     Raises:
-        OSError: if there is no such model, or no image processor with it.
-        ValueError: if it is not a Twins model that can be exported, or the images are too small for it.
+        OSError: if there is no such model or no image processor with it, or they cannot be reached.
+        ValueError: if it is not a model that can be exported, or lacks weights, or the images are too small for it.
     """
-    try:
-        config = AutoConfig.from_pretrained(model_name_or_path)
-    except (OSError, ValueError) as error:
-        # transformers does not always name the model.
-        raise OSError(f"cannot load the model {model_name_or_path}: {error}") from error
-    if not isinstance(config, TwinsConfig):
-        raise ValueError(f"{model_name_or_path} must be a Twins model, got one of type {config.model_type}.")
-    # timm's and the authors' files name no class, and are classifiers.
-    (name,) = config.architectures or [TwinsForImageClassification.__name__]
+    model, processor = load_model(model_name_or_path)
+    name = type(model).__name__
     if name not in MODEL_CLASSES:
-        raise ValueError(f"{model_name_or_path} must be one of {', '.join(MODEL_CLASSES)}, got {name}.")
-    try:
-        model = MODEL_CLASSES[name].from_pretrained(model_name_or_path, dtype=torch.float32)
-        processor = AutoImageProcessor.from_pretrained(model_name_or_path)
-    except OSError as error:
-        raise OSError(f"cannot load the model {model_name_or_path}: {error}") from error
+        raise ValueError(
+            f"{model_name_or_path} holds a {name}, and exported are {', '.join(MODEL_CLASSES)}: name another model."
+        )
     # The export's config.json says by it what the outputs are.
     model.config.architectures = [name]
     default = default_size(processor)
     size = (height or default[0], width or default[1])
-    if min(size) < config.min_image_size:
-        raise ValueError(f"Images must be at least {config.min_image_size} pixels high and wide, got {size}.")
+    if min(size) < model.config.min_image_size:
+        raise ValueError(f"Images must be at least {model.config.min_image_size} pixels high and wide, got {size}.")
     return Source(ExportableModel(model), processor, size)
 
 

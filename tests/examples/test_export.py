@@ -41,6 +41,7 @@ from hf_twins import (
     TwinsForSemanticSegmentation,
     TwinsImageProcessor,
     TwinsImageProcessorPil,
+    TwinsModel,
     optimize_for_inference,
 )
 from hf_twins.export import folder as export_folder
@@ -232,11 +233,20 @@ def test_export_that_computes_something_else_is_not_left(exported, tmp_path, mon
 
 def test_faults_are_one_sentence(exported, tmp_path, monkeypatch):
     model, _ = exported
-    with pytest.raises(SystemExit, match="error: cannot load the model nowhere/at-all"):
+    with pytest.raises(
+        SystemExit, match="error: cannot load nowhere/at-all: there is no such folder, and on the Hub: "
+    ):
         convert(export_onnx, Path("nowhere/at-all"), tmp_path / "out")
     ResNetConfig(architectures=["ResNetModel"]).save_pretrained(tmp_path / "resnet")
-    with pytest.raises(SystemExit, match="must be a Twins model, got one of type resnet"):
+    with pytest.raises(SystemExit, match="holds a ResNetModel of type 'resnet', which is none of"):
         convert(export_onnx, tmp_path / "resnet", tmp_path / "out")
+    encoder = save(tmp_path / "encoder", "pcpvt", TwinsModel)
+    with pytest.raises(SystemExit, match="encoder holds a TwinsModel, and exported are TwinsForImageClassification, "):
+        convert(export_onnx, encoder, tmp_path / "out")
+    config = json.loads((encoder / "config.json").read_text())
+    (encoder / "config.json").write_text(json.dumps(config | {"architectures": ["TwinsForImageClassification"]}))
+    with pytest.raises(SystemExit, match="encoder lacks 2 weights of TwinsForImageClassification"):
+        convert(export_onnx, encoder, tmp_path / "out")
     with pytest.raises(SystemExit, match="exists: remove it, or give another output"):
         convert(export_onnx, model, tmp_path / "resnet")
     with pytest.raises(SystemExit, match="belong together: give both or none"):
