@@ -42,6 +42,7 @@ CARD = """---
 
 A {kind} ({start}), trained by the recipe `{recipe}` of hf_twins on {dataset}.
 
+{usage}
 | | |
 |---|---|
 {results}
@@ -107,6 +108,7 @@ def write_report_and_card(
     metric_types: dict[str, str],
     figures: dict[str, str],
     library_name: str = "transformers",
+    usage: str = "",
 ) -> None:
     """Write `report.json` and the model card into the model's folder.
 
@@ -119,6 +121,7 @@ def write_report_and_card(
         metric_types: the Hub's name of each metric, where it has one of its own.
         figures: the files of pictures, by what they show.
         library_name: of what loads the model, as the Hub knows it.
+        usage: section of the card that shows how to use the model.
     """
     versions = {
         "hf_twins": hf_twins.__version__,
@@ -154,6 +157,7 @@ def write_report_and_card(
         start=settings["start"],
         recipe=settings["recipe"],
         dataset=settings["dataset"],
+        usage=usage,
         results="\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items()),
         figures="\n\n".join(f"![{caption}]({file})" for caption, file in figures.items()),
         settings=json.dumps(settings | {"versions": versions}, indent=2, default=str),
