@@ -279,7 +279,10 @@ def classify(runtime: Runtime, preprocessing: Preprocessing, file: Path, labels:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Classify pictures with an exported Twins model.")
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("images", nargs="+", type=Path, help="Pictures.")
     parser.add_argument("--model_dir", required=True, help="Folder that an export wrote.")
     parser.add_argument("--top_k", type=int, default=5, help="Labels of each picture.")
