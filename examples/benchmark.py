@@ -442,8 +442,12 @@ def hardware(args: argparse.Namespace) -> dict[str, str]:
     return {"device": device} | packages
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    pass
+
+
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--variants", nargs="+", default=["twins-svt-small", "twins-pcpvt-small"], help="of Twins")
     parser.add_argument(
         "--contenders", nargs="+", default=["timm", "hf_twins"], choices=CONTENDERS, help="what is compared"
