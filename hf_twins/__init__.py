@@ -29,6 +29,8 @@ from transformers import (
     AutoModelForSemanticSegmentation,
 )
 
+# Registers its detectors too.
+from . import detection as detection
 from .checkpoints import CheckpointReader
 from .configuration_twins import TwinsConfig
 from .image_processing_pil_twins import TwinsImageProcessorPil

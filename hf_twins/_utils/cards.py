@@ -37,11 +37,19 @@ from transformers import AutoImageProcessor
 
 processor = AutoImageProcessor.from_pretrained("{location}")
 model = hf_twins.{model_class}.from_pretrained("{location}")"""
-USAGE = {"image-classification": CLASSIFY, "image-segmentation": SEGMENT}
+DETECT = """{imports}from transformers import pipeline
+
+# hf_twins.detection.load_detector also takes several images at once, and returns Mask R-CNN's masks.
+detect = pipeline("object-detection", model="{location}")
+for found in detect("picture.jpg", threshold=0.5):
+    print(found["label"], round(found["score"], 2), found["box"])"""
+USAGE = {"image-classification": CLASSIFY, "image-segmentation": SEGMENT, "object-detection": DETECT}
 
 
 def pipeline_tag(architecture: str) -> str:
     """The Hub's name for what models of a class do, given the name of the class."""
+    if architecture.endswith("ForObjectDetection"):
+        return "object-detection"
     return PIPELINES.get(architecture, "image-feature-extraction")
 
 

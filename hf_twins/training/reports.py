@@ -82,7 +82,7 @@ def draw_curves(history: Sequence[dict[str, float]], panels: dict[str, dict[str,
     Args:
         history: entries with `epoch` and numbers by name.
         panels: the caption of each panel, and of its curves by the name of their numbers.
-        path: of the picture.
+        path: file that is written.
     """
     figure = Figure(figsize=(4.5 * len(panels), 3.5), layout="constrained")
     for axes, (caption, curves) in zip(figure.subplots(1, len(panels)), panels.items()):
@@ -112,15 +112,15 @@ def write_report_and_card(
     """Write `report.json` and the model card into the model's folder.
 
     Args:
-        output_dir: of the model.
+        output_dir: the model folder.
         report: what was measured, with `metrics` among it.
         settings: what the run was told, with `recipe`, `start` and `dataset` among it.
-        kind: of model, as it is told to people.
-        task: of the Hub.
+        kind: what the model is, for readers.
+        task: the Hub's name of the task.
         metric_types: the Hub's name of each metric, where it has one of its own.
         figures: the files of the figures, by what they show.
         usage: Python code that loads the model.
-        library_name: of what loads the model, as the Hub knows it.
+        library_name: the Hub's name of the library that loads the model.
     """
     versions = {
         "hf_twins": hf_twins.__version__,

@@ -204,9 +204,9 @@ class Preparation:
     """Makes of an example what the model takes: `pixel_values` `(num_channels, height, width)`, and `labels`.
 
     Args:
-        transform: of a picture, or of an array `(height, width, num_channels)` from 0 to 255, to a tensor.
+        transform: transform of an image, or of an array `(height, width, num_channels)` from 0 to 255, to a tensor.
         num_channels: channels of the model.
-        seed: of the transform.
+        seed: random seed of the transform.
     """
 
     transform: Any
@@ -237,10 +237,10 @@ class StreamedImages(torch.utils.data.IterableDataset):
     again.
 
     Args:
-        stream: with the columns `image` and `label`.
-        preparation: of its images.
-        num_images: of an epoch, in all processes together; those that the stream says it has, if not given.
-        batch_size: of a process.
+        stream: data set with the columns `image` and `label`.
+        preparation: prepares an example.
+        num_images: images of an epoch in all processes together; by default, as many as the data set declares.
+        batch_size: images of a batch in each process.
         buffer_size: images that the next one is drawn from.
         process_index, num_processes: which share of the stream this is.
 

@@ -57,10 +57,10 @@ def write_report(
     """Write the results, their pictures and the model card into the model's folder.
 
     Args:
-        output_dir: of the model.
-        names: of the labels.
-        logits: of the evaluation images, `(num_images, num_labels)`.
-        labels: of the evaluation images, `(num_images,)`.
+        output_dir: the model folder.
+        names: names of the labels.
+        logits: logits of the evaluation images, `(num_images, num_labels)`.
+        labels: labels of the evaluation images, `(num_images,)`.
         history: entries with `epoch` and any of `loss`, `eval_loss`, `eval_accuracy`, `learning_rate`.
         settings: what the run was told, with `recipe`, `start` and `dataset` among it.
     """

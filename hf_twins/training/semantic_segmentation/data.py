@@ -53,7 +53,7 @@ def load_pairs(
 
     Args:
         arguments: where the data is.
-        seed: of what is held out.
+        seed: random seed of the images that are held out.
         class_names: those that the model knows; taken if the data has no names, nor more classes.
 
     Raises:
@@ -205,7 +205,7 @@ class RandomClassCrop(v2.Transform):
 
     Args:
         size: side in pixels.
-        max_class_share: of the pixels that have a class.
+        max_class_share: largest share that one class may have of the pixels with a class.
         fill: colour of the padding, from 0 to 255. The mask's is `IGNORE_INDEX`.
     """
 
@@ -259,9 +259,9 @@ class Preparation:
     """Makes of a pair what the model is trained on: `pixel_values` `(3, height, width)`, and `labels` `(height, width)`.
 
     Args:
-        transform: of a picture and a mask as tensors.
+        transform: transform of an image and its mask, both tensors.
         do_reduce_labels: whether classes are counted from 1 in masks.
-        seed: of the transform.
+        seed: random seed of the transform.
     """
 
     transform: v2.Transform

@@ -61,8 +61,8 @@ def draw_rows(
 
     Args:
         rows: picture, prediction, truth.
-        names: of the classes.
-        path: of what is drawn.
+        names: names of the classes.
+        path: file that is written.
     """
     has_truth = any(truth is not None for _, _, truth in rows)
     height = 3.2 if len(rows) > 1 else 4.5

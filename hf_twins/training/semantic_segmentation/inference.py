@@ -102,7 +102,7 @@ def segment(model: Any, processor: Any, image: PIL.Image.Image, how: InferenceAr
     Args:
         model: for semantic segmentation, in evaluation mode.
         processor: its image processor.
-        image: of any size and mode.
+        image: the image, in any size and mode.
         how: it is done.
 
     Returns:

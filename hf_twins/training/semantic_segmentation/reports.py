@@ -62,8 +62,8 @@ def write_report(
     """Write the results, their pictures and the model card into the model's folder.
 
     Args:
-        output_dir: of the model.
-        names: of the classes.
+        output_dir: the model folder.
+        names: names of the classes.
         matrix: what `evaluate_pairs` counted.
         history: entries with `epoch` and any of `loss`, `eval_mean_iou`, `eval_overall_accuracy`.
         settings: what the run was told, with `recipe`, `start` and `dataset` among it.

@@ -36,7 +36,7 @@ from hf_twins._utils.images import (
 
 
 # What imports nothing of the others, and the slow ones of each kind that do.
-ALONE = ["hf_twins._utils.images", "run_exported"]
+ALONE = ["hf_twins._utils.images", "hf_twins.export.run_exported"]
 SCRIPTS = ["attention_maps", "quickstart", "extract_features", "batch_predict", "run_detection"]
 
 
