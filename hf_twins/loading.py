@@ -221,6 +221,7 @@ def load_pretrained(
                 model, new_weights = load_class(
                     model_class, None, config=config, state_dict=model.state_dict(), dtype=dtype
                 )
+            model.name_or_path = model.config.name_or_path = name
         # The code that Twins models bring is this package's, which transformers prefers to it.
         elif trust_remote_code and "auto_map" in fields and fields.get("model_type") != TwinsConfig.model_type:
             options |= {"trust_remote_code": True, "code_revision": code_revision}

@@ -179,6 +179,7 @@ def test_adapter_is_fine_tuned_for_other_labels(sources):
     model = load_pretrained(sources / "adapter", CLASSIFICATION, allow_new_weights=True, **labels)
     trained = load_pretrained(sources / "adapter", CLASSIFICATION)
     assert model.config.id2label == {0: "a", 1: "b", 2: "c"}
+    assert model.name_or_path == str(sources / "adapter")
     assert model.classifier.weight.shape[0] == 3
     expected = trained.twins.state_dict()
     assert all(torch.equal(weight, expected[name]) for name, weight in model.twins.state_dict().items())
