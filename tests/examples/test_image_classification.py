@@ -213,7 +213,7 @@ def test_wrong_options_are_named(digits, start, tmp_path, capsys):
                 *("--model_name_or_path", "somebody/twins", "--trust_remote_code", "true"),
                 *("--train_dir", str(digits), "--output_dir", str(tmp_path)),
             ],
-            "--model_revision must be the hash of a commit that you have read .* got 'main'",
+            r"\(--model_revision\) must be the hash of a commit that you have read .* got 'main'",
         ),
     ):
         with pytest.raises(SystemExit, match=message):
@@ -521,7 +521,7 @@ def test_failed_connection_is_a_sentence():
         raise httpx.ConnectError("connection refused")
 
     with pytest.raises(SystemExit, match=r"^error: the connection to the Hub failed, .* connection refused$"):
-        run(fail, ModelArguments, arguments=[])
+        run(fail, ModelArguments, arguments=["--config_name", "twins-svt-small"])
 
 
 @pytest.mark.usefixtures("one_process")
