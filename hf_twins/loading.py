@@ -20,6 +20,7 @@
 import contextlib
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -259,6 +260,8 @@ def load_image_processor(name_or_path: str | os.PathLike, revision: str = "main"
                 return load_image_processor(*base_model(name, adapter))
             if not Path(name).exists() and find_file(name, CONFIG_NAME, revision) is None:
                 raise
+            # Where the connection fails, it is not known whether there is one.
+            cached_file(name, IMAGE_PROCESSOR_NAME, revision=revision, _raise_exceptions_for_missing_entries=False)
             raise MissingProcessorError(
                 f"cannot load {name}: it has no image processor ({IMAGE_PROCESSOR_NAME}); save there the one that the model "
                 "was trained with, by its save_pretrained"
@@ -467,7 +470,7 @@ def load_adapter(name: str, revision: str, **options: Any) -> Any:
         OSError: if the base model cannot be loaded.
         ValueError: if the adapter does not fit it, or does not hold the weights that it lacks.
     """
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
     from peft.utils.save_and_load import load_peft_weights
 
     adapter = read_json(name, ADAPTER_CONFIG_NAME, revision)
@@ -495,6 +498,13 @@ def load_adapter(name: str, revision: str, **options: Any) -> Any:
         model, new_weights = load_class(model_class, base, revision=base_revision, **options)
     check_weights(name, model, new_weights - own_weights.keys(), None, allow_new_weights=False)
     try:
-        return PeftModel.from_pretrained(model, name, revision=revision).merge_and_unload()
-    except (RuntimeError, ValueError) as error:
+        # PEFT leaves out what has no place in the model, and initializes what the adapter lacks: an error here.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")
+            adapted = PeftModel.from_pretrained(model, name, revision=revision)
+        loaded = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        if differing := loaded.keys() ^ weights.keys():
+            raise ValueError(f"only one of them has {min(differing)}")
+        return adapted.merge_and_unload()
+    except (AttributeError, RuntimeError, ValueError) as error:
         raise ValueError(f"{name} does not fit its base model {base}: {str(error).splitlines()[0]}") from error

@@ -43,7 +43,7 @@ from hf_twins import (
     load_model,
     save_remote_code,
 )
-from hf_twins.loading import MODEL_CLASSES, TASKS, load_image_processor, load_pretrained
+from hf_twins.loading import MODEL_CLASSES, TASKS, MissingProcessorError, load_image_processor, load_pretrained
 
 
 CLASSIFICATION, SEGMENTATION, FEATURES, BACKBONE = TASKS
@@ -203,6 +203,13 @@ def test_adapter_that_does_not_fit_its_base_model_is_refused(sources, tmp_path):
     write(base_model_name_or_path=str(tmp_path / "wide"))
     with pytest.raises(ValueError, match=r"adapter does not fit its base model \S+wide: "):
         load_model(folder)
+    for depths in ([2, 2, 2], [2, 4, 2]):
+        TwinsForImageClassification(tiny_config(depths=depths)).save_pretrained(tmp_path / "depths")
+        write(base_model_name_or_path=str(tmp_path / "depths"))
+        with pytest.raises(
+            ValueError, match=r"adapter does not fit its base model \S+depths: only one of them has base"
+        ):
+            load_model(folder)
     write(base_model_name_or_path=str(tmp_path / "gone"))
     with pytest.raises(OSError, match=r"^cannot load \S+gone: there is no such file or folder$"):
         load_model(folder)
@@ -363,6 +370,21 @@ def test_missing_image_processor_is_a_sentence(sources, tmp_path):
     assert load_model(folder, CLASSIFICATION, image_processor=sources / "timm")[1].size.shortest_edge == 248
     with pytest.raises(OSError, match=r"^cannot load somebody/else: there is no such folder, and on the Hub: "):
         load_model(folder, CLASSIFICATION, image_processor="somebody/else")
+
+
+def test_image_processor_that_cannot_be_reached_is_not_missing(monkeypatch):
+    """Training would take the authors' in its place."""
+
+    def cannot_connect(name, file_name, _raise_exceptions_for_connection_errors=True, **options):
+        if _raise_exceptions_for_connection_errors:
+            raise OSError("no connection")
+        return "config.json" if file_name == "config.json" else None
+
+    monkeypatch.setattr("hf_twins.loading.cached_file", cannot_connect)
+    monkeypatch.setattr("hf_twins.loading.read_json", lambda *arguments: None)
+    with pytest.raises(OSError, match=r"^cannot load me/model: .* on the Hub: no connection$") as raised:
+        load_image_processor("me/model")
+    assert not isinstance(raised.value, MissingProcessorError)
 
 
 def test_image_processor_that_crops_is_refused_for_segmentation(sources, tmp_path):
