@@ -107,7 +107,7 @@ class DetectionTrainer(RecipeTrainer):
                 predictions: list[dict[str, Any]] = detector.detect(batch, sizes)
             for labels, prediction in zip(batch["labels"], predictions):
                 if "masks" in prediction:
-                    # Of a whole data set, masks do not fit in memory.
+                    # The masks of a whole data set do not fit in memory.
                     prediction["masks"] = [mask_run_lengths(mask) for mask in prediction["masks"]]
                 found.append((int(labels["image_id"]), prediction))
         # Some images are evaluated by two processes, so that all have equally many: these count once.

@@ -113,7 +113,7 @@ def create_detector(
         model.accepts_loss_kwargs = False
         pass_pixel_mask_to_backbone(model)
     if trained is not None:
-        backbone_of(model).load_state_dict(trained.state_dict())
+        find_backbone(model).load_state_dict(trained.state_dict())
     return model, create_processor(classes, recipe)
 
 
@@ -162,7 +162,8 @@ def load_backbone(
     return config, TwinsBackbone.from_pretrained(name, config=config, revision=arguments.model_revision)
 
 
-def backbone_of(model: nn.Module) -> TwinsBackbone:
+def find_backbone(model: nn.Module) -> TwinsBackbone:
+    """The Twins backbone within a detector."""
     return next(module for module in model.modules() if isinstance(module, TwinsBackbone))
 
 
