@@ -176,13 +176,16 @@ def create_model(case: Case) -> Any:
 
 
 def exported_call(case: Case, threads: int | None) -> Callable[[], Any]:
-    """A call of what one of the scripts in `export/` makes of the model; int8 is calibrated with noise, for its speed."""
-    sys.path.insert(0, str(Path(__file__).parent / "export"))
+    """A call of what one of the exports makes of the model; int8 is calibrated with noise, for its speed."""
     import numpy as np
-    from exporting import describe, load_source, save_onnx
-    from run_exported import import_openvino, load_runtime
 
     from hf_twins import TwinsImageProcessor
+    from hf_twins.export.folder import describe
+    from hf_twins.export.run_exported import load_runtime
+    from hf_twins.export.source import load_source
+    from hf_twins.export.to_onnx import export_onnx
+    from hf_twins.export.to_openvino import convert_to_openvino, export_openvino, quantize, save_openvino
+    from hf_twins.export.to_torch import export_torch
 
     images = np.random.default_rng(0).normal(size=(case.batch_size, 3, case.image_size, case.image_size))
     pixel_values = images.astype(np.float32)
@@ -190,34 +193,19 @@ def exported_call(case: Case, threads: int | None) -> Callable[[], Any]:
         source_dir, output_dir = f"{folder}/source", f"{folder}/exported"
         create_model(case).save_pretrained(source_dir)
         TwinsImageProcessor().save_pretrained(source_dir)
+        source = load_source(source_dir)
         with redirect_stdout(sys.stderr):
             if case.contender == "onnxruntime":
-                import export_onnx
-
-                onnx_arguments: Any = export_onnx.OnnxArguments(source_dir, output_dir)
-                onnx_arguments.dtype = case.dtype
-                export_onnx.export(onnx_arguments)
+                export_onnx(source, output_dir, case.dtype)
             elif case.contender == "aotinductor":
-                import export_torch
-
-                arguments: Any = export_torch.TorchArguments(source_dir, output_dir, case.image_size, case.image_size)
-                arguments.dtype = case.dtype
-                export_torch.export(arguments)
+                export_torch(load_source(source_dir, case.image_size, case.image_size), output_dir, case.dtype)
             elif case.dtype == "int8":
-                import export_openvino
-
-                source = load_source(source_dir)
-                file = Path(folder, "model.onnx")
-                save_onnx(source, file, export_openvino.OPSET_VERSION)
-                openvino = import_openvino()
-                model = export_openvino.quantize(openvino.convert_model(file), [pixel_values[:1]] * 10)
+                model = quantize(convert_to_openvino(source), [pixel_values[:1]] * 10)
                 Path(output_dir).mkdir()
-                openvino.save_model(model, f"{output_dir}/model.xml")
+                save_openvino(model, Path(output_dir, "model.xml"))
                 describe(Path(output_dir), source, "openvino", "model.xml", None, dtype="int8")
             else:
-                import export_openvino
-
-                export_openvino.export(export_openvino.OpenVinoArguments(source_dir, output_dir))
+                export_openvino(source, output_dir)
         precision = "bf16" if case.contender == "openvino" and case.dtype == "bfloat16" else "f32"
         runtime = load_runtime(output_dir, threads=threads, precision=precision)
     return lambda: runtime(pixel_values)
@@ -454,8 +442,12 @@ def hardware(args: argparse.Namespace) -> dict[str, str]:
     return {"device": device} | packages
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    pass
+
+
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--variants", nargs="+", default=["twins-svt-small", "twins-pcpvt-small"], help="of Twins")
     parser.add_argument(
         "--contenders", nargs="+", default=["timm", "hf_twins"], choices=CONTENDERS, help="what is compared"

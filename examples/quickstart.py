@@ -20,7 +20,7 @@ cores. The output folder is a complete repository: weights, image processor, mod
     python examples/quickstart.py --dataset path/to/images          # a folder with a sub-folder of images for each label
     python examples/quickstart.py --dataset AI-Lab-Makerere/beans   # a data set on the Hub
     python examples/quickstart.py --variant twins-pcpvt-small       # a published architecture, with random weights
-    python examples/quickstart.py --model path/or/hub-id            # trained weights to start from
+    python examples/quickstart.py --model_name_or_path path/or/hub-id   # trained weights to start from
 """
 
 import sys
@@ -31,21 +31,23 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
     EvalPrediction,
-    HfArgumentParser,
     Trainer,
     TrainingArguments,
     pipeline,
     set_seed,
 )
 
-from hf_twins import TwinsConfig, TwinsForImageClassification, TwinsImageProcessor
+from hf_twins import TwinsConfig, TwinsForImageClassification, TwinsImageProcessor, load_model
+from hf_twins._utils.cards import model_card, usage_code
+from hf_twins._utils.command_line import parse_arguments
+from hf_twins._utils.files import write_atomically
 from hf_twins._utils.images import ImageError, check_shape
 from hf_twins._utils.labels import label_fields
 
@@ -60,7 +62,13 @@ class QuickstartArguments:
     variant: str | None = field(
         default=None, metadata={"help": "Published variant to build with random weights, e.g. twins-svt-small."}
     )
-    model: str | None = field(default=None, metadata={"help": "Folder or Hub id of trained weights to start from."})
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "aliases": ["--model"],
+            "help": "Trained weights to start from: a folder or Hub id, also of timm's, or the authors' file.",
+        },
+    )
     image_size: int | None = field(
         default=None,
         metadata={"help": "Side of the images in pixels; 32 for the small model, 224 for a published variant."},
@@ -114,14 +122,11 @@ def create_model(
 ) -> tuple[TwinsForImageClassification, TwinsImageProcessor]:
     """The model with a head for `labels`, and the image processor that belongs to it."""
     label_names = label_fields(labels)
-    if arguments.model is not None:
+    if arguments.model_name_or_path is not None:
         if arguments.variant is not None or arguments.image_size is not None:
             raise ValueError("--variant and --image-size belong to a new model, --model brings its own.")
         # The trained head is replaced where it has other labels.
-        model = AutoModelForImageClassification.from_pretrained(
-            arguments.model, ignore_mismatched_sizes=True, **label_names
-        )
-        return model, AutoImageProcessor.from_pretrained(arguments.model)
+        return load_model(arguments.model_name_or_path, "image-classification", allow_new_weights=True, **label_names)
     if arguments.variant is not None:
         image_size = arguments.image_size or 224
         config = TwinsConfig.from_variant(arguments.variant, **label_names)
@@ -187,9 +192,11 @@ def draw_results(images: list, labels: list[str], predictions: list[dict], histo
     figure.savefig(path, dpi=120)
 
 
-def write_model_card(arguments: QuickstartArguments, accuracy: float, output_dir: Path) -> None:
+def write_model_card(
+    arguments: QuickstartArguments, model: TwinsForImageClassification, accuracy: float, output_dir: Path
+) -> None:
     dataset = arguments.dataset or "scikit-learn digits"
-    start = arguments.model or f"{arguments.variant or 'a small Twins-SVT'} with random weights"
+    start = arguments.model_name_or_path or f"{arguments.variant or 'a small Twins-SVT'} with random weights"
     metadata = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-classification",
@@ -206,12 +213,15 @@ def write_model_card(arguments: QuickstartArguments, accuracy: float, output_dir
             )
         ],
     )
-    ModelCard(
-        f"---\n{metadata.to_yaml()}\n---\n\n# {output_dir.name}\n\n"
+    card = model_card(
+        metadata,
+        output_dir.name,
         f"A Twins image classifier, fine-tuned on {dataset} from {start} for {arguments.epochs} epochs (seed "
-        f"{arguments.seed}) by hf_twins' quickstart. Accuracy on held-out images: {accuracy:.1%}.\n\n"
-        f"![Held-out images, their predictions, and the learning curve](results.png)\n"
-    ).save(output_dir / "README.md")
+        f"{arguments.seed}) by hf_twins' quickstart. Accuracy on held-out images: {accuracy:.1%}.",
+        usage_code(type(model).__name__, str(output_dir)),
+        "![Held-out images, their predictions, and the learning curve](results.png)",
+    )
+    write_atomically(output_dir / "README.md", card.save)
 
 
 def fine_tune(
@@ -221,7 +231,7 @@ def fine_tune(
     dataset: DatasetDict,
 ) -> list[dict]:
     """Train, evaluate after every epoch, save; returns the history of loss and accuracy."""
-    default_learning_rate = 1e-3 if arguments.model is None else 1e-4
+    default_learning_rate = 1e-3 if arguments.model_name_or_path is None else 1e-4
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
@@ -255,9 +265,7 @@ def fine_tune(
 
 
 def main() -> None:
-    # What transformers declares as `DataClassType` is not the type of a dataclass.
-    parser = HfArgumentParser(QuickstartArguments)  # type: ignore[arg-type]
-    (arguments,) = parser.parse_args_into_dataclasses()
+    (arguments,) = parse_arguments(QuickstartArguments)
     set_seed(arguments.seed)
     try:
         dataset = load_images(arguments.dataset, arguments.seed)
@@ -270,13 +278,8 @@ def main() -> None:
     labels = dataset["train"].features["label"].names
     try:
         model, processor = create_model(arguments, labels)
-    except OSError as error:
-        sys.exit(
-            f"Cannot load the model {arguments.model!r}: {error}\n"
-            "Give a folder written by save_pretrained, or a Hub id (which needs a network, unless it was downloaded before)."
-        )
-    except ValueError as error:
-        sys.exit(f"Cannot create the model: {error}")
+    except (OSError, ValueError, ImportError) as error:
+        sys.exit(f"error: {error}")
 
     print(
         f"Fine-tuning {sum(parameter.numel() for parameter in model.parameters()):,} parameters on "
@@ -299,7 +302,7 @@ def main() -> None:
     predictions = [best for (best,) in classifier(images, top_k=1, batch_size=arguments.batch_size)]
     num_right = sum(best["label"] == label for best, label in zip(predictions, true_labels))
     draw_results(images, true_labels, predictions, history, output_dir / "results.png")
-    write_model_card(arguments, num_right / len(images), output_dir)
+    write_model_card(arguments, model, num_right / len(images), output_dir)
 
     print(
         f"\n{num_right} of {len(images)} held-out images right ({num_right / len(images):.1%}), classified by the model "
@@ -307,8 +310,8 @@ def main() -> None:
         f"Look at {output_dir / 'results.png'}. Then:\n"
         f'  classify a picture   python -c "import hf_twins; from transformers import pipeline; '
         f"print(pipeline('image-classification', '{output_dir}')('picture.png'))\"\n"
-        f"  your own images      python {sys.argv[0]} --dataset path/to/images --output-dir outputs/mine\n"
-        f"  go on from here      python {sys.argv[0]} --model {output_dir} --dataset path/to/images\n"
+        f"  your own images      python {sys.argv[0]} --dataset path/to/images --output_dir outputs/mine\n"
+        f"  go on from here      python {sys.argv[0]} --model_name_or_path {output_dir} --dataset path/to/images\n"
         f"  publish it           hf upload YOUR-NAME/{output_dir.name} {output_dir}"
     )
 

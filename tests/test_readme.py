@@ -109,7 +109,7 @@ def test_commands_run_one_after_the_other(tmp_path):
             assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         assert hub.repository("ORG/NAME").branch("main").files.keys() >= {"model.safetensors", "conversion.json"}
         assert "app.py" in hub.repository("ORG/NAME", "space").branch("main").files
-    for output in ("segmented/picture_mask.png", "attention/stage4.png", "timm/model.safetensors", "onnx/export.json"):
+    for output in ("segmented/picture_mask.png", "attention/stage4.png", "timm/model.safetensors", "onnx/model.onnx"):
         assert (tmp_path / "outputs" / output).is_file(), output
 
 

@@ -49,7 +49,7 @@ from hf_twins.training.object_detection.reports import (
     mask_run_lengths,
     write_report,
 )
-from hf_twins.training.reports import push_folder, run_settings, write_results
+from hf_twins.training.reports import finish_run, run_settings
 from hf_twins.training.trainer import (
     TRAINER_DEFAULTS,
     EpochSampler,
@@ -180,17 +180,11 @@ def train(
             per_category,
             trainer.state.log_history,
             settings,
-            str(args.hub_model_id or output_dir),
         )
-        write_results(output_dir, metrics | {"steps": trainer.state.global_step, "per_category": per_category})
-        if args.push_to_hub:
-            push_folder(output_dir, args.hub_model_id, bool(args.hub_private_repo))
         masks = f" (masks {precisions['mask_ap']:.3f})" if "mask_ap" in precisions else ""
-        print(
-            f"AP {precisions.get('ap', 0):.3f}{masks} on {len(evaluation_images)} images. Look at "
-            f"{output_dir / 'predictions.png'}; detect with: python examples/object_detection/predict_detection.py "
-            f"--model_name_or_path {output_dir} --images IMAGES --output_dir OUTPUT"
-        )
+        results = metrics | {"steps": trainer.state.global_step, "per_category": per_category}
+        summary = f"AP on {len(evaluation_images)} evaluation images: {precisions.get('ap', 0):.3f}{masks}."
+        finish_run(args, results, summary, "predictions.png")
     return metrics
 
 

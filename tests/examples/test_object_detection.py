@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -53,12 +54,12 @@ def start(tmp_path_factory) -> Path:
     return save_start(tmp_path_factory.mktemp("start"))
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [file.stem for file in sorted(RECIPES.glob("*.toml"))])
 def test_recipe_sets_defaults_that_can_be_overridden(recipe):
     classes = (ModelArguments, DataArguments, DetectionRecipe, TrainingArguments)
-    arguments = ["--output_dir", "x", "--recipe", recipe]
+    arguments = ["--config_name", "x", "--train_dir", "y", "--train_annotations", "z", "--recipe", recipe]
     parsed = parse_arguments(*classes, recipes=RECIPES, defaults=TRAINER_DEFAULTS, arguments=arguments)
-    for name, value in RECIPES[recipe].items():
+    for name, value in tomllib.loads((RECIPES / f"{recipe}.toml").read_text(encoding="utf-8")).items():
         assert value in [getattr(values, name) for values in parsed if hasattr(values, name)], name
     *_, values, training = parse_arguments(
         *classes, recipes=RECIPES, arguments=[*arguments, "--learning_rate", "0.125", "--decay_epochs", "3", "4"]
@@ -96,8 +97,8 @@ def test_script_trains_evaluates_and_writes_what_predicts(scenes, start, tmp_pat
     assert len(num_computed) == 1
     last_line = capsys.readouterr().out.splitlines()[-1]
     assert last_line.startswith(
-        f"AP {metrics['eval_ap']:.3f} (masks {metrics['eval_mask_ap']:.3f}) on 2 images. Look at "
-        f"{output / 'predictions.png'}; detect with: python examples/object_detection/predict_detection.py"
+        f"AP on 2 evaluation images: {metrics['eval_ap']:.3f} (masks {metrics['eval_mask_ap']:.3f}). Look at "
+        f"{output / 'predictions.png'}"
     )
     results = json.loads((output / "all_results.json").read_text())
     for name in ("eval_ap", "eval_ap50", "eval_ap75", "eval_mask_ap", "eval_mask_ap50"):
@@ -156,9 +157,8 @@ def test_snippet_of_the_card_runs_with_the_core_dependencies_alone(detector, sce
     run_detection.main([*arguments, "--max_steps", "1", "--eval_strategy", "no", "--save_strategy", "no"])
     text = ModelCard.load(output / "README.md").text
     (snippet,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    assert snippet.startswith("import hf_twins\n")
-    (loading,) = re.findall(r"`(hf_twins.detection.load_detector\(.*?\))`", text)
-    digit_scene(60, (48, 80)).image.save(tmp_path / "image.jpg")
+    assert snippet.startswith("import hf_twins ")
+    digit_scene(60, (48, 80)).image.save(tmp_path / "picture.jpg")
     # Low, so that it detects something.
     snippet = snippet.replace("threshold=0.5", "threshold=0.0")
     program = f"""
@@ -166,7 +166,7 @@ import sys
 sys.modules |= dict.fromkeys({EXTRAS})
 {snippet}
 import PIL.Image
-objects = {loading}([PIL.Image.open("image.jpg")], threshold=0.0)[0]
+objects = hf_twins.detection.load_detector({str(output)!r})([PIL.Image.open("picture.jpg")], threshold=0.0)[0]
 print(sorted(objects))
 assert not [name for name in {EXTRAS} if sys.modules[name]]
 """

@@ -26,6 +26,7 @@ from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks, make_grid
 
+from hf_twins._utils.cards import usage_code
 from hf_twins.training.object_detection.data import CocoImages, binary_mask
 from hf_twins.training.reports import draw_curves, write_report_and_card
 
@@ -58,22 +59,6 @@ COLORS = [
     "#7f7f7f",
 ]
 # `import hf_twins` comes first: without it, transformers knows no Twins.
-USAGE = """## Usage
-
-`pip install hf_twins`, then:
-
-```python
-import hf_twins
-from transformers import pipeline
-
-detect = pipeline("object-detection", model="{name}")
-for found in detect("image.jpg", threshold=0.5):
-    print(found["label"], round(found["score"], 2), found["box"])
-```
-
-`hf_twins.detection.load_detector("{name}")` also detects on several images of different sizes at once, and returns Mask R-CNN's
-masks.
-"""
 NUM_IMAGES, IMAGE_SIDE = 4, 448
 
 
@@ -257,7 +242,6 @@ def write_report(
     per_category: dict[str, dict[str, float]],
     history: Sequence[dict[str, float]],
     settings: dict[str, Any],
-    model_name: str,
 ) -> None:
     """Write the curves, the report and the model card into the model folder, which has `predictions.png` already.
 
@@ -267,7 +251,6 @@ def write_report(
         per_category: average precisions by category.
         history: entries with `epoch` and any of `loss`, `eval_ap`, `eval_ap50`, `eval_mask_ap`.
         settings: settings of the run, with `detector`, `recipe`, `start` and `dataset` among them.
-        model_name: folder or Hub id of the model, for the card.
     """
     draw_curves(history, PANELS, output_dir / "curves.png")
     write_report_and_card(
@@ -281,6 +264,6 @@ def write_report(
             "Loss and average precision": "curves.png",
             "Objects above, detections below": "predictions.png",
         },
+        usage=usage_code("TwinsForObjectDetection", str(output_dir)),
         library_name="hf_twins",
-        usage=USAGE.format(name=model_name),
     )
