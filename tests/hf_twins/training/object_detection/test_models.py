@@ -13,13 +13,14 @@
 # limitations under the License.
 """Detectors to be trained."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from detection_utils import OPTIONS, RECIPE, small_detector
 from digit_scenes import digit_scene
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from testing_utils import randomize, rectangle_mask
 
 from hf_twins.detection import Detector, TwinsForObjectDetection, load_detector
@@ -89,6 +90,19 @@ def test_backbone_maps_of_an_image_in_a_batch_are_those_it_has_alone(name, windo
     for together, alone in zip(*seen, strict=True):
         height, width = alone.shape[2:]
         torch.testing.assert_close(together[1:, :, :height, :width], alone, rtol=0, atol=1e-5 * alone.abs().max())
+
+
+def test_training_does_not_start_from_a_backbone_that_was_not_trained(start, tmp_path):
+    shutil.copytree(start, tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(
+        {name: weight for name, weight in weights.items() if "patch_embeddings" not in name},
+        tmp_path / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    arguments = ModelArguments(detector="retinanet", model_name_or_path=str(tmp_path))
+    with pytest.raises(ValueError, match=f"{tmp_path} lacks .* weights of TwinsBackbone"):
+        create_detector(arguments, RECIPE, ["digit"])
 
 
 def test_trained_backbone_is_what_training_starts_from(start):
