@@ -20,7 +20,6 @@ checkpoint's size; pages of files that are mapped into memory count. It needs Li
 takes.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -34,6 +33,7 @@ from checkpoint_formats import FORMATS, revert_model
 from transformers import PreTrainedModel, UperNetConfig, UperNetForSemanticSegmentation
 
 from hf_twins import TWINS_VARIANTS, TwinsConfig, TwinsForImageClassification
+from hf_twins._utils.command_line import ArgumentParser
 
 
 # Measured in a process of its own, whose peak is the conversion's.
@@ -80,13 +80,16 @@ def measure(file: Path, output: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--variants", nargs="+", default=list(TWINS_VARIANTS), choices=TWINS_VARIANTS)
+    parser = ArgumentParser()
+    parser.add_argument(
+        "--variants", nargs="+", default=list(TWINS_VARIANTS), choices=TWINS_VARIANTS, help="what is converted"
+    )
     parser.add_argument(
         "--toolboxes",
         nargs="+",
         default=["official", "mmseg"],
         choices=sorted({each.toolbox for each in FORMATS} - {"timm"}),
+        help="whose checkpoints: a classifier, or of mmseg UperNet",
     )
     args = parser.parse_args()
     print(f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads, torch {torch.__version__}\n")

@@ -13,14 +13,13 @@
 # limitations under the License.
 """Convert a Twins model of ours to what timm, the authors' code, mmpretrain or mmsegmentation loads.
 
-    python conversion/convert_hf_to_timm.py DIR_OR_ID --to timm --output twins_svt_small.mine
+    python conversion/convert_hf_to_timm.py DIR_OR_ID --to timm --output_dir twins_svt_small.mine
     python conversion/convert_hf_to_timm.py DIR_OR_ID --to mmseg --output upernet.pth
 
 timm gets a folder, for `timm.create_model("local-dir:twins_svt_small.mine")`; the others get one `.pth` file. Nothing is
 written unless the other architecture computes what the model does with the same weights.
 """
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,16 +35,25 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 from verification import backbone_config, different_settings, verify
 
 import hf_twins
+from hf_twins._utils.command_line import ArgumentParser
 from hf_twins._utils.files import new_output
 from hf_twins.checkpoints import TIMM_ARGUMENTS, read_weights
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exit with a sentence and a status other than 0 if it was not done."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser()
     parser.add_argument("model", help="a folder that save_pretrained wrote, or a repository on the Hub")
-    parser.add_argument("--to", required=True, choices=["timm", "official", "mmpretrain", "mmseg"])
-    parser.add_argument("--output", required=True, type=Path, help="folder to write (timm), or .pth file (the others)")
+    parser.add_argument(
+        "--to", required=True, choices=["timm", "official", "mmpretrain", "mmseg"], help="what is to load the result"
+    )
+    parser.add_argument(
+        *("--output_dir", "--output"),
+        dest="output",
+        required=True,
+        type=Path,
+        help="folder to write (timm), or .pth file (the others)",
+    )
     args = parser.parse_args(arguments)
     try:
         convert(args.model, args.to, args.output)
@@ -58,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
 def convert(name: str, toolbox: str, output: Path) -> None:
     """Convert one model, and print what was done."""
     if output.exists():
-        raise ValueError(f"{output} exists: remove it, or give another --output.")
+        raise ValueError(f"{output} exists: remove it, or give another --output_dir.")
     model = load_model(name)
     target, weights, left_out = revert_model(model, toolbox)
     differences = verify(model, target, weights)

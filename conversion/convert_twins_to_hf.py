@@ -13,10 +13,10 @@
 # limitations under the License.
 """Convert any Twins checkpoint to a transformers repository, verified, and publish it.
 
-    python conversion/convert_twins_to_hf.py alt_gvt_small.pth --output twins-svt-small
-    python conversion/convert_twins_to_hf.py timm/twins_svt_small.in1k --output twins-svt-small
-    python conversion/convert_twins_to_hf.py twins-svt-small-upernet-ade20k --output upernet --push-to-hub --repo-id ORG/NAME
-    python conversion/convert_twins_to_hf.py --all --output converted --org ORG
+    python conversion/convert_twins_to_hf.py alt_gvt_small.pth --output_dir twins-svt-small
+    python conversion/convert_twins_to_hf.py timm/twins_svt_small.in1k --output_dir twins-svt-small
+    python conversion/convert_twins_to_hf.py twins-svt-small-upernet-ade20k --output_dir upernet --push_to_hub --repo_id ORG/NAME
+    python conversion/convert_twins_to_hf.py --all --output_dir converted --org ORG
 
 The format, the architecture, the labels and how the source pads are read from its files. Nothing is written unless the
 converted model computes what the source's own architecture does with the same weights.
@@ -40,6 +40,7 @@ from transformers.image_utils import PILImageResampling
 from verification import backbone_config, verify
 
 from hf_twins import TWINS_VARIANTS, TwinsForSemanticSegmentation, TwinsImageProcessor, save_remote_code
+from hf_twins._utils.command_line import ArgumentParser
 from hf_twins._utils.files import new_output
 
 
@@ -63,43 +64,53 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser()
     parser.add_argument(
         "source",
         nargs="?",
         help="a file, folder, URL, repository of timm's, or name in the table of published checkpoints",
     )
     parser.add_argument("--all", action="store_true", help="convert every published checkpoint")
-    parser.add_argument("--output", type=Path, help="folder to write; of the folders to write, with --all")
+    parser.add_argument(
+        "--output_dir",
+        "--output",
+        dest="output",
+        type=Path,
+        help="folder to write; of the folders to write, with --all",
+    )
     parser.add_argument("--variant", choices=TWINS_VARIANTS, help="fail if the checkpoint is of another")
     parser.add_argument("--sha256", help="what the source's SHA-256 must be, or begin with")
     parser.add_argument(
         "--averaged", action="store_true", help="take the averaged weights (EMA) that are beside others"
     )
-    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: the source's")
-    parser.add_argument("--shard-size", default="5GB", help="largest size of a file of weights (default: %(default)s)")
-    parser.add_argument("--dry-run", action="store_true", help="convert and verify, write nothing")
     parser.add_argument(
-        "--push-to-hub", action="store_true", help="publish as --repo-id; your token is the Hub client's"
+        "--dtype",
+        choices=["float32", "float16", "bfloat16"],
+        help="of the weights that are written; the source's by default",
     )
-    parser.add_argument("--repo-id", help="ORG/NAME of the repository to publish as")
+    parser.add_argument("--shard_size", default="5GB", help="largest size of a file of weights")
+    parser.add_argument("--dry_run", action="store_true", help="convert and verify, write nothing")
+    parser.add_argument(
+        "--push_to_hub", action="store_true", help="publish as --repo_id; your token is the Hub client's"
+    )
+    parser.add_argument("--repo_id", help="ORG/NAME of the repository to publish as")
     parser.add_argument("--org", help="publish everything that --all converts as ORG/...")
     parser.add_argument("--private", action="store_true", help="make a repository that is new private")
-    parser.add_argument("--revision", help="branch to publish to, made if there is none (default: main)")
-    parser.add_argument("--with-remote-code", action="store_true", help="add the code, for users without hf_twins")
+    parser.add_argument("--revision", help="branch to publish to, made if there is none; main by default")
+    parser.add_argument("--with_remote_code", action="store_true", help="add the code, for users without hf_twins")
     args = parser.parse_args(arguments)
     if args.all == (args.source is not None):
         parser.error("give either a SOURCE or --all")
     if args.output is None and not args.dry_run:
-        parser.error("--output is needed, except with --dry-run")
+        parser.error("--output_dir is needed, except with --dry_run")
     if args.push_to_hub != (args.repo_id is not None):
-        parser.error("--push-to-hub and --repo-id go together")
+        parser.error("--push_to_hub and --repo_id go together")
     if args.org is not None and not args.all:
-        parser.error("--org goes with --all; one repository is named by --repo-id")
+        parser.error("--org goes with --all; one repository is named by --repo_id")
     if args.all and (args.push_to_hub or args.sha256 or args.variant):
-        parser.error("--all takes neither --push-to-hub (but --org), nor --sha256, nor --variant")
+        parser.error("--all takes neither --push_to_hub (but --org), nor --sha256, nor --variant")
     if args.dry_run and (args.push_to_hub or args.org):
-        parser.error("--dry-run publishes nothing")
+        parser.error("--dry_run publishes nothing")
     return args
 
 
@@ -110,13 +121,13 @@ def convert(source: str, output: Path | None, args: argparse.Namespace) -> Path 
     """
     existing = output if output is not None and output.exists() and not is_empty_folder(output) else None
     if existing is not None and not (args.push_to_hub and (existing / REPORT_NAME).is_file()):
-        raise ValueError(f"{existing} exists: remove it, or give another --output.")
+        raise ValueError(f"{existing} exists: remove it, or give another --output_dir.")
     checkpoint = open_checkpoint(source, args.sha256, args.averaged)
     if existing is not None:
         check_report(existing)
         if read_report(existing)["made_of"] != made_of(checkpoint, args):
             raise ValueError(
-                f"{existing} exists, made of something else or with other options: remove it, or give another --output."
+                f"{existing} exists, made of something else or with other options: remove it, or give another --output_dir."
             )
         print(f"is there  {existing}")
         return existing
@@ -128,7 +139,7 @@ def convert(source: str, output: Path | None, args: argparse.Namespace) -> Path 
         )
     if args.with_remote_code and not has_remote_code(conversion):
         raise ValueError(
-            "--with-remote-code does not work for UperNet: transformers loads the code of a model, but not of its backbone."
+            "--with_remote_code does not work for UperNet: transformers loads the code of a model, but not of its backbone."
         )
     differences = verify(conversion.model, conversion.source_format, conversion.source_weights)
     print_summary(conversion, checkpoint, differences)

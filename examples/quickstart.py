@@ -20,7 +20,7 @@ cores. The output folder is a complete repository: weights, image processor, mod
     python examples/quickstart.py --dataset path/to/images          # a folder with a sub-folder of images for each label
     python examples/quickstart.py --dataset AI-Lab-Makerere/beans   # a data set on the Hub
     python examples/quickstart.py --variant twins-pcpvt-small       # a published architecture, with random weights
-    python examples/quickstart.py --model path/or/hub-id            # trained weights to start from
+    python examples/quickstart.py --model_name_or_path path/or/hub-id   # trained weights to start from
 """
 
 import sys
@@ -38,7 +38,6 @@ from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
     EvalPrediction,
-    HfArgumentParser,
     Trainer,
     TrainingArguments,
     pipeline,
@@ -47,6 +46,7 @@ from transformers import (
 
 from hf_twins import TwinsConfig, TwinsForImageClassification, TwinsImageProcessor, load_model
 from hf_twins._utils.cards import model_card, usage_code
+from hf_twins._utils.command_line import parse_arguments
 from hf_twins._utils.files import write_atomically
 from hf_twins._utils.images import ImageError, check_shape
 from hf_twins._utils.labels import label_fields
@@ -62,9 +62,12 @@ class QuickstartArguments:
     variant: str | None = field(
         default=None, metadata={"help": "Published variant to build with random weights, e.g. twins-svt-small."}
     )
-    model: str | None = field(
+    model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "Trained weights to start from: a folder or Hub id, also of timm's, or the authors' file."},
+        metadata={
+            "aliases": ["--model"],
+            "help": "Trained weights to start from: a folder or Hub id, also of timm's, or the authors' file.",
+        },
     )
     image_size: int | None = field(
         default=None,
@@ -119,11 +122,11 @@ def create_model(
 ) -> tuple[TwinsForImageClassification, TwinsImageProcessor]:
     """The model with a head for `labels`, and the image processor that belongs to it."""
     label_names = label_fields(labels)
-    if arguments.model is not None:
+    if arguments.model_name_or_path is not None:
         if arguments.variant is not None or arguments.image_size is not None:
             raise ValueError("--variant and --image-size belong to a new model, --model brings its own.")
         # The trained head is replaced where it has other labels.
-        return load_model(arguments.model, "image-classification", allow_new_weights=True, **label_names)
+        return load_model(arguments.model_name_or_path, "image-classification", allow_new_weights=True, **label_names)
     if arguments.variant is not None:
         image_size = arguments.image_size or 224
         config = TwinsConfig.from_variant(arguments.variant, **label_names)
@@ -193,7 +196,7 @@ def write_model_card(
     arguments: QuickstartArguments, model: TwinsForImageClassification, accuracy: float, output_dir: Path
 ) -> None:
     dataset = arguments.dataset or "scikit-learn digits"
-    start = arguments.model or f"{arguments.variant or 'a small Twins-SVT'} with random weights"
+    start = arguments.model_name_or_path or f"{arguments.variant or 'a small Twins-SVT'} with random weights"
     metadata = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-classification",
@@ -228,7 +231,7 @@ def fine_tune(
     dataset: DatasetDict,
 ) -> list[dict]:
     """Train, evaluate after every epoch, save; returns the history of loss and accuracy."""
-    default_learning_rate = 1e-3 if arguments.model is None else 1e-4
+    default_learning_rate = 1e-3 if arguments.model_name_or_path is None else 1e-4
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
@@ -262,9 +265,7 @@ def fine_tune(
 
 
 def main() -> None:
-    # What transformers declares as `DataClassType` is not the type of a dataclass.
-    parser = HfArgumentParser(QuickstartArguments)  # type: ignore[arg-type]
-    (arguments,) = parser.parse_args_into_dataclasses()
+    (arguments,) = parse_arguments(QuickstartArguments)
     set_seed(arguments.seed)
     try:
         dataset = load_images(arguments.dataset, arguments.seed)
@@ -309,8 +310,8 @@ def main() -> None:
         f"Look at {output_dir / 'results.png'}. Then:\n"
         f'  classify a picture   python -c "import hf_twins; from transformers import pipeline; '
         f"print(pipeline('image-classification', '{output_dir}')('picture.png'))\"\n"
-        f"  your own images      python {sys.argv[0]} --dataset path/to/images --output-dir outputs/mine\n"
-        f"  go on from here      python {sys.argv[0]} --model {output_dir} --dataset path/to/images\n"
+        f"  your own images      python {sys.argv[0]} --dataset path/to/images --output_dir outputs/mine\n"
+        f"  go on from here      python {sys.argv[0]} --model_name_or_path {output_dir} --dataset path/to/images\n"
         f"  publish it           hf upload YOUR-NAME/{output_dir.name} {output_dir}"
     )
 

@@ -15,11 +15,10 @@
 
 The folder, what the Spaces share and the hf_twins package are put together, because a Space on the Hub has nothing else.
 
-    python spaces/assemble.py image_classification --output outputs/space
-    python spaces/assemble.py image_classification --output outputs/space --push-to-hub --repo-id ORG/NAME
+    python spaces/assemble.py image_classification --output_dir outputs/space
+    python spaces/assemble.py image_classification --output_dir outputs/space --push_to_hub --repo_id ORG/NAME
 """
 
-import argparse
 import shutil
 import sys
 from pathlib import Path
@@ -28,6 +27,7 @@ from huggingface_hub import HfApi, RepoCard
 from huggingface_hub.utils import httpx
 
 import hf_twins
+from hf_twins._utils.command_line import ArgumentParser
 from hf_twins._utils.files import check_is_new, new_output
 
 
@@ -81,17 +81,17 @@ def push(folder: Path, repo_id: str, private: bool) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("space", choices=SPACES)
-    parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--push-to-hub", action="store_true", help="publish it (needs a token, see `hf auth login`)")
-    parser.add_argument("--repo-id", metavar="ORG/NAME", help="of the Space on the Hub")
+    parser = ArgumentParser()
+    parser.add_argument("space", choices=SPACES, help="folder of the Space")
+    parser.add_argument("--output_dir", "--output", dest="output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--push_to_hub", action="store_true", help="publish it (needs a token, see `hf auth login`)")
+    parser.add_argument("--repo_id", metavar="ORG/NAME", help="of the Space on the Hub")
     parser.add_argument("--private", action="store_true", help="if the Space is new, let nobody else see it")
     args = parser.parse_args(argv)
     if args.push_to_hub and not args.repo_id:
-        parser.error("--push-to-hub needs --repo-id")
+        parser.error("--push_to_hub needs --repo_id")
     if not args.push_to_hub and (args.repo_id or args.private):
-        parser.error("--repo-id and --private say how a Space is published: give --push-to-hub too, or leave them out")
+        parser.error("--repo_id and --private say how a Space is published: give --push_to_hub too, or leave them out")
     try:
         assemble(args.space, args.output)
         print(f"written   {args.output}")

@@ -20,7 +20,6 @@ them. Nothing is downloaded. A model that exists is replaced once the new one is
     ... --only twins-svt-digits --output_dir outputs/spaces --epochs 1
 """
 
-import argparse
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -46,6 +45,7 @@ from hf_twins import (
     parameter_groups,
 )
 from hf_twins._utils.cards import model_card, usage_code
+from hf_twins._utils.command_line import ArgumentParser
 from hf_twins._utils.labels import label_fields
 
 
@@ -250,7 +250,7 @@ def write_card(name: str, model: TwinsPreTrainedModel, seed: int, epochs: int, r
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = ArgumentParser()
     parser.add_argument("--only", choices=MODELS, nargs="+", default=list(MODELS), help="train these alone")
     parser.add_argument("--output_dir", type=Path, default=SPACES, help="the folder of the Spaces' folders")
     parser.add_argument("--epochs", type=int, help="passes over the data; each model has its own by default")

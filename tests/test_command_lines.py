@@ -15,6 +15,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,7 +57,8 @@ def start(command: list[str], tmp_path: Path) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, *command],
         cwd=tmp_path / "elsewhere",
-        env=os.environ | {"PYTHONPATH": str(tmp_path / "packages")},
+        # Wide, so that names are not broken between lines.
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "packages"), "COLUMNS": "1000"},
         capture_output=True,
         text=True,
         timeout=300,
@@ -69,13 +71,40 @@ def test_scripts_are_found():
     assert set(WITHOUT_ARGUMENTS) <= set(SCRIPTS)
 
 
-# Each start imports PyTorch and more: 220 seconds of CPU time for all scripts together.
+def described_options(text: str) -> dict[str, str]:
+    """The options that a `--help` lists, with their descriptions."""
+    entries = re.split(r"^  (?=-)", text, flags=re.MULTILINE)[1:]
+    # A name and its values are followed by two spaces, or by the end of the line.
+    parts = [re.split(r"  +|\n", entry.partition("\n\n")[0], maxsplit=1) for entry in entries]
+    return {name: " ".join(description.split()) for name, description in parts}
+
+
+# Each start imports PyTorch and more: 250 seconds of CPU time for all scripts together.
 @pytest.mark.slow
 @pytest.mark.parametrize("script", sorted(set(SCRIPTS) - set(WITHOUT_ARGUMENTS)))
 def test_script_shows_its_usage_when_started_from_another_folder(script, tmp_path):
     process = start([str(SCRIPTS[script]), "--help"], tmp_path)
     assert process.returncode == 0, process.stderr
     assert process.stdout.startswith(f"usage: {SCRIPTS[script].name} "), process.stdout
+    # What the script does is said before the options are listed.
+    documented = ast.get_docstring(ast.parse(SCRIPTS[script].read_text(encoding="utf-8")))
+    assert documented.partition("\n")[0] in process.stdout.partition("\noptions:\n")[0]
+    options = described_options(process.stdout)
+    assert options.pop("-h, --help")
+    for name, description in options.items():
+        assert re.search(r"^\w.*( \(default: .*\)| \(required\)|The same as --\w+ false\.)$", description), (
+            name,
+            description,
+        )
+    if "TrainingArguments" in SCRIPTS[script].read_text(encoding="utf-8"):
+        own, _, trainers = process.stdout.partition("\noptions of transformers.TrainingArguments:\n")
+        assert "\n  --output_dir " in trainers
+        assert "\n  --model_name_or_path " in own
+    if "recipes=RECIPES" in SCRIPTS[script].read_text(encoding="utf-8"):
+        recipes = sorted(
+            file.stem for file in (ROOT / "hf_twins/training/recipes" / Path(script).parent.name).iterdir()
+        )
+        assert f"{', '.join(recipes)}, or a TOML file" in options["--recipe RECIPE"]
     assert not list((tmp_path / "elsewhere").iterdir())
 
 

@@ -28,7 +28,7 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import PIL.Image
 import pyarrow as pa
@@ -66,6 +66,7 @@ SCHEMA = pa.schema(
 
 @dataclass
 class PredictionArguments:
+    one_of: ClassVar = (("input_dir", "dataset_name"),)
     output_dir: str = field(metadata={"help": "Where the predictions are written."})
     input_dir: str | None = field(default=None, metadata={"help": "Folder of images, of .parquet or of .tar files."})
     dataset_name: str | None = field(default=None, metadata={"help": "Data set on the Hub, or a folder that is one."})
@@ -88,8 +89,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 @one_at_a_time
 def predict(model_arguments: TrainedModelArguments, args: PredictionArguments) -> dict[str, Any]:
     """Predict the shards that have no file yet, and say what there is now."""
-    if model_arguments.model_name_or_path is None:
-        raise ValueError("Give --model_name_or_path.")
     for name in ("shard_size", "top_k", "per_device_eval_batch_size"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}.")

@@ -25,7 +25,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -57,6 +57,7 @@ NUM_IMAGENET_IMAGES = 50_000
 
 @dataclass
 class EvaluationArguments:
+    one_of: ClassVar = (("dataset_dir", "dataset_name"),)
     dataset_dir: str | None = field(
         default=None,
         metadata={"help": "Folder with a sub-folder of images for each label, or with .parquet or .tar files."},
@@ -80,8 +81,6 @@ def evaluate(
     model_arguments: TrainedModelArguments, data_arguments: ImageArguments, args: EvaluationArguments
 ) -> dict[str, Any]:
     """Measure, print what was measured beside what was published, and write it into the output folder."""
-    if model_arguments.model_name_or_path is None:
-        raise ValueError("Give --model_name_or_path.")
     if model_arguments.image_size is not None and args.protocol != "checkpoint":
         raise ValueError("--image_size and --protocol both say how large the pictures are: give one of them.")
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=not torch.accelerator.is_available())

@@ -283,7 +283,9 @@ def classify(runtime: Runtime, preprocessing: Preprocessing, file: Path, labels:
 def main(arguments: list[str] | None = None) -> None:
     folder = Path(__file__).resolve().parent
     is_export = (folder / DESCRIPTION_NAME).is_file()
-    parser = argparse.ArgumentParser(description="Classify images with an exported Twins model.")
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("images", nargs="+", type=Path, help="Image files.")
     parser.add_argument(
         "--model_dir",

@@ -13,7 +13,6 @@
 # limitations under the License.
 """The page around the models: its parts, its errors, its command line, and how it is served."""
 
-import argparse
 import csv
 import io
 import logging
@@ -30,6 +29,8 @@ import numpy as np
 import PIL.Image
 from gradio.utils import get_upload_folder
 from transformers.utils.logging import disable_progress_bar
+
+from hf_twins._utils.command_line import ArgumentParser
 
 from .drawing import ExplanationError
 from .models import ModelError, ModelShelf
@@ -200,7 +201,7 @@ def only_with_picture(action: Callable, num_outputs: int) -> Callable:
 
 def start_models(description: str | None) -> list[str]:
     """The models that the command line or the environment asks for."""
-    parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+    parser = ArgumentParser(description=description)
     parser.add_argument(
         "--model",
         nargs="+",

@@ -378,11 +378,11 @@ def test_script_ends_with_a_sentence_and_status_1(tmp_path):
     [
         (["--output", "x"], "give either a SOURCE or --all"),
         (["a.pth", "--all", "--output", "x"], "give either a SOURCE or --all"),
-        (["a.pth"], "--output is needed"),
-        (["a.pth", "--output", "x", "--push-to-hub"], "--push-to-hub and --repo-id go together"),
+        (["a.pth"], "--output_dir is needed"),
+        (["a.pth", "--output", "x", "--push-to-hub"], "--push_to_hub and --repo_id go together"),
         (["a.pth", "--output", "x", "--org", "me"], "--org goes with --all"),
         (["--all", "--output", "x", "--sha256", "00"], "--all takes neither"),
-        (["a.pth", "--dry-run", "--push-to-hub", "--repo-id", "a/b"], "--dry-run publishes nothing"),
+        (["a.pth", "--dry-run", "--push-to-hub", "--repo-id", "a/b"], "--dry_run publishes nothing"),
     ],
     ids=["no source", "two sources", "no output", "no name", "org for one", "hash for all", "dry push"],
 )
@@ -412,5 +412,5 @@ def test_remote_code_is_written_and_not_for_upernet(source, output, tmp_path):
     weights = source_weights("mmseg-upernet", TINY["svt"])
     torch.save(weights, tmp_path / "upernet.pth")
     error = fails(tmp_path / "upernet.pth", "--output", tmp_path / "upernet", "--with-remote-code")
-    assert "--with-remote-code does not work for UperNet" in error
+    assert "--with_remote_code does not work for UperNet" in error
     assert not (tmp_path / "upernet").exists()

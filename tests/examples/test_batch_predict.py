@@ -253,7 +253,7 @@ def test_output_of_a_running_script_is_left_alone(start, folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_wrong_input_is_named(start, folder, tmp_path):
+def test_wrong_input_is_named(start, folder, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for source, more, message in (
         (
@@ -264,11 +264,14 @@ def test_wrong_input_is_named(start, folder, tmp_path):
         (tmp_path / "empty", [], "empty has no images, no .parquet and no .tar files"),
         (folder, ["--shard_size", 0], "--shard_size must be at least 1, got 0"),
         (folder, ["--dataset_name", folder], "Give either --input_dir or --dataset_name"),
-        (folder, ["--config_name", "twins-svt-small"], "--config_name"),
-        (folder, ["--num_channels", 1], "--num_channels"),
     ):
         with pytest.raises(SystemExit, match=message):
             batch_predict.main(command(start, source, tmp_path / "out", *more))
+    # Options of a model that is trained.
+    for option in ("--config_name", "--num_channels"):
+        with pytest.raises(SystemExit):
+            batch_predict.main(command(start, folder, tmp_path / "out", option, 1))
+        assert f"{option} is not an option" in capsys.readouterr().err
     write_parquet(tmp_path / "tables", *(values[:4] for values in digit_pictures()))
     with pytest.raises(SystemExit, match="--image_column_name must be one of picture, digit, got photo"):
         batch_predict.main(command(start, tmp_path / "tables", tmp_path / "out", "--image_column_name", "photo"))

@@ -139,20 +139,20 @@ def test_more_than_a_tenth_of_a_point_is_said(measured, differs):
     assert ("more than 0.1" in text) == differs
 
 
-def test_wrong_options_are_named(start, folder, tmp_path):
-    for arguments, message in (
-        (["--dataset_dir", str(folder)], "Give --model_name_or_path"),
-        (["--model_name_or_path", str(start)], "Give either --dataset_dir or --dataset_name"),
-    ):
-        with pytest.raises(SystemExit, match=message):
-            evaluate_classification.main(arguments)
+def test_wrong_options_are_named(start, folder, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        evaluate_classification.main([])
+    assert "missing: --model_name_or_path, --dataset_dir or --dataset_name" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="Give either --dataset_dir or --dataset_name"):
+        run(start, folder, "--dataset_name", "x")
     with pytest.raises(SystemExit, match="--protocol must be checkpoint, authors or timm, got best"):
         run(start, folder, "--protocol", "best")
     with pytest.raises(SystemExit, match="--image_size and --protocol both say how large the pictures are: give one"):
         run(start, folder, "--protocol", "timm", "--image_size", 32)
     for option in ("--train_dir", "--validation_dir", "--streaming", "--max_train_samples", "--num_channels"):
-        with pytest.raises(SystemExit, match=option):
+        with pytest.raises(SystemExit):
             run(start, folder, option, 1)
+        assert f"{option} is not an option" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="missing must be a folder"):
         run(start, tmp_path / "missing")
     (tmp_path / "broken" / "1").mkdir(parents=True)

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import tomllib
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -190,10 +191,10 @@ def test_checkpoint_runs_no_code(digits, start, tmp_path):
 def test_wrong_options_are_named(digits, start, tmp_path, capsys):
     for arguments, message in (
         (
-            ["--output_dir", str(tmp_path), "--train_dir", str(digits)],
+            [*options(digits, start, tmp_path), "--model_name_or_path", "x", "--config_name", "y"],
             "Give either --model_name_or_path or --config_name",
         ),
-        (["--output_dir", str(tmp_path), "--config_name", str(start)], "Give either --dataset_name or --train_dir"),
+        ([*options(digits, start, tmp_path), "--dataset_name", "x"], "Give either --dataset_name or --train_dir"),
         (
             [*options(digits, start, tmp_path), "--train_dir", str(tmp_path / "missing")],
             "missing must be a folder, of images in a sub-folder for each label",
@@ -218,18 +219,18 @@ def test_wrong_options_are_named(digits, start, tmp_path, capsys):
             run_accelerate.main(arguments)
     with pytest.raises(SystemExit):
         run_accelerate.main(["--recipe", "guess", "--output_dir", str(tmp_path)])
-    assert "--recipe must be one of imagenet-from-scratch, fine-tune" in capsys.readouterr().err
+    assert "--recipe must be one of fine-tune, imagenet-from-scratch" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [file.stem for file in sorted(RECIPES.glob("*.toml"))])
 def test_recipe_sets_defaults_that_can_be_overridden(recipe):
-    arguments = ["--output_dir", "x", "--recipe", recipe]
+    arguments = ["--config_name", "x", "--train_dir", "y", "--output_dir", "z", "--recipe", recipe]
     *_, values, loop = parse_arguments(
         *(ModelArguments, DataArguments, ClassificationRecipe, run_accelerate.LoopArguments),
         recipes=RECIPES,
         arguments=arguments,
     )
-    for name, value in RECIPES[recipe].items():
+    for name, value in tomllib.loads((RECIPES / f"{recipe}.toml").read_text(encoding="utf-8")).items():
         assert getattr(values, name, None) == value or getattr(loop, name, None) == value, name
     *_, loop = parse_arguments(
         ModelArguments,

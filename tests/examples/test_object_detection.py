@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -53,12 +54,12 @@ def start(tmp_path_factory) -> Path:
     return save_start(tmp_path_factory.mktemp("start"))
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [file.stem for file in sorted(RECIPES.glob("*.toml"))])
 def test_recipe_sets_defaults_that_can_be_overridden(recipe):
     classes = (ModelArguments, DataArguments, DetectionRecipe, TrainingArguments)
-    arguments = ["--output_dir", "x", "--recipe", recipe]
+    arguments = ["--config_name", "x", "--train_dir", "y", "--train_annotations", "z", "--recipe", recipe]
     parsed = parse_arguments(*classes, recipes=RECIPES, defaults=TRAINER_DEFAULTS, arguments=arguments)
-    for name, value in RECIPES[recipe].items():
+    for name, value in tomllib.loads((RECIPES / f"{recipe}.toml").read_text(encoding="utf-8")).items():
         assert value in [getattr(values, name) for values in parsed if hasattr(values, name)], name
     *_, values, training = parse_arguments(
         *classes, recipes=RECIPES, arguments=[*arguments, "--learning_rate", "0.125", "--decay_epochs", "3", "4"]

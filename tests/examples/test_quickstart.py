@@ -76,7 +76,7 @@ def test_quickstart_on_an_image_folder_then_on_from_there(quickstart, image_fold
     printed = capsys.readouterr().out
     assert "Fine-tuning 2,3" in printed
     assert "of 8 held-out images right" in printed
-    assert "--model first" in printed
+    assert "--model_name_or_path first" in printed
 
     (image_folder / "two").rename(image_folder.parent / "two")
     quickstart("--model", "first", "--dataset", str(image_folder), "--epochs", "1", "--output-dir", "second")

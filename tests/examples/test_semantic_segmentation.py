@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import evaluate_segmentation
@@ -519,8 +520,8 @@ def test_wrong_options_are_named(scenes, starts, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "names.txt").write_text("background\ndigit\n")
     for arguments, message in (
-        (["--output_dir", "x", "--train_dir", "y"], "Give either --model_name_or_path or --config_name"),
-        (["--output_dir", "x", "--config_name", str(start)], "Give either --dataset_name or --train_dir"),
+        ([*whole, "--model_name_or_path", "x"], "Give either --model_name_or_path or --config_name"),
+        ([*whole, "--dataset_name", "x"], "Give either --dataset_name or --train_dir"),
         ([*whole, "--head", "fcn"], "--head must be one of semantic-fpn, upernet, got fcn"),
         (
             [*options(scenes, upernet, tmp_path), "--head", "semantic-fpn"],
@@ -546,18 +547,18 @@ def test_wrong_options_are_named(scenes, starts, tmp_path, capsys):
             run_segmentation.main(arguments)
     with pytest.raises(SystemExit):
         run_segmentation.main(["--recipe", "guess", "--output_dir", "x"])
-    assert "--recipe must be one of fine-tune, ade20k-semantic-fpn" in capsys.readouterr().err
+    assert "--recipe must be one of ade20k-semantic-fpn, ade20k-upernet, fine-tune" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [file.stem for file in sorted(RECIPES.glob("*.toml"))])
 def test_recipe_sets_defaults(recipe):
     parsed = parse_arguments(
         *(ModelArguments, DataArguments, SegmentationRecipe, TrainingArguments),
         recipes=RECIPES,
-        arguments=["--output_dir", "x", "--recipe", recipe],
+        arguments=["--config_name", "x", "--train_dir", "y", "--output_dir", "z", "--recipe", recipe],
     )
-    for name, value in RECIPES[recipe].items():
+    for name, value in tomllib.loads((RECIPES / f"{recipe}.toml").read_text(encoding="utf-8")).items():
         assert any(getattr(each, name, None) == value for each in parsed), name
 
 

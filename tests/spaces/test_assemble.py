@@ -143,14 +143,14 @@ def test_nothing_is_overwritten_and_nothing_half_written_is_left(tmp_path, monke
 
 def test_push_needs_a_name(tmp_path, capsys):
     assert fails("image_classification", "--output", tmp_path / "new", "--push-to-hub") == "2"
-    assert "--push-to-hub needs --repo-id" in capsys.readouterr().err
+    assert "--push_to_hub needs --repo_id" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("option", [("--repo-id", "somebody/twins"), ("--private",)])
 def test_options_of_publishing_need_it(option, tmp_path, capsys):
     assert fails("image_classification", "--output", tmp_path / "new", *option) == "2"
-    assert "give --push-to-hub too, or leave them out" in capsys.readouterr().err
+    assert "give --push_to_hub too, or leave them out" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 

@@ -18,15 +18,20 @@ those of transformers' and accelerate's own examples where these have one.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import ClassVar
 
 from hf_twins.training.trainer import RecipeArguments
+
+
+# What `--recipe` takes by name.
+RECIPES = Path(__file__).parents[1] / "recipes" / "image_classification"
 
 
 @dataclass
 class TrainedModelArguments:
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Trained weights: a folder or Hub id, of ours or of timm's."}
+        metadata={"help": "Trained weights: a folder or Hub id of a Twins model, also timm's."}
     )
     image_processor_name: str | None = field(
         default=None, metadata={"help": "Folder or Hub id of another preprocessing than the model's."}
@@ -52,8 +57,13 @@ class TrainedModelArguments:
 
 @dataclass
 class ModelArguments(TrainedModelArguments):
-    """Of a model to train."""
+    """The model to train."""
 
+    one_of: ClassVar = (("model_name_or_path", "config_name"),)
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Trained weights to start from: a folder or Hub id of a Twins model, also timm's."},
+    )
     config_name: str | None = field(
         default=None,
         metadata={"help": "Start from random weights: a published variant (twins-svt-small), or a folder or Hub id."},
@@ -88,8 +98,9 @@ class ImageArguments:
 
 @dataclass
 class DataArguments(ImageArguments):
-    """Of images to train on, and others to evaluate on."""
+    """The images to train on, and others to evaluate on."""
 
+    one_of: ClassVar = (("train_dir", "dataset_name"),)
     train_dir: str | None = field(
         default=None,
         metadata={
@@ -137,55 +148,3 @@ class ClassificationRecipe(RecipeArguments):
 
     def options_for_whole_weights(self) -> list[str]:
         return super().options_for_whole_weights() + (["--lora_rank"] if self.lora_rank > 0 else [])
-
-
-# The authors' (https://github.com/Meituan-AutoML/Twins/blob/main/main.py), and what is usual for trained weights.
-RECIPES: dict[str, dict[str, Any]] = {
-    "imagenet-from-scratch": {
-        "num_train_epochs": 300,
-        "learning_rate": 5e-4,
-        "scale_learning_rate": True,
-        "weight_decay": 0.05,
-        "lr_scheduler_type": "cosine_with_min_lr",
-        "lr_scheduler_kwargs": {"min_lr": 1e-5},
-        # Five epochs.
-        "warmup_steps": 5 / 300,
-        "max_grad_norm": 5.0,
-        "drop_path_rate": 0.1,
-        "rand_augment": True,
-        "color_jitter": 0.4,
-        "random_erasing": 0.25,
-        "mixup_alpha": 0.8,
-        "cutmix_alpha": 1.0,
-        "label_smoothing": 0.1,
-    },
-    "fine-tune": {
-        "num_train_epochs": 20,
-        "learning_rate": 5e-4,
-        "weight_decay": 0.05,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": 0.1,
-        "layer_decay": 0.8,
-        "drop_path_rate": 0.1,
-        "label_smoothing": 0.1,
-        "min_crop_scale": 0.4,
-    },
-    "linear-probe": {
-        "num_train_epochs": 20,
-        "learning_rate": 1e-2,
-        "weight_decay": 0.0,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": 0.05,
-        "freeze_backbone": True,
-        "min_crop_scale": 0.6,
-    },
-    "lora": {
-        "num_train_epochs": 20,
-        "learning_rate": 2e-3,
-        "weight_decay": 0.01,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": 0.1,
-        "lora_rank": 8,
-        "min_crop_scale": 0.4,
-    },
-}

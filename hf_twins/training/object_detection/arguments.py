@@ -17,13 +17,19 @@ A recipe is a set of defaults: `--recipe retinanet-1x --learning_rate 2e-4` is t
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import ClassVar
 
 from hf_twins.training.trainer import RecipeArguments
 
 
+# What `--recipe` takes by name.
+RECIPES = Path(__file__).parents[1] / "recipes" / "object_detection"
+
+
 @dataclass
 class ModelArguments:
+    one_of: ClassVar = (("model_name_or_path", "config_name"),)
     detector: str = field(
         default="retinanet",
         metadata={
@@ -48,8 +54,8 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    train_dir: str | None = field(default=None, metadata={"help": "Folder of the training images."})
-    train_annotations: str | None = field(default=None, metadata={"help": "What they show: a JSON file as COCO's."})
+    train_dir: str | None = field(metadata={"help": "Folder of the training images."})
+    train_annotations: str | None = field(metadata={"help": "What they show: a JSON file as COCO's."})
     validation_dir: str | None = field(default=None, metadata={"help": "Folder of the images to evaluate on."})
     validation_annotations: str | None = field(default=None, metadata={"help": "The JSON file of these."})
     train_val_split: float = field(
@@ -87,42 +93,3 @@ class DetectionRecipe(RecipeArguments):
         default=False,
         metadata={"help": "End the stages of a Twins-SVT backbone in a layer norm; Twins-PCPVT has none."},
     )
-
-
-# The authors' (https://github.com/Meituan-AutoML/Twins/tree/main/detection/configs): 16 images a step, two on each of eight
-# devices. Their SVT backbones have stage norms, all of them drop path, and windows are padded with zeros (gvt.py there).
-AUTHORS: dict[str, Any] = {
-    "per_device_train_batch_size": 2,
-    "per_device_eval_batch_size": 2,
-    "warmup_steps": 500,
-    "max_grad_norm": 0.0,
-    "drop_path_rate": 0.2,
-    "window_padding": "zeros",
-    "stage_norm": True,
-}
-# "PVT setting", "Swin setting": the schedules that they compare with PVT and Swin by. Their 1x decay norms, biases and
-# position encodings like the rest, by a weight so small that it was not worth an option.
-AUTHORS_1X = AUTHORS | {"num_train_epochs": 12, "decay_epochs": [8, 11], "weight_decay": 1e-4}
-AUTHORS_3X = AUTHORS | {"num_train_epochs": 36, "decay_epochs": [27, 33], "weight_decay": 0.05, "multi_scale": True}
-
-RECIPES: dict[str, dict[str, Any]] = {
-    "retinanet-1x": AUTHORS_1X | {"detector": "retinanet", "learning_rate": 1e-4},
-    "retinanet-3x": AUTHORS_3X | {"detector": "retinanet", "learning_rate": 1e-4},
-    "mask-rcnn-1x": AUTHORS_1X | {"detector": "mask-rcnn", "learning_rate": 2e-4},
-    "mask-rcnn-3x": AUTHORS_3X | {"detector": "mask-rcnn", "learning_rate": 1e-4},
-    "fine-tune": {
-        "num_train_epochs": 24,
-        "learning_rate": 2e-4,
-        "weight_decay": 0.05,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": 0.05,
-        "layer_decay": 0.9,
-        "drop_path_rate": 0.1,
-        "max_grad_norm": 1.0,
-        "per_device_train_batch_size": 4,
-        "per_device_eval_batch_size": 4,
-        "shortest_edge": 640,
-        "longest_edge": 1066,
-        "multi_scale": True,
-    },
-}

@@ -18,9 +18,14 @@ those of transformers' own examples where these have one.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import ClassVar
 
 from hf_twins.training.trainer import RecipeArguments
+
+
+# What `--recipe` takes by name.
+RECIPES = Path(__file__).parents[1] / "recipes" / "semantic_segmentation"
 
 
 HEADS = ("semantic-fpn", "upernet")
@@ -28,6 +33,7 @@ HEADS = ("semantic-fpn", "upernet")
 
 @dataclass
 class ModelArguments:
+    one_of: ClassVar = (("model_name_or_path", "config_name"),)
     model_name_or_path: str | None = field(
         default=None,
         metadata={
@@ -61,6 +67,7 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
+    one_of: ClassVar = (("train_dir", "dataset_name"),)
     dataset_name: str | None = field(default=None, metadata={"help": "Data set on the Hub, or a folder that is one."})
     dataset_config_name: str | None = field(
         default=None, metadata={"help": "Its configuration, where it has several."}
@@ -92,8 +99,14 @@ class DataArguments:
 
 @dataclass
 class SegmentationRecipe(RecipeArguments):
-    min_scale: float = field(default=0.5, metadata={"help": "Smallest size of a picture that a crop is taken of, as"})
-    max_scale: float = field(default=2.0, metadata={"help": "and largest, relative to --image_size."})
+    min_scale: float = field(
+        default=0.5,
+        metadata={"help": "Smallest size that an image is scaled to before it is cropped, relative to --image_size."},
+    )
+    max_scale: float = field(
+        default=2.0,
+        metadata={"help": "Largest size that an image is scaled to before it is cropped, relative to --image_size."},
+    )
     max_class_share: float = field(
         default=0.75, metadata={"help": "Share of a crop that one class may have; others are drawn instead."}
     )
@@ -101,54 +114,3 @@ class SegmentationRecipe(RecipeArguments):
     photometric_distortion: bool = field(
         default=True, metadata={"help": "Change brightness, contrast, saturation and hue."}
     )
-
-
-# The authors', as they gave them to mmsegmentation, https://github.com/open-mmlab/mmsegmentation, configs/twins: of Semantic
-# FPN `fpn_alt_gvt_s_512x512_80k_ade20k.py` and `twins_schedule_80k.py` (32 images a step, on eight GPUs), of UperNet
-# `upernet_alt_gvt_l_512x512_160k_ade20k_swin_setting.py` (16); and what is usual for trained weights and little data.
-RECIPES: dict[str, dict[str, Any]] = {
-    "fine-tune": {
-        "num_train_epochs": 50,
-        "learning_rate": 1e-4,
-        "weight_decay": 0.01,
-        "lr_scheduler_type": "polynomial",
-        "lr_scheduler_kwargs": {"power": 1.0, "lr_end": 0.0},
-        "warmup_steps": 0.05,
-        "per_device_train_batch_size": 8,
-        "drop_path_rate": 0.1,
-    },
-    "ade20k-semantic-fpn": {
-        "head": "semantic-fpn",
-        "max_steps": 80_000,
-        "per_device_train_batch_size": 32,
-        "learning_rate": 1e-4,
-        "weight_decay": 1e-4,
-        "lr_scheduler_type": "polynomial",
-        "lr_scheduler_kwargs": {"power": 0.9, "lr_end": 1e-6},
-        "max_grad_norm": 0.0,
-        "drop_path_rate": 0.2,
-        "do_reduce_labels": True,
-        "eval_strategy": "steps",
-        "eval_steps": 8000,
-        "save_strategy": "steps",
-        "save_steps": 8000,
-    },
-    "ade20k-upernet": {
-        "head": "upernet",
-        "max_steps": 160_000,
-        "per_device_train_batch_size": 16,
-        "learning_rate": 6e-5,
-        "weight_decay": 0.01,
-        "lr_scheduler_type": "polynomial",
-        "lr_scheduler_kwargs": {"power": 1.0, "lr_end": 0.0},
-        "warmup_steps": 1500,
-        "max_grad_norm": 0.0,
-        # 0.3 for Twins-SVT-L.
-        "drop_path_rate": 0.2,
-        "do_reduce_labels": True,
-        "eval_strategy": "steps",
-        "eval_steps": 16_000,
-        "save_strategy": "steps",
-        "save_steps": 16_000,
-    },
-}
