@@ -47,6 +47,7 @@ from transformers import (
 from hf_twins import TwinsConfig, TwinsForImageClassification, TwinsImageProcessor, load_model
 from hf_twins._utils.cards import model_card, usage_code
 from hf_twins._utils.command_line import parse_arguments
+from hf_twins._utils.extras import MissingExtraError
 from hf_twins._utils.files import write_atomically
 from hf_twins._utils.images import ImageError, check_shape
 from hf_twins._utils.labels import label_fields
@@ -278,7 +279,7 @@ def main() -> None:
     labels = dataset["train"].features["label"].names
     try:
         model, processor = create_model(arguments, labels)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, MissingExtraError) as error:
         sys.exit(f"error: {error}")
 
     print(

@@ -40,7 +40,7 @@ from transformers import (
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, cached_file, logging
 
 from ._utils.code_revision import pinned_code_revision
-from ._utils.extras import require_extra
+from ._utils.extras import MissingExtraError, require_extra
 from ._utils.labels import label_fields
 from .checkpoints.reader import naming
 from .configuration_twins import TWINS_ARCHITECTURES, WEIGHTS_SUFFIXES, TwinsConfig
@@ -110,6 +110,10 @@ TASKS = {
         AutoBackbone,
     ),
 }
+
+
+class MissingProcessorError(OSError):
+    """A model is there, and no image processor with it."""
 
 
 class CroppingProcessorError(ValueError):
@@ -217,6 +221,7 @@ def load_pretrained(
                 model, new_weights = load_class(
                     model_class, None, config=config, state_dict=model.state_dict(), dtype=dtype
                 )
+            model.name_or_path = model.config.name_or_path = name
         # The code that Twins models bring is this package's, which transformers prefers to it.
         elif trust_remote_code and "auto_map" in fields and fields.get("model_type") != TwinsConfig.model_type:
             options |= {"trust_remote_code": True, "code_revision": code_revision}
@@ -240,21 +245,21 @@ def load_image_processor(name_or_path: str | os.PathLike, revision: str = "main"
         revision: branch, tag or commit of a model on the Hub.
 
     Raises:
-        OSError: if there is none, or it cannot be reached.
+        OSError: if there is none (`MissingProcessorError`), or it cannot be reached.
     """
     name = str(name_or_path)
     with naming_source(name):
         try:
             fields, _ = TwinsImageProcessor.get_image_processor_dict(name, revision=revision)
         except OSError as error:
-            if read_json(name, IMAGE_PROCESSOR_NAME, revision) is not None:
+            if find_file(name, IMAGE_PROCESSOR_NAME, revision) is not None:
                 raise
             adapter = read_json(name, ADAPTER_CONFIG_NAME, revision)
             if adapter is not None:
                 return load_image_processor(*base_model(name, adapter))
-            if not Path(name).exists() and read_json(name, CONFIG_NAME, revision) is None:
+            if not Path(name).exists() and find_file(name, CONFIG_NAME, revision) is None:
                 raise
-            raise OSError(
+            raise MissingProcessorError(
                 f"cannot load {name}: it has no image processor ({IMAGE_PROCESSOR_NAME}); save there the one that the model "
                 "was trained with, by its save_pretrained"
             ) from error
@@ -315,11 +320,11 @@ def quiet(is_quiet: bool) -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def read_json(name: str, file_name: str, revision: str) -> Any:
-    """The content of a file in a folder or repository; None if it is not there, or cannot be reached."""
+def find_file(name: str, file_name: str, revision: str) -> str | None:
+    """The path of a file of a folder or repository; None if it is not there, or cannot be reached."""
     if Path(name).is_file():
         return None
-    file = cached_file(
+    return cached_file(
         name,
         file_name,
         revision=revision,
@@ -327,7 +332,19 @@ def read_json(name: str, file_name: str, revision: str) -> Any:
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+
+
+def read_json(name: str, file_name: str, revision: str) -> Any:
+    """The content of a file of a folder or repository; None if it is not there, or cannot be reached.
+
+    Raises:
+        OSError: if it is damaged.
+    """
+    file = find_file(name, file_name, revision)
+    try:
+        return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise OSError(f"cannot load {name}: its {file_name} is damaged ({error})") from error
 
 
 def read_fields(name: str, revision: str) -> dict[str, Any] | None:
@@ -337,13 +354,13 @@ def read_fields(name: str, revision: str) -> dict[str, Any] | None:
         OSError: if there is neither a model nor an adapter.
         ImportError: if there is an adapter, and PEFT is not installed.
     """
-    if read_json(name, ADAPTER_CONFIG_NAME, revision) is not None:
+    if find_file(name, ADAPTER_CONFIG_NAME, revision) is not None:
         # Where it is missing, transformers ignores an adapter that was saved together with its model.
         try:
             require_extra("train", "peft")
-        except ImportError as error:
-            raise ImportError(f"{name} is a PEFT adapter: {error}", name=error.name) from None
-        if read_json(name, CONFIG_NAME, revision) is None:
+        except MissingExtraError as error:
+            raise MissingExtraError(f"{name} is a PEFT adapter: {error}", name=error.name) from None
+        if find_file(name, CONFIG_NAME, revision) is None:
             return None
     fields, _ = TwinsConfig.get_config_dict(name, revision=revision)
     # Where there is no file, the fields are empty, but for the commit.

@@ -26,19 +26,20 @@ from PIL import Image
 EXTRAS = ("sklearn", "matplotlib", "datasets", "accelerate", "gradio", "timm", "peft", "pycocotools", "pyarrow")
 
 
-def run_card(folder: Path, location: str | None = None) -> str:
+def run_card(folder: Path, location: str | None = None, needs: tuple[str, ...] = ()) -> str:
     """What the Python code in the card of a model folder prints, run beside a `picture.jpg`.
 
     Args:
         folder: the model folder.
         location: what the card calls the folder, where that is not its path.
+        needs: modules of the extras that the code may import.
     """
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert code.startswith("import hf_twins"), code
     assert (location or str(folder)) in code, code
     code = code.replace(f'"{location or folder}"', f'"{folder}"')
     Image.effect_noise((48, 40), 80).convert("RGB").save(folder.parent / "picture.jpg")
-    block = f"import sys\nfor name in {EXTRAS!r}:\n    sys.modules[name] = None\n"
+    block = f"import sys\nfor name in {set(EXTRAS) - set(needs)!r}:\n    sys.modules[name] = None\n"
     process = subprocess.run(
         [sys.executable, "-c", block + code], cwd=folder.parent, capture_output=True, text=True, check=False
     )

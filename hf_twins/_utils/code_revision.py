@@ -46,7 +46,7 @@ def pinned_code_revision(source: str, model_revision: str, code_revision: str | 
 
     Args:
         source: local folder or Hub id of the model.
-        model_revision: of the model, where it is on the Hub; must be the hash of a commit there.
+        model_revision: revision of a model on the Hub, which must be the hash of a commit there.
         code_revision: hash of a commit of the other repository that the model takes its code from, if there is one.
 
     Returns:
@@ -59,13 +59,13 @@ def pinned_code_revision(source: str, model_revision: str, code_revision: str | 
     is_local = Path(source).is_dir()
     if not is_local and not is_commit(model_revision):
         raise ValueError(
-            "--trust_remote_code runs the code of a repository, so --model_revision must be the hash of a commit that "
-            f"you have read (40 hexadecimal digits), got {model_revision!r}."
+            "trust_remote_code runs the code of a repository, so the model's revision (--model_revision) must be the hash of "
+            f"a commit that you have read (40 hexadecimal digits), got {model_revision!r}."
         )
     if code_revision is not None and not is_commit(code_revision):
         raise ValueError(
-            "--code_revision must be the hash of a commit that you have read, of the repository that the model takes its "
-            f"code from (40 hexadecimal digits), got {code_revision!r}."
+            "code_revision must be the hash of a commit that you have read, of the repository that the model takes its code "
+            f"from (40 hexadecimal digits), got {code_revision!r}."
         )
     entries = dict(foreign_entries(source, model_revision))
     repositories = sorted({entry.split("--")[0] for entry in entries})
@@ -77,8 +77,8 @@ def pinned_code_revision(source: str, model_revision: str, code_revision: str | 
     if repositories and code_revision is None:
         entry, file = next(iter(entries.items()))
         raise ValueError(
-            f"{source}/{file} has the auto_map entry {entry!r}, and --trust_remote_code would run what is on the main "
-            f"branch of {repositories[0]} today: give --code_revision, the hash of a commit of {repositories[0]} that you "
+            f"{source}/{file} has the auto_map entry {entry!r}, and trust_remote_code would run what is on the main "
+            f"branch of {repositories[0]} today: give code_revision, the hash of a commit of {repositories[0]} that you "
             "have read (40 hexadecimal digits)."
         )
     return code_revision or (NO_COMMIT if is_local else model_revision)

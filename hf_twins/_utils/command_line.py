@@ -42,6 +42,8 @@ from huggingface_hub.utils import httpx
 from safetensors import SafetensorError
 from transformers import HfArgumentParser
 
+from .extras import MissingExtraError
+
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -67,7 +69,7 @@ def run(
     try:
         return function(*parse_arguments(*dataclasses, recipes=recipes, defaults=defaults, arguments=arguments))
     # safetensors has its own error for a disk that is full.
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError, MissingExtraError) as error:
         sys.exit(f"error: {error}")
     except RuntimeError as error:
         # What PyTorch raises if a file cannot be written to its end.

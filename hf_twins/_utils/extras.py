@@ -16,6 +16,10 @@
 from importlib.util import find_spec
 
 
+class MissingExtraError(ImportError):
+    """A module of an extra is not installed; the message is a sentence with the command that installs it."""
+
+
 def require_extra(extra: str, *modules: str) -> None:
     """Check that the modules of an extra of this package are installed.
 
@@ -24,11 +28,11 @@ def require_extra(extra: str, *modules: str) -> None:
         modules: top-level modules, by the names that they are imported by.
 
     Raises:
-        ImportError: if one is missing; the message is a sentence with the command that installs it.
+        MissingExtraError: if one is missing.
     """
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
-        raise ImportError(
+        raise MissingExtraError(
             f'{", ".join(missing)} must be installed for this part of hf_twins: pip install "hf_twins[{extra}]"',
             name=missing[0],
         )

@@ -46,7 +46,7 @@ from safetensors.torch import load_file
 from testing_utils import randomize, save_timm, timm_model, tiny_config
 from transformers import AutoModelForImageClassification, pipeline
 
-from hf_twins import TwinsForImageClassification, TwinsImageProcessor
+from hf_twins import TwinsForImageClassification, TwinsImageProcessor, load_model
 from hf_twins._utils.command_line import parse_arguments, run
 from hf_twins.training.data import LabelledImages
 from hf_twins.training.image_classification.arguments import (
@@ -54,6 +54,7 @@ from hf_twins.training.image_classification.arguments import (
     ClassificationRecipe,
     DataArguments,
     ModelArguments,
+    TrainedModelArguments,
 )
 from hf_twins.training.image_classification.data import (
     Preparation,
@@ -212,7 +213,7 @@ def test_wrong_options_are_named(digits, start, tmp_path, capsys):
                 *("--model_name_or_path", "somebody/twins", "--trust_remote_code", "true"),
                 *("--train_dir", str(digits), "--output_dir", str(tmp_path)),
             ],
-            "--model_revision must be the hash of a commit that you have read .* got 'main'",
+            r"\(--model_revision\) must be the hash of a commit that you have read .* got 'main'",
         ),
     ):
         with pytest.raises(SystemExit, match=message):
@@ -520,7 +521,7 @@ def test_failed_connection_is_a_sentence():
         raise httpx.ConnectError("connection refused")
 
     with pytest.raises(SystemExit, match=r"^error: the connection to the Hub failed, .* connection refused$"):
-        run(fail, ModelArguments, arguments=[])
+        run(fail, ModelArguments, arguments=["--config_name", "twins-svt-small"])
 
 
 @pytest.mark.usefixtures("one_process")
@@ -623,6 +624,25 @@ def test_adapter_is_saved_loaded_and_merged(script, digits, start, tmp_path):
         unmerged = TwinsForImageClassification.from_pretrained(tmp_path / "run" / "adapter").eval()
         torch.testing.assert_close(unmerged(pixel_values).logits, expected, rtol=0, atol=1e-5)
     assert (before - expected).abs().max() > 1e-3
+    loaded, processor = load_model(tmp_path / "run" / "adapter", "image-classification")
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(pixel_values).logits, expected, rtol=0, atol=1e-5)
+    # Its own, and not the names of the base model's labels.
+    assert loaded.config.id2label == {index: str(index) for index in range(10)} != base.config.id2label
+    assert (tmp_path / "run" / "adapter" / "preprocessor_config.json").is_file()
+    assert processor.crop_size.height == 16
+
+
+def test_training_without_an_image_processor_says_so(start, tmp_path, caplog):
+    TwinsForImageClassification.from_pretrained(start).save_pretrained(tmp_path / "alone")
+    processor = create_processor(TrainedModelArguments(str(tmp_path / "alone")), num_channels=3)
+    assert f"{tmp_path}/alone has no image processor: images are prepared as the authors evaluate." in caplog.text
+    assert (processor.size.shortest_edge, processor.crop_size.height) == (256, 224)
+    (tmp_path / "alone" / "preprocessor_config.json").write_text("{")
+    with pytest.raises(OSError, match=r"cannot load \S+alone: .*preprocessor_config\.json"):
+        create_processor(TrainedModelArguments(str(tmp_path / "alone")), num_channels=3)
+    with pytest.raises(OSError, match="cannot load somebody/else: there is no such folder, and on the Hub: "):
+        create_processor(TrainedModelArguments(str(start), image_processor_name="somebody/else"), num_channels=3)
 
 
 @pytest.mark.usefixtures("one_process")

@@ -35,6 +35,9 @@ def test_card_of_a_classifier(extra, digits, start, tmp_path, capsys):
     said = capsys.readouterr().out.splitlines()[-1]
     assert said.startswith(f"Accuracy on 40 evaluation images: {metrics['eval_accuracy']:.1%}. Look at {output}")
     assert "'label'" in run_card(output)
+    if extra:
+        # PEFT imports Accelerate.
+        assert "'label'" in run_card(output / "adapter", needs=("peft", "accelerate"))
 
 
 @pytest.mark.usefixtures("one_process")

@@ -179,6 +179,7 @@ def test_adapter_is_fine_tuned_for_other_labels(sources):
     model = load_pretrained(sources / "adapter", CLASSIFICATION, allow_new_weights=True, **labels)
     trained = load_pretrained(sources / "adapter", CLASSIFICATION)
     assert model.config.id2label == {0: "a", 1: "b", 2: "c"}
+    assert model.name_or_path == str(sources / "adapter")
     assert model.classifier.weight.shape[0] == 3
     expected = trained.twins.state_dict()
     assert all(torch.equal(weight, expected[name]) for name, weight in model.twins.state_dict().items())
@@ -213,6 +214,9 @@ def test_adapter_that_does_not_fit_its_base_model_is_refused(sources, tmp_path):
     with pytest.raises(
         OSError, match=rf"^cannot load {folder}: it has adapter_config\.json, but no weights of an adapter"
     ):
+        load_model(folder)
+    (folder / "adapter_config.json").write_text("{")
+    with pytest.raises(OSError, match=rf"^cannot load {folder}: its adapter_config\.json is damaged"):
         load_model(folder)
     # Its own head is not among the weights of an adapter that keeps the base model's, and a backbone has none.
     head_of_base = shutil.copytree(sources / "adapter-of-timm", tmp_path / "headless")

@@ -16,6 +16,7 @@
 import csv
 import importlib.util
 import re
+import runpy
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,8 +30,16 @@ from gradio_client.exceptions import AppError
 from hostile_files import archive, saved, write_unusable, write_unusable_archives, write_unusual
 from PIL import Image
 from space_server import SPACES, digit_image, digit_label, pixels, serve
+from testing_utils import tiny_config
+from twins_space.models import ModelError, ModelShelf
 
-from hf_twins import TwinsForImageClassification, TwinsImageProcessor, attention_maps, grad_cam
+from hf_twins import (
+    TwinsForImageClassification,
+    TwinsForSemanticSegmentation,
+    TwinsImageProcessor,
+    attention_maps,
+    grad_cam,
+)
 
 
 SPACE = SPACES / "image_classification"
@@ -86,6 +95,16 @@ def test_classify_gives_what_the_model_gives(client, local_models, digit, name, 
         assert each["confidence"] == pytest.approx(expected[each["label"]], abs=1e-4)
     assert re.fullmatch(rf"{name} saw {side} x {side} pixels and took \d+ ms\.", details)
     assert pixels(seen).shape == (side * -(-320 // side), side * -(-320 // side), 3)
+
+
+@pytest.mark.slow
+def test_model_of_another_task_is_refused(tmp_path):
+    """Its labels would be those of random weights."""
+    TwinsForSemanticSegmentation(tiny_config()).save_pretrained(tmp_path)
+    TwinsImageProcessor().save_pretrained(tmp_path)
+    shelf = ModelShelf({"another": str(tmp_path)}, runpy.run_path(str(SPACE / "app.py"))["load"])
+    with pytest.raises(ModelError, match="The model another cannot be loaded: it is not there, not of this kind, or"):
+        shelf.get("another")
 
 
 def test_classify_needs_a_picture_alone(client, tmp_path):

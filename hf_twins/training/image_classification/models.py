@@ -21,15 +21,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import ModelCardData
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torchvision.transforms import v2
 from transformers import PreTrainedModel
 
 from hf_twins import TWINS_VARIANTS, TwinsForImageClassification, TwinsImageProcessor, load_model
+from hf_twins._utils.cards import model_card
 from hf_twins._utils.files import write_json
 from hf_twins._utils.labels import label_fields
-from hf_twins.loading import ADAPTER_LABELS_NAME, load_image_processor, load_pretrained
+from hf_twins.loading import (
+    ADAPTER_LABELS_NAME,
+    MissingProcessorError,
+    can_be_hub_id,
+    load_image_processor,
+    load_pretrained,
+)
 from hf_twins.training.image_classification.arguments import (
     ClassificationRecipe,
     ModelArguments,
@@ -122,7 +130,7 @@ def create_processor(arguments: TrainedModelArguments, num_channels: int) -> Twi
     elif arguments.source not in TWINS_VARIANTS:
         try:
             processor = load_image_processor(arguments.source, arguments.model_revision)
-        except OSError:
+        except MissingProcessorError:
             logger.warning(f"{arguments.source} has no image processor: images are prepared as the authors evaluate.")
     return adapt_processor(processor, arguments.image_size, num_channels)
 
@@ -218,6 +226,34 @@ def sampling_weights(recipe: ClassificationRecipe, labels: Sequence[int], num_la
     return balancing_weights(labels, num_labels)[torch.as_tensor(labels)]
 
 
+ADAPTER_USAGE = """import hf_twins
+from transformers import pipeline
+
+# Needs PEFT: pip install "hf_twins[train]"
+model, processor = hf_twins.load_model("{folder}", "image-classification")
+classify = pipeline("image-classification", model=model, image_processor=processor)
+print(classify("picture.jpg"))"""
+
+
+def save_adapter(model: PeftModel, processor: TwinsImageProcessor, folder: Path) -> None:
+    """The adapter alone, with its image processor and the names of its labels: the base model's may be others."""
+    model.save_pretrained(str(folder))
+    processor.save_pretrained(folder)
+    labels: Any = model.config.id2label
+    write_json(folder / ADAPTER_LABELS_NAME, list(labels.values()))
+    base = model.peft_config["default"].base_model_name_or_path or "random weights"
+    metadata = ModelCardData(
+        library_name="peft",
+        pipeline_tag="image-classification",
+        tags=["twins", "lora"],
+        # The Hub refuses what cannot be a model there.
+        base_model=base if can_be_hub_id(base) and not Path(base).exists() else None,
+    )
+    description = f"A LoRA adapter of a Twins image classifier ({base}), for {len(labels)} labels."
+    card = model_card(metadata, folder.parent.name, description, ADAPTER_USAGE.format(folder=folder))
+    card.save(folder / "README.md")
+
+
 def save_model(
     model: PreTrainedModel | PeftModel,
     processor: TwinsImageProcessor,
@@ -233,11 +269,7 @@ def save_model(
         weights: of the model, where it is sharded and has them only in parts.
     """
     if isinstance(model, PeftModel):
-        adapter_dir = output_dir / "adapter"
-        model.save_pretrained(str(adapter_dir))
-        # The base model may have another processor and other labels.
-        processor.save_pretrained(adapter_dir)
-        write_json(adapter_dir / ADAPTER_LABELS_NAME, list(model.config.id2label.values()))
+        save_adapter(model, processor, output_dir / "adapter")
         # Merged into a copy: the model may still be trained.
         model = copy.deepcopy(model).merge_and_unload()
     model.save_pretrained(str(output_dir), state_dict=weights)

@@ -33,7 +33,7 @@ from hf_twins import (
     TwinsImageProcessor,
 )
 from hf_twins._utils.labels import label_fields
-from hf_twins.loading import load_image_processor, load_pretrained
+from hf_twins.loading import MissingProcessorError, load_image_processor, load_pretrained
 from hf_twins.training.semantic_segmentation.arguments import HEADS, ModelArguments
 from hf_twins.training.semantic_segmentation.data import IGNORE_INDEX
 from hf_twins.training.trainer import twins_config
@@ -164,7 +164,7 @@ def create_processor(arguments: ModelArguments, fields: dict[str, Any], do_reduc
             processor = load_image_processor(name, arguments.model_revision)
         if processor is not None and segmentation_labels(fields) is None:
             processor = segmentation_processor(image_mean=processor.image_mean, image_std=processor.image_std)
-    except OSError:
+    except MissingProcessorError:
         logger.warning(f"{name} has no image processor: pictures are prepared as for the published models.")
     if processor is None:
         processor = segmentation_processor()

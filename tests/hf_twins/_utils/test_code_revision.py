@@ -94,7 +94,7 @@ def commit(hub, tmp_path, trace) -> str:
 def test_evaluation_of_a_folder_refuses_code_of_another_repository(commit, trace, tmp_path):
     folder = write_model(tmp_path / "model")
     message = (
-        r"model/config\.json has the auto_map entry 'me/code--code\.Config', .* give --code_revision, the hash of a "
+        r"model/config\.json has the auto_map entry 'me/code--code\.Config', .* give code_revision, the hash of a "
         r"commit of me/code that you have read"
     )
     with pytest.raises(SystemExit, match=message):
@@ -200,9 +200,9 @@ def test_every_entry_of_another_repository_needs_a_commit(where, file, content, 
 @pytest.mark.parametrize("revision", ["main", "", COMMIT[:39], COMMIT + "0", COMMIT.upper(), f"{COMMIT}\n"])
 def test_what_is_no_commit_is_refused(revision, tmp_path):
     write_model(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"--code_revision must be .*40 hexadecimal digits.*, got "):
+    with pytest.raises(ValueError, match=r"code_revision must be .*40 hexadecimal digits.*, got "):
         pinned_code_revision(str(tmp_path / "model"), "main", revision)
-    with pytest.raises(ValueError, match=r"--model_revision must be .*40 hexadecimal digits.*, got "):
+    with pytest.raises(ValueError, match=r"\(--model_revision\) must be .*40 hexadecimal digits.*, got "):
         pinned_code_revision("me/model", revision, COMMIT)
 
 
