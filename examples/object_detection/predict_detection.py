@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Find objects on pictures with a detector that `run_detection.py` trained.
+r"""Find objects on pictures with a detector that `run_detection.py` trained.
 
     python examples/object_detection/predict_detection.py --model_name_or_path outputs/mine --images path/to/pictures \
         --output_dir outputs/found

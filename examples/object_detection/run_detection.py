@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Train a detector with a Twins backbone on data in COCO's format, with transformers' Trainer.
+r"""Train a detector with a Twins backbone on data in COCO's format, with transformers' Trainer.
 
     python examples/object_detection/run_detection.py --detector retinanet --model_name_or_path timm/twins_svt_small.in1k \
         --train_dir train2017 --train_annotations instances_train2017.json \
