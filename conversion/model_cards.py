@@ -18,28 +18,14 @@ from collections.abc import Mapping
 from checkpoint_formats import Conversion
 from checkpoint_sources import Checkpoint
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import UperNetForSemanticSegmentation
 from verification import backbone_config
 
-from hf_twins import TWINS_VARIANTS, TwinsForImageClassification, TwinsForSemanticSegmentation
+from hf_twins import TWINS_VARIANTS
+from hf_twins._utils import cards
 
 
 PAPER = "https://huggingface.co/papers/2104.13840"
-TEXT = """---
-{metadata}
----
-
-# {title}
-
-{description}
-
-## Usage
-
-```python
-{usage}
-```
-
-{install}
+SECTIONS = """{install}
 
 ## Where it comes from
 
@@ -68,22 +54,7 @@ in float32. Its configuration keeps what the source computes: `window_padding="{
   url       = {{https://openreview.net/forum?id=5kTlVBkzSRx}},
   year      = {{2021}}
 }}
-```
-"""
-
-CLASSIFY = """from transformers import pipeline
-{imports}
-classify = pipeline("image-classification", "{repo_id}"{trust})
-print(classify("picture.jpg"))"""
-SEGMENT = """from transformers import pipeline
-{imports}
-segment = pipeline("image-segmentation", "{repo_id}"{trust})
-print([(each["label"], each["mask"]) for each in segment("picture.jpg")])"""
-EXTRACT = """from transformers import AutoImageProcessor
-from hf_twins import {model_class}
-
-processor = AutoImageProcessor.from_pretrained("{repo_id}")
-model = {model_class}.from_pretrained("{repo_id}")"""
+```"""
 
 
 def model_card(
@@ -102,15 +73,13 @@ def model_card(
     config = backbone_config(model)
     name = conversion.variant or "Twins"
     title = f"{name} {TASKS.get(type(model).__name__, 'backbone')}"
-    return ModelCard(
-        TEXT.format(
-            metadata=card_data(conversion, checkpoint, name).to_yaml(),
-            title=title,
-            description=(
-                f"A [Twins]({PAPER}) vision transformer ({'SVT' if config.window_size else 'PCPVT'}), "
-                f"converted from {checkpoint.origin}."
-            ),
-            usage=usage(conversion, repo_id, remote_code),
+    return cards.model_card(
+        card_data(conversion, checkpoint, name),
+        title,
+        f"A [Twins]({PAPER}) vision transformer ({'SVT' if config.window_size else 'PCPVT'}), converted from "
+        f"{checkpoint.origin}.",
+        cards.usage_code(type(model).__name__, repo_id, remote_code),
+        SECTIONS.format(
             install=(
                 "The code is in this repository and runs with `trust_remote_code=True`: read it, and let `revision` be "
                 "the hash of the commit that you have read. With `pip install hf_twins` and `import hf_twins`, that "
@@ -127,15 +96,10 @@ def model_card(
             patch_padding=config.patch_padding,
             layer_norm_eps=config.layer_norm_eps,
             results=results_text(conversion, checkpoint),
-        )
+        ),
     )
 
 
-PIPELINES = {
-    "TwinsForImageClassification": "image-classification",
-    "UperNetForSemanticSegmentation": "image-segmentation",
-    "TwinsForSemanticSegmentation": "image-segmentation",
-}
 TASKS = {
     "TwinsForImageClassification": "image classifier",
     "UperNetForSemanticSegmentation": "UperNet",
@@ -149,7 +113,7 @@ def card_data(conversion: Conversion, checkpoint: Checkpoint, name: str) -> Mode
         "license": "apache-2.0",
         "library_name": "transformers",
         "tags": ["twins", "vision", "hf_twins"],
-        "pipeline_tag": PIPELINES.get(type(conversion.model).__name__, "image-feature-extraction"),
+        "pipeline_tag": cards.pipeline_tag(type(conversion.model).__name__),
         "model_name": (checkpoint.published or {}).get("name", name),
         "base_model": checkpoint.origin if checkpoint.origin.startswith("timm/") else None,
         "datasets": sorted({result.dataset_type for result in results}),
@@ -197,18 +161,3 @@ def results_text(conversion: Conversion, checkpoint: Checkpoint) -> str:
     return "\n".join(
         [f"Results {results[0].source_name}:\n", "| data set | metric | value |", "|---|---|---|", *lines]
     )
-
-
-def usage(conversion: Conversion, repo_id: str, remote_code: bool) -> str:
-    names = {
-        "repo_id": repo_id,
-        "model_class": type(conversion.model).__name__,
-        # The hash of the commit cannot be in it.
-        "trust": ', trust_remote_code=True, revision="COMMIT"' if remote_code else "",
-        "imports": "" if remote_code else "import hf_twins  # registers Twins with transformers\n",
-    }
-    if isinstance(conversion.model, TwinsForImageClassification):
-        return CLASSIFY.format(**names)
-    if isinstance(conversion.model, UperNetForSemanticSegmentation | TwinsForSemanticSegmentation):
-        return SEGMENT.format(**names)
-    return EXTRACT.format(**names)

@@ -31,22 +31,25 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModelForImageClassification,
-    AutoModelForSemanticSegmentation,
-)
 
-from hf_twins import LayerAttention, TwinsConfig, attention_maps, attention_rollout, grad_cam
+from hf_twins import (
+    LayerAttention,
+    attention_maps,
+    attention_rollout,
+    grad_cam,
+    load_model,
+)
 from hf_twins._utils.command_line import run
+from hf_twins._utils.drawing import denormalize
 from hf_twins._utils.files import write_atomically
 from hf_twins._utils.images import open_image
 
 
 @dataclass
 class AttentionMapsArguments:
-    model_name_or_path: str = field(metadata={"help": "Folder or Hub id of a classifier or a Semantic FPN."})
+    model_name_or_path: str = field(
+        metadata={"help": "A classifier or a Semantic FPN: a folder or Hub id, also of timm's, or the authors' file."}
+    )
     image: str = field(metadata={"help": "The picture."})
     output_dir: str = field(metadata={"help": "Where the figures are written, one for each stage."})
     stages: list[str] | None = field(default=None, metadata={"help": "Such as stage3 stage4; all by default."})
@@ -60,19 +63,6 @@ class AttentionMapsArguments:
     label: str | None = field(
         default=None, metadata={"help": "Name or index of Grad-CAM's class; the predicted one by default."}
     )
-
-
-def load_model(name_or_path: str) -> Any:
-    try:
-        config = AutoConfig.from_pretrained(name_or_path)
-    except OSError as error:
-        # transformers does not always say which.
-        raise OSError(f"cannot load the model {name_or_path}: {error}") from error
-    if not isinstance(config, TwinsConfig):
-        raise ValueError(f"{name_or_path} must hold a Twins model, it is of type {config.model_type}.")
-    segments = "TwinsForSemanticSegmentation" in (config.architectures or [])
-    model_class = AutoModelForSemanticSegmentation if segments else AutoModelForImageClassification
-    return model_class.from_pretrained(name_or_path).eval()
 
 
 def choose_layers(
@@ -99,12 +89,6 @@ def choose_label(label: str | None, model: Any, pixel_values: torch.Tensor) -> i
             f"--label must be a label of the model or an index below {model.config.num_labels}, got {label}."
         )
     return index
-
-
-def as_picture(pixel_values: torch.Tensor, processor: Any) -> np.ndarray:
-    """`(1, num_channels, height, width)`, normalized, as the image that it was, `(height, width, 3)` in [0, 1]."""
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (processor.image_mean, processor.image_std))
-    return (pixel_values[0] * std + mean).clamp(0, 1).permute(1, 2, 0).expand(-1, -1, 3).numpy()
 
 
 def draw_map(axes: Axes, picture: np.ndarray, values: torch.Tensor, stride: int, title: str) -> None:
@@ -178,12 +162,16 @@ def draw_stage(
 def write_figures(arguments: AttentionMapsArguments) -> list[Path]:
     if len(arguments.query) != 2 or not all(0 <= part < 1 for part in arguments.query):
         raise ValueError(f"--query must be a row and a column in [0, 1), got {arguments.query}.")
-    model = load_model(arguments.model_name_or_path)
+    model, processor = load_model(arguments.model_name_or_path)
+    if type(model).__name__ not in ("TwinsForImageClassification", "TwinsForSemanticSegmentation"):
+        raise ValueError(
+            f"{arguments.model_name_or_path} holds a {type(model).__name__}, but a classifier or a Semantic FPN is needed: "
+            "name another model."
+        )
     stage_names = model.config.stage_names[1:]
     stages = arguments.stages or stage_names
     if not set(stages) <= set(stage_names):
         raise ValueError(f"--stages must be some of {', '.join(stage_names)}, got {', '.join(stages)}.")
-    processor = AutoImageProcessor.from_pretrained(arguments.model_name_or_path)
     image = open_image(arguments.image).convert("RGB")
     pixel_values = processor(image, return_tensors="pt")["pixel_values"]
     label = choose_label(arguments.label, model, pixel_values)
@@ -196,7 +184,7 @@ def write_figures(arguments: AttentionMapsArguments) -> list[Path]:
     for stage, (of_stage, shown) in zip(stages, chosen):
         row, column = (int(part * side) for part, side in zip(arguments.query, of_stage[0].grid))
         figure = draw_stage(
-            *(as_picture(pixel_values, processor), of_stage, shown),
+            *(np.asarray(denormalize(pixel_values[0], processor)), of_stage, shown),
             *(grad_cam(model, pixel_values, label, stage)[0], model.config.id2label[label], (row, column)),
         )
         path = output_dir / f"{stage}.png"

@@ -18,9 +18,10 @@
 
 Every contender runs in a process of its own, so that none warms another's caches, and they take turns, a few calls each, so
 that what else the machine does falls on all of them. What is compared is pairs of a turn; shown are medians, with the least
-and the greatest of the ratios. timm's model in eager float32 is 1.00; larger is faster. The contender `matmul` is the
-machine's ceiling: where it takes part, the others are shown as shares of its FLOP/s. With several image sizes, time is
-fitted as a power of the number of pixels: exponent 1 is linear. It needs Linux, which says how much memory a process takes.
+and the greatest of the ratios. timm's eager model, in the first of the dtypes, is 1.00; larger is faster. The contender
+`matmul` is the machine's ceiling: where it takes part, the others are shown as shares of its FLOP/s. With several image sizes,
+time is fitted as a power of the number of pixels: exponent 1 is linear. Memory is a process's, which Linux says, or what
+PyTorch took of a GPU.
 """
 
 import argparse
@@ -58,7 +59,7 @@ RUNTIMES = {
     "aotinductor": ("float32", "bfloat16"),
 }
 CONTENDERS = (
-    *("timm", "timm-compiled", "hf_twins", "hf_twins-optimized", "hf_twins-compiled"),
+    *("timm", "timm-compiled", "timm-reduce-overhead", "hf_twins", "hf_twins-optimized", "hf_twins-compiled"),
     *(*RUNTIMES, *PEERS, "matmul"),
 )
 # Rows, inputs and outputs of the matrix product that is the ceiling: large enough for any kernel to be at its best.
@@ -89,7 +90,8 @@ class Case:
 
     @property
     def baseline(self) -> "Case":
-        return replace(self, contender="timm", dtype="float32", checkpoints=False)
+        dtype = "float32" if self.dtype == "int8" else self.dtype
+        return replace(self, contender="timm", dtype=dtype, checkpoints=False)
 
 
 def what_prevents(case: Case, device: str) -> str | None:
@@ -98,8 +100,8 @@ def what_prevents(case: Case, device: str) -> str | None:
         case.mode != "inference" or device != "cpu" or case.dtype not in RUNTIMES[case.contender]
     ):
         return f"{case.contender} is measured in inference on CPUs, in {', '.join(RUNTIMES[case.contender])}"
-    if case.mode == "training" and case.contender == "hf_twins-optimized":
-        return f"{case.contender} cannot be trained"
+    if case.mode == "training" and case.contender in ("hf_twins-optimized", "timm-reduce-overhead"):
+        return f"{case.contender} is not measured in training"
     if case.dtype == "int8" and case.contender not in ("hf_twins-optimized", "matmul", *RUNTIMES):
         return f"{case.contender} has no int8"
     if case.checkpoints and (case.contender != "hf_twins" or case.mode != "training"):
@@ -138,6 +140,8 @@ def create_call(case: Case, device: str, threads: int | None = None) -> Callable
         compute = compute.to(dtype)
         if case.contender == "timm-compiled":
             compute = torch.compile(compute)
+        elif case.contender == "timm-reduce-overhead":
+            compute = torch.compile(compute, mode="reduce-overhead")
     inputs = images if case.dtype == "int8" else images.to(dtype)
 
     def call() -> Any:
@@ -176,13 +180,16 @@ def create_model(case: Case) -> Any:
 
 
 def exported_call(case: Case, threads: int | None) -> Callable[[], Any]:
-    """A call of what one of the scripts in `export/` makes of the model; int8 is calibrated with noise, for its speed."""
-    sys.path.insert(0, str(Path(__file__).parent / "export"))
+    """A call of what one of the exports makes of the model; int8 is calibrated with noise, for its speed."""
     import numpy as np
-    from exporting import describe, load_source, save_onnx
-    from run_exported import import_openvino, load_runtime
 
     from hf_twins import TwinsImageProcessor
+    from hf_twins.export.folder import describe
+    from hf_twins.export.run_exported import load_runtime
+    from hf_twins.export.source import load_source
+    from hf_twins.export.to_onnx import export_onnx
+    from hf_twins.export.to_openvino import convert_to_openvino, export_openvino, quantize, save_openvino
+    from hf_twins.export.to_torch import export_torch
 
     images = np.random.default_rng(0).normal(size=(case.batch_size, 3, case.image_size, case.image_size))
     pixel_values = images.astype(np.float32)
@@ -190,34 +197,19 @@ def exported_call(case: Case, threads: int | None) -> Callable[[], Any]:
         source_dir, output_dir = f"{folder}/source", f"{folder}/exported"
         create_model(case).save_pretrained(source_dir)
         TwinsImageProcessor().save_pretrained(source_dir)
+        source = load_source(source_dir)
         with redirect_stdout(sys.stderr):
             if case.contender == "onnxruntime":
-                import export_onnx
-
-                onnx_arguments: Any = export_onnx.OnnxArguments(source_dir, output_dir)
-                onnx_arguments.dtype = case.dtype
-                export_onnx.export(onnx_arguments)
+                export_onnx(source, output_dir, case.dtype)
             elif case.contender == "aotinductor":
-                import export_torch
-
-                arguments: Any = export_torch.TorchArguments(source_dir, output_dir, case.image_size, case.image_size)
-                arguments.dtype = case.dtype
-                export_torch.export(arguments)
+                export_torch(load_source(source_dir, case.image_size, case.image_size), output_dir, case.dtype)
             elif case.dtype == "int8":
-                import export_openvino
-
-                source = load_source(source_dir)
-                file = Path(folder, "model.onnx")
-                save_onnx(source, file, export_openvino.OPSET_VERSION)
-                openvino = import_openvino()
-                model = export_openvino.quantize(openvino.convert_model(file), [pixel_values[:1]] * 10)
+                model = quantize(convert_to_openvino(source), [pixel_values[:1]] * 10)
                 Path(output_dir).mkdir()
-                openvino.save_model(model, f"{output_dir}/model.xml")
+                save_openvino(model, Path(output_dir, "model.xml"))
                 describe(Path(output_dir), source, "openvino", "model.xml", None, dtype="int8")
             else:
-                import export_openvino
-
-                export_openvino.export(export_openvino.OpenVinoArguments(source_dir, output_dir))
+                export_openvino(source, output_dir)
         precision = "bf16" if case.contender == "openvino" and case.dtype == "bfloat16" else "f32"
         runtime = load_runtime(output_dir, threads=threads, precision=precision)
     return lambda: runtime(pixel_values)
@@ -303,15 +295,18 @@ def serve(case: Case, threads: int, device: str, warm_ups: int, connection: Any)
         import hf_twins  # noqa: F401
 
         transformers.utils.logging.set_verbosity_error()
+        flops = count_flops(case)
         before = resident_memory()
         call = create_call(case, device, threads)
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         for _ in range(warm_ups):
             call()
         connection.send("ready")
         while (count := connection.recv()) is not None:
             connection.send(list(timed(call, count, device)))
         memory = torch.cuda.max_memory_allocated() if device == "cuda" else peak_memory() - before
-        connection.send((memory, count_flops(case)))
+        connection.send((memory, flops))
     except Exception as error:
         connection.send(f"{type(error).__name__}: {error}".splitlines()[0])
 
@@ -351,6 +346,9 @@ class Contender:
         self.seconds: list[list[float]] = []
         self.error: str | None = None
         self.memory = self.flops = 0
+
+    def get_ready(self) -> None:
+        """Wait until it is warmed up."""
         answer = self.receive()
         if answer is not None and answer != "ready":
             self.error = answer
@@ -379,17 +377,26 @@ class Contender:
                 self.error = answer
             else:
                 self.memory, self.flops = answer
-        self.process.join()
 
 
 def compete(cases: list[Case], args: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of cases with the same baseline, which is the first of them."""
-    contenders = [Contender(case, args.threads, args.device, args.warm_ups) for case in cases]
+    contenders = []
+    for case in cases:
+        contenders.append(Contender(case, args.threads, args.device, args.warm_ups))
+        if args.device == "cpu":
+            contenders[-1].get_ready()
+    if args.device != "cpu":
+        # What compiles them is not what is measured: beside a GPU they get ready side by side.
+        for contender in contenders:
+            contender.get_ready()
     for _ in range(args.rounds):
         for contender in contenders:
             contender.take_turn(args.calls)
     for contender in contenders:
         contender.end()
+    for contender in contenders:
+        contender.process.join()
     rows = [row(contender, contenders[0]) for contender in contenders]
     ceilings = {result["dtype"]: result["flops_per_second"] for result in rows if is_measured(result, "matmul")}
     for result in rows:

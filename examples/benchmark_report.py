@@ -41,6 +41,10 @@ def describe_contender(result: dict[str, Any]) -> str:
     return f"{result['contender']} {result['dtype']}" + (", checkpoints" if result["checkpoints"] else "")
 
 
+def milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.{1 if seconds >= 0.01 else 2}f}"
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """The results in Markdown."""
     has_ceiling = any("share_of_ceiling" in result for result in rows)
@@ -69,7 +73,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             ratio = f"**{result['ratio']:.2f}** ({least:.2f} - {greatest:.2f})" if "ratio" in result else "-"
             is_ceiling = name == "matmul"
             cells += ["", ""] if is_ceiling else [ratio, f"{result['images_per_second']:.1f}"]
-            cells += [" / ".join(f"{1000 * result['percentiles'][percent]:.1f}" for percent in (50, 95, 99))]
+            cells += [" / ".join(milliseconds(result["percentiles"][percent]) for percent in (50, 95, 99))]
             cells += ["" if is_ceiling else f"{result['memory'] / 2**20:.0f} MB"]
             cells += [f"{result['flops_per_second'] / 1e9:.0f}"]
             cells += [f"{result['share_of_ceiling']:.0%}" if "share_of_ceiling" in result else ""] * has_ceiling
@@ -109,7 +113,7 @@ def draw(rows: list[dict[str, Any]], device: str, path: Path) -> None:
         axes.axvline(1, color="grey", linestyle=":", linewidth=1)
         axes.set_title(name, fontsize=10, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
-    grid[-1, 0].set_xlabel("times as fast as timm's model in eager float32")
+    grid[-1, 0].set_xlabel(f"times as fast as timm's eager model in {rows[0]['dtype']}")
     grid[-1, 0].margins(x=0.08)
     figure.suptitle(device, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)

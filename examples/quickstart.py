@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from transformers import (
@@ -44,8 +44,10 @@ from transformers import (
     set_seed,
 )
 
-from hf_twins import TwinsConfig, TwinsForImageClassification, TwinsImageProcessor
+from hf_twins import TwinsConfig, TwinsForImageClassification, TwinsImageProcessor, load_model
+from hf_twins._utils.cards import model_card, usage_code
 from hf_twins._utils.command_line import parse_arguments
+from hf_twins._utils.files import write_atomically
 from hf_twins._utils.images import ImageError, check_shape
 from hf_twins._utils.labels import label_fields
 
@@ -62,7 +64,10 @@ class QuickstartArguments:
     )
     model_name_or_path: str | None = field(
         default=None,
-        metadata={"aliases": ["--model"], "help": "Folder or Hub id of trained weights to start from."},
+        metadata={
+            "aliases": ["--model"],
+            "help": "Trained weights to start from: a folder or Hub id, also of timm's, or the authors' file.",
+        },
     )
     image_size: int | None = field(
         default=None,
@@ -121,10 +126,7 @@ def create_model(
         if arguments.variant is not None or arguments.image_size is not None:
             raise ValueError("--variant and --image-size belong to a new model, --model brings its own.")
         # The trained head is replaced where it has other labels.
-        model = AutoModelForImageClassification.from_pretrained(
-            arguments.model_name_or_path, ignore_mismatched_sizes=True, **label_names
-        )
-        return model, AutoImageProcessor.from_pretrained(arguments.model_name_or_path)
+        return load_model(arguments.model_name_or_path, "image-classification", allow_new_weights=True, **label_names)
     if arguments.variant is not None:
         image_size = arguments.image_size or 224
         config = TwinsConfig.from_variant(arguments.variant, **label_names)
@@ -190,7 +192,9 @@ def draw_results(images: list, labels: list[str], predictions: list[dict], histo
     figure.savefig(path, dpi=120)
 
 
-def write_model_card(arguments: QuickstartArguments, accuracy: float, output_dir: Path) -> None:
+def write_model_card(
+    arguments: QuickstartArguments, model: TwinsForImageClassification, accuracy: float, output_dir: Path
+) -> None:
     dataset = arguments.dataset or "scikit-learn digits"
     start = arguments.model_name_or_path or f"{arguments.variant or 'a small Twins-SVT'} with random weights"
     metadata = ModelCardData(
@@ -209,12 +213,15 @@ def write_model_card(arguments: QuickstartArguments, accuracy: float, output_dir
             )
         ],
     )
-    ModelCard(
-        f"---\n{metadata.to_yaml()}\n---\n\n# {output_dir.name}\n\n"
+    card = model_card(
+        metadata,
+        output_dir.name,
         f"A Twins image classifier, fine-tuned on {dataset} from {start} for {arguments.epochs} epochs (seed "
-        f"{arguments.seed}) by hf_twins' quickstart. Accuracy on held-out images: {accuracy:.1%}.\n\n"
-        f"![Held-out images, their predictions, and the learning curve](results.png)\n"
-    ).save(output_dir / "README.md")
+        f"{arguments.seed}) by hf_twins' quickstart. Accuracy on held-out images: {accuracy:.1%}.",
+        usage_code(type(model).__name__, str(output_dir)),
+        "![Held-out images, their predictions, and the learning curve](results.png)",
+    )
+    write_atomically(output_dir / "README.md", card.save)
 
 
 def fine_tune(
@@ -271,13 +278,8 @@ def main() -> None:
     labels = dataset["train"].features["label"].names
     try:
         model, processor = create_model(arguments, labels)
-    except OSError as error:
-        sys.exit(
-            f"Cannot load the model {arguments.model_name_or_path!r}: {error}\n"
-            "Give a folder written by save_pretrained, or a Hub id (which needs a network, unless it was downloaded before)."
-        )
-    except ValueError as error:
-        sys.exit(f"Cannot create the model: {error}")
+    except (OSError, ValueError, ImportError) as error:
+        sys.exit(f"error: {error}")
 
     print(
         f"Fine-tuning {sum(parameter.numel() for parameter in model.parameters()):,} parameters on "
@@ -300,7 +302,7 @@ def main() -> None:
     predictions = [best for (best,) in classifier(images, top_k=1, batch_size=arguments.batch_size)]
     num_right = sum(best["label"] == label for best, label in zip(predictions, true_labels))
     draw_results(images, true_labels, predictions, history, output_dir / "results.png")
-    write_model_card(arguments, num_right / len(images), output_dir)
+    write_model_card(arguments, model, num_right / len(images), output_dir)
 
     print(
         f"\n{num_right} of {len(images)} held-out images right ({num_right / len(images):.1%}), classified by the model "

@@ -29,6 +29,8 @@ from transformers import (
     AutoModelForSemanticSegmentation,
 )
 
+# Registers its detectors too.
+from . import detection as detection
 from .checkpoints import CheckpointReader
 from .configuration_twins import TwinsConfig
 from .image_processing_pil_twins import TwinsImageProcessorPil
@@ -46,6 +48,7 @@ from .variants import TWINS_VARIANTS, TwinsVariant, published_variant
 if TYPE_CHECKING:
     from .inference_optimization import optimize_for_inference
     from .interpretation import LayerAttention, attention_maps, attention_rollout, grad_cam
+    from .loading import load_model
     from .optimizer_groups import parameter_groups
     from .pixel_mask import pass_pixel_mask_to_backbone
     from .remote_code import save_remote_code
@@ -83,6 +86,7 @@ __all__ = [
     "attention_maps",
     "attention_rollout",
     "grad_cam",
+    "load_model",
     "optimize_for_inference",
     "parameter_groups",
     "pass_pixel_mask_to_backbone",
@@ -96,6 +100,7 @@ LAZY_NAMES = {
     "attention_maps": "interpretation",
     "attention_rollout": "interpretation",
     "grad_cam": "interpretation",
+    "load_model": "loading",
     "optimize_for_inference": "inference_optimization",
     "parameter_groups": "optimizer_groups",
     "pass_pixel_mask_to_backbone": "pixel_mask",

@@ -16,6 +16,7 @@
 import copy
 import functools
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -23,15 +24,19 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import is_torchdynamo_compiling
 
 from .modeling_twins import (
     MODULES_WITH_NEW_OUTPUTS,
+    STAGE_RECORDS,
     TwinsAttention,
     TwinsLayer,
     TwinsLocalAttention,
     TwinsMLP,
     TwinsPatchConv2d,
+    TwinsPreTrainedModel,
     is_exact_gelu,
+    is_recording_hook,
     window_partition,
 )
 
@@ -40,11 +45,15 @@ logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=nn.Module)
 
-BACKENDS = ("auto", "eager", "packed", "compile")
+BACKENDS = ("auto", "eager", "packed", "graph", "compile")
 # Relative L2 distance of the outputs from the plain model's that `verify` allows.
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2, torch.int8: 3e-2}
 # Image of the check, in pixels: odd, so that padding is checked as well.
 VERIFIED_SIZE = 225
+# Larger inputs keep a GPU busy for longer than Python takes to launch their kernels.
+MAX_RECORDED_VALUES = 64 * 3 * 224 * 224
+# Inputs that a model keeps a CUDA graph of.
+MAX_RECORDINGS = 8
 
 
 def optimize_for_inference(
@@ -56,11 +65,13 @@ def optimize_for_inference(
     |---|---|---|
     | `"eager"` | the type of the weights | anywhere |
     | `"packed"` | linear layers hold their weights as oneDNN's kernels read them, and those of one input, sub-sampling and GELU are part of them | on CPUs: no waiting at the start, any image size; the one for int8 |
-    | `"compile"` | `torch.compile`, with the weights frozen into the code on CPUs | for one or few image sizes: each is compiled when it first comes |
-    | `"auto"` | `"packed"` where the model is on a CPU that can and has no adapters, otherwise `"eager"` | |
+    | `"graph"` | linear layers of one input are one, and the kernels of a call with few images are recorded as a CUDA graph and replayed for images of the same size | on GPUs, which wait for Python while images are few: the first eight sizes of input are recorded, each when it first comes |
+    | `"compile"` | `torch.compile`, with the weights frozen into the code on CPUs, and its kernels recorded as above on GPUs | for one or few image sizes: each is compiled when it first comes |
+    | `"auto"` | `"packed"` where the model is on a CPU that can and has no adapters, `"graph"` on a CUDA device, otherwise `"eager"` | |
 
     Images are given in any type; outputs come back in that of the images. The copy cannot be trained or saved: keep the
-    model it was made of.
+    model it was made of. Calls with masks or labels, under autocast or for gradients of the image are computed without a
+    recording. A recording does not call hooks that are registered after it.
 
     Args:
         model: a Twins model, or any other that holds one, in evaluation mode or not.
@@ -104,7 +115,14 @@ def optimize_for_inference(
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}.")
     has_adapters = any(hasattr(module, "base_layer") for module in model.modules())
     if backend == "auto":
-        backend = "packed" if can_pack(parameter.device, dtype) and not has_adapters else "eager"
+        if parameter.is_cuda and dtype != torch.int8:
+            backend = "graph"
+        else:
+            backend = "packed" if can_pack(parameter.device, dtype) and not has_adapters else "eager"
+    elif backend == "graph" and not parameter.is_cuda:
+        raise ValueError(
+            f"backend 'graph' needs a CUDA device; this is {parameter.device.type}: choose 'auto', 'eager' or 'compile'."
+        )
     elif backend == "packed" and has_adapters:
         raise ValueError(
             "backend 'packed' takes the weights as they are, and this model has adapters: merge them with peft's "
@@ -122,18 +140,32 @@ def optimize_for_inference(
         )
     float_dtype = torch.float32 if dtype == torch.int8 else dtype
     optimized = copy.deepcopy(model).eval().requires_grad_(False).to(float_dtype)
+    is_recorded = parameter.is_cuda and backend in ("graph", "compile")
     if backend == "packed":
         pack(optimized, dtype)
+    elif is_recorded and not has_adapters:
+        fuse_projections(optimized, lambda linear: linear)
     cast_at_the_border(optimized, float_dtype)
     if backend == "compile":
         is_cpu = parameter.device.type == "cpu"
-        optimized.compile(options={"freezing": True} if is_cpu else None)
+        optimized.forward = torch.compile(optimized.forward, options={"freezing": True} if is_cpu else None)
+    if is_recorded:
+        record_calls(optimized)
     if verify:
         check_outputs(model, optimized, dtype)
     return optimized
 
 
-class PreparedLinear(nn.Module):
+class UnsavedModule(nn.Module):
+    """A module that holds weights otherwise than a checkpoint does."""
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        raise RuntimeError(
+            "A model that was optimized for inference cannot be saved: save the one that it was made of."
+        )
+
+
+class PreparedLinear(UnsavedModule):
     """A linear layer whose weight lies in memory as a kernel reads it, and that can do nothing but compute."""
 
     def __init__(self, linear: nn.Linear):
@@ -142,11 +174,6 @@ class PreparedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
-
-    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        raise RuntimeError(
-            "A model that was optimized for inference cannot be saved: save the one that it was made of."
-        )
 
 
 class PackedLinear(PreparedLinear):
@@ -214,17 +241,17 @@ def prepare_linear(linear: nn.Linear, dtype: torch.dtype) -> PreparedLinear:
     return QuantizedLinear(linear) if dtype == torch.int8 else PackedLinear(linear)
 
 
-class FusedProjections(nn.Module):
+class FusedProjections(UnsavedModule):
     """Queries, keys and values of an attention by one product, or by two where keys and values are of other tokens."""
 
-    def __init__(self, attention: TwinsAttention, dtype: torch.dtype):
+    def __init__(self, attention: TwinsAttention, prepare: Callable[[nn.Linear], nn.Module]):
         super().__init__()
         query, key, value = attention.q_proj, attention.k_proj, attention.v_proj
         self.is_local = isinstance(attention, TwinsLocalAttention)
         if self.is_local:
-            self.qkv_proj = prepare_linear(stack([query, key, value]), dtype)
+            self.qkv_proj = prepare(stack([query, key, value]))
         else:
-            self.q_proj, self.kv_proj = prepare_linear(query, dtype), prepare_linear(stack([key, value]), dtype)
+            self.q_proj, self.kv_proj = prepare(query), prepare(stack([key, value]))
 
     def forward(self, query_states: torch.Tensor, key_value_states: torch.Tensor) -> Sequence[torch.Tensor]:
         if self.is_local:
@@ -269,14 +296,20 @@ def stack(linears: Sequence[nn.Linear]) -> nn.Linear:
     return linear_of(torch.cat([linear.weight for linear in linears]), bias)
 
 
-def pack(model: nn.Module, dtype: torch.dtype) -> None:
-    """Replace the linear layers of a model, those of one input by one; in int8, only those of its blocks."""
+def fuse_projections(model: nn.Module, prepare: Callable[[nn.Linear], nn.Module]) -> None:
+    """Replace the linear layers of an attention that have one input by what `prepare` makes of one for all of them."""
     for module in list(model.modules()):
         if isinstance(module, TwinsAttention):
-            module.projections = FusedProjections(module, dtype)
+            module.projections = FusedProjections(module, prepare)
             setattr(module, "project", module.projections.forward)  # noqa: B010  # which is declared as a method
             del module.q_proj, module.k_proj, module.v_proj
-        elif isinstance(module, TwinsMLP) and is_exact_gelu(module.activation_fn) and dtype != torch.int8:
+
+
+def pack(model: nn.Module, dtype: torch.dtype) -> None:
+    """Replace the linear layers of a model, those of one input by one; in int8, only those of its blocks."""
+    fuse_projections(model, functools.partial(prepare_linear, dtype=dtype))
+    for module in list(model.modules()):
+        if isinstance(module, TwinsMLP) and is_exact_gelu(module.activation_fn) and dtype != torch.int8:
             setattr(module, "fc1", PackedLinear(module.fc1, "gelu"))  # noqa: B010  # which is declared as plain
             module.activation_fn = FusedActivation()
     # What makes labels of features is little of the work, and most of the error in int8.
@@ -290,6 +323,94 @@ def pack(model: nn.Module, dtype: torch.dtype) -> None:
                     setattr(module, name, prepare_linear(child, dtype))
                 elif isinstance(child, TwinsPatchConv2d):
                     setattr(module, name, PackedPatchConv2d(child, dtype))
+
+
+class Recording:
+    """The kernels of one call as a CUDA graph, and the memory that they read images from and write outputs to."""
+
+    def __init__(self, forward: Callable, pixel_values: torch.Tensor, flags: dict[str, Any], pool: Any):
+        stream = torch.cuda.Stream()
+        self.pixel_values = pixel_values.clone()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            # What is loaded or compiled at first use cannot be recorded.
+            for _ in range(2):
+                forward(self.pixel_values, **flags)
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        # Other threads may use the device meanwhile.
+        with torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            self.outputs = forward(self.pixel_values, **flags)
+
+    def replay(self, pixel_values: torch.Tensor) -> None:
+        self.pixel_values.copy_(pixel_values)
+        self.graph.replay()
+
+
+def record_calls(model: nn.Module) -> None:
+    """Let a Twins model, or those that another model holds, replay the kernels of calls with few images."""
+    if not isinstance(model, TwinsPreTrainedModel):
+        for child in model.children():
+            record_calls(child)
+        return
+    forward = model.forward
+    recordings: dict[tuple, Recording] = {}
+    # Graphs of one pool share memory, so one of them runs at a time: each waits for the last, in whatever stream.
+    pools: dict[torch.device, tuple[Any, torch.cuda.Event]] = {}
+    lock = threading.Lock()
+
+    @functools.wraps(forward)
+    def recorded_forward(pixel_values: torch.Tensor, *args: Any, **flags: Any) -> Any:
+        if args or not can_replay(model, pixel_values, flags):
+            return forward(pixel_values, *args, **flags)
+        parameter, device = next(model.parameters()), pixel_values.device
+        # By the address as well: a model that was moved has its weights elsewhere.
+        key = (device, pixel_values.shape, pixel_values.dtype, parameter.data_ptr(), *sorted(flags.items()))
+        with lock, torch.cuda.device(device):
+            pool, last_replay = pools.setdefault(device, (torch.cuda.graph_pool_handle(), torch.cuda.Event()))
+            last_replay.wait()
+            # Whatever the mode of the call, as the memory of the graph can be written to in one alone.
+            with torch.inference_mode():
+                recording = recordings.get(key)
+                if recording is None and len(recordings) < MAX_RECORDINGS and not has_hooks(model):
+                    recording = recordings[key] = Recording(forward, pixel_values, flags, pool)
+                if recording is not None:
+                    recording.replay(pixel_values)
+            if recording is not None:
+                # The next replay writes to the same memory.
+                outputs = map_tensors(recording.outputs, torch.clone)
+                last_replay.record()
+                return outputs
+        return forward(pixel_values, **flags)
+
+    model.forward = recorded_forward
+
+
+def can_replay(model: nn.Module, pixel_values: Any, flags: dict[str, Any]) -> bool:
+    """Whether a call is computed by nothing but kernels that depend on nothing but the images' size and the flags."""
+    return (
+        not is_torchdynamo_compiling()
+        and not torch.jit.is_tracing()
+        and type(pixel_values) is torch.Tensor
+        and pixel_values.is_cuda
+        and pixel_values.device == next(model.parameters()).device
+        and 0 < pixel_values.numel() <= MAX_RECORDED_VALUES
+        and not model.training
+        and not (pixel_values.requires_grad and torch.is_grad_enabled())
+        and not torch.is_autocast_enabled("cuda")
+        and not torch.cuda.is_current_stream_capturing()
+        and STAGE_RECORDS.get() is None
+        and all(flag is None or isinstance(flag, bool) for flag in flags.values())
+    )
+
+
+def has_hooks(model: nn.Module) -> bool:
+    """Whether somebody other than transformers sees what parts of a model compute."""
+    return any(
+        part._forward_pre_hooks or not all(map(is_recording_hook, part._forward_hooks.values()))
+        for module in model.children()
+        for part in module.modules()
+    )
 
 
 def cast_at_the_border(model: nn.Module, dtype: torch.dtype) -> None:

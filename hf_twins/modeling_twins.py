@@ -211,6 +211,17 @@ def pad_or_crop(hidden_states: torch.Tensor, size: tuple[int, int], new_size: tu
     return nn.functional.pad(hidden_states, (0, 0, 0, new_size[1] - size[1], 0, new_size[0] - size[0]))
 
 
+def crop_to_patches(image: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """The part of an image (batch_size, channels, height, width) that fills patches, which is all that a convolution reads.
+
+    Where a last column is left over, oneDNN's convolution of kernel 2 in bfloat16 is wrong on CPUs with AMX (PyTorch 2.15).
+    """
+    if is_torchdynamo_exporting():
+        return image
+    height, width = image.shape[2:]
+    return image[:, :, : height // patch_size * patch_size, : width // patch_size * patch_size]
+
+
 def differ(size: tuple[int, int], new_size: tuple[int, int]) -> bool:
     """Whether two sizes differ. In a graph with symbolic sizes that cannot be decided, and is assumed."""
     return is_torchdynamo_exporting() or size != new_size
@@ -264,17 +275,29 @@ def compute_attention(
     return attn_output.to(dtype), attn_weights if is_eager else None
 
 
+def is_left_to_cudnn(image: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether a convolution of patches is faster than their product: in half precision on GPUs, unless there are gradients.
+
+    So it was measured on an NVIDIA H200 with PyTorch 2.11. In float32, cuDNN would round to TF32 besides.
+    """
+    return (
+        image.is_cuda
+        and image.dtype in (torch.float16, torch.bfloat16)
+        and not (torch.is_grad_enabled() and (image.requires_grad or weight.requires_grad))
+        and not is_torchdynamo_compiling()
+    )
+
+
 class TwinsPatchConv2d(nn.Conv2d):
     """A convolution whose kernel is its stride, as a matrix product: faster for the few patches of the sub-sampling, and no
     faster for patch embeddings."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        if is_torchdynamo_exporting() or image.shape[0] == 0:
+        if is_torchdynamo_exporting() or image.shape[0] == 0 or is_left_to_cudnn(image, self.weight):
             # A graph with symbolic sizes cannot know that patches are whole, and no images have none.
             return super().forward(image)
-        size = self.stride[0]
-        height, width = image.shape[2] // size * size, image.shape[3] // size * size
-        patches = nn.functional.pixel_unshuffle(image[:, :, :height, :width], size).permute(0, 2, 3, 1)
+        image = crop_to_patches(image, self.stride[0])
+        patches = nn.functional.pixel_unshuffle(image, self.stride[0]).permute(0, 2, 3, 1)
         return nn.functional.linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
@@ -344,7 +367,7 @@ class TwinsPatchEmbeddings(nn.Module):
         if self.patch_padding:
             height, width = image.shape[2:]
             image = nn.functional.pad(image, (0, -width % self.patch_size, 0, -height % self.patch_size))
-        hidden_states = self.projection(image).permute(0, 2, 3, 1)
+        hidden_states = self.projection(crop_to_patches(image, self.patch_size)).permute(0, 2, 3, 1)
         hidden_states = clear_padding(self.dropout(self.layernorm(hidden_states)), token_mask)
         return hidden_states.permute(0, 3, 1, 2)
 

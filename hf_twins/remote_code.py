@@ -43,7 +43,7 @@ def save_remote_code(save_directory: str | os.PathLike) -> list[str]:
 
     Raises:
         FileNotFoundError: if `save_directory` holds no `config.json`.
-        ValueError: if its model is not a Twins model.
+        ValueError: if its model is not a Twins model, but, for example, a DETR or UperNet with a Twins backbone.
     """
     save_directory = Path(save_directory)
     config_file = save_directory / "config.json"
@@ -52,6 +52,12 @@ def save_remote_code(save_directory: str | os.PathLike) -> list[str]:
             f"{save_directory} has no config.json: save the model there first, with model.save_pretrained."
         )
     config = json.loads(config_file.read_text(encoding="utf-8"))
+    backbone = config.get("backbone_config")
+    if isinstance(backbone, dict) and backbone.get("model_type") == "twins":
+        raise ValueError(
+            f"{config_file} is of a model with a Twins backbone (model_type {config.get('model_type')!r}), and only Twins models "
+            "themselves can bring their code: load it where this package is installed, after `import hf_twins`."
+        )
     if config.get("model_type") != "twins":
         raise ValueError(
             f"{config_file} must be of a Twins model (model_type 'twins'), got {config.get('model_type')!r}."

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from digit_scenes import digit_scene
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import nn
@@ -44,6 +44,7 @@ from hf_twins import (
     TwinsPreTrainedModel,
     parameter_groups,
 )
+from hf_twins._utils.cards import model_card, usage_code
 from hf_twins._utils.command_line import ArgumentParser
 from hf_twins._utils.labels import label_fields
 
@@ -234,15 +235,17 @@ def write_card(name: str, model: TwinsPreTrainedModel, seed: int, epochs: int, r
         what = f"A {kind} that tells white handwritten digits on black apart, one in a picture of {DIGIT_SIDE} pixels"
     else:
         what = f"A {kind} with a Semantic FPN that finds bright handwritten digits on a dark ground"
-    ModelCard(
-        f"---\n{metadata.to_yaml()}\n---\n\n# {name}\n\n"
+    model_card(
+        metadata,
+        name,
         f"{what}. With {model.num_parameters():,} parameters it is small enough to lie in a repository: something for a demo "
         "to start with, without a network. It knows nothing else: shown anything but such digits, it still names one.\n\n"
         f"Trained from {'random weights' if is_classifier else 'the weights of a classifier of single digits'} by `spaces/train_digit_models.py` of hf_twins for {epochs} epochs, seed {seed}, on four "
         "fifths of the 1,797 digits that scikit-learn ships "
         "([Optical Recognition of Handwritten Digits](https://archive.ics.uci.edu/dataset/80), 8 x 8 pixels, CC BY 4.0), "
-        f"{'enlarged, turned, shifted and paled' if is_classifier else f'composed to {NUM_SCENES:,} scenes'}.\n\n"
-        f"| data | {metric[1]} |\n|---|---|\n| {data} | {result:.1%} |\n"
+        f"{'enlarged, turned, shifted and paled' if is_classifier else f'composed to {NUM_SCENES:,} scenes'}.",
+        usage_code(type(model).__name__, name),
+        f"| data | {metric[1]} |\n|---|---|\n| {data} | {result:.1%} |",
     ).save(folder / "README.md")
 
 

@@ -52,7 +52,7 @@ INSTALLATION = re.compile(r'pip install -e "\.\[(\w+)\]"\n')
 IN_CI = ".ci/run runs it in a fresh environment"
 MACHINES = "needs more devices than a test has: tests/examples/test_distributed.py loads the configurations"
 BENCHMARK = "takes hours: tests/examples/test_benchmark.py runs the script on less"
-ATTACK = "takes hours: tests/test_robustness.py runs the script for less time"
+ATTACK = "takes hours: tests/attacks/test_robustness.py runs the script for less time"
 # By page, and first line.
 CANNOT_RUN = {
     ("README.md", 'pip install -e ".[train]" && python examples/quickstart.py'): IN_CI,
@@ -79,9 +79,9 @@ CANNOT_RUN = {
     ): BENCHMARK,
     ("examples/export/README.md", "python -m venv executorch_env"): "ExecuTorch needs an environment of its own",
     ("tests/README.md", "pytest "): "these tests",
-    ("tests/README.md", "python tests/kill_at_random.py"): ATTACK,
-    ("tests/README.md", "python tests/load.py"): ATTACK,
-    ("tests/README.md", "python tests/fuzz_readers.py"): ATTACK,
+    ("tests/README.md", "python tests/attacks/kill_at_random.py"): ATTACK,
+    ("tests/README.md", "python tests/attacks/load.py"): ATTACK,
+    ("tests/README.md", "python tests/attacks/fuzz_readers.py"): ATTACK,
 }
 
 

@@ -11,41 +11,33 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A Twins model as ONNX, for images of any number, height and width, in float32 or int8.
+"""Export a Twins model to ONNX, for images of any number, height and width, in float32 or int8.
 
     python examples/export/export_onnx.py --model_name_or_path outputs/quickstart --output_dir outputs/onnx
     ... --dtype int8
-    python examples/export/run_exported.py --model_dir outputs/onnx picture.png
+    python outputs/onnx/run_exported.py picture.png
 
-Classifiers and segmenters give `logits`, backbones `feature_map_0`, `feature_map_1` and so on. The folder is only there if
-ONNX Runtime computes what PyTorch does, at one and several images, at sizes that fill attention windows and that do not.
+Classifiers and segmenters return `logits`, backbones `feature_map_0`, `feature_map_1` and so on. The folder is only written
+if ONNX Runtime computes the same as PyTorch, for one and several images, of sizes that fill attention windows and that do not.
 int8 needs no images: linear layers scale their inputs as they come.
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
-from exporting import (
-    TOLERANCES,
-    ExportArguments,
-    describe,
-    load_source,
-    run_export,
-    save_onnx,
-    verification_shapes,
-    verify,
-)
-
-from hf_twins._utils.files import new_output
+from hf_twins.export.command_line import ExportArguments, run_export
+from hf_twins.export.source import load_source
+from hf_twins.export.to_onnx import export_onnx
 
 
 @dataclass
 class OnnxArguments(ExportArguments):
-    dtype: Literal["float32", "int8"] = field(default="float32", metadata={"help": "Of weights and products."})
+    dtype: Literal["float32", "int8"] = field(default="float32", metadata={"help": "Dtype of weights and products."})
     opset_version: int = field(
         default=18,
-        metadata={"help": "Of ONNX; from 23 on attention is one operator, faster where the runtime has it."},
+        metadata={
+            "help": "Opset of ONNX, 18 or later; from 23 on, attention is one operator, faster where the runtime has it."
+        },
     )
 
 
@@ -53,34 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
     run_export(OnnxArguments, export, arguments)
 
 
-def export(args: OnnxArguments) -> Path:
-    source = load_source(args.model_name_or_path)
-    with new_output(Path(args.output_dir)) as folder:
-        save_onnx(source, folder / "model.onnx", args.opset_version)
-        if args.dtype == "int8":
-            print("quantizing ...", flush=True)
-            quantize_linear_layers(folder / "model.onnx")
-        describe(folder, source, runtime="onnx", file="model.onnx", size=None, dtype=args.dtype)
-        verify(folder, source, verification_shapes(source), TOLERANCES[args.dtype])
-    return Path(args.output_dir)
-
-
-def quantize_linear_layers(file: Path) -> None:
-    """Let products with weights be of 8 bits, but for the classifier, which is small and costs accuracy."""
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    quantized = file.with_suffix(".int8")
-    classifiers = [node.name for node in onnx.load(file).graph.node if "logits" in node.output]
-    quantize_dynamic(
-        file,
-        quantized,
-        op_types_to_quantize=["MatMul", "Gemm"],
-        weight_type=QuantType.QInt8,
-        # ONNX Runtime makes a product and a sum of it before it looks for the names.
-        nodes_to_exclude=[f"{name}{suffix}" for name in classifiers for suffix in ("", "_MatMul")],
-    )
-    quantized.replace(file)
+def export(args: OnnxArguments) -> None:
+    export_onnx(load_source(args.model_name_or_path), args.output_dir, args.dtype, args.opset_version)
 
 
 if __name__ == "__main__":

@@ -23,12 +23,10 @@ that the same command after an interruption does what is missing.
 
 import hashlib
 import itertools
-import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import PIL.Image
 import pyarrow
@@ -37,16 +35,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
-from transformers import AutoImageProcessor
 
-from hf_twins import TwinsBackbone, TwinsModel
 from hf_twins._utils.command_line import run
-from hf_twins._utils.digests import model_digest
-from hf_twins._utils.files import write_atomically, write_json
+from hf_twins._utils.features import POOLED, FeatureExtractor
+from hf_twins._utils.files import exclusive_folder, write_atomically, write_json
 from hf_twins._utils.images import is_image_file, open_image
+from hf_twins._utils.run_settings import record_settings
 
 
-SETTINGS_NAME = "settings.json"
 INDEX_NAME = "features.safetensors.index.json"
 
 
@@ -56,72 +52,18 @@ class ExtractionArguments:
     input_dir: str = field(metadata={"help": "Folder of images, in sub-folders or not."})
     output_dir: str = field(metadata={"help": "Where the features are written."})
     features: list[str] = field(
-        default_factory=lambda: ["pooled"],
+        default_factory=lambda: [POOLED],
         metadata={"help": "Either pooled, one vector an image, or stages such as stage1 stage4, their maps."},
     )
     shard_size: int = field(default=256, metadata={"help": "Images in a file, all held in memory."})
     batch_size: int = field(default=32, metadata={"help": "Images in a step."})
 
 
-@dataclass
-class Settings:
-    """What the features in a folder depend on; all of them must be made with the same."""
-
-    model_name_or_path: str
-    model_digest: str
-    input_dir: str
-    images: str
-    features: list[str]
-    shard_size: int
-
-
-class FeatureExtractor:
-    """A model and its image processor, and what the two make of pictures.
-
-    Args:
-        model_name_or_path: folder or Hub id.
-        features: `["pooled"]`, or names of stages.
-
-    Raises:
-        OSError: if there is no such model or no image processor with it.
-        ValueError: if the features are not the model's.
-    """
-
-    def __init__(self, model_name_or_path: str, features: list[str]):
-        self.features = features
-        model_class: Any = TwinsModel if features == ["pooled"] else TwinsBackbone
-        out_features = {} if features == ["pooled"] else {"out_features": features}
-        try:
-            self.processor = AutoImageProcessor.from_pretrained(model_name_or_path)
-            self.model = model_class.from_pretrained(model_name_or_path, dtype=torch.float32, **out_features).eval()
-        except OSError as error:
-            # transformers does not always say which.
-            raise OSError(f"cannot load the model {model_name_or_path}: {error}") from error
-        self.model.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
-
-    @torch.inference_mode()
-    def __call__(self, images: list[PIL.Image.Image]) -> list[dict[str, torch.Tensor]]:
-        """For each image, each feature under its name: `(hidden_size,)`, or `(hidden_size, height, width)` of a stage."""
-        inputs = [self.processor(image, return_tensors="pt")["pixel_values"] for image in images]
-        results = []
-        # A processor that crops makes all images of one size; others go through the model with neighbours of theirs.
-        for _, batch in itertools.groupby(inputs, key=lambda pixel_values: pixel_values.shape):
-            outputs = self.model(torch.cat(list(batch)).to(self.model.device))
-            values = [outputs.pooler_output] if self.features == ["pooled"] else outputs.feature_maps
-            results += [dict(zip(self.features, of_image)) for of_image in zip(*(value.cpu() for value in values))]
-        return results
-
-
 def check_features(features: list[str]) -> None:
     """Raise a ValueError if they are neither the vector nor stages in their order."""
     stages = [name for name in features if name.startswith("stage") and name[5:].isdecimal()]
-    if features != ["pooled"] and (stages != features or sorted(set(features)) != features or not features):
+    if features != [POOLED] and (stages != features or sorted(set(features)) != features or not features):
         raise ValueError(f"--features must be pooled, or stages in their order such as stage1 stage4, got {features}.")
-
-
-def read_image(path: Path) -> PIL.Image.Image:
-    """The picture the right way up, as RGB."""
-    return open_image(path).convert("RGB")
 
 
 def readable_images(folder: Path, paths: list[str], progress: tqdm) -> Iterator[tuple[str, PIL.Image.Image]]:
@@ -129,7 +71,7 @@ def readable_images(folder: Path, paths: list[str], progress: tqdm) -> Iterator[
     for path in paths:
         progress.update()
         try:
-            image = read_image(folder / path)
+            image = open_image(folder / path).convert("RGB")
         except Exception as error:
             # Pillow's decoders raise all kinds of errors.
             tqdm.write(f"{path} cannot be decoded and is left out: {error}", file=sys.stderr)
@@ -147,21 +89,6 @@ def find_images(folder: Path) -> list[str]:
     return paths
 
 
-def write_settings(settings: Settings, output_dir: Path) -> None:
-    """Raise a ValueError if what is in the folder was made with others."""
-    path = output_dir / SETTINGS_NAME
-    if path.exists():
-        written = json.loads(path.read_text())
-        others = [name for name, value in asdict(settings).items() if written.get(name) != value]
-        if others:
-            raise ValueError(
-                f"{output_dir} holds features made with other {', '.join(others)}: give another --output_dir, or remove it."
-            )
-        return
-    output_dir.mkdir(parents=True, exist_ok=True)
-    write_json(path, asdict(settings))
-
-
 def write_shard(
     extractor: FeatureExtractor, folder: Path, paths: list[str], batch_size: int, shard: Path, progress: tqdm
 ) -> None:
@@ -171,7 +98,7 @@ def write_shard(
     while batch := list(itertools.islice(images, batch_size)):
         features.update(zip([path for path, _ in batch], extractor([image for _, image in batch])))
     if shard.suffix == ".parquet":
-        vectors = torch.cat([torch.empty(0), *(of_image["pooled"] for of_image in features.values())])
+        vectors = torch.cat([torch.empty(0), *(of_image[POOLED] for of_image in features.values())])
         array = pyarrow.FixedSizeListArray.from_arrays(vectors.numpy(), extractor.model.config.hidden_size)
         table = pyarrow.table({"path": pyarrow.array(features, pyarrow.string()), "feature": array})
         write_atomically(shard, lambda temporary: pyarrow.parquet.write_table(table, temporary))
@@ -209,16 +136,23 @@ def extract_features(arguments: ExtractionArguments) -> None:
     input_dir, output_dir = Path(arguments.input_dir), Path(arguments.output_dir)
     paths = find_images(input_dir)
     extractor = FeatureExtractor(arguments.model_name_or_path, arguments.features)
-    settings = Settings(
-        model_name_or_path=arguments.model_name_or_path,
-        model_digest=model_digest(extractor.model, extractor.processor),
-        input_dir=str(input_dir.resolve()),
-        images=hashlib.sha256("\n".join(paths).encode()).hexdigest(),
-        features=arguments.features,
-        shard_size=arguments.shard_size,
-    )
-    write_settings(settings, output_dir)
-    suffix = "parquet" if arguments.features == ["pooled"] else "safetensors"
+    settings = {
+        "model_name_or_path": arguments.model_name_or_path,
+        "model_digest": extractor.digest,
+        "input_dir": str(input_dir.resolve()),
+        "images": hashlib.sha256("\n".join(paths).encode()).hexdigest(),
+        "features": arguments.features,
+        "shard_size": arguments.shard_size,
+    }
+    with exclusive_folder(output_dir):
+        record_settings(output_dir, settings)
+        write_features(extractor, arguments, paths)
+
+
+def write_features(extractor: FeatureExtractor, arguments: ExtractionArguments, paths: list[str]) -> None:
+    """Write the shards that are not there yet, and say what there is now."""
+    input_dir, output_dir = Path(arguments.input_dir), Path(arguments.output_dir)
+    suffix = "parquet" if arguments.features == [POOLED] else "safetensors"
     chunks = [paths[start : start + arguments.shard_size] for start in range(0, len(paths), arguments.shard_size)]
     shards = [
         output_dir / f"features-{number:05}-of-{len(chunks):05}.{suffix}" for number in range(1, len(chunks) + 1)

@@ -18,21 +18,22 @@
 Prints them, nearest first, and draws them. One batch of vectors is held in memory at a time, however many there are.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet
 import torch
-from extract_features import SETTINGS_NAME, FeatureExtractor, Settings, read_image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hf_twins._utils.command_line import run
-from hf_twins._utils.digests import model_digest
+from hf_twins._utils.features import POOLED, FeatureExtractor
 from hf_twins._utils.files import write_atomically
+from hf_twins._utils.images import open_image
+from hf_twins._utils.run_settings import read_settings
 
 
 @dataclass
@@ -43,15 +44,21 @@ class SearchArguments:
     contact_sheet: str = field(default="neighbours.png", metadata={"help": "Where they are drawn."})
 
 
-def read_settings(features: Path) -> Settings:
-    path = features / SETTINGS_NAME
-    if not path.exists():
+def check_settings(features: Path) -> dict[str, Any]:
+    """The settings of the run that extracted the vectors.
+
+    Raises:
+        ValueError: if there are no vectors.
+    """
+    settings = read_settings(features)
+    if "features" not in settings:
         raise ValueError(
-            f"--features must be a folder that extract_features.py wrote, {features} has no {SETTINGS_NAME}."
+            f"--features must be the --output_dir of extract_features.py, got {features}, of another script."
         )
-    settings = Settings(**json.loads(path.read_text()))
-    if settings.features != ["pooled"]:
-        raise ValueError(f"{features} holds maps of {', '.join(settings.features)}: extract with --features pooled.")
+    if settings["features"] != [POOLED]:
+        raise ValueError(
+            f"{features} holds maps of {', '.join(settings['features'])}: extract with --features pooled."
+        )
     return settings
 
 
@@ -104,7 +111,7 @@ def draw_image(axes: Axes, path: Path, title: str) -> None:
     lines = [line if len(line) <= 28 else f"...{line[-25:]}" for line in title.splitlines()]
     axes.set_title("\n".join(lines), fontsize=8)
     try:
-        axes.imshow(read_image(path))
+        axes.imshow(open_image(path).convert("RGB"))
     except OSError:
         axes.text(0.5, 0.5, "no longer there", ha="center", va="center")
 
@@ -113,16 +120,16 @@ def search_features(arguments: SearchArguments) -> list[tuple[float, str]]:
     if arguments.top_k < 1:
         raise ValueError(f"--top_k must be at least 1, got {arguments.top_k}.")
     features, query = Path(arguments.features), Path(arguments.query)
-    settings, shards = read_settings(features), find_shards(features)
-    image = read_image(query)
-    extractor = FeatureExtractor(settings.model_name_or_path, settings.features)
-    if model_digest(extractor.model, extractor.processor) != settings.model_digest:
+    settings, shards = check_settings(features), find_shards(features)
+    image = open_image(query).convert("RGB")
+    extractor = FeatureExtractor(settings["model_name_or_path"], settings["features"])
+    if extractor.digest != settings["model_digest"]:
         raise ValueError(
-            f"{settings.model_name_or_path} has other weights or preprocessing than what made {features}: "
+            f"{settings['model_name_or_path']} has other weights or preprocessing than what made {features}: "
             "extract them again."
         )
     neighbours = nearest_neighbours(extractor([image])[0]["pooled"], shards, arguments.top_k)
-    draw_contact_sheet(query, Path(settings.input_dir), neighbours, Path(arguments.contact_sheet))
+    draw_contact_sheet(query, Path(settings["input_dir"]), neighbours, Path(arguments.contact_sheet))
     return neighbours
 
 

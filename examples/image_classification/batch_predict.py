@@ -23,7 +23,6 @@ predicted exactly once.
 """
 
 import hashlib
-import json
 import os
 import time
 from dataclasses import dataclass, field
@@ -43,16 +42,16 @@ from tqdm.auto import tqdm
 
 from hf_twins._utils.command_line import run
 from hf_twins._utils.digests import model_digest
-from hf_twins._utils.files import write_atomically, write_json
+from hf_twins._utils.files import write_atomically
+from hf_twins._utils.run_settings import record_settings
 from hf_twins._utils.shards import DatasetShard, Shard, ShardError, ShardImages, TarShard, find_shards
 from hf_twins.training.data import only_column
 from hf_twins.training.image_classification.arguments import TrainedModelArguments
 from hf_twins.training.image_classification.data import Preparation, evaluation_transform
-from hf_twins.training.image_classification.models import create_processor, load_classifier
+from hf_twins.training.image_classification.models import load_trained
 from hf_twins.training.trainer import one_at_a_time
 
 
-SETTINGS_FILE = "settings.json"
 SCHEMA = pa.schema(
     {
         "path": pa.string(),
@@ -94,9 +93,8 @@ def predict(model_arguments: TrainedModelArguments, args: PredictionArguments) -
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}.")
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=not torch.accelerator.is_available())
-    model: Any = load_classifier(model_arguments)
-    model.eval().to(accelerator.device)
-    processor = create_processor(model_arguments, model.config.num_channels)
+    model, processor = load_trained(model_arguments)
+    model.to(accelerator.device)
     preparation = Preparation(evaluation_transform(processor), model.config.num_channels)
 
     def prepare(image: PIL.Image.Image) -> torch.Tensor:
@@ -119,7 +117,7 @@ def predict(model_arguments: TrainedModelArguments, args: PredictionArguments) -
         }
         if model_arguments.code_revision is not None:
             settings["code_revision"] = model_arguments.code_revision
-        start_output(output_dir, settings)
+        record_settings(output_dir, settings)
     # The main process looks once, for all: others would see what the first have done meanwhile.
     pending = [[index for index, file in enumerate(files) if not file.is_file()]]
     broadcast_object_list(pending)
@@ -177,22 +175,6 @@ def fingerprint(shards: list[Shard]) -> str:
     for shard in shards:
         digest.update(repr(shard).encode("utf-8", "backslashreplace"))
     return digest.hexdigest()
-
-
-def start_output(output_dir: Path, settings: dict[str, Any]) -> None:
-    """Write down what the folder's predictions are of; refuse one with those of something else."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    file = output_dir / SETTINGS_FILE
-    if file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        differing = [name for name, value in settings.items() if before.get(name) != value]
-        if differing:
-            raise ValueError(
-                f"{output_dir} holds predictions with other {', '.join(differing)}: give another --output_dir, or remove "
-                "it."
-            )
-        return
-    write_json(file, settings)
 
 
 @torch.inference_mode()

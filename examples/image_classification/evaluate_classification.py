@@ -46,7 +46,7 @@ from hf_twins.training.image_classification.data import (
     with_label_names,
     without_corrupt_images,
 )
-from hf_twins.training.image_classification.models import create_processor, load_classifier
+from hf_twins.training.image_classification.models import load_trained
 from hf_twins.training.reports import write_results
 
 
@@ -84,8 +84,8 @@ def evaluate(
     if model_arguments.image_size is not None and args.protocol != "checkpoint":
         raise ValueError("--image_size and --protocol both say how large the pictures are: give one of them.")
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=not torch.accelerator.is_available())
-    model: Any = load_classifier(model_arguments)
-    processor = with_protocol(create_processor(model_arguments, model.config.num_channels), args.protocol)
+    model, processor = load_trained(model_arguments)
+    processor = with_protocol(processor, args.protocol)
     with accelerator.main_process_first():
         images, num_corrupt = load_evaluation_images(data_arguments, args)
     label_of = torch.tensor(label_numbers(images.features["label"].names, model.config.id2label))

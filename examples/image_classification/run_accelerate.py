@@ -62,8 +62,8 @@ from hf_twins.training.image_classification.models import (
     sampling_weights,
     save_model,
 )
-from hf_twins.training.image_classification.reports import classification_metrics, write_report
-from hf_twins.training.reports import push_folder, run_settings, write_results
+from hf_twins.training.image_classification.reports import classification_metrics, summary, write_report
+from hf_twins.training.reports import finish_run, run_settings
 from hf_twins.training.trainer import (
     EpochSampler,
     WeightAverage,
@@ -221,6 +221,8 @@ def train(
             remove_old_checkpoints(output_dir, args.save_total_limit)
 
     # The training.
+    logits: Any = None
+    evaluation_labels: Any = None
     progress = tqdm(total=num_steps, initial=step, disable=not accelerator.is_local_main_process)
     # Also if all steps are done, but the last epoch was not evaluated before the training was stopped.
     while step < num_steps or batches_done > 0:
@@ -269,7 +271,9 @@ def train(
     progress.close()
     if average is not None:
         average.copy_to(raw_model)
-    logits, evaluation_labels = predict(accelerator, model, evaluation_loader)
+    if average is not None or logits is None:
+        # Otherwise the last epoch's evaluation was of the final weights.
+        logits, evaluation_labels = predict(accelerator, model, evaluation_loader)
     metrics = {f"eval_{name}": value for name, value in classification_metrics(logits, evaluation_labels).items()}
     weights = whole_weights(accelerator, model)
     if accelerator.is_main_process:
@@ -277,9 +281,8 @@ def train(
         dataset = data_arguments.dataset_name or data_arguments.train_dir
         settings = run_settings(model_arguments, data_arguments, recipe, dataset, vars(args))
         write_report(output_dir, names, logits, evaluation_labels, history, settings)
-        write_results(output_dir, metrics | {"epoch": epoch, "steps": step})
-        if args.push_to_hub:
-            push_folder(output_dir, args.hub_model_id, args.hub_private_repo)
+        results = metrics | {"epoch": epoch, "steps": step}
+        finish_run(args, results, summary(results, len(evaluation_images)), "confusion_matrix.png")
     accelerator.end_training()
     return metrics
 

@@ -52,8 +52,8 @@ from hf_twins.training.image_classification.models import (
     sampling_weights,
     save_model,
 )
-from hf_twins.training.image_classification.reports import classification_metrics, write_report
-from hf_twins.training.reports import push_folder, run_settings, write_results
+from hf_twins.training.image_classification.reports import classification_metrics, summary, write_report
+from hf_twins.training.reports import finish_run, run_settings
 from hf_twins.training.trainer import (
     TRAINER_DEFAULTS,
     EpochSampler,
@@ -148,6 +148,7 @@ def train(
     trainer.train()
 
     prediction: Any = trainer.predict(evaluation_images, metric_key_prefix="eval")
+    trainer.log(prediction.metrics)
     weights = whole_weights(trainer.accelerator, trainer.model_wrapped)
     if trainer.is_world_process_zero():
         save_model(model, processor, output_dir, weights)
@@ -155,11 +156,8 @@ def train(
         settings = run_settings(model_arguments, data_arguments, recipe, dataset, args.to_sanitized_dict())
         history = trainer.state.log_history
         write_report(output_dir, names, prediction.predictions, prediction.label_ids, history, settings)
-        write_results(
-            output_dir, prediction.metrics | {"epoch": trainer.state.epoch, "steps": trainer.state.global_step}
-        )
-        if args.push_to_hub:
-            push_folder(output_dir, args.hub_model_id, bool(args.hub_private_repo))
+        results = prediction.metrics | {"epoch": trainer.state.epoch, "steps": trainer.state.global_step}
+        finish_run(args, results, summary(results, len(evaluation_images)), "confusion_matrix.png")
     return prediction.metrics
 
 

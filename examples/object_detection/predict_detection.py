@@ -11,14 +11,14 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-r"""Find objects on pictures with a detector that `run_detection.py` trained.
+r"""Detect objects on images with a detector that `run_detection.py` trained.
 
-    python examples/object_detection/predict_detection.py --model_name_or_path outputs/mine --images path/to/pictures \
+    python examples/object_detection/predict_detection.py --model_name_or_path outputs/mine --images path/to/images \
         --output_dir outputs/found
 
-Writes every picture with boxes, labels, scores and, of Mask R-CNN, masks drawn on it, and `predictions.json`: by the name
-of the picture a list of `label`, `score`, `box` (left, top, right and bottom in pixels) and, maybe, `mask` (COCO's
-compressed run lengths).
+Writes every image with boxes, labels, scores and, for Mask R-CNN, masks drawn on it, and `predictions.json`: by the name of
+the image a list of `label`, `score`, `box` (left, top, right and bottom in pixels) and, maybe, `mask` (COCO's compressed run
+lengths).
 """
 
 import logging
@@ -33,8 +33,8 @@ from tqdm import tqdm
 
 from hf_twins._utils.command_line import run
 from hf_twins._utils.files import write_json
-from hf_twins._utils.images import decode_image, find_images
-from hf_twins.detection.models import Detector, load_detector
+from hf_twins._utils.images import ImageError, convert_image, find_images, open_image
+from hf_twins.detection import Detector, load_detector
 from hf_twins.training.object_detection.reports import draw_objects, mask_run_lengths
 
 
@@ -43,11 +43,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class PredictionArguments:
-    model_name_or_path: str = field(metadata={"help": "Folder of the detector."})
-    images: str = field(metadata={"help": "A picture, or a folder of them."})
+    model_name_or_path: str = field(metadata={"help": "Folder or Hub id of the detector."})
+    images: str = field(metadata={"help": "An image, or a folder of images."})
     output_dir: str = field(metadata={"help": "Folder to write into."})
-    threshold: float = field(default=0.5, metadata={"help": "Lowest score of what is kept, in [0, 1)."})
-    device: str | None = field(default=None, metadata={"help": "Of PyTorch; the accelerator, if there is one."})
+    threshold: float = field(default=0.5, metadata={"help": "Objects need a higher score, in [0, 1)."})
+    device: str | None = field(
+        default=None, metadata={"help": "Device of PyTorch; by default the accelerator, if there is one."}
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -55,45 +57,53 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def predict(options: PredictionArguments) -> None:
-    """Draw and write what is on the pictures; those that cannot be read are counted and named."""
+    """Detect objects on the images, and draw and write them; images that cannot be decoded are counted and named."""
     if not 0 <= options.threshold < 1:
         raise ValueError(f"--threshold must be in [0, 1), got {options.threshold}.")
     files = find_images(Path(options.images))
     output_dir = Path(options.output_dir)
     if output_dir.resolve() == files[0].resolve().parent:
-        raise ValueError(f"--output_dir must be another folder than the pictures', {output_dir}.")
+        raise ValueError(f"--output_dir must be another folder than that of the images, got {output_dir}.")
     detector = load_detector(options.model_name_or_path)
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     detector.model.to(options.device or accelerator)
     output_dir.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[dict[str, Any]]] = {}
     unreadable = []
-    for file in tqdm(files, desc="Pictures", disable=len(files) == 1):
-        image = decode_image({"bytes": None, "path": str(file)})
+    for file in tqdm(files, desc="Images", disable=len(files) == 1):
+        image = read_image(file)
         if image is None:
             unreadable.append(file.name)
             continue
-        found[file.name] = detect_and_draw(
-            detector, image.convert("RGB"), options.threshold, output_dir / drawn_name(file)
-        )
+        found[file.name] = detect_and_draw(detector, image, options.threshold, output_dir / drawn_name(file))
     write_json(output_dir / "predictions.json", found)
     if unreadable:
         logger.warning(
-            f"{len(unreadable)} of {len(files)} pictures cannot be decoded and are left out: {', '.join(unreadable)}."
+            f"{len(unreadable)} of {len(files)} images cannot be decoded and are left out: {', '.join(unreadable)}."
         )
 
 
+def read_image(file: Path) -> PIL.Image.Image | None:
+    """Read an image in RGB; None if it cannot be used."""
+    try:
+        return convert_image(open_image(file))
+    except ImageError as error:
+        logger.warning(f"{file.name}: {error}")
+        return None
+    except Exception:
+        # Pillow's decoders raise all kinds of errors.
+        return None
+
+
 def drawn_name(file: Path) -> str:
-    """Another for pictures that differ in their extension alone."""
+    """Name of the drawing, a different one for images that differ in their extension alone."""
     return file.name if file.suffix == ".png" else f"{file.name}.png"
 
 
-def detect_and_draw(
-    detector: Detector, picture: PIL.Image.Image, threshold: float, path: Path
-) -> list[dict[str, Any]]:
-    objects = detector([picture], threshold)[0]
+def detect_and_draw(detector: Detector, image: PIL.Image.Image, threshold: float, path: Path) -> list[dict[str, Any]]:
+    objects = detector([image], threshold)[0]
     names = [detector.model.config.id2label[label] for label in range(detector.model.config.num_labels)]
-    functional.to_pil_image(draw_objects(picture, objects, names)).save(path)
+    functional.to_pil_image(draw_objects(image, objects, names)).save(path)
     entries = [
         {"label": names[label], "score": round(score, 4), "box": [round(side, 2) for side in box]}
         for label, score, box in zip(objects["labels"].tolist(), objects["scores"].tolist(), objects["boxes"].tolist())

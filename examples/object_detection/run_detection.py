@@ -25,7 +25,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import gather_object
 from tqdm import tqdm
@@ -33,17 +32,24 @@ from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
 from hf_twins._utils.command_line import run
-from hf_twins.detection.models import Detector, create_detector
+from hf_twins.detection import Detector, TwinsForObjectDetection
 from hf_twins.training.object_detection.arguments import RECIPES, DataArguments, DetectionRecipe, ModelArguments
 from hf_twins.training.object_detection.data import (
-    DetectionImages,
+    EvaluationImages,
+    TrainingImages,
     collate,
-    evaluation_transform,
+    collate_for_detr,
     load_splits,
     training_transform,
 )
-from hf_twins.training.object_detection.reports import average_precision, write_report
-from hf_twins.training.reports import push_folder, run_settings, write_results
+from hf_twins.training.object_detection.models import create_detector
+from hf_twins.training.object_detection.reports import (
+    average_precision,
+    draw_predictions,
+    mask_run_lengths,
+    write_report,
+)
+from hf_twins.training.reports import finish_run, run_settings
 from hf_twins.training.trainer import (
     TRAINER_DEFAULTS,
     EpochSampler,
@@ -56,9 +62,10 @@ from hf_twins.training.trainer import (
 
 
 class DetectionTrainer(RecipeTrainer):
-    """Which lowers the learning rate at epochs, and evaluates by average precision.
+    """A Trainer that lowers the learning rate at the recipe's epochs, and evaluates average precision.
 
-    After an evaluation, `predictions` has what was detected, by the place of its image in the data set.
+    `predict` returns as `predictions` a tuple: what was detected, by the index of its image in the data set, the average
+    precisions, and those by category.
     """
 
     recipe: DetectionRecipe
@@ -90,22 +97,26 @@ class DetectionTrainer(RecipeTrainer):
     ) -> EvalLoopOutput:
         model: Any = self.model
         detector = Detector(model.eval(), self.processing_class)
-        found: list[tuple[int, dict[str, torch.Tensor]]] = []
+        found: list[tuple[int, dict[str, Any]]] = []
         for batch in tqdm(
             dataloader, desc=description, disable=self.args.disable_tqdm or not self.is_world_process_zero()
         ):
             batch = self._prepare_inputs(batch)
             sizes = torch.stack([labels["orig_size"] for labels in batch["labels"]])
             with self.compute_loss_context_manager():
-                predictions = detector.detect(batch, sizes)
-            places = (int(labels["image_id"]) for labels in batch["labels"])
-            found += zip(places, predictions)
-        # Where processes get images twice, so that they have as many, these count once.
-        self.predictions = dict(gather_object(found))
+                predictions: list[dict[str, Any]] = detector.detect(batch, sizes)
+            for labels, prediction in zip(batch["labels"], predictions):
+                if "masks" in prediction:
+                    # Of a whole data set, masks do not fit in memory.
+                    prediction["masks"] = [mask_run_lengths(mask) for mask in prediction["masks"]]
+                found.append((int(labels["image_id"]), prediction))
+        # Some images are evaluated by two processes, so that all have equally many: these count once.
+        by_image = dict(gather_object(found))
         images: Any = dataloader.dataset
-        metrics, _ = average_precision(images.split, self.predictions)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=metrics, num_samples=len(images))
+        precisions, per_category = average_precision(images.split, by_image)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in precisions.items()}
+        results: Any = (by_image, precisions, per_category)
+        return EvalLoopOutput(predictions=results, label_ids=None, metrics=metrics, num_samples=len(images))
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
@@ -125,7 +136,7 @@ def train(
     recipe: DetectionRecipe,
     args: TrainingArguments,
 ) -> dict[str, float]:
-    """Train, evaluate, and write the model, its processor, and what was measured, into the output folder."""
+    """Train, evaluate, and write the model, its image processor and the results into the output folder."""
     set_seed(args.seed)
     output_dir = Path(str(args.output_dir))
     checkpoint = trainer_checkpoint(args, recipe)
@@ -133,8 +144,8 @@ def train(
     with args.main_process_first(desc="loading annotations"):
         splits = load_splits(data_arguments, args.seed, needs_masks)
     model, processor = create_detector(model_arguments, recipe, splits["train"].names)
-    train_images = DetectionImages(splits["train"], training_transform(recipe, processor), needs_masks, args.seed)
-    evaluation_images = DetectionImages(splits["validation"], evaluation_transform(processor))
+    train_images = TrainingImages(splits["train"], training_transform(recipe, processor), needs_masks, args.seed)
+    evaluation_images = EvaluationImages(splits["validation"], processor)
     sampler = EpochSampler(len(train_images), args.seed)
     images_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     args.learning_rate = scaled_learning_rate(args.learning_rate, recipe, images_per_step)
@@ -144,27 +155,36 @@ def train(
         train_dataset=train_images,
         eval_dataset=evaluation_images,
         processing_class=processor,
-        data_collator=collate,
+        data_collator=collate if isinstance(model, TwinsForObjectDetection) else collate_for_detr,
         recipe=recipe,
         sampler=sampler,
         checkpoint=checkpoint,
     )
     trainer.train()
 
-    metrics = trainer.evaluate()
+    # Not `evaluate`, which returns the metrics alone.
+    output: Any = trainer.predict(evaluation_images, metric_key_prefix="eval")
+    (predictions, precisions, per_category), metrics = output.predictions, output.metrics
+    trainer.log(metrics)
     weights = whole_weights(trainer.accelerator, trainer.model_wrapped)
     if trainer.is_world_process_zero():
         model.save_pretrained(str(output_dir), state_dict=weights)
         processor.save_pretrained(output_dir)
-        dataset = data_arguments.train_annotations
         settings = {"detector": model_arguments.detector} | run_settings(
-            model_arguments, data_arguments, recipe, dataset, args.to_sanitized_dict()
+            model_arguments, data_arguments, recipe, data_arguments.train_annotations, args.to_sanitized_dict()
         )
-        history = trainer.state.log_history
-        per_category = write_report(output_dir, splits["validation"], trainer.predictions, history, settings)
-        write_results(output_dir, metrics | {"steps": trainer.state.global_step, "per_category": per_category})
-        if args.push_to_hub:
-            push_folder(output_dir, args.hub_model_id, bool(args.hub_private_repo))
+        draw_predictions(splits["validation"], predictions, output_dir / "predictions.png")
+        write_report(
+            output_dir,
+            precisions,
+            per_category,
+            trainer.state.log_history,
+            settings,
+        )
+        masks = f" (masks {precisions['mask_ap']:.3f})" if "mask_ap" in precisions else ""
+        results = metrics | {"steps": trainer.state.global_step, "per_category": per_category}
+        summary = f"AP on {len(evaluation_images)} evaluation images: {precisions.get('ap', 0):.3f}{masks}."
+        finish_run(args, results, summary, "predictions.png")
     return metrics
 
 

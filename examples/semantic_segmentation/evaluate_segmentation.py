@@ -21,13 +21,10 @@ r"""Measure a segmentation model: mIoU, IoU of each class, accuracy; beside what
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import torch
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
-
-import hf_twins  # noqa: F401  # registers Twins with transformers
+from hf_twins import load_model
 from hf_twins._utils.command_line import run
+from hf_twins._utils.devices import default_device
 from hf_twins._utils.files import write_json
 from hf_twins.training.semantic_segmentation.data import checked_pairs, load_folder
 from hf_twins.training.semantic_segmentation.inference import InferenceArguments
@@ -52,27 +49,10 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     return run(evaluate, EvaluationArguments, InferenceArguments, arguments=arguments)
 
 
-def load_model(name_or_path: str, device: str | None = None) -> tuple[Any, Any]:
-    """A segmentation model in evaluation mode, and its image processor.
-
-    Raises:
-        ValueError: if the processor crops images.
-    """
-    model = AutoModelForSemanticSegmentation.from_pretrained(name_or_path).eval()
-    if device is None:
-        device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
-    processor = AutoImageProcessor.from_pretrained(name_or_path)
-    if processor.do_center_crop:
-        raise ValueError(
-            f"The image processor of {name_or_path} has do_center_crop=True, with which a model sees a part of each image "
-            "only: save it with do_center_crop=False."
-        )
-    return model.to(device), processor
-
-
 def evaluate(options: EvaluationArguments, how: InferenceArguments) -> dict[str, float]:
     """Measure, print, and return `segmentation_metrics`."""
-    model, processor = load_model(options.model_name_or_path, options.device)
+    model, processor = load_model(options.model_name_or_path, "semantic-segmentation")
+    model.to(options.device or default_device())
     names = list(model.config.id2label.values())
     if options.do_reduce_labels is not None:
         processor.do_reduce_labels = options.do_reduce_labels

@@ -23,13 +23,14 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from evaluate_segmentation import load_model
 from tqdm import tqdm
 
+from hf_twins import load_model
 from hf_twins._utils.command_line import run
+from hf_twins._utils.devices import default_device
+from hf_twins._utils.drawing import mask_image
 from hf_twins._utils.images import decode_image, find_images
-from hf_twins.training.semantic_segmentation.drawing import class_shares, draw_prediction, mask_picture
+from hf_twins.training.semantic_segmentation.drawing import class_shares, draw_prediction
 from hf_twins.training.semantic_segmentation.inference import InferenceArguments, segment
 
 
@@ -55,7 +56,8 @@ def predict(options: PredictionArguments, how: InferenceArguments) -> dict[str, 
     """
     files = find_images(Path(options.images))
     check_names(files)
-    model, processor = load_model(options.model_name_or_path, options.device)
+    model, processor = load_model(options.model_name_or_path, "semantic-segmentation")
+    model.to(options.device or default_device())
     names = list(model.config.id2label.values())
     output_dir = Path(options.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -65,8 +67,8 @@ def predict(options: PredictionArguments, how: InferenceArguments) -> dict[str, 
         if image is None:
             unreadable.append(file.name)
             continue
-        mask = segment(model, processor, image, how).argmax(0).cpu().numpy().astype(np.uint8)
-        mask_picture(mask, len(names)).save(output_dir / f"{file.stem}_mask.png")
+        mask = segment(model, processor, image, how).argmax(0).cpu().numpy()
+        mask_image(mask, names).save(output_dir / f"{file.stem}_mask.png")
         draw_prediction(image, mask, names, output_dir / f"{file.stem}_overlay.png")
         shares[file.name] = class_shares(mask, names)
     for name, classes in shares.items():

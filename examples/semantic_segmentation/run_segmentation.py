@@ -29,7 +29,7 @@ from transformers.training_args import ParallelMode
 
 from hf_twins._utils.command_line import run
 from hf_twins.training.data import LabelledImages
-from hf_twins.training.reports import push_folder, run_settings, write_results
+from hf_twins.training.reports import finish_run, run_settings
 from hf_twins.training.semantic_segmentation.arguments import (
     RECIPES,
     DataArguments,
@@ -66,7 +66,6 @@ class SegmentationTrainer(RecipeTrainer):
 
     def __init__(self, *args: Any, inference: InferenceArguments, **kwargs: Any):
         self.inference = inference
-        self.matrix = torch.zeros(0, 0)
         super().__init__(*args, **kwargs)
         if self.accelerator.distributed_type in SHARDED:
             raise ValueError(
@@ -83,8 +82,8 @@ class SegmentationTrainer(RecipeTrainer):
     ) -> dict[str, float]:
         pairs: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         model: Any = self.model
-        self.matrix = evaluate_pairs(model, self.processing_class, pairs, self.inference, self.accelerator)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in segmentation_metrics(self.matrix).items()}
+        matrix = evaluate_pairs(model, self.processing_class, pairs, self.inference, self.accelerator)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in segmentation_metrics(matrix).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -143,7 +142,9 @@ def train(
     )
     trainer.train()
 
-    metrics = trainer.evaluate()
+    matrix = evaluate_pairs(model, processor, pairs["validation"], inference, trainer.accelerator)
+    metrics = {f"eval_{name}": value for name, value in segmentation_metrics(matrix).items()}
+    trainer.log(metrics)
     if trainer.is_world_process_zero():
         model.save_pretrained(output_dir)
         processor.save_pretrained(output_dir)
@@ -152,10 +153,10 @@ def train(
         settings = run_settings(model_arguments, data_arguments, recipe, dataset, args.to_sanitized_dict()) | {
             "inference": vars(inference)
         }
-        write_report(output_dir, names, trainer.matrix, trainer.state.log_history, settings)
-        write_results(output_dir, metrics | {"epoch": trainer.state.epoch, "steps": trainer.state.global_step})
-        if args.push_to_hub:
-            push_folder(output_dir, args.hub_model_id, bool(args.hub_private_repo))
+        write_report(output_dir, names, matrix, trainer.state.log_history, settings)
+        results = metrics | {"epoch": trainer.state.epoch, "steps": trainer.state.global_step}
+        summary = f"Mean IoU on {len(pairs['validation'])} evaluation images: {metrics['eval_mean_iou']:.1%}."
+        finish_run(args, results, summary, "predictions.png")
     return metrics
 
 

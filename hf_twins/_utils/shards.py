@@ -104,9 +104,9 @@ def find_shards(folder: str, shard_size: int, column: str | None = None) -> list
     """The images of a folder: files in it and below it or, if it has some, .parquet or .tar files.
 
     Args:
-        folder: with the images.
+        folder: folder of the images.
         shard_size: images of a shard; .tar files, and row groups of .parquet files, are not divided.
-        column: of the images in .parquet files; found if not given.
+        column: column of the images in .parquet files; found if not given.
 
     Raises:
         ValueError: if there are no images.

@@ -11,4 +11,47 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Detectors with a Twins backbone."""
+"""Object detection with a Twins backbone: RetinaNet, Mask R-CNN, and the detectors of transformers.
+
+[`TwinsForObjectDetection`] and its image processor are registered with transformers' Auto classes when `hf_twins` is
+imported, so that `AutoModelForObjectDetection.from_pretrained` and `pipeline("object-detection")` load it.
+[`load_detector`] loads any detector with a Twins backbone, ready to detect.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
+from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
+
+from .configuration import TwinsDetectorConfig
+from .image_processing import TwinsDetectorImageProcessor
+from .modeling import TwinsDetectorOutput, TwinsForObjectDetection
+
+
+if TYPE_CHECKING:
+    from .loading import Detector, load_detector
+
+AutoConfig.register(TwinsDetectorConfig.model_type, TwinsDetectorConfig, exist_ok=True)
+AutoModelForObjectDetection.register(TwinsDetectorConfig, TwinsForObjectDetection, exist_ok=True)
+AutoImageProcessor.register(
+    TwinsDetectorConfig, image_processor_classes={"torchvision": TwinsDetectorImageProcessor}, exist_ok=True
+)
+# For this task, pipelines look up the classes that they support by name, where `register` does not add them: they would
+# log that the model is not supported, and then detect with it.
+MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES[TwinsDetectorConfig.model_type] = TwinsForObjectDetection.__name__
+
+__all__ = [
+    "Detector",
+    "TwinsDetectorConfig",
+    "TwinsDetectorImageProcessor",
+    "TwinsDetectorOutput",
+    "TwinsForObjectDetection",
+    "load_detector",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("Detector", "load_detector"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(".loading", __name__), name)

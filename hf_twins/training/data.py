@@ -71,7 +71,7 @@ class LabelledImages(torch.utils.data.Dataset):
     """A data set of images, prepared when they are asked for, by their place, or by epoch and place.
 
     Args:
-        split: of examples.
+        split: the examples.
         preparation: called with an example, the epoch and the example's place.
     """
 

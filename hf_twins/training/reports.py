@@ -22,11 +22,12 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, HfApi, ModelCardData
 from huggingface_hub.utils import httpx
 from matplotlib.figure import Figure
 
 import hf_twins
+from hf_twins._utils.cards import model_card
 from hf_twins._utils.files import write_atomically, write_json
 from hf_twins.training.trainer import RecipeArguments
 
@@ -34,26 +35,6 @@ from hf_twins.training.trainer import RecipeArguments
 logger = logging.getLogger(__name__)
 # What a run's folder has beside its model.
 UNPUBLISHED = ("checkpoint-*", "step_*", "runs/*")
-CARD = """---
-{metadata}
----
-
-# {name}
-
-A {kind} ({start}), trained by the recipe `{recipe}` of hf_twins on {dataset}.
-
-| | |
-|---|---|
-{results}
-
-{figures}
-
-## Settings
-
-```json
-{settings}
-```
-"""
 
 
 def run_settings(
@@ -72,8 +53,27 @@ def run_settings(
 
 
 def write_results(output_dir: Path, metrics: dict[str, Any]) -> None:
-    """`all_results.json`, as transformers' and accelerate's examples write it."""
+    """Write `all_results.json`, as transformers' and accelerate's examples do."""
     write_json(output_dir / "all_results.json", metrics, sort_keys=True)
+
+
+def finish_run(args: Any, results: dict[str, Any], summary: str, figure: str) -> None:
+    """The end of every training script: write the results, publish the model folder if asked to, and say where to look.
+
+    Args:
+        args: the run's options, with `output_dir`, `push_to_hub`, `hub_model_id` and `hub_private_repo`.
+        results: numbers for `all_results.json`.
+        summary: what was measured, in a sentence.
+        figure: file in the output folder that shows it.
+
+    Raises:
+        OSError: if the model cannot be published.
+    """
+    output_dir = Path(args.output_dir)
+    write_results(output_dir, results)
+    if args.push_to_hub:
+        push_folder(output_dir, args.hub_model_id, bool(args.hub_private_repo))
+    print(f"{summary} Look at {output_dir / figure}; {output_dir / 'README.md'} says how to load the model.")
 
 
 def draw_curves(history: Sequence[dict[str, float]], panels: dict[str, dict[str, str]], path: Path) -> None:
@@ -82,7 +82,7 @@ def draw_curves(history: Sequence[dict[str, float]], panels: dict[str, dict[str,
     Args:
         history: entries with `epoch` and numbers by name.
         panels: the caption of each panel, and of its curves by the name of their numbers.
-        path: of the picture.
+        path: file that is written.
     """
     figure = Figure(figsize=(4.5 * len(panels), 3.5), layout="constrained")
     for axes, (caption, curves) in zip(figure.subplots(1, len(panels)), panels.items()):
@@ -106,19 +106,21 @@ def write_report_and_card(
     task: str,
     metric_types: dict[str, str],
     figures: dict[str, str],
+    usage: str,
     library_name: str = "transformers",
 ) -> None:
     """Write `report.json` and the model card into the model's folder.
 
     Args:
-        output_dir: of the model.
+        output_dir: the model folder.
         report: what was measured, with `metrics` among it.
         settings: what the run was told, with `recipe`, `start` and `dataset` among it.
-        kind: of model, as it is told to people.
-        task: of the Hub.
+        kind: what the model is, for readers.
+        task: the Hub's name of the task.
         metric_types: the Hub's name of each metric, where it has one of its own.
-        figures: the files of pictures, by what they show.
-        library_name: of what loads the model, as the Hub knows it.
+        figures: the files of the figures, by what they show.
+        usage: Python code that loads the model.
+        library_name: the Hub's name of the library that loads the model.
     """
     versions = {
         "hf_twins": hf_twins.__version__,
@@ -147,18 +149,16 @@ def write_report_and_card(
         model_name=output_dir.name,
         eval_results=results,
     )
-    card = CARD.format(
-        metadata=metadata.to_yaml(),
-        name=output_dir.name,
-        kind=kind,
-        start=settings["start"],
-        recipe=settings["recipe"],
-        dataset=settings["dataset"],
-        results="\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items()),
-        figures="\n\n".join(f"![{caption}]({file})" for caption, file in figures.items()),
-        settings=json.dumps(settings | {"versions": versions}, indent=2, default=str),
+    card = model_card(
+        metadata,
+        output_dir.name,
+        f"A {kind} ({settings['start']}), trained by the recipe `{settings['recipe']}` of hf_twins on {settings['dataset']}.",
+        usage,
+        "\n".join(["| | |", "|---|---|", *(f"| {name} | {value:.4f} |" for name, value in metrics.items())]),
+        *(f"![{caption}]({file})" for caption, file in figures.items()),
+        f"## Settings\n\n```json\n{json.dumps(settings | {'versions': versions}, indent=2, default=str)}\n```",
     )
-    write_atomically(output_dir / "README.md", ModelCard(card).save)
+    write_atomically(output_dir / "README.md", card.save)
 
 
 def push_folder(output_dir: Path, repo_id: str | None, is_private: bool) -> None:
@@ -171,6 +171,10 @@ def push_folder(output_dir: Path, repo_id: str | None, is_private: bool) -> None
     repo_id = repo_id or output_dir.resolve().name
     try:
         url = api.create_repo(repo_id, private=is_private or None, exist_ok=True)
+        card = output_dir / "README.md"
+        # On the Hub, the card's code loads the model from there.
+        text = card.read_text(encoding="utf-8").replace(f'"{output_dir}"', f'"{url.repo_id}"')
+        write_atomically(card, lambda partial: partial.write_text(text, encoding="utf-8"))
         api.upload_folder(repo_id=url.repo_id, folder_path=output_dir, ignore_patterns=list(UNPUBLISHED))
     # RuntimeError where an upload was tried often enough.
     except (httpx.HTTPError, RuntimeError, OSError) as error:

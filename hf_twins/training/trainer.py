@@ -13,8 +13,8 @@
 # limitations under the License.
 """What every training script here shares: recipes, examples in an order to resume in, averaged weights, checkpoints.
 
-What is random about an example depends on the seed, the epoch and its place in the data set alone, so that training which
-was killed goes on as if it had not been.
+What is random about an example depends on the seed, the epoch and its place in the data set alone, so that training that was
+killed resumes as if it had not been.
 """
 
 import functools
@@ -82,7 +82,7 @@ TRAINER_DEFAULTS = {
     "remove_unused_columns": False,
     # Where there is no accelerator to copy to, PyTorch warns of it.
     "dataloader_pin_memory": torch.accelerator.is_available(),
-    # Accelerate takes the processes that torchrun starts for strangers unless it is told that they are to be CPUs.
+    # Without this, Accelerate does not see the processes that torchrun starts on CPUs as one group.
     "use_cpu": not torch.accelerator.is_available(),
     "report_to": "none",
 }
@@ -121,8 +121,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
     Gives (epoch, place), so that the data set can know both.
 
     Args:
-        num_examples: in the data set.
-        seed: of the order.
+        num_examples: size of the data set.
+        seed: random seed of the order.
         weights: how often each example is drawn, relative to the others.
     """
 
@@ -153,9 +153,9 @@ class RecipeTrainer(Trainer):
     """The Trainer with a recipe: its own parameter groups, order of examples, and epochs that a resumed run knows.
 
     Args:
-        recipe: of the training.
-        sampler: of the examples, or the data set itself where it is a stream; told the epoch.
-        checkpoint: that training goes on from.
+        recipe: the recipe.
+        sampler: sampler of the examples, or the data set itself where it is a stream; it is told the epoch.
+        checkpoint: checkpoint that training resumes from.
     """
 
     def __init__(
@@ -171,6 +171,8 @@ class RecipeTrainer(Trainer):
             self.add_callback(Averaging(self.average, checkpoint))
         if recipe.early_stopping_patience > 0:
             self.add_callback(EarlyStoppingCallback(recipe.early_stopping_patience))
+        elif not self.args.load_best_model_at_end:
+            self.add_callback(NoLastEvaluation())
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """From the checkpoint, if there is one; leaves the model with the averaged weights, if the recipe has such."""
@@ -195,7 +197,7 @@ class RecipeTrainer(Trainer):
         return self.optimizer
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        # A checkpoint of an epoch's last step is saved before the evaluation, which a run that goes on from it does not
+        # A checkpoint of an epoch's last step is saved before the evaluation, which a run that resumes from it does not
         # make up for: the random numbers of the next epoch must not depend on whether there was one.
         with torch.random.fork_rng():
             return super().evaluate(*args, **kwargs)
@@ -256,12 +258,22 @@ class EpochOfSampler(TrainerCallback):
         self.sampler.set_epoch(int(state.epoch))
 
 
+class NoLastEvaluation(TrainerCallback):
+    """Leaves out the evaluation after the last step, because the script evaluates the final weights itself."""
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = False
+
+    on_epoch_end = on_step_end
+
+
 class WeightAverage:
     """The exponential moving average of a model's weights, as part of the run's checkpoints.
 
     Args:
-        model: to be followed.
-        decay: of the average, from step to step.
+        model: the model that is trained.
+        decay: factor of the average at each step.
     """
 
     FILE = "average.pt"
@@ -302,7 +314,7 @@ class Averaging(TrainerCallback):
 
 
 def trainer_checkpoint(args: TrainingArguments, recipe: RecipeArguments) -> Path | None:
-    """The checkpoint that a Trainer's run is to go on from, whole."""
+    """The complete checkpoint that a run of the Trainer resumes from."""
     files = ["trainer_state.json"] + ([WeightAverage.FILE] if recipe.ema_decay > 0 else [])
     return find_checkpoint(args.resume_from_checkpoint, str(args.output_dir), "checkpoint-", files)
 
@@ -311,9 +323,9 @@ def find_checkpoint(resume_from: str | None, output_dir: str | Path, prefix: str
     """The checkpoint to resume from.
 
     Args:
-        resume_from: path of a checkpoint, or "latest" (or "True") for the newest whole one of the run; None for none.
-        output_dir: of the run.
-        prefix: of the names of its checkpoints, before a number.
+        resume_from: path of a checkpoint, or "latest" (or "True") for the newest complete one of the run; None for none.
+        output_dir: output folder of the run.
+        prefix: how the names of its checkpoints begin, before a number.
         files: those that are written into a checkpoint after everything else; JSON is read, so that half of it shows.
 
     Raises:

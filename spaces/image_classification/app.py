@@ -36,7 +36,7 @@ sys.path.append(str(HERE.parent))
 
 from twins_space import drawing, models, page, pictures
 
-from hf_twins import TWINS_VARIANTS, TwinsForImageClassification, TwinsImageProcessor
+from hf_twins import TWINS_VARIANTS, load_model
 
 
 TOP_K = 5
@@ -81,7 +81,7 @@ Rachel Michetti (CC0); *astronaut*, Eileen Collins, NASA (public domain).
 
 
 def load(location: str) -> tuple[Any, Any]:
-    return TwinsForImageClassification.from_pretrained(location), TwinsImageProcessor.from_pretrained(location)
+    return load_model(location, "image-classification")
 
 
 def find_models(asked_for: list[str]) -> tuple[dict[str, str], str]:

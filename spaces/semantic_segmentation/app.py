@@ -19,7 +19,6 @@
 It starts with a small Semantic FPN, for handwritten digits in small scenes, that lies beside it.
 """
 
-import colorsys
 import io
 import sys
 from collections.abc import Iterator
@@ -36,13 +35,14 @@ HERE = Path(__file__).resolve().parent
 # What the Spaces share lies beside this file once the Space is assembled, and one folder up in the repository.
 sys.path.append(str(HERE.parent))
 
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 from twins_space import models, page, pictures
 
-import hf_twins  # noqa: F401  # registers Twins with the Auto classes
+from hf_twins import load_model
+from hf_twins._utils.drawing import class_areas, label_colors, mask_image, overlay_mask
+from hf_twins.loading import CroppingProcessorError
 
 
-LEGEND_COLUMNS = ["colour", "class", "pixels", "%"]
+LEGEND_COLUMNS = ["color", "class", "pixels", "%"]
 BATCH_COLUMNS = ["file", "class", "pixels", "%", "problem"]
 ABOUT = f"""
 ### From Python, or any other language
@@ -59,11 +59,11 @@ print(legend["data"], mask)
 
 | endpoint | takes | gives |
 |---|---|---|
-| `/segment` | picture, model, resolution, opacity | the classes in colours over the picture; the area of each; the mask as a PNG file; how long it took |
+| `/segment` | picture, model, resolution, opacity | the classes in colors over the picture; the area of each; the mask as a PNG file; how long it took |
 | `/segment_batch` | files, model, resolution | a table of areas; the same as a CSV file |
 | `/describe_model` | model | what it is, and which models are in memory |
 
-The mask is as large as the picture. It is a palette PNG: its pixels are the classes' indices, its colours those of the page.
+The mask is as large as the picture. It is a palette PNG: its pixels are the classes' indices, its colors those of the page.
 
 {page.LIMITS}
 
@@ -76,28 +76,13 @@ bundled model has not seen this handwriting.
 
 
 def load(location: str) -> tuple[Any, Any]:
-    processor = AutoImageProcessor.from_pretrained(location)
-    if processor.do_center_crop:
+    try:
+        return load_model(location, "semantic-segmentation")
+    except CroppingProcessorError as error:
         raise models.ModelError(
-            f"The image processor of {Path(location).name} crops pictures (do_center_crop=True), but segmentation needs the "
-            "whole picture: choose another model."
-        )
-    return AutoModelForSemanticSegmentation.from_pretrained(location), processor
-
-
-def class_colour(index: int) -> tuple[int, int, int]:
-    """A class's colour: black for the first, then bright ones, each far from the one before (by the golden ratio)."""
-    if index == 0:
-        return 0, 0, 0
-    red, green, blue = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.75, 1.0)
-    return round(255 * red), round(255 * green), round(255 * blue)
-
-
-def palette_image(mask: np.ndarray) -> PIL.Image.Image:
-    """A mask of up to 256 classes as a picture whose pixels are the classes' indices."""
-    image = PIL.Image.fromarray(mask.astype(np.uint8))
-    image.putpalette([channel for index in range(256) for channel in class_colour(index)])
-    return image
+            f"The image processor of {Path(location).name} crops images (do_center_crop=True), but segmentation needs the "
+            "whole image: choose another model."
+        ) from error
 
 
 def png(image: PIL.Image.Image) -> bytes:
@@ -106,15 +91,16 @@ def png(image: PIL.Image.Image) -> bytes:
     return file.getvalue()
 
 
-def legend_of(areas: list[tuple[int, str, int, float]]) -> dict[str, Any]:
-    """The table of areas, with a cell of each class's colour."""
-    colours = [class_colour(index) for index, *_ in areas]
+def legend(areas: list[tuple[int, str, int, float]], labels: list[str]) -> dict[str, Any]:
+    """The table of areas, with a cell in the color of each class."""
+    palette = label_colors(labels).tolist()
+    colors = [palette[index] for index, *_ in areas]
     styles = [
-        # On dark colours their name is white.
-        [f"background: rgb{colour}; color: {'black' if sum(colour) > 382 else 'white'}", "", "", ""]
-        for colour in colours
+        # On dark colors their name is white.
+        [f"background: rgb{tuple(color)}; color: {'black' if sum(color) > 382 else 'white'}", "", "", ""]
+        for color in colors
     ]
-    rows = [["#{:02x}{:02x}{:02x}".format(*colour), *area[1:]] for colour, area in zip(colours, areas)]
+    rows = [["#{:02x}{:02x}{:02x}".format(*color), *area[1:]] for color, area in zip(colors, areas)]
     return {"headers": LEGEND_COLUMNS, "data": rows, "metadata": {"styling": styles}}
 
 
@@ -136,27 +122,25 @@ class Segmentation:
 
     def areas(self, model: models.LoadedModel, mask: np.ndarray) -> list[tuple[int, str, int, float]]:
         """Index, name, pixels and percentage of each class in a mask, the largest first."""
-        counts = np.bincount(mask.flatten(), minlength=len(model.labels))
-        order = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]]
         return [
-            (index, model.labels[index], int(counts[index]), round(100 * float(counts[index]) / mask.size, 2))
-            for index in order
+            (index, model.labels[index], area, round(100 * area / mask.size, 2))
+            for index, area in class_areas(mask, len(model.labels)).items()
         ]
 
     def segment(
         self, image: PIL.Image.Image | None, model_name: str, resolution: float, opacity: float
     ) -> tuple[PIL.Image.Image, dict[str, Any], str, str]:
-        """Say what each pixel of a picture is: the classes in colours over the picture, the area of each, and the mask as a
+        """Say what each pixel of a picture is: the classes in colors over the picture, the area of each, and the mask as a
         PNG file."""
         with page.errors_for_people():
             model = self.shelf.get(model_name)
             image = page.require(image)
             mask, output = self.find_mask(model, image, resolution)
-            painted = palette_image(mask)
-            overlay = PIL.Image.blend(image, painted.convert("RGB"), opacity)
+            overlay = overlay_mask(image, mask, model.labels, opacity)
             height, width = output.pixel_values.shape[1:]
             details = f"{model.name} saw {height} x {width} pixels and took {output.seconds * 1000:.0f} ms."
-            return overlay, legend_of(self.areas(model, mask)), page.result_file("mask.png", png(painted)), details
+            areas = legend(self.areas(model, mask), model.labels)
+            return overlay, areas, page.result_file("mask.png", png(mask_image(mask, model.labels))), details
 
     def segment_batch(
         self, files: list[str] | None, model_name: str, resolution: float, progress: gr.Progress = gr.Progress()

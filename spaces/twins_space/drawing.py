@@ -20,6 +20,7 @@ import PIL.Image
 import torch
 
 from hf_twins import attention_maps, attention_rollout, grad_cam
+from hf_twins._utils.drawing import denormalize
 
 from .models import LoadedModel
 
@@ -38,9 +39,7 @@ class ExplanationError(ValueError):
 
 def draw_input(pixel_values: torch.Tensor, processor: Any) -> PIL.Image.Image:
     """What a model was given, `(num_channels, height, width)`, as the picture that it is of."""
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (processor.image_mean, processor.image_std))
-    pixels = ((pixel_values * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
-    image = PIL.Image.fromarray(pixels.permute(1, 2, 0).expand(-1, -1, 3).numpy())
+    image = denormalize(pixel_values, processor)
     factor = -(-MIN_PICTURE_SIDE // min(image.size))
     return image.resize((image.width * factor, image.height * factor), PIL.Image.Resampling.NEAREST)
 

@@ -18,10 +18,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-import numpy as np
 import PIL.features
 import PIL.Image
-import PIL.ImageOps
+
+from hf_twins._utils.images import ImageError, convert_image, open_image
 
 
 MAX_FILE_SIZE = 20 * 2**20
@@ -45,7 +45,7 @@ class PictureError(ValueError):
 def read_picture(source: Path | BinaryIO) -> PIL.Image.Image:
     """The first frame of a picture, upright, in RGB, with no side longer than `MAX_SIDE`.
 
-    What is transparent gets the colour that lies under it, as models are trained on it.
+    What is transparent gets the color that lies under it, as models are trained on it.
 
     Args:
         source: a file, or an open one that can be sought in.
@@ -64,34 +64,27 @@ def read_picture(source: Path | BinaryIO) -> PIL.Image.Image:
     if size > MAX_FILE_SIZE:
         raise PictureError(f"This file is too large: send one of at most {MAX_FILE_SIZE >> 20} MB.")
     try:
-        with PIL.Image.open(source, formats=FORMATS) as image:
-            check_size(*image.size)
-            return to_rgb(image)
-    except PictureError:
-        raise
+        image = open_image(
+            source,
+            formats=FORMATS,
+            max_aspect_ratio=MAX_ASPECT_RATIO,
+            max_pixels=MAX_PIXELS,
+            max_side=MAX_SIDE,
+        )
+        return convert_image(image)
+    except ImageError as error:
+        raise PictureError(str(error)) from error
     except PIL.UnidentifiedImageError as error:
         raise PictureError(unknown_format(start)) from error
     except PIL.Image.DecompressionBombError as error:
-        raise PictureError(too_many_pixels("This picture")) from error
+        raise PictureError(
+            f"This picture has too many pixels: send one of at most {MAX_PIXELS // 10**6} megapixels."
+        ) from error
     # On broken files, decoders raise whatever they come upon.
     except Exception as error:
         raise PictureError(
             "This picture is broken or incomplete: open it in another program, save it anew and send that."
         ) from error
-
-
-def too_many_pixels(which: str) -> str:
-    return f"{which} has too many pixels: send one of at most {MAX_PIXELS // 10**6} megapixels."
-
-
-def check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise PictureError(too_many_pixels(f"This picture of {width} x {height}"))
-    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise PictureError(
-            f"This picture of {width} x {height} pixels is too long: one side may be at most {MAX_ASPECT_RATIO} times the "
-            "other."
-        )
 
 
 def unknown_format(start: bytes) -> str:
@@ -101,21 +94,6 @@ def unknown_format(start: bytes) -> str:
     if b"<svg" in start.lower():
         return "SVG drawings cannot be read here: export it as PNG and send that."
     return f"This is not a picture that can be read here: send a {FORMAT_NAMES} file."
-
-
-def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    if image.mode == "F":
-        raise PictureError("This picture has fractions for pixels: save it with 8 or 16 bits a channel and send that.")
-    if image.mode.startswith("I"):
-        # 16 bits a pixel: Pillow would cut off all that is brighter than 255.
-        image.load()
-        orientation = image.getexif()
-        image = PIL.Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-        image.info["exif"] = orientation.tobytes()
-    image.thumbnail((MAX_SIDE, MAX_SIDE))
-    image = PIL.ImageOps.exif_transpose(image)
-    # By way of RGBA, because Pillow warns of palettes whose colours are transparent to different degrees.
-    return image.convert("RGBA").convert("RGB") if "transparency" in image.info else image.convert("RGB")
 
 
 def list_pictures(files: Sequence[Path]) -> list[tuple[str, Path, str | None]]:

@@ -22,9 +22,14 @@ import pytest
 from hostile_files import long_png
 from PIL import Image
 from sklearn.datasets import load_sample_image
-from testing_utils import tiny_config
+from testing_utils import save_timm, timm_model, tiny_config
 
-from hf_twins import TwinsForImageClassification, TwinsForSemanticSegmentation, TwinsImageProcessor
+from hf_twins import (
+    TwinsBackbone,
+    TwinsForImageClassification,
+    TwinsForSemanticSegmentation,
+    TwinsImageProcessor,
+)
 
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "attention_maps.py"
@@ -42,9 +47,11 @@ def draw_maps(monkeypatch, tmp_path):
         ("svt", TwinsForImageClassification(tiny_config())),
         ("pcpvt", TwinsForImageClassification(tiny_config("pcpvt"))),
         ("segmenter", TwinsForSemanticSegmentation(tiny_config())),
+        ("backbone", TwinsBackbone(tiny_config())),
     ):
         model.save_pretrained(name)
         TwinsImageProcessor(size={"height": 30, "width": 44}, do_center_crop=False).save_pretrained(name)
+    save_timm(timm_model(), Path("timm"))
     Image.fromarray(load_sample_image("flower.jpg")).save("flower.png")
     Path("long.png").write_bytes(long_png())
 
@@ -66,7 +73,7 @@ def test_figures_of_every_stage_are_written(draw_maps, capsys):
         assert figure.std() > 20
 
 
-@pytest.mark.parametrize("model", ["pcpvt", "segmenter"])
+@pytest.mark.parametrize("model", ["pcpvt", "segmenter", "timm"])
 def test_figures_of_other_models(draw_maps, model):
     assert draw_maps(model, "--stages", "stage3") == ["stage3.png"]
 
@@ -84,7 +91,14 @@ def test_figures_of_chosen_stages_layers_token_and_label(draw_maps):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model_name_or_path", "not-here"], "error: .*not-here"),
+        (
+            ["--model_name_or_path", "not-here"],
+            "error: cannot load not-here: there is no such folder, and on the Hub: ",
+        ),
+        (
+            ["--model_name_or_path", "backbone"],
+            "backbone holds a TwinsBackbone, but a classifier or a Semantic FPN is",
+        ),
         (["--image", "not-here.png"], "error: .*not-here.png"),
         (["--image", "svt/config.json"], "error: cannot identify image file"),
         (["--image", "long.png"], "error: long.png is too long, 1 x 65535 pixels: .* crop it"),
@@ -95,7 +109,19 @@ def test_figures_of_chosen_stages_layers_token_and_label(draw_maps):
         (["--label", "tabby"], "--label must be a label of the model or an index below 5, got tabby"),
         (["--label", "5"], "--label must be .* below 5, got 5"),
     ],
-    ids=["model", "image", "no image", "too long", "stage", "layer", "query", "half a query", "label", "index"],
+    ids=[
+        "model",
+        "backbone",
+        "image",
+        "no image",
+        "too long",
+        "stage",
+        "layer",
+        "query",
+        "half a query",
+        "label",
+        "index",
+    ],
 )
 def test_bad_input_is_named_without_a_traceback(draw_maps, options, message):
     with pytest.raises(SystemExit, match=message):

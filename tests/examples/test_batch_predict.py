@@ -207,10 +207,12 @@ def test_only_what_is_missing_is_done_again(start, folder, tmp_path):
 def test_predictions_of_something_else_are_not_mixed_in(start, folder, tmp_path):
     output = tmp_path / "out"
     batch_predict.main(command(start, folder, output))
-    with pytest.raises(SystemExit, match="holds predictions with other shard_size, images: give another --output_dir"):
+    with pytest.raises(
+        SystemExit, match="holds the files of a run with other shard_size, images: give another --output_dir"
+    ):
         batch_predict.main(command(start, folder, output, "--shard_size", 7))
     (folder / "new.png").write_bytes((folder / "3" / "003.png").read_bytes())
-    with pytest.raises(SystemExit, match="holds predictions with other images"):
+    with pytest.raises(SystemExit, match="holds the files of a run with other images"):
         batch_predict.main(command(start, folder, output))
 
 
@@ -230,7 +232,9 @@ def test_predictions_of_another_model_of_the_same_name_are_not_mixed_in(change, 
     else:
         options, differing = ["--mixed_precision", "bf16"], "mixed_precision"
     AcceleratorState._reset_state(reset_partial_state=True)
-    with pytest.raises(SystemExit, match=f"holds predictions with other {differing}: give another --output_dir"):
+    with pytest.raises(
+        SystemExit, match=f"holds the files of a run with other {differing}: give another --output_dir"
+    ):
         batch_predict.main(command(name, folder, output, *options))
 
 

@@ -25,7 +25,17 @@ from benchmark import Case
 INFERENCE = Case("hf_twins", "twins-svt-small", "inference", "bfloat16", 8, 224)
 
 
-def test_every_group_begins_with_timm_in_float32():
+@pytest.mark.parametrize(
+    ("dtypes", "first"), [(["float32", "bfloat16"], "float32"), (["bfloat16"], "bfloat16"), (["int8"], "float32")]
+)
+def test_every_group_begins_with_timm_in_the_first_dtype(dtypes, first):
+    for group in benchmark.all_cases(
+        benchmark.parse_arguments(["--contenders", "hf_twins-optimized", "--dtypes", *dtypes])
+    ):
+        assert (group[0].contender, group[0].dtype) == ("timm", first)
+
+
+def test_training_is_compared_with_and_without_checkpoints():
     arguments = ["--mode", "training", "--dtypes", "float32", "bfloat16", "--batch_sizes", "8", "--checkpoints"]
     groups = list(benchmark.all_cases(benchmark.parse_arguments(arguments)))
     assert [group[0] for group in groups] == [group[0].baseline for group in groups]

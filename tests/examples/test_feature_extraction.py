@@ -32,6 +32,7 @@ from sklearn.neighbors import NearestNeighbors
 from testing_utils import randomize, tiny_config
 
 from hf_twins import TwinsBackbone, TwinsForImageClassification, TwinsImageProcessor, TwinsModel
+from hf_twins._utils.files import exclusive_folder
 
 
 NUM_IMAGES = 60
@@ -241,7 +242,10 @@ def test_a_neighbour_that_is_gone_is_said_to_be(prepared, tmp_path, extract, sea
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model_name_or_path", "not-here"], "error: cannot load the model not-here"),
+        (
+            ["--model_name_or_path", "not-here"],
+            "error: cannot load not-here: there is no such folder, and on the Hub: ",
+        ),
         (["--input_dir", "not-here"], "--input_dir must be a folder of images, not-here is none"),
         (["--input_dir", "."], "--input_dir must be a folder of images, . has none"),
         (
@@ -263,18 +267,42 @@ def test_extraction_names_bad_input_without_a_traceback(extract, options, messag
 
 def test_features_of_other_settings_are_not_mixed(prepared, tmp_path, extract, search):
     extract()
-    with pytest.raises(SystemExit, match="made with other shard_size: give another --output_dir"):
+    with pytest.raises(
+        SystemExit, match="features holds the files of a run with other shard_size: give another --output_dir"
+    ):
         extract("--shard_size", "10")
     model = tmp_path / "model"
     torch.manual_seed(1)
     randomize(TwinsForImageClassification(tiny_config("pcpvt"))).save_pretrained(model)
     TwinsImageProcessor(size={"height": 16, "width": 16}, do_center_crop=False).save_pretrained(model)
-    with pytest.raises(SystemExit, match="made with other model_name_or_path, model_digest: give"):
+    with pytest.raises(SystemExit, match="with other model_name_or_path, model_digest: give"):
         extract("--model_name_or_path", str(model))
     extract("--model_name_or_path", str(model), "--output_dir", "features2")
     randomize(TwinsForImageClassification(tiny_config("pcpvt"))).save_pretrained(model)
     with pytest.raises(SystemExit, match="has other weights or preprocessing than what made features2"):
         search(prepared / "images/z/last.png", "--features", "features2")
+
+
+def test_models_that_lack_the_features_are_refused(tmp_path, extract):
+    """A backbone has no final layer norm: its vectors would be those of random weights."""
+    TwinsBackbone(tiny_config("pcpvt")).save_pretrained(tmp_path / "backbone")
+    TwinsImageProcessor(size={"height": 16, "width": 16}, do_center_crop=False).save_pretrained(tmp_path / "backbone")
+    model = ["--model_name_or_path", str(tmp_path / "backbone")]
+    with pytest.raises(
+        SystemExit, match=r"^error: \S+backbone holds a TwinsBackbone, but a Twins model with its final"
+    ):
+        extract(*model)
+    assert not Path("features").exists()
+    assert "features-00001-of-00001.safetensors" in extract(*model, "--features", "stage2")
+
+
+def test_folder_of_a_running_script_is_left_alone(extract):
+    with (
+        exclusive_folder(Path("features")),
+        pytest.raises(SystemExit, match="Another run writes to features: wait for it, or give another --output_dir"),
+    ):
+        extract()
+    assert not Path("features").exists()
 
 
 def test_search_names_bad_input_without_a_traceback(prepared, extract, search):
@@ -292,6 +320,10 @@ def test_search_names_bad_input_without_a_traceback(prepared, extract, search):
     Path("features/features-00002-of-00003.parquet").unlink()
     with pytest.raises(SystemExit, match=r"features has 2 of 3 files: run extract_features\.py again"):
         search(query)
+    Path("other").mkdir()
+    Path("other/settings.json").write_text('{"model": "x", "top_k": 5}')
+    with pytest.raises(SystemExit, match=r"--features must be the --output_dir of extract_features\.py, got other"):
+        search(query, "--features", "other")
     extract("--features", "stage1", "--output_dir", "maps")
     with pytest.raises(SystemExit, match="maps holds maps of stage1: extract with --features pooled"):
         search(query, "--features", "maps")

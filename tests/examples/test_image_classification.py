@@ -493,7 +493,7 @@ def test_result_that_cannot_be_published_is_kept_and_said_how_to_be(pattern, dig
 
 def test_report_that_cannot_be_finished_leaves_the_one_before(tmp_path, monkeypatch):
     settings = {"recipe": "fine-tune", "start": "random weights", "dataset": "digits"}
-    arguments = {"kind": "classifier", "task": "image-classification", "metric_types": {}, "figures": {}}
+    arguments = {"kind": "classifier", "task": "image-classification", "metric_types": {}, "figures": {}, "usage": ""}
     write_report_and_card(tmp_path, {"metrics": {"accuracy": 0.5}}, settings, **arguments)
     before = {name: (tmp_path / name).read_text() for name in ("report.json", "README.md")}
 

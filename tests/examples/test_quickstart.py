@@ -98,8 +98,11 @@ def test_quickstart_builds_a_published_variant(quickstart, image_folder):
     ("options", "message"),
     [
         (["--dataset", "somebody/not-here"], "Cannot load the data set 'somebody/not-here'"),
-        (["--model", "somebody/not-here"], "Cannot load the model 'somebody/not-here'"),
-        (["--variant", "twins-huge"], "Cannot create the model: name must be one of twins-pcpvt-small"),
+        (
+            ["--model", "somebody/not-here"],
+            "error: cannot load somebody/not-here: there is no such folder, and on the Hub: ",
+        ),
+        (["--variant", "twins-huge"], "error: name must be one of twins-pcpvt-small"),
         (["--model", "x", "--variant", "twins-svt-small"], "--variant and --image-size belong to a new model"),
     ],
     ids=["no data set", "no model", "no variant", "model and variant"],

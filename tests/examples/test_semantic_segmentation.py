@@ -49,8 +49,15 @@ from transformers import (
     pipeline,
 )
 
-from hf_twins import TwinsConfig, TwinsForImageClassification, TwinsForSemanticSegmentation, TwinsImageProcessor
+from hf_twins import (
+    TwinsConfig,
+    TwinsForImageClassification,
+    TwinsForSemanticSegmentation,
+    TwinsImageProcessor,
+    load_model,
+)
 from hf_twins._utils.command_line import parse_arguments
+from hf_twins._utils.drawing import mask_image
 from hf_twins.training.data import LabelledImages
 from hf_twins.training.semantic_segmentation.arguments import (
     RECIPES,
@@ -65,7 +72,7 @@ from hf_twins.training.semantic_segmentation.data import (
     load_pairs,
     training_transform,
 )
-from hf_twins.training.semantic_segmentation.drawing import class_shares, label_colors, mask_picture, overlay
+from hf_twins.training.semantic_segmentation.drawing import class_shares
 from hf_twins.training.semantic_segmentation.inference import MULTI_SCALES, InferenceArguments, segment, sliding_logits
 from hf_twins.training.semantic_segmentation.metrics import (
     class_accuracy,
@@ -152,13 +159,19 @@ def options(scenes: Path, start: Path, output: Path) -> list[str]:
 
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("head", HEADS)
-def test_script_trains_evaluates_and_writes_a_repository(head, scenes, starts, tmp_path):
+def test_script_trains_evaluates_and_writes_a_repository(head, scenes, starts, tmp_path, capsys):
     output = tmp_path / "run"
     metrics = run_segmentation.main(options(scenes, starts[head], output))
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith(
+        f"Mean IoU on 6 evaluation images: {metrics['eval_mean_iou']:.1%}. Look at {output}/predictions.png"
+    )
     results = json.loads((output / "all_results.json").read_text())
     assert results["eval_mean_iou"] == metrics["eval_mean_iou"]
     assert results["steps"] == 6
     report = json.loads((output / "report.json").read_text())
+    # Once an epoch, the last time with the final weights.
+    assert [entry["epoch"] for entry in report["history"] if "eval_mean_iou" in entry] == [1, 2]
     assert np.sum(report["confusion_matrix"]) == 6 * 30 * 37
     assert list(report["per_class"]) == CLASSES
     assert "mean_iou" in (output / "README.md").read_text()
@@ -245,11 +258,27 @@ def test_folder_with_another_image_processor_trains_on_with_the_same_pixels(tmp_
     )
 
 
-def test_image_processor_that_crops_is_no_evaluation(tmp_path):
-    randomize(TwinsForSemanticSegmentation(tiny_config(num_labels=4))).save_pretrained(tmp_path)
-    TwinsImageProcessor().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"has do_center_crop=True, .* save it with do_center_crop=False"):
-        evaluate_segmentation.load_model(str(tmp_path), "cpu")
+@pytest.mark.parametrize("script", [evaluate_segmentation, predict_segmentation])
+def test_what_cannot_segment_is_refused(script, scenes, tmp_path):
+    """A processor that crops, and a classifier, whose segmentation would be that of random weights."""
+    model = tmp_path / "model"
+    arguments = ["--model_name_or_path", str(model), "--device", "cpu"]
+    if script is evaluate_segmentation:
+        arguments += ["--validation_dir", str(scenes / "validation")]
+    else:
+        arguments += ["--images", str(scenes / "validation" / "images"), "--output_dir", str(tmp_path / "out")]
+    randomize(TwinsForSemanticSegmentation(tiny_config(num_labels=4))).save_pretrained(model)
+    TwinsImageProcessor().save_pretrained(model)
+    with pytest.raises(SystemExit, match=r"has do_center_crop=True, .* save it with do_center_crop=False"):
+        script.main(arguments)
+    randomize(TwinsForImageClassification(tiny_config(num_labels=4))).save_pretrained(model)
+    processor_of().save_pretrained(model)
+    message = (
+        r"^error: \S+model holds a TwinsForImageClassification, but a semantic segmentation model is needed .*: name"
+    )
+    with pytest.raises(SystemExit, match=message):
+        script.main(arguments)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("window_padding", ["masked", "zeros", "authors_segmentation"])
@@ -388,7 +417,7 @@ def test_reduced_labels_ignore_zero_and_count_from_one():
     np.testing.assert_array_equal(class_numbers(mask, True), [[255, 0], [149, 255]])
     np.testing.assert_array_equal(class_numbers(mask, False), [[0, 1], [150, 255]])
     # A palette's colours are not its numbers.
-    indexed = mask_picture(np.array([[0, 1], [2, 2]], dtype=np.uint8), 3)
+    indexed = mask_image(np.array([[0, 1], [2, 2]], dtype=np.uint8), "abc")
     np.testing.assert_array_equal(class_numbers(indexed, False), [[0, 1], [2, 2]])
     with pytest.raises(
         ValueError, match=r"A mask must have one number a pixel, that of its class, got .* of mode RGB"
@@ -552,7 +581,7 @@ def test_prediction_writes_mask_and_overlay_of_every_picture(trained, tmp_path, 
     shares = predict_segmentation.main([*arguments, "--images", str(tmp_path / "pictures")])
     assert list(shares) == ["colour.jpg", "grey.png"]
     assert all(sum(classes.values()) == pytest.approx(1) for classes in shares.values())
-    model, processor = evaluate_segmentation.load_model(str(trained), "cpu")
+    model, processor = load_model(trained, "semantic-segmentation")
     with PILImage.open(tmp_path / "pictures" / "grey.png") as picture:
         expected = segment(model, processor, picture, InferenceArguments()).argmax(0)
     with PILImage.open(tmp_path / "out" / "grey_mask.png") as mask:
@@ -570,14 +599,6 @@ def test_prediction_writes_mask_and_overlay_of_every_picture(trained, tmp_path, 
     (tmp_path / "pictures" / "grey.jpg").write_text("another")
     with pytest.raises(SystemExit, match="have the same name but for its ending: grey"):
         predict_segmentation.main([*arguments, "--images", str(tmp_path / "pictures")])
-
-
-def test_overlay_shows_each_class_in_its_colour():
-    colors = label_colors(150)
-    assert len(np.unique(colors, axis=0)) == 150
-    mask = np.array([[0, 1, IGNORE_INDEX]], dtype=np.uint8)
-    pixels = np.asarray(overlay(PILImage.new("RGB", (3, 1)), mask, 150))[0]
-    np.testing.assert_allclose(pixels, 0.6 * np.array([*colors[:2], [128] * 3]), atol=1)
 
 
 def test_published_result_is_that_of_the_same_source_and_the_same_way(tmp_path, trained, scenes, capsys):

@@ -14,6 +14,7 @@
 """An optimized model gives what the plain one gives, and leaves that as it was."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ from hf_twins import (
     inference,
     optimize_for_inference,
 )
+from hf_twins.modeling_twins import TwinsLayer
 
 
 MODEL_CLASSES = [TwinsModel, TwinsForImageClassification, TwinsForSemanticSegmentation, TwinsBackbone]
@@ -73,6 +75,192 @@ def test_optimized_model_gives_the_same(backend, dtype, tolerance, model_class, 
                 assert actual.keys() == expected.keys()
                 assert first(actual).dtype == torch.float32
                 assert distance(first(actual), first(expected)) < tolerance
+
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def count_calls(monkeypatch) -> list[int]:
+    """A list that grows with every replay."""
+    replay, calls = inference.Recording.replay, []
+    monkeypatch.setattr(
+        inference.Recording, "replay", lambda self, images: (calls.append(len(images)), replay(self, images))
+    )
+    return calls
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("model_class", MODEL_CLASSES)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 4e-2), (torch.float16, 1e-2)], ids=str
+)
+def test_recorded_model_gives_the_same(model_class, family, dtype, tolerance, monkeypatch):
+    replays = count_calls(monkeypatch)
+    model = randomize(model_class(tiny_config(family))).cuda()
+    optimized = optimize_for_inference(model, dtype=dtype, verify=dtype == torch.float32)
+    replays.clear()
+    actual, expected = [], []
+    for index, size in enumerate([(24, 24), (33, 47), (24, 24), (24, 24)]):
+        pixel_values = torch.randn(2, *size, 3).permute(0, 3, 1, 2).cuda()
+        with torch.inference_mode(mode=index % 2 == 0), torch.no_grad():
+            actual.append(optimized(pixel_values))
+            expected.append(model(pixel_values))
+    assert replays == [2] * 4
+    # Not even the earlier outputs are those of a later call.
+    for output, expected_output in zip(actual, expected, strict=True):
+        assert type(output) is type(expected_output)
+        assert output.keys() == expected_output.keys()
+        assert first(output).dtype == torch.float32
+        assert distance(first(output), first(expected_output)) < tolerance
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_recording_does_not_hold_is_computed(family, monkeypatch):
+    replays = count_calls(monkeypatch)
+    model = randomize(TwinsForImageClassification(tiny_config(family))).cuda()
+    optimized = optimize_for_inference(model)
+    pixel_values = torch.randn(2, 3, 33, 47).cuda()
+    mask = rectangle_mask([(33, 47), (24, 40)], 33, 47).cuda()
+    labels = torch.tensor([1, 2]).cuda()
+    with torch.no_grad():
+        optimized(pixel_values)
+        replays.clear()
+        for inputs in ({"pixel_mask": mask}, {"labels": labels}, {"pixel_mask": mask, "labels": labels}):
+            actual, expected = optimized(pixel_values, **inputs), model(pixel_values, **inputs)
+            assert distance(actual.logits, expected.logits) < 1e-3
+            if "labels" in inputs:
+                torch.testing.assert_close(actual.loss, expected.loss, rtol=1e-3, atol=1e-3)
+        assert distance(optimized(pixel_values, mask).logits, model(pixel_values, mask).logits) < 1e-3
+        with torch.autocast("cuda", torch.bfloat16):
+            assert distance(optimized(pixel_values).logits, model(pixel_values).logits) < 4e-2
+        with pytest.raises(ValueError, match="must be at least 8 pixels high and wide"):
+            optimized(pixel_values[:, :, :7])
+    pixel_values.requires_grad_()
+    (actual,) = torch.autograd.grad(optimized(pixel_values).logits[:, 0].sum(), pixel_values)
+    (expected,) = torch.autograd.grad(model(pixel_values).logits[:, 0].sum(), pixel_values)
+    assert distance(actual, expected) < 1e-3
+    assert replays == []
+    with torch.no_grad():
+        states = optimized(pixel_values, output_hidden_states=True).hidden_states
+        expected_states = model(pixel_values, output_hidden_states=True).hidden_states
+        assert optimized(pixel_values, return_dict=False)[0].shape == (2, 5)
+    assert len(replays) == 2
+    for state, expected_state in zip(states, expected_states, strict=True):
+        assert distance(state, expected_state) < 1e-3
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_recordings_are_few_and_follow_the_weights(monkeypatch):
+    replays = count_calls(monkeypatch)
+    model = randomize(TwinsForImageClassification(tiny_config())).cuda()
+    optimized = optimize_for_inference(model)
+    monkeypatch.setattr(inference, "MAX_RECORDED_VALUES", 3 * 3 * 40 * 40)
+    with torch.no_grad():
+        for batch_size in (4, 1, 2, 3):
+            for size in (16, 24, 32, 40):
+                pixel_values = torch.randn(batch_size, 3, size, size).cuda()
+                assert distance(optimized(pixel_values).logits, model(pixel_values).logits) < 1e-3
+    assert len(replays) == inference.MAX_RECORDINGS
+    optimized = optimize_for_inference(model)
+    pixel_values = torch.randn(1, 3, 24, 24).cuda()
+    with torch.no_grad():
+        optimized(pixel_values)
+        optimized.cpu()
+        assert distance(optimized(pixel_values.cpu()).logits, model(pixel_values).logits.cpu()) < 1e-3
+        kept = [torch.zeros_like(parameter, device="cuda") for parameter in optimized.parameters()]
+        optimized.cuda()
+        assert distance(optimized(pixel_values).logits, model(pixel_values).logits) < 1e-3
+    assert kept
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_recordings_serve_threads_and_streams():
+    model = randomize(TwinsForImageClassification(tiny_config())).cuda()
+    optimized = optimize_for_inference(model)
+    images = [torch.randn(2, 3, size, size).cuda() for size in (16, 24, 32) for _ in range(8)]
+    with torch.no_grad():
+        expected = [model(image).logits for image in images]
+    torch.cuda.synchronize()
+
+    def compute(image: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
+            logits = optimized(image).logits
+            torch.cuda.current_stream().synchronize()
+        return logits
+
+    with ThreadPoolExecutor(4) as executor:
+        actual = list(executor.map(compute, 5 * images))
+    for logits, expected_logits in zip(actual, 5 * expected, strict=True):
+        assert distance(logits, expected_logits) < 1e-3
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_recorded_backbone_serves_the_model_around_it(monkeypatch):
+    replays = count_calls(monkeypatch)
+    backbone = tiny_config(out_features=["stage1", "stage2", "stage3"])
+    config = UperNetConfig(
+        backbone_config=backbone, hidden_size=16, use_auxiliary_head=False, pool_scales=[1, 2], num_labels=4
+    )
+    model = UperNetForSemanticSegmentation(config).eval().cuda()
+    optimized = optimize_for_inference(model)
+    pixel_values = torch.randn(1, 3, 40, 44).cuda()
+    with torch.inference_mode():
+        for _ in range(2):
+            assert distance(optimized(pixel_values).logits, model(pixel_values).logits) < 1e-3
+    assert len(replays) == 2
+    seen: list[torch.Tensor] = []
+    for layer in model.modules():
+        if isinstance(layer, TwinsLayer):
+            layer.register_forward_hook(lambda module, args, output: seen.append(output))
+    with torch.inference_mode():
+        optimize_for_inference(model)(pixel_values)
+    assert len(seen) == 7
+    assert len(replays) == 2
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_recorded_model_is_not_saved_and_copies_itself(tmp_path):
+    optimized = optimize_for_inference(randomize(TwinsForImageClassification(tiny_config())).cuda())
+    with pytest.raises(RuntimeError, match="cannot be saved: save the one that it was made of"):
+        optimized.save_pretrained(tmp_path)
+    pixel_values = torch.randn(1, 3, 24, 24).cuda()
+    with torch.no_grad():
+        assert torch.equal(copy.deepcopy(optimized)(pixel_values).logits, optimized(pixel_values).logits)
+    for backend in ("packed", "auto"):
+        with pytest.raises(ValueError, match="choose"):
+            optimize_for_inference(TwinsForImageClassification(tiny_config()).cuda(), torch.int8, backend)
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.usefixtures("fresh_compiler")
+# PyTorch's compiler recommends less precise products, and up to 2.11 uses what PyTorch itself deprecates.
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_compiled_model_is_recorded(family, monkeypatch):
+    replays = count_calls(monkeypatch)
+    config = tiny_config(
+        family, hidden_sizes=[16, 32], num_attention_heads=[1, 2], depths=[2, 2], mlp_ratios=[2, 2], sr_ratios=[2, 1]
+    )
+    model = randomize(TwinsForImageClassification(config)).cuda()
+    optimized = optimize_for_inference(model, backend="compile")
+    with torch.inference_mode():
+        for _ in range(2):
+            pixel_values = torch.randn(2, 3, 40, 44).cuda()
+            assert distance(optimized(pixel_values).logits, model(pixel_values).logits) < 1e-3
+        assert len(replays) == 2
+        mask = rectangle_mask([(40, 44), (24, 40)], 40, 44).cuda()
+        assert distance(optimized(pixel_values, mask).logits, model(pixel_values, mask).logits) < 1e-3
+    assert len(replays) == 2
 
 
 def test_plain_model_stays_as_it_was():
@@ -172,8 +360,10 @@ def test_wrong_arguments_are_named():
         optimize_for_inference(model, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"int8 needs backend 'packed', .* here it is 'eager', on cpu"):
         optimize_for_inference(model, dtype=torch.int8, backend="eager")
-    with pytest.raises(ValueError, match=r"backend must be one of auto, eager, packed, compile, got 'fastest'"):
+    with pytest.raises(ValueError, match=r"one of auto, eager, packed, graph, compile, got 'fastest'"):
         optimize_for_inference(model, backend="fastest")
+    with pytest.raises(ValueError, match=r"backend 'graph' needs a CUDA device; this is cpu: choose"):
+        optimize_for_inference(model, backend="graph")
 
 
 @pytest.mark.parametrize("name", ["twins-svt-digits", "twins-pcpvt-digits"])

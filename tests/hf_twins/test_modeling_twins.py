@@ -657,14 +657,16 @@ def test_loss_of_an_empty_batch_is_nan(model_class):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+# PyTorch says so whenever the mode is set.
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature:UserWarning")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_masked_call_does_not_wait_for_the_device(family):
     model = randomize(TwinsForImageClassification(tiny_config(family))).cuda()
     pixel_values, pixel_mask = torch.randn(2, 3, 29, 41).cuda(), rectangle_mask([(29, 20), (17, 41)], 29, 41).cuda()
     with torch.no_grad():
         model(pixel_values, pixel_mask)
-        torch.cuda.set_sync_debug_mode("error")
         try:
+            torch.cuda.set_sync_debug_mode("error")
             model(pixel_values, pixel_mask)
         finally:
             torch.cuda.set_sync_debug_mode("default")

@@ -24,10 +24,11 @@ import pytest
 import torch
 from loopback_hub import serve_models
 from testing_utils import randomize, save_timm, timm_model, tiny_config
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, DetrConfig, UperNetConfig
 
 import hf_twins
 from hf_twins import TwinsForImageClassification, TwinsImageProcessor, save_remote_code
+from hf_twins.detection import TwinsDetectorConfig
 
 
 @pytest.fixture
@@ -242,5 +243,16 @@ def test_save_remote_code_wants_a_saved_twins_model(tmp_path):
         save_remote_code(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "swin"}')
     with pytest.raises(ValueError, match=r"must be of a Twins model .* got 'swin'"):
+        save_remote_code(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("config_class", [DetrConfig, UperNetConfig, TwinsDetectorConfig])
+def test_save_remote_code_says_that_models_with_a_twins_backbone_need_the_package(config_class, tmp_path):
+    config = config_class(backbone_config=tiny_config(out_features=["stage2"]))
+    config.save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=rf"Twins backbone \(model_type '{config.model_type}'\).* after `import hf_twins`"
+    ):
         save_remote_code(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["config.json"]

@@ -116,7 +116,7 @@ REFUSED = {
     "svg": (io.BytesIO(b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>'), "SVG drawings"),
     "heic": (io.BytesIO(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)), "HEIC pictures"),
     "postscript": (io.BytesIO(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "not a picture"),
-    "long": (io.BytesIO(png_of(20_000, 10)), "20000 x 10 pixels is too long"),
+    "long": (io.BytesIO(png_of(20_000, 10)), "too long, 20000 x 10 pixels"),
     "many pixels": (io.BytesIO(png_of(9_000, 9_000)), "9000 x 9000 has too many pixels"),
     "bomb": (io.BytesIO(png_of(60_000, 60_000, num_rows=1)), "too many pixels"),
     "nothing in it": (io.BytesIO(png_of(100, 100, num_rows=0)), "broken or incomplete"),

@@ -87,13 +87,13 @@ def test_segment_gives_what_the_model_gives(client, scenes, segment_locally, tmp
         assert (found == expected).mean() > 0.999
         # Most of the ink is found.
         assert ((found > 0) & (truth > 0)).sum() > 0.7 * (truth > 0).sum()
-        assert legend["headers"] == ["colour", "class", "pixels", "%"]
+        assert legend["headers"] == ["color", "class", "pixels", "%"]
         assert sum(row[2] for row in legend["data"]) == expected.size
         assert sum(row[3] for row in legend["data"]) == pytest.approx(100, abs=0.1)
-        for colour, name, count, _ in legend["data"]:
+        for color, name, count, _ in legend["data"]:
             index = 0 if name == "background" else 1 + int(name.removeprefix("digit "))
             assert count == pytest.approx((expected == index).sum(), abs=5)
-            assert re.fullmatch("#[0-9a-f]{6}", colour)
+            assert re.fullmatch("#[0-9a-f]{6}", color)
         assert pixels(overlay).shape == (*expected.shape, 3)
         assert details.startswith(f"{MODEL} saw ")
 
@@ -175,7 +175,7 @@ def test_model_with_another_image_processor_loads_and_one_that_crops_does_not(sc
     prepared = LoadedModel("another", *load(str(tmp_path))).prepare(image)
     assert torch.equal(prepared, processor(image, return_tensors="pt").pixel_values[0])
     TwinsImageProcessor().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"crops pictures \(do_center_crop=True\), .* choose another model"):
+    with pytest.raises(ModelError, match=r"crops images \(do_center_crop=True\), .* choose another model"):
         load(str(tmp_path))
 
 

@@ -44,7 +44,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode, v2
 
-from hf_twins._utils.images import decode_image, is_image_file
+from hf_twins._utils.images import convert_image, decode_image, is_image_file
 from hf_twins.training.data import load_hub_splits, only_column, renamed_columns
 from hf_twins.training.image_classification.arguments import ClassificationRecipe, DataArguments, ImageArguments
 from hf_twins.training.trainer import mixed_seed
@@ -204,9 +204,9 @@ class Preparation:
     """Makes of an example what the model takes: `pixel_values` `(num_channels, height, width)`, and `labels`.
 
     Args:
-        transform: of a picture, or of an array `(height, width, num_channels)` from 0 to 255, to a tensor.
+        transform: transform of an image, or of an array `(height, width, num_channels)` from 0 to 255, to a tensor.
         num_channels: channels of the model.
-        seed: of the transform.
+        seed: random seed of the transform.
     """
 
     transform: Any
@@ -224,7 +224,7 @@ class Preparation:
                     "give --num_channels."
                 )
         elif self.num_channels in MODES:
-            image = image.convert(MODES[self.num_channels])
+            image = convert_image(image, MODES[self.num_channels])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mixed_seed(self.seed, *place))
             return {"pixel_values": self.transform(image), "labels": example["label"]}
@@ -237,10 +237,10 @@ class StreamedImages(torch.utils.data.IterableDataset):
     again.
 
     Args:
-        stream: with the columns `image` and `label`.
-        preparation: of its images.
-        num_images: of an epoch, in all processes together; those that the stream says it has, if not given.
-        batch_size: of a process.
+        stream: data set with the columns `image` and `label`.
+        preparation: prepares an example.
+        num_images: images of an epoch in all processes together; by default, as many as the data set declares.
+        batch_size: images of a batch in each process.
         buffer_size: images that the next one is drawn from.
         process_index, num_processes: which share of the stream this is.
 

@@ -24,11 +24,12 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torchvision.transforms import v2
-from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
-from hf_twins import TwinsForImageClassification, TwinsImageProcessor
-from hf_twins._utils.code_revision import pinned_code_revision
+from hf_twins import TWINS_VARIANTS, TwinsForImageClassification, TwinsImageProcessor, load_model
+from hf_twins._utils.files import write_json
 from hf_twins._utils.labels import label_fields
+from hf_twins.loading import ADAPTER_LABELS_NAME, load_image_processor, load_pretrained
 from hf_twins.training.image_classification.arguments import (
     ClassificationRecipe,
     ModelArguments,
@@ -58,7 +59,15 @@ def create_model(
         fields["drop_path_rate"] = recipe.drop_path_rate
     if arguments.model_name_or_path is not None:
         # The trained head is replaced where it has other labels.
-        model = load_classifier(arguments, ignore_mismatched_sizes=True, **fields)
+        model = load_pretrained(
+            arguments.source,
+            "image-classification",
+            revision=arguments.model_revision,
+            trust_remote_code=arguments.trust_remote_code,
+            code_revision=arguments.code_revision,
+            allow_new_weights=True,
+            **fields,
+        )
         if arguments.num_channels is not None:
             adapt_stem(model, arguments.num_channels)
     else:
@@ -75,18 +84,22 @@ def create_model(
     return model, processor
 
 
-def load_classifier(arguments: TrainedModelArguments, **options: Any) -> PreTrainedModel:
-    """The trained model that the arguments name; `options` are those of `from_pretrained`.
+def load_trained(arguments: TrainedModelArguments) -> tuple[Any, TwinsImageProcessor]:
+    """The trained classifier that the arguments name, and its image processor, to predict with.
 
     Raises:
-        ValueError: if a repository's code is to be run, without saying which: what a branch holds may change.
+        OSError: if there is no such model, or no image processor with it.
+        ValueError: if it is no classifier, or code would be run that is not pinned to a commit.
     """
-    model_class: Any = TwinsForImageClassification
-    if arguments.trust_remote_code:
-        model_class = AutoModelForImageClassification
-        code_revision = pinned_code_revision(arguments.source, arguments.model_revision, arguments.code_revision)
-        options |= {"trust_remote_code": True, "code_revision": code_revision}
-    return model_class.from_pretrained(arguments.source, revision=arguments.model_revision, **options)
+    model, processor = load_model(
+        arguments.source,
+        "image-classification",
+        image_processor=arguments.image_processor_name,
+        revision=arguments.model_revision,
+        trust_remote_code=arguments.trust_remote_code,
+        code_revision=arguments.code_revision,
+    )
+    return model, adapt_processor(processor, arguments.image_size, model.config.num_channels)
 
 
 def adapt_stem(model: PreTrainedModel, num_channels: int) -> None:
@@ -101,21 +114,26 @@ def adapt_stem(model: PreTrainedModel, num_channels: int) -> None:
 
 
 def create_processor(arguments: TrainedModelArguments, num_channels: int) -> TwinsImageProcessor:
-    """The checkpoint's image processor; at another size, with the same share of the picture in the crop."""
-    # The revision is the model's: another repository has others.
-    revision = arguments.model_revision if arguments.image_processor_name is None else "main"
-    try:
-        processor: Any = TwinsImageProcessor.from_pretrained(
-            arguments.image_processor_name or arguments.source, revision=revision
-        )
-    except OSError:
-        # A variant's name, or weights that were saved alone: as the authors evaluate.
-        processor = TwinsImageProcessor()
+    """The image processor to train with: the checkpoint's or, where it has none, the one that the authors evaluate with."""
+    processor: Any = TwinsImageProcessor()
+    if arguments.image_processor_name is not None:
+        # The revision is the model's: another repository has others.
+        processor = load_image_processor(arguments.image_processor_name)
+    elif arguments.source not in TWINS_VARIANTS:
+        try:
+            processor = load_image_processor(arguments.source, arguments.model_revision)
+        except OSError:
+            logger.warning(f"{arguments.source} has no image processor: images are prepared as the authors evaluate.")
+    return adapt_processor(processor, arguments.image_size, num_channels)
+
+
+def adapt_processor(processor: Any, image_size: int | None, num_channels: int) -> TwinsImageProcessor:
+    """An image processor for images of so many channels; at another size, the crop shows the same share of an image."""
     changes: dict[str, Any] = {}
-    if arguments.image_size is not None:
+    if image_size is not None:
         share = processor.size.shortest_edge / processor.crop_size.height
-        changes["crop_size"] = {"height": arguments.image_size, "width": arguments.image_size}
-        changes["size"] = {"shortest_edge": round(arguments.image_size * share)}
+        changes["crop_size"] = {"height": image_size, "width": image_size}
+        changes["size"] = {"shortest_edge": round(image_size * share)}
     if num_channels != len(processor.image_mean):
         changes["do_convert_rgb"] = False
         for name in ("image_mean", "image_std"):
@@ -215,7 +233,11 @@ def save_model(
         weights: of the model, where it is sharded and has them only in parts.
     """
     if isinstance(model, PeftModel):
-        model.save_pretrained(str(output_dir / "adapter"))
+        adapter_dir = output_dir / "adapter"
+        model.save_pretrained(str(adapter_dir))
+        # The base model may have another processor and other labels.
+        processor.save_pretrained(adapter_dir)
+        write_json(adapter_dir / ADAPTER_LABELS_NAME, list(model.config.id2label.values()))
         # Merged into a copy: the model may still be trained.
         model = copy.deepcopy(model).merge_and_unload()
     model.save_pretrained(str(output_dir), state_dict=weights)

@@ -21,6 +21,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
 
+from hf_twins._utils.cards import usage_code
 from hf_twins.training.reports import draw_curves, write_report_and_card
 
 
@@ -40,6 +41,11 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, 
     return metrics
 
 
+def summary(results: dict[str, Any], num_images: int) -> str:
+    """The result of a run in a sentence."""
+    return f"Accuracy on {num_images} evaluation images: {results['eval_accuracy']:.1%}."
+
+
 def write_report(
     output_dir: Path,
     names: Sequence[str],
@@ -47,19 +53,16 @@ def write_report(
     labels: np.ndarray,
     history: Sequence[dict[str, float]],
     settings: dict[str, Any],
-) -> dict[str, float]:
+) -> None:
     """Write the results, their pictures and the model card into the model's folder.
 
     Args:
-        output_dir: of the model.
-        names: of the labels.
-        logits: of the evaluation images, `(num_images, num_labels)`.
-        labels: of the evaluation images, `(num_images,)`.
+        output_dir: the model folder.
+        names: names of the labels.
+        logits: logits of the evaluation images, `(num_images, num_labels)`.
+        labels: labels of the evaluation images, `(num_images,)`.
         history: entries with `epoch` and any of `loss`, `eval_loss`, `eval_accuracy`, `learning_rate`.
         settings: what the run was told, with `recipe`, `start` and `dataset` among it.
-
-    Returns:
-        The metrics of `classification_metrics`.
     """
     metrics = classification_metrics(logits, labels)
     predictions = logits.argmax(-1)
@@ -87,8 +90,8 @@ def write_report(
         task="image-classification",
         metric_types={"top5_accuracy": "accuracy"},
         figures={"Loss and accuracy": "curves.png", "Confusion matrix": "confusion_matrix.png"},
+        usage=usage_code("TwinsForImageClassification", str(output_dir)),
     )
-    return metrics
 
 
 def draw_confusion_matrix(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:

@@ -11,10 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Pictures and their objects in COCO's format, each prepared the same whenever it is asked for.
+"""Images and their objects in COCO's format, read and augmented.
 
 https://cocodataset.org/#format-data: a folder of images, and a JSON file with `images`, `categories` and `annotations`.
-What is random about an image depends on the seed, the epoch and its place in the data set alone.
+Random augmentation depends on the seed, the epoch and the index of the image alone.
 """
 
 import json
@@ -33,16 +33,14 @@ from torchvision.ops import box_convert
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from hf_twins._utils.images import ImageError, open_image
+from hf_twins._utils.images import ImageError, convert_image, open_image
 from hf_twins.training.object_detection.arguments import DataArguments, DetectionRecipe
 from hf_twins.training.trainer import mixed_seed
 
 
 logger = logging.getLogger(__name__)
-# Images are padded to multiples of it, as the authors do: the stride of the last stage.
-SIZE_DIVISOR = 32
 NUM_NAMED = 10
-# What the lists of a file of annotations cannot do without; of single annotations, `fault_of` says what is wrong.
+# What the lists of a file of annotations cannot do without; of single annotations, `find_fault` says what is wrong.
 FIELDS: dict[str, set[str]] = {
     "images": {"id", "file_name", "height", "width"},
     "categories": {"id", "name"},
@@ -52,13 +50,13 @@ FIELDS: dict[str, set[str]] = {
 
 @dataclass
 class CocoImages:
-    """A folder of pictures, and what is on them.
+    """A folder of images and their objects.
 
     Args:
-        folder: of the pictures.
-        images: COCO's, with `id`, `file_name`, `height` and `width`.
-        names: of the categories, in the order of their ids; an object's label is its place among them.
-        annotations: COCO's, by the id of their image; with a `label` each.
+        folder: folder of the images.
+        images: COCO's entries, with `id`, `file_name`, `height` and `width`.
+        names: names of the categories, in the order of their ids; an object's label is an index into them.
+        annotations: COCO's entries by the id of their image, each with a `label`.
     """
 
     folder: Path
@@ -67,23 +65,23 @@ class CocoImages:
     annotations: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
 
     def objects(self, image_id: int) -> list[dict[str, Any]]:
-        """Those to be found: a crowd is none."""
+        """The annotations of single objects, without those of crowds."""
         return [each for each in self.annotations.get(image_id, []) if not each.get("iscrowd", 0)]
 
     def open(self, index: int) -> PIL.Image.Image:
-        """The picture in colour, unrotated: annotations are of its pixels as they are stored."""
-        return open_image(self.folder / self.images[index]["file_name"], is_upright=False).convert("RGB")
+        """Read an image of the data set."""
+        return read_image(self.folder / self.images[index]["file_name"])
 
     def select(self, indices: list[int]) -> "CocoImages":
         return replace(self, images=[self.images[index] for index in indices])
 
 
 def load_splits(arguments: DataArguments, seed: int, needs_masks: bool = False) -> dict[str, CocoImages]:
-    """The data set as `train` and `validation`.
+    """Load the data set as `train` and `validation`.
 
     Raises:
         OSError: if a file cannot be read.
-        ValueError: if the data set lacks what is needed. The message says what.
+        ValueError: if files are missing or cannot be used; the message says which and why.
     """
     for option, given in (
         ("train", (arguments.train_dir, arguments.train_annotations)),
@@ -120,7 +118,7 @@ def load_splits(arguments: DataArguments, seed: int, needs_masks: bool = False) 
 
 
 def load_coco(folder: str, file: str, needs_masks: bool = False) -> CocoImages:
-    """The images and annotations of a JSON file; those that cannot be used are left out, counted and named."""
+    """Load the images and annotations of a JSON file; annotations that cannot be used are left out, counted and named."""
     if not Path(folder).is_dir():
         raise ValueError(f"{folder} must be a folder of images.")
     content = read_annotations(file)
@@ -132,14 +130,14 @@ def load_coco(folder: str, file: str, needs_masks: bool = False) -> CocoImages:
     annotations: dict[int, list[dict[str, Any]]] = defaultdict(list)
     left_out: dict[str, list[str]] = defaultdict(list)
     for annotation in content["annotations"]:
-        fault = fault_of(annotation, labels, sizes, needs_masks)
+        fault = find_fault(annotation, labels, sizes, needs_masks)
         if fault is not None:
             left_out[fault].append(str(annotation.get("id")))
         else:
             annotation = annotation | {"label": labels[annotation["category_id"]]}
             annotations[annotation["image_id"]].append(annotation)
     for fault, ids in left_out.items():
-        logger.warning(f"{len(ids)} annotations of {file} are left out, because they have {fault}: {some_of(ids)}")
+        logger.warning(f"{len(ids)} annotations of {file} are left out, because they have {fault}: {first_names(ids)}")
     names = [str(category["name"]) for category in categories]
     return CocoImages(Path(folder), content["images"], names, dict(annotations))
 
@@ -158,10 +156,10 @@ def read_annotations(file: str) -> dict[str, Any]:
     return content
 
 
-def fault_of(
+def find_fault(
     annotation: dict[str, Any], labels: dict[Any, int], sizes: dict[Any, tuple[int, int]], needs_masks: bool
 ) -> str | None:
-    """What an annotation has that it cannot be used with; None if it can."""
+    """Say why an annotation cannot be used; None if it can."""
     if annotation.get("category_id") not in labels:
         return "an unknown category"
     if annotation.get("image_id") not in sizes:
@@ -184,14 +182,14 @@ def fault_of(
 
 
 def is_segmentation(segmentation: Any, size: list[int]) -> bool:
-    """Whether it is polygons of three corners and more, or run lengths of that height and width."""
+    """Whether a segmentation is polygons of at least three corners, or run lengths of this height and width."""
     if isinstance(segmentation, dict):
         return segmentation.get("size") == size and "counts" in segmentation
     return bool(segmentation) and all(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in segmentation)
 
 
 def without_corrupt_images(split: CocoImages, name: str, is_decoded: bool) -> CocoImages:
-    """The images that are there and, if they are to be decoded, can be; the others are counted and named."""
+    """Leave out images that are missing or, if asked to decode them, broken; they are counted and named."""
     usable, corrupt = [], []
     for index, image in enumerate(tqdm(split.images, desc=f"Checking the images of {name}", disable=not is_decoded)):
         if is_readable(split.folder / image["file_name"], (image["width"], image["height"]), is_decoded):
@@ -201,7 +199,7 @@ def without_corrupt_images(split: CocoImages, name: str, is_decoded: bool) -> Co
     if corrupt:
         logger.warning(
             f"{len(corrupt)} images of {name} are not there, cannot be decoded or have another size than they are said to, "
-            f"and are left out: {some_of(corrupt)}"
+            f"and are left out: {first_names(corrupt)}"
         )
     return split.select(usable)
 
@@ -210,7 +208,7 @@ def is_readable(path: Path, size: tuple[int, int], is_decoded: bool) -> bool:
     if not is_decoded:
         return path.is_file()
     try:
-        return open_image(path, is_upright=False).size == size
+        return read_image(path).size == size
     except ImageError as error:
         logger.warning(str(error))
         return False
@@ -219,12 +217,17 @@ def is_readable(path: Path, size: tuple[int, int], is_decoded: bool) -> bool:
         return False
 
 
-def some_of(names: list[str]) -> str:
+def read_image(path: Path) -> PIL.Image.Image:
+    """Read an image in RGB, not rotated: annotations are in its pixels as they are stored."""
+    return convert_image(open_image(path, is_upright=False))
+
+
+def first_names(names: list[str]) -> str:
     return ", ".join(names[:NUM_NAMED]) + (", ..." if len(names) > NUM_NAMED else "")
 
 
 def binary_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """COCO's polygons or run lengths as `(height, width)`, 1 on the object."""
+    """Decode COCO's polygons or run lengths to a mask `(height, width)`, 1 on the object."""
     return coco_mask.decode(run_lengths(segmentation, height, width))
 
 
@@ -237,19 +240,42 @@ def run_lengths(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     return segmentation
 
 
-class DetectionImages(torch.utils.data.Dataset):
-    """A data set of images and objects, prepared when they are asked for, by their place, or by epoch and place.
+class EvaluationImages(torch.utils.data.Dataset):
+    """The images of a data set as the image processor prepares them, for this script as for everybody who loads the model.
 
-    An example has what transformers' detectors take: `pixel_values` `(3, height, width)`, and `labels` with the
-    `class_labels` `(num_objects,)` and `boxes` `(num_objects, 4)`, center and size relative to the image; also, if asked
-    for, the `masks` `(num_objects, height, width)`. `image_id` is the place in the data set, and `orig_size`
-    `(2,)` height and width of the picture.
+    An example has the `pixel_values` `(3, height, width)`, and `labels` with the `image_id`, the index of the image in the
+    data set, and its `orig_size` `(2,)`, height and width in the file.
 
     Args:
-        split: of the data set.
-        transform: of an image and its objects.
-        needs_masks: whether masks are to be read.
-        seed: of the transform.
+        split: images of the data set.
+        processor: image processor of the detector.
+    """
+
+    def __init__(self, split: CocoImages, processor: Any):
+        self.split, self.processor = split, processor
+
+    def __len__(self) -> int:
+        return len(self.split.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image = self.split.open(index)
+        inputs = self.processor(image, do_pad=False, return_tensors="pt")
+        labels = {"image_id": torch.tensor(index), "orig_size": torch.tensor([image.height, image.width])}
+        return {"pixel_values": inputs["pixel_values"][0], "labels": labels}
+
+
+class TrainingImages(torch.utils.data.Dataset):
+    """Images and objects of a data set, augmented; indexed by epoch and index in the data set.
+
+    An example has the `pixel_values` `(3, height, width)`, and `labels` with the `class_labels` `(num_objects,)` and `boxes`
+    `(num_objects, 4)`, left, top, right and bottom in pixels of them; if asked for, also the `masks`
+    `(num_objects, height, width)`.
+
+    Args:
+        split: images and objects of the data set.
+        transform: transform of an image and its objects.
+        needs_masks: whether to read masks.
+        seed: random seed of the transform.
     """
 
     def __init__(self, split: CocoImages, transform: v2.Transform, needs_masks: bool = False, seed: int = 0):
@@ -258,25 +284,17 @@ class DetectionImages(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.split.images)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        picture = self.split.open(index)
-        objects = self.split.objects(self.split.images[index]["id"])
-        target = self.target(objects, picture.height, picture.width)
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key
+        image = self.split.open(index)
+        target = self.target(self.split.objects(self.split.images[index]["id"]), image.height, image.width)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mixed_seed(self.seed, epoch, index))
-            image, target = self.transform(picture, target)
-        height, width = image.shape[-2:]
-        boxes = box_convert(target["boxes"].as_subclass(torch.Tensor), "xyxy", "cxcywh")
-        labels = {
-            "class_labels": target["labels"],
-            "boxes": boxes / torch.tensor([width, height, width, height]),
-            "image_id": torch.tensor(index),
-            "orig_size": torch.tensor([picture.height, picture.width]),
-        }
+            pixel_values, target = self.transform(image, target)
+        labels = {"class_labels": target["labels"], "boxes": target["boxes"].as_subclass(torch.Tensor)}
         if self.needs_masks:
             labels["masks"] = target["masks"].as_subclass(torch.Tensor)
-        return {"pixel_values": image.as_subclass(torch.Tensor), "labels": labels}
+        return {"pixel_values": pixel_values.as_subclass(torch.Tensor), "labels": labels}
 
     def target(self, objects: list[dict[str, Any]], height: int, width: int) -> dict[str, Any]:
         boxes = torch.tensor([each["bbox"] for each in objects], dtype=torch.float32).reshape(-1, 4)
@@ -293,10 +311,11 @@ class DetectionImages(torch.utils.data.Dataset):
 
 
 class RandomSizedCrop(v2.Transform):
-    """A crop whose height and width are random each, at most those of the image, as DETR and the authors' 3x train with.
+    """A random crop whose height and width are drawn independently, as in DETR's training and the authors' 3x schedule.
 
     Args:
-        min_size, max_size: of its sides in pixels.
+        min_size: least height and width in pixels.
+        max_size: largest height and width in pixels.
     """
 
     def __init__(self, min_size: int, max_size: int):
@@ -318,7 +337,10 @@ class RandomSizedCrop(v2.Transform):
 
 
 def training_transform(recipe: DetectionRecipe, processor: Any) -> v2.Transform:
-    """Random mirroring and scale, to the normalization of the image processor."""
+    """Random flips and scales, with the size and normalization of the image processor.
+
+    The processor itself takes COCO's annotations: it cannot take boxes and masks that were cropped before.
+    """
     return v2.Compose(
         [
             v2.ToImage(),
@@ -326,27 +348,24 @@ def training_transform(recipe: DetectionRecipe, processor: Any) -> v2.Transform:
             random_scale(recipe, processor) if recipe.multi_scale else fixed_scale(processor),
             v2.ClampBoundingBoxes(),
             v2.SanitizeBoundingBoxes(),
-            *normalization(processor),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(processor.image_mean, processor.image_std),
         ]
     )
-
-
-def evaluation_transform(processor: Any) -> v2.Transform:
-    return v2.Compose([v2.ToImage(), fixed_scale(processor), *normalization(processor)])
 
 
 def fixed_scale(processor: Any) -> v2.Transform:
     size = processor.size
     if size.height is not None:
         return v2.Resize((size.height, size.width))
-    # Of one size: nothing about it is random.
+    # With a single size, nothing is random.
     return v2.RandomShortestSize(size.shortest_edge, max_size=size.longest_edge)
 
 
 def random_scale(recipe: DetectionRecipe, processor: Any) -> v2.Transform:
-    """The authors' 3x, from DETR's: any of eleven scales, for every other image of a crop.
+    """Random scales of the authors' 3x schedule, which are DETR's: one of eleven, for half of the images after a crop.
 
-    Sizes are theirs, for a shorter side of 800 pixels, relative to that.
+    The authors' sizes are for a shorter side of 800 pixels, and are scaled to that of the recipe.
     """
 
     def scaled(*sizes: int) -> list[int]:
@@ -362,20 +381,29 @@ def random_scale(recipe: DetectionRecipe, processor: Any) -> v2.Transform:
     return v2.RandomChoice([scales, crop])
 
 
-def normalization(processor: Any) -> list[v2.Transform]:
-    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(processor.image_mean, processor.image_std)]
-
-
 def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Images padded at the right and bottom to one size, with their `pixel_mask`."""
+    """Pad images at the right and the bottom to one size, with their `pixel_mask`."""
     images = [example["pixel_values"] for example in examples]
-    height, width = (-(-max(image.shape[side] for image in images) // SIZE_DIVISOR) * SIZE_DIVISOR for side in (1, 2))
+    height, width = (max(image.shape[side] for image in images) for side in (1, 2))
     pixel_values = torch.zeros(len(images), 3, height, width)
     pixel_mask = torch.zeros(len(images), height, width, dtype=torch.long)
     for canvas, mask, image in zip(pixel_values, pixel_mask, images):
         canvas[:, : image.shape[1], : image.shape[2]] = image
         mask[: image.shape[1], : image.shape[2]] = 1
-    batch: dict[str, Any] = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
-    if "labels" in examples[0]:
-        batch["labels"] = [example["labels"] for example in examples]
-    return batch
+    labels = [example["labels"] for example in examples]
+    return {"pixel_values": pixel_values, "pixel_mask": pixel_mask, "labels": labels}
+
+
+def collate_for_detr(examples: list[dict[str, Any]]) -> dict[str, Any]:
+    """The same with the boxes that detectors of transformers are trained on: center and size, relative to the image.
+
+    Not relative to the padded batch, as DETR's image processor has it: predicted boxes are scaled to the size of the image.
+    """
+    relative = []
+    for example in examples:
+        labels, (height, width) = example["labels"], example["pixel_values"].shape[1:]
+        if "boxes" in labels:
+            boxes = box_convert(labels["boxes"], "xyxy", "cxcywh") / torch.tensor([width, height, width, height])
+            labels = labels | {"boxes": boxes}
+        relative.append(example | {"labels": labels})
+    return collate(relative)

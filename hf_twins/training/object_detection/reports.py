@@ -11,10 +11,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a run measured, as numbers and as pictures, beside the model it is about."""
+"""Average precision, drawn predictions, and the report of a run."""
 
-import contextlib
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,27 +22,32 @@ import PIL.Image
 import torch
 from matplotlib.font_manager import findfont
 from pycocotools import mask as coco_mask
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from torchmetrics.detection import MeanAveragePrecision
 from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks, make_grid
 
-from hf_twins.training.object_detection.data import CocoImages, binary_mask, run_lengths
+from hf_twins._utils.cards import usage_code
+from hf_twins.training.object_detection.data import CocoImages, binary_mask
 from hf_twins.training.reports import draw_curves, write_report_and_card
 
 
-# COCO's numbers, as COCOeval lists them: mean over thresholds of the overlap from 0.5 to 0.95 unless the name says one, and
-# by the area of the objects, below 32 x 32 pixels, up to 96 x 96, and above.
-METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-# COCOeval's types by the prefix of their metrics.
-KINDS = {"": "bbox", "mask_": "segm"}
+# COCO's average precisions by torchmetrics' names: the mean over overlaps from 0.5 to 0.95 unless the name says one, and by
+# the area of the objects, below 32 x 32 pixels, up to 96 x 96, and above.
+METRICS = {
+    "map": "ap",
+    "map_50": "ap50",
+    "map_75": "ap75",
+    "map_small": "ap_small",
+    "map_medium": "ap_medium",
+    "map_large": "ap_large",
+}
 PANELS = {
     "loss": {"loss": "training"},
     "average precision": {"eval_ap": "boxes", "eval_ap50": "boxes, overlap 0.5", "eval_mask_ap": "masks"},
 }
-# Of categories, which repeat them: matplotlib's ten.
-COLOURS = [
+# Colors of the categories, repeated after ten: matplotlib's.
+COLORS = [
     "#1f77b4",
     "#ff7f0e",
     "#2ca02c",
@@ -56,137 +59,125 @@ COLOURS = [
     "#17becf",
     "#7f7f7f",
 ]
-NUM_PICTURES, PICTURE_SIDE = 4, 448
+# `import hf_twins` comes first: without it, transformers knows no Twins.
+NUM_IMAGES, IMAGE_SIDE = 4, 448
 
 
 def average_precision(
-    split: CocoImages, predictions: dict[int, dict[str, torch.Tensor]]
+    split: CocoImages, predictions: dict[int, dict[str, Any]]
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """COCO's average precision of boxes and, if there are any, of masks.
+    """Compute COCO's average precision of boxes and, if there are any, of masks.
 
     Args:
-        split: what is to be found.
-        predictions: by the place of their image in it: `boxes` in its pixels, `scores`, `labels` and, maybe, `masks`.
+        split: images and their objects.
+        predictions: by the index of their image, a dictionary with `boxes` `(num_objects, 4)`, left, top, right and bottom in
+            pixels, `scores` and `labels` `(num_objects,)`, and, maybe, `masks`, a list of COCO's run lengths.
 
     Returns:
-        The numbers named in METRICS, those of masks with `mask_` before, and by category its `ap` and `mask_ap`. One that
-        no object counts for is left out.
+        The metrics, those of masks with the prefix `mask_`, and for each category its `ap` and `mask_ap`. Metrics that no
+        object counts for are left out.
     """
     has_masks = any("masks" in prediction for prediction in predictions.values())
-    objects, detections = coco_objects(split, has_masks), coco_detections(predictions)
+    # Prefixes of torchmetrics' names and of ours.
+    prefixes = {"bbox_": "", "segm_": "mask_"} if has_masks else {"": ""}
+    metric = MeanAveragePrecision(
+        "xywh",
+        ("bbox", "segm") if has_masks else ("bbox",),
+        # COCO's: torchmetrics' own are rounded to single precision, which moves the average by up to 0.001.
+        iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
+        rec_thresholds=np.linspace(0.0, 1.0, 101).tolist(),
+        extended_summary=True,
+    )
+    # The hundred best count, as for COCO; some detectors have more.
+    metric.warn_on_many_detections = False
+    for index, prediction in predictions.items():
+        metric.update([detections(prediction, has_masks)], [targets(split, index, has_masks)])
+    results = metric.compute()
     metrics: dict[str, float] = {}
     per_category: dict[str, dict[str, float]] = {name: {} for name in split.names}
-    for prefix, kind in KINDS.items():
-        if kind == "segm" and not has_masks:
-            continue
-        # COCOeval says on the way what it does.
-        with contextlib.redirect_stdout(io.StringIO()):
-            evaluation = COCOeval(coco(objects), coco(objects), kind)
-            evaluation.cocoDt = detected(evaluation.cocoGt, detections, kind)
-            evaluation.evaluate()
-            evaluation.accumulate()
-            evaluation.summarize()
-        for name, value in zip(METRICS, evaluation.stats.tolist()):
-            if value >= 0:
-                metrics[prefix + name] = value
-        # Overlaps, recalls, categories, areas (all of them first), numbers of detections (most of them last).
-        precision = evaluation.eval["precision"][:, :, :, 0, -1]
-        for label, name in enumerate(split.names):
-            values = precision[:, :, label]
-            if (values >= 0).any():
-                per_category[name][f"{prefix}ap"] = float(values[values >= 0].mean())
+    for prefix, ours in prefixes.items():
+        values = {ours + METRICS[name]: float(results[prefix + name]) for name in METRICS}
+        metrics |= {name: value for name, value in values.items() if value >= 0}
+        # Overlaps, recalls, categories, areas (all of them first), numbers of detections (most of them last). By
+        # `class_metrics=True`, torchmetrics would evaluate every category again.
+        precisions = results[f"{prefix}precision"][:, :, :, 0, -1].unbind(2)
+        for label, precision in zip(results["classes"].reshape(-1).tolist(), precisions):
+            if (precision >= 0).any():
+                per_category[split.names[label]][f"{ours}ap"] = float(precision[precision >= 0].mean())
     return metrics, per_category
 
 
-def coco(content: dict[str, Any]) -> COCO:
-    made = COCO()
-    made.dataset = content
-    made.createIndex()
-    return made
-
-
-def detected(objects: COCO, detections: list[dict[str, Any]], kind: str) -> COCO:
-    """The detections as COCOeval takes them."""
-    if not detections:
-        # `loadRes` looks at the first.
-        return coco(objects.dataset | {"annotations": []})
-    if kind == "segm":
-        # Without a box, so that their area is the mask's.
-        detections = [{key: value for key, value in each.items() if key != "bbox"} for each in detections]
-    return objects.loadRes(detections)
-
-
-def coco_objects(split: CocoImages, has_masks: bool) -> dict[str, Any]:
-    """The data set in COCO's format, with places and labels for ids."""
-    annotations: list[dict[str, Any]] = []
-    for index, image in enumerate(split.images):
-        for annotation in split.annotations.get(image["id"], []):
-            entry = {
-                "id": len(annotations) + 1,
-                "image_id": index,
-                "category_id": annotation["label"],
-                "bbox": annotation["bbox"],
-                "area": annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3]),
-                "iscrowd": annotation.get("iscrowd", 0),
-            }
-            if has_masks:
-                entry["segmentation"] = run_lengths(annotation["segmentation"], image["height"], image["width"])
-            annotations.append(entry)
-    return {
-        "images": [
-            {"id": index, "height": image["height"], "width": image["width"]}
-            for index, image in enumerate(split.images)
-        ],
-        "categories": [{"id": label, "name": name} for label, name in enumerate(split.names)],
-        "annotations": annotations,
+def detections(prediction: dict[str, Any], has_masks: bool) -> dict[str, torch.Tensor]:
+    """The predictions for an image, as torchmetrics takes them."""
+    detected = {
+        "boxes": box_convert(prediction["boxes"].float(), "xyxy", "xywh"),
+        "scores": prediction["scores"].float(),
+        "labels": prediction["labels"],
     }
+    if has_masks:
+        detected["masks"] = stacked_masks([coco_mask.decode(lengths) for lengths in prediction["masks"]])
+    return detected
 
 
-def coco_detections(predictions: dict[int, dict[str, torch.Tensor]]) -> list[dict[str, Any]]:
-    entries = []
-    for index, prediction in predictions.items():
-        boxes = box_convert(prediction["boxes"].float(), "xyxy", "xywh").tolist()
-        for place, (box, score, label) in enumerate(
-            zip(boxes, prediction["scores"].tolist(), prediction["labels"].tolist())
-        ):
-            entry = {"image_id": index, "category_id": label, "bbox": box, "score": score}
-            if "masks" in prediction:
-                entry["segmentation"] = mask_run_lengths(prediction["masks"][place])
-            entries.append(entry)
-    return entries
+def targets(split: CocoImages, index: int, has_masks: bool) -> dict[str, torch.Tensor]:
+    """The objects of an image, crowds included, as torchmetrics takes them."""
+    image = split.images[index]
+    objects = split.annotations.get(image["id"], [])
+    # In double precision, as in the file.
+    boxes = torch.tensor([each["bbox"] for each in objects], dtype=torch.float64).reshape(-1, 4)
+    areas = [each.get("area", each["bbox"][2] * each["bbox"][3]) for each in objects]
+    target = {
+        "boxes": boxes,
+        "labels": torch.tensor([each["label"] for each in objects], dtype=torch.long),
+        "iscrowd": torch.tensor([each.get("iscrowd", 0) for each in objects], dtype=torch.long),
+        "area": torch.tensor(areas, dtype=torch.float64),
+    }
+    if has_masks:
+        target["masks"] = stacked_masks(
+            [binary_mask(each["segmentation"], image["height"], image["width"]) for each in objects]
+        )
+    return target
+
+
+def stacked_masks(masks: list[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(masks)) if masks else torch.empty(0, 0, 0, dtype=torch.uint8)
 
 
 def mask_run_lengths(mask: torch.Tensor) -> dict[str, Any]:
-    """COCO's compressed run lengths of `(height, width)`, True on the object."""
+    """Encode a mask `(height, width)`, True on the object, as COCO's compressed run lengths."""
     return coco_mask.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
 
 
-def draw_objects(picture: PIL.Image.Image, objects: dict[str, torch.Tensor], names: Sequence[str]) -> torch.Tensor:
-    """The picture, `(3, height, width)`, with boxes, labels and, where they are given, scores and masks of objects.
+def draw_objects(image: PIL.Image.Image, objects: dict[str, torch.Tensor], names: Sequence[str]) -> torch.Tensor:
+    """Draw objects onto an image: boxes, labels and, where they are given, scores and masks.
 
     Args:
-        picture: in colour.
-        objects: `boxes` in its pixels, `labels`, and maybe `scores` and `masks`.
-        names: of the labels.
+        image: an RGB image.
+        objects: `boxes` `(num_objects, 4)`, left, top, right and bottom in pixels, `labels` `(num_objects,)`, and, maybe,
+            `scores` `(num_objects,)` and `masks` `(num_objects, height, width)`.
+        names: names of the labels.
+
+    Returns:
+        The drawing, `(3, height, width)`, uint8.
     """
-    image = functional.pil_to_tensor(picture)
+    drawn = functional.pil_to_tensor(image)
     if len(objects["boxes"]) == 0:
-        return image
+        return drawn
     # The best last, over the others.
     objects = {name: value.flip(0) for name, value in objects.items()}
     labels = objects["labels"].tolist()
-    colours: Any = [COLOURS[label % len(COLOURS)] for label in labels]
+    colors: Any = [COLORS[label % len(COLORS)] for label in labels]
     if "masks" in objects:
-        image = draw_segmentation_masks(image, objects["masks"].bool(), alpha=0.45, colors=colours)
+        drawn = draw_segmentation_masks(drawn, objects["masks"].bool(), alpha=0.45, colors=colors)
     texts = [names[label] for label in labels]
     if "scores" in objects:
         texts = [f"{text} {score:.2f}" for text, score in zip(texts, objects["scores"].tolist())]
-    side = max(picture.size)
+    side = max(image.size)
     return draw_bounding_boxes(
-        image,
+        drawn,
         objects["boxes"],
         labels=texts,
-        colors=colours,
+        colors=colors,
         width=max(side // 300, 2),
         font=findfont("DejaVu Sans"),
         font_size=max(side // 45, 10),
@@ -195,19 +186,21 @@ def draw_objects(picture: PIL.Image.Image, objects: dict[str, torch.Tensor], nam
     )
 
 
-def draw_predictions(split: CocoImages, predictions: dict[int, dict[str, torch.Tensor]], path: Path) -> None:
-    """The first pictures of a split: above what is on them, below what was detected with a score of 0.5 or more."""
+def draw_predictions(split: CocoImages, predictions: dict[int, dict[str, Any]], path: Path) -> None:
+    """Draw the first images of a split: their objects above, and below what was detected with a score of 0.5 or more."""
     rows: list[list[torch.Tensor]] = [[], []]
-    for index in sorted(predictions)[:NUM_PICTURES]:
-        picture = split.open(index)
-        is_kept = predictions[index]["scores"] >= 0.5
-        kept = {name: value[is_kept] for name, value in predictions[index].items()}
-        for row, objects in zip(rows, (true_objects(split, index, "masks" in kept), kept)):
-            scale = PICTURE_SIDE / max(picture.size)
-            row.append(draw_objects(*scaled(picture, objects, scale), split.names))
-    # Made one size by grey at the right and bottom.
+    for index in sorted(predictions)[:NUM_IMAGES]:
+        image, prediction = split.open(index), predictions[index]
+        is_kept = prediction["scores"] >= 0.5
+        kept = {name: prediction[name][is_kept] for name in ("boxes", "scores", "labels")}
+        if "masks" in prediction and is_kept.any():
+            masks = [coco_mask.decode(lengths) for lengths, keep in zip(prediction["masks"], is_kept) if keep]
+            kept["masks"] = stacked_masks(masks)
+        for row, objects in zip(rows, (true_objects(split, index, "masks" in prediction), kept)):
+            row.append(draw_objects(*scaled(image, objects, IMAGE_SIDE / max(image.size)), split.names))
+    # Padded with gray at the right and the bottom.
     cells = [
-        functional.pad(image, [0, 0, PICTURE_SIDE - image.shape[2], PICTURE_SIDE - image.shape[1]], fill=128)
+        functional.pad(image, [0, 0, IMAGE_SIDE - image.shape[2], IMAGE_SIDE - image.shape[1]], fill=128)
         for row in rows
         for image in row
     ]
@@ -216,6 +209,7 @@ def draw_predictions(split: CocoImages, predictions: dict[int, dict[str, torch.T
 
 
 def true_objects(split: CocoImages, index: int, has_masks: bool) -> dict[str, torch.Tensor]:
+    """The single objects of an image, without crowds, to be drawn."""
     image = split.images[index]
     objects = split.objects(image["id"])
     boxes = torch.tensor([each["bbox"] for each in objects], dtype=torch.float32).reshape(-1, 4)
@@ -225,42 +219,37 @@ def true_objects(split: CocoImages, index: int, has_masks: bool) -> dict[str, to
     }
     if has_masks and objects:
         masks = [binary_mask(each["segmentation"], image["height"], image["width"]) for each in objects]
-        true["masks"] = torch.from_numpy(np.stack(masks))
+        true["masks"] = stacked_masks(masks)
     return true
 
 
 def scaled(
-    picture: PIL.Image.Image, objects: dict[str, torch.Tensor], scale: float
+    image: PIL.Image.Image, objects: dict[str, torch.Tensor], scale: float
 ) -> tuple[PIL.Image.Image, dict[str, torch.Tensor]]:
-    """The picture and its objects at another size, at which labels can be read."""
-    size = [round(picture.height * scale), round(picture.width * scale)]
+    """An image and its objects at another size, at which labels can be read."""
+    size = [round(image.height * scale), round(image.width * scale)]
     objects = objects | {"boxes": objects["boxes"] * scale}
     if "masks" in objects:
         objects["masks"] = functional.resize_mask(objects["masks"].to(torch.uint8), size)
-    return functional.resize(picture, size), objects
+    return functional.resize(image, size), objects
 
 
 def write_report(
     output_dir: Path,
-    split: CocoImages,
-    predictions: dict[int, dict[str, torch.Tensor]],
+    metrics: dict[str, float],
+    per_category: dict[str, dict[str, float]],
     history: Sequence[dict[str, float]],
     settings: dict[str, Any],
-) -> dict[str, Any]:
-    """Write the results, their pictures and the model card into the model's folder.
+) -> None:
+    """Write the curves, the report and the model card into the model folder, which has `predictions.png` already.
 
     Args:
-        output_dir: of the model.
-        split: that it was evaluated on.
-        predictions: by the place of their image in it.
+        output_dir: the model folder.
+        metrics: average precisions by name.
+        per_category: average precisions by category.
         history: entries with `epoch` and any of `loss`, `eval_ap`, `eval_ap50`, `eval_mask_ap`.
-        settings: what the run was told, with `detector`, `recipe`, `start` and `dataset` among it.
-
-    Returns:
-        The average precision by category.
+        settings: settings of the run, with `detector`, `recipe`, `start` and `dataset` among them.
     """
-    metrics, per_category = average_precision(split, predictions)
-    draw_predictions(split, predictions, output_dir / "predictions.png")
     draw_curves(history, PANELS, output_dir / "curves.png")
     write_report_and_card(
         output_dir,
@@ -271,8 +260,8 @@ def write_report(
         metric_types=dict.fromkeys(metrics, "mean_average_precision"),
         figures={
             "Loss and average precision": "curves.png",
-            "Above what is on pictures, below what was detected": "predictions.png",
+            "Objects above, detections below": "predictions.png",
         },
+        usage=usage_code("TwinsForObjectDetection", str(output_dir)),
         library_name="hf_twins",
     )
-    return per_category

@@ -31,7 +31,7 @@ from datasets import Dataset, Features, Image, Value
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from hf_twins._utils.images import decode_image, is_image_file
+from hf_twins._utils.images import convert_image, decode_image, is_image_file
 from hf_twins.training.data import load_hub_splits, only_column, renamed_columns
 from hf_twins.training.semantic_segmentation.arguments import DataArguments, SegmentationRecipe
 from hf_twins.training.trainer import mixed_seed
@@ -53,7 +53,7 @@ def load_pairs(
 
     Args:
         arguments: where the data is.
-        seed: of what is held out.
+        seed: random seed of the images that are held out.
         class_names: those that the model knows; taken if the data has no names, nor more classes.
 
     Raises:
@@ -205,7 +205,7 @@ class RandomClassCrop(v2.Transform):
 
     Args:
         size: side in pixels.
-        max_class_share: of the pixels that have a class.
+        max_class_share: largest share that one class may have of the pixels with a class.
         fill: colour of the padding, from 0 to 255. The mask's is `IGNORE_INDEX`.
     """
 
@@ -259,9 +259,9 @@ class Preparation:
     """Makes of a pair what the model is trained on: `pixel_values` `(3, height, width)`, and `labels` `(height, width)`.
 
     Args:
-        transform: of a picture and a mask as tensors.
+        transform: transform of an image and its mask, both tensors.
         do_reduce_labels: whether classes are counted from 1 in masks.
-        seed: of the transform.
+        seed: random seed of the transform.
     """
 
     transform: v2.Transform
@@ -270,7 +270,7 @@ class Preparation:
 
     def __call__(self, pair: dict[str, Any], *place: int) -> dict[str, torch.Tensor]:
         """What is random about it depends on the seed and the place alone."""
-        image = v2.functional.to_image(pair["image"].convert("RGB"))
+        image = v2.functional.to_image(convert_image(pair["image"]))
         mask = tv_tensors.Mask(class_numbers(pair["label"], self.do_reduce_labels).astype(np.uint8))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mixed_seed(self.seed, *place))

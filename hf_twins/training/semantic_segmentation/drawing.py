@@ -11,9 +11,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Masks to look at: coloured, over their picture, with a legend."""
+"""Masks over their images, with a legend."""
 
-import colorsys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,46 +21,17 @@ import PIL.Image
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-
-# Of what has no class.
-GREY = (128, 128, 128)
-# Share of the class's colour over the picture.
-OPACITY = 0.6
-
-
-def label_colors(num_labels: int) -> np.ndarray:
-    """A colour for each class, `(num_labels, 3)`, uint8; those of neighbours differ most."""
-    # Steps of the golden ratio around the circle of hues, lighter and darker.
-    hues = (0.618034 * np.arange(num_labels)) % 1
-    values = [(1.0, 0.75, 0.55)[index % 3] for index in range(num_labels)]
-    colors = [colorsys.hsv_to_rgb(hue, 0.85, value) for hue, value in zip(hues, values)]
-    return (255 * np.array(colors)).round().astype(np.uint8)
-
-
-def overlay(image: PIL.Image.Image, mask: np.ndarray, num_labels: int) -> PIL.Image.Image:
-    """The picture under the colours of a mask `(height, width)`, grey where that has no class."""
-    known = mask < num_labels
-    colors = np.where(known[..., None], label_colors(num_labels)[np.where(known, mask, 0)], np.array(GREY, np.uint8))
-    return PIL.Image.blend(image.convert("RGB"), PIL.Image.fromarray(colors.astype(np.uint8)), OPACITY)
-
-
-def mask_picture(mask: np.ndarray, num_labels: int) -> PIL.Image.Image:
-    """A mask as a picture of class numbers, with a palette of their colours."""
-    picture = PIL.Image.fromarray(mask.astype(np.uint8), mode=None)
-    picture.putpalette(label_colors(num_labels).tobytes())
-    return picture
+from hf_twins._utils.drawing import class_areas, label_colors, overlay_mask
 
 
 def class_shares(mask: np.ndarray, names: Sequence[str]) -> dict[str, float]:
     """The share of the picture that each class has which is there, largest first."""
-    counts = np.bincount(mask.ravel(), minlength=len(names))[: len(names)]
-    order = [index for index in np.argsort(-counts, kind="stable") if counts[index] > 0]
-    return {names[index]: float(counts[index] / mask.size) for index in order}
+    return {names[index]: area / mask.size for index, area in class_areas(mask, len(names)).items()}
 
 
 def legend_entries(masks: Sequence[np.ndarray], names: Sequence[str], limit: int) -> list[Patch]:
     """The colours of the classes in the masks, largest first, with their shares of the last mask; at most `limit`."""
-    colors = label_colors(len(names)) / 255
+    colors = label_colors(names) / 255
     number = {name: index for index, name in enumerate(names)}
     everything = class_shares(np.concatenate([mask.ravel() for mask in masks]), names)
     shares = class_shares(masks[-1], names)
@@ -91,8 +61,8 @@ def draw_rows(
 
     Args:
         rows: picture, prediction, truth.
-        names: of the classes.
-        path: of what is drawn.
+        names: names of the classes.
+        path: file that is written.
     """
     has_truth = any(truth is not None for _, _, truth in rows)
     height = 3.2 if len(rows) > 1 else 4.5
@@ -104,7 +74,7 @@ def draw_rows(
         masks = [prediction] if truth is None else [truth, prediction]
         panels = [("picture", image.convert("RGB"))]
         panels += [
-            (title, overlay(image, mask, len(names)))
+            (title, overlay_mask(image, mask, names))
             for title, mask in zip(("truth", "prediction")[-len(masks) :], masks)
         ]
         for axis, (title, picture) in zip(axes, panels):

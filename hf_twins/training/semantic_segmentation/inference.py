@@ -25,6 +25,8 @@ import PIL.Image
 import torch
 from torch import nn
 
+from hf_twins._utils.images import convert_image
+
 
 # Of the published multi-scale results; with flip.
 MULTI_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -100,13 +102,13 @@ def segment(model: Any, processor: Any, image: PIL.Image.Image, how: InferenceAr
     Args:
         model: for semantic segmentation, in evaluation mode.
         processor: its image processor.
-        image: of any size and mode.
+        image: the image, in any size and mode.
         how: it is done.
 
     Returns:
         `(num_labels, height, width)`, of the picture's own size, float32.
     """
-    image = image.convert("RGB")
+    image = convert_image(image)
     size = {name: value for name, value in dict(processor.size).items() if value is not None}
     probabilities: Any = 0
     for scale in how.scales:

@@ -39,7 +39,7 @@ def confusion_matrix(truth: torch.Tensor, prediction: torch.Tensor, num_labels: 
 
     Args:
         truth: class of each pixel, `IGNORE_INDEX` where there is none.
-        prediction: of the same shape.
+        prediction: predicted class of each pixel, in the same shape.
         num_labels: number of classes.
 
     Raises:
@@ -87,9 +87,9 @@ def evaluate_pairs(
     Args:
         model: for semantic segmentation; in evaluation mode afterwards as before, or not.
         processor: its image processor, whose `do_reduce_labels` is that of the masks.
-        pairs: with the columns `image` and `label`.
+        pairs: data set with the columns `image` and `label`.
         how: pictures are segmented.
-        accelerator: of the processes that share the work, which all have the whole model.
+        accelerator: the processes that share the work; each holds the whole model.
     """
     num_labels = int(model.config.num_labels or 0)
     matrix = torch.zeros(num_labels, num_labels, dtype=torch.long, device=model.device)

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from transformers import (
-    AutoImageProcessor,
     PreTrainedConfig,
     PreTrainedModel,
     UperNetConfig,
@@ -34,6 +33,7 @@ from hf_twins import (
     TwinsImageProcessor,
 )
 from hf_twins._utils.labels import label_fields
+from hf_twins.loading import load_image_processor, load_pretrained
 from hf_twins.training.semantic_segmentation.arguments import HEADS, ModelArguments
 from hf_twins.training.semantic_segmentation.data import IGNORE_INDEX
 from hf_twins.training.trainer import twins_config
@@ -60,7 +60,7 @@ def checkpoint_config(arguments: ModelArguments) -> dict[str, Any]:
     try:
         fields, _ = PreTrainedConfig.get_config_dict(name, revision=arguments.model_revision)
     except OSError:
-        # `from_pretrained` will say what is wrong, or know the file.
+        # Loading it will say what is wrong, or know the file.
         return {}
     if fields.get("model_type") == "upernet" and arguments.head == "semantic-fpn":
         raise ValueError(f"{name} is an UperNet: --head semantic-fpn needs another checkpoint.")
@@ -96,22 +96,25 @@ def create_model(
         "drop_path_rate": drop_path_rate,
     }
     changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    is_upernet = fields.get("model_type") == "upernet"
     model: Any
-    if fields.get("model_type") == "upernet":
-        model = upernet(arguments, names, changes)
-    elif arguments.head == "upernet":
-        model = upernet_of_backbone(arguments, names, changes)
-    elif arguments.config_name is not None:
-        config = twins_config(arguments.config_name, arguments.model_revision, **names, **changes)
-        model = TwinsForSemanticSegmentation(config)
-    else:
-        model = TwinsForSemanticSegmentation.from_pretrained(
+    if arguments.head == "upernet" and not is_upernet:
+        model = upernet_on_backbone(arguments, names, changes)
+    elif arguments.config_name is None:
+        # The trained head is replaced where it has other labels.
+        model = load_pretrained(
             str(arguments.model_name_or_path),
+            "semantic-segmentation",
             revision=arguments.model_revision,
-            # The trained head is replaced where it has other labels.
-            ignore_mismatched_sizes=True,
+            allow_new_weights=True,
             **names,
             **changes,
+        )
+    elif is_upernet:
+        model = new_upernet(arguments.config_name, arguments.model_revision, names, changes)
+    else:
+        model = TwinsForSemanticSegmentation(
+            twins_config(arguments.config_name, arguments.model_revision, **names, **changes)
         )
     for name in ("semantic_loss_ignore_index", "loss_ignore_index"):
         if hasattr(model.config, name):
@@ -122,28 +125,23 @@ def create_model(
     return model
 
 
-def upernet(arguments: ModelArguments, names: dict[str, Any], changes: dict[str, Any]) -> PreTrainedModel:
-    """As an UperNet checkpoint or configuration says."""
-    name = str(arguments.model_name_or_path or arguments.config_name)
-    config = UperNetConfig.from_pretrained(name, revision=arguments.model_revision, **names)
+def new_upernet(name: str, revision: str, names: dict[str, Any], changes: dict[str, Any]) -> PreTrainedModel:
+    """An UperNet of random weights, as a folder's or repository's configuration has it."""
+    config = UperNetConfig.from_pretrained(name, revision=revision, **names)
     backbone: Any = config.backbone_config
     if not isinstance(backbone, TwinsConfig):
         raise ValueError(f"{name} has no Twins backbone, but {backbone.model_type}.")
     config.backbone_config = TwinsConfig.from_dict(backbone.to_dict() | changes)
-    if arguments.config_name is not None:
-        return UperNetForSemanticSegmentation(config)
-    return UperNetForSemanticSegmentation.from_pretrained(
-        name, revision=arguments.model_revision, config=config, ignore_mismatched_sizes=True
-    )
+    return UperNetForSemanticSegmentation(config)
 
 
-def upernet_of_backbone(arguments: ModelArguments, names: dict[str, Any], changes: dict[str, Any]) -> PreTrainedModel:
+def upernet_on_backbone(arguments: ModelArguments, names: dict[str, Any], changes: dict[str, Any]) -> PreTrainedModel:
     """A new UperNet on all stages of a backbone, trained or not."""
-    name = str(arguments.model_name_or_path or arguments.config_name)
+    name, revision = str(arguments.model_name_or_path or arguments.config_name), arguments.model_revision
     if arguments.model_name_or_path is not None:
-        trained = TwinsBackbone.from_pretrained(name, revision=arguments.model_revision, **changes)
+        trained = load_pretrained(name, "backbone", revision=revision, allow_new_weights=True, **changes)
     else:
-        trained = TwinsBackbone(twins_config(name, arguments.model_revision, **changes))
+        trained = TwinsBackbone(twins_config(name, revision, **changes))
     backbone_config: Any = trained.config
     backbone_config.out_features = backbone_config.stage_names[1:]
     model = UperNetForSemanticSegmentation(UperNetConfig(backbone_config=backbone_config, **names))
@@ -162,12 +160,10 @@ def create_processor(arguments: ModelArguments, fields: dict[str, Any], do_reduc
     name = str(arguments.model_name_or_path or arguments.config_name)
     processor: Any = None
     try:
-        if segmentation_labels(fields) is not None:
-            # By the class that it was saved as, whose defaults fill in what its file leaves out.
-            processor = AutoImageProcessor.from_pretrained(name, revision=arguments.model_revision)
-        elif name not in TWINS_VARIANTS:
-            colours: Any = TwinsImageProcessor.from_pretrained(name, revision=arguments.model_revision)
-            processor = segmentation_processor(image_mean=colours.image_mean, image_std=colours.image_std)
+        if name not in TWINS_VARIANTS:
+            processor = load_image_processor(name, arguments.model_revision)
+        if processor is not None and segmentation_labels(fields) is None:
+            processor = segmentation_processor(image_mean=processor.image_mean, image_std=processor.image_std)
     except OSError:
         logger.warning(f"{name} has no image processor: pictures are prepared as for the published models.")
     if processor is None:

@@ -23,6 +23,7 @@ import torch
 from datasets import Dataset
 from matplotlib.figure import Figure
 
+from hf_twins._utils.cards import usage_code
 from hf_twins.training.reports import draw_curves, write_report_and_card
 from hf_twins.training.semantic_segmentation.data import class_numbers
 from hf_twins.training.semantic_segmentation.drawing import draw_rows
@@ -61,8 +62,8 @@ def write_report(
     """Write the results, their pictures and the model card into the model's folder.
 
     Args:
-        output_dir: of the model.
-        names: of the classes.
+        output_dir: the model folder.
+        names: names of the classes.
         matrix: what `evaluate_pairs` counted.
         history: entries with `epoch` and any of `loss`, `eval_mean_iou`, `eval_overall_accuracy`.
         settings: what the run was told, with `recipe`, `start` and `dataset` among it.
@@ -87,6 +88,7 @@ def write_report(
             "Loss and accuracy": "curves.png",
             "IoU of each class": "class_iou.png",
         },
+        usage=usage_code("TwinsForSemanticSegmentation", str(output_dir)),
     )
 
 

@@ -24,11 +24,19 @@ import pytest
 from hostile_files import leave_trace_for_ghostscript, long_png, png_of
 from PIL import ExifTags, Image
 
-from hf_twins._utils.images import ImageError, decode_image, is_image_file, open_image
+from hf_twins._utils.images import (
+    ImageError,
+    convert_image,
+    decode_image,
+    find_images,
+    is_image_file,
+    list_images,
+    open_image,
+)
 
 
 # What imports nothing of the others, and the slow ones of each kind that do.
-ALONE = ["hf_twins._utils.images", "run_exported"]
+ALONE = ["hf_twins._utils.images", "hf_twins.export.run_exported"]
 SCRIPTS = ["attention_maps", "quickstart", "extract_features", "batch_predict", "run_detection"]
 
 
@@ -87,3 +95,32 @@ def test_pictures_are_told_by_their_names():
     """Pillow writes PDF, and cannot read it."""
     assert all(map(is_image_file, ("a.png", "b/c.JPG", "d.webp")))
     assert not any(map(is_image_file, ("a.pdf", "b.txt", "c")))
+
+
+def test_sixteen_bits_become_eight_and_fractions_are_refused():
+    gray = Image.fromarray(np.array([[0, 257, 65535]], dtype=np.uint16))
+    assert np.asarray(convert_image(gray))[0].tolist() == [[0] * 3, [1] * 3, [255] * 3]
+    assert np.asarray(convert_image(gray, "L"))[0].tolist() == [0, 1, 255]
+    with pytest.raises(ImageError, match="fractions for pixels: save it with 8 or 16 bits"):
+        convert_image(Image.fromarray(np.zeros((2, 2), dtype=np.float32)))
+
+
+def test_large_images_are_reduced_and_too_large_ones_refused(tmp_path):
+    Image.new("RGB", (400, 100), "red").save(tmp_path / "large.jpg")
+    assert open_image(tmp_path / "large.jpg", max_side=100).size == (100, 25)
+    assert open_image(tmp_path / "large.jpg").size == (400, 100)
+    with pytest.raises(ImageError, match=r"400 x 100 has too many pixels"):
+        open_image(tmp_path / "large.jpg", max_pixels=39_999)
+
+
+def test_images_of_a_folder_are_found_by_their_extensions_in_their_order(tmp_path):
+    for name in ("b.png", "a/c.JPG", "a/note.txt", "x.pdf", ".d.webp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    names = [str(file.relative_to(tmp_path)) for file in list_images(tmp_path)]
+    assert names == [".d.webp", "a/c.JPG", "b.png"]
+    assert find_images(tmp_path) == [tmp_path / ".d.webp", tmp_path / "b.png"]
+    assert find_images(tmp_path / "b.png") == [tmp_path / "b.png"]
+    with pytest.raises(ValueError, match=r"--images must be an image or a folder of images, got .*none"):
+        find_images(tmp_path / "none")

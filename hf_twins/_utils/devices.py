@@ -11,14 +11,12 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What every test relies on."""
-
-import os
+"""Where models run."""
 
 import torch
 
 
-def test_workers_share_the_cores():
-    """Twice as many threads as cores wait for each other."""
-    num_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    assert torch.get_num_threads() * num_workers <= max(num_workers, os.cpu_count() or 1)
+def default_device() -> torch.device:
+    """The accelerator, if there is one, and otherwise the CPU."""
+    # Without the check, an accelerator that PyTorch was built for and that is not there.
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

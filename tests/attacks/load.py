@@ -13,9 +13,9 @@
 # limitations under the License.
 """Load: does memory stay flat, and is every answer right, when there is much to do for long?
 
-    python tests/load.py clients --clients 64 --seconds 600
-    python tests/load.py switching --switches 50
-    python tests/load.py predictions --images 100000
+    python tests/attacks/load.py clients --clients 64 --seconds 600
+    python tests/attacks/load.py switching --switches 50
+    python tests/attacks/load.py predictions --images 100000
 
 Prints what was done, and how much memory the process had to itself a while after its start and at its end.
 """
@@ -42,7 +42,7 @@ import pyarrow.parquet
 from tqdm import tqdm
 
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from classification_utils import digit_pictures, save_start  # noqa: E402

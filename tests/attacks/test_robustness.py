@@ -56,7 +56,11 @@ def test_crash_is_no_kill(tmp_path):
     """
     command = [sys.executable, "-c", program]
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(TESTS)}
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])},
     )
     assert "AssertionError: crashing died of SIGUSR1 when it was to be killed by SIGKILL" in done.stderr
 

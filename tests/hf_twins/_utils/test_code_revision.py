@@ -24,8 +24,7 @@ from loopback_hub import serve_hub
 from safetensors.torch import save_file
 
 from hf_twins._utils.code_revision import NO_COMMIT, pinned_code_revision
-from hf_twins.training.image_classification.arguments import ModelArguments
-from hf_twins.training.image_classification.models import load_classifier
+from hf_twins.loading import load_pretrained
 
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -108,12 +107,11 @@ def test_evaluation_of_a_folder_refuses_code_of_another_repository(commit, trace
 @pytest.mark.parametrize("where", ["folder", "hub"])
 def test_code_of_another_repository_is_that_of_its_commit(where, commit, trace, tmp_path):
     folder = write_model(tmp_path / "model")
-    arguments = ModelArguments(str(folder), trust_remote_code=True, code_revision=commit)
-    if where == "hub":
-        arguments = ModelArguments(
-            "me/model", trust_remote_code=True, code_revision=commit, model_revision=upload("me/model", folder)
-        )
-    assert type(load_classifier(arguments)).__name__ == "Model"
+    name, revision = (str(folder), "main") if where == "folder" else ("me/model", upload("me/model", folder))
+    model = load_pretrained(
+        name, "image-classification", revision=revision, trust_remote_code=True, code_revision=commit
+    )
+    assert type(model).__name__ == "Model"
     assert trace.read_text() == "first first"
 
 
@@ -124,15 +122,21 @@ def test_code_of_the_model_itself_needs_its_commit_alone(name, hub, trace, tmp_p
     write_model(folder, AutoConfig=f"{name}.Config", AutoModelForImageClassification=f"{name}.Model")
     first = upload("me/code", folder)
     upload("me/code", write_code(folder, trace, "second"))
-    load_classifier(ModelArguments("me/code", trust_remote_code=True, model_revision=first))
+    load_pretrained("me/code", trust_remote_code=True, revision=first)
     assert trace.read_text() == "first first"
 
 
 def test_code_in_the_folder_needs_no_commit(trace, tmp_path):
     folder = write_code(tmp_path / "code", trace, "local")
     write_model(folder, AutoConfig="code.Config", AutoModelForImageClassification="code.Model")
-    load_classifier(ModelArguments(str(folder), trust_remote_code=True))
+    load_pretrained(folder, trust_remote_code=True)
     assert trace.read_text() == "local local"
+    trace.unlink()
+    with pytest.raises(ValueError, match="brings no code for the task, only for AutoConfig, AutoModelForImageClass"):
+        load_pretrained(folder, "backbone", trust_remote_code=True)
+    with pytest.raises(ValueError, match="holds a model of type 'stranger', which is none of TwinsFor"):
+        load_pretrained(folder)
+    assert not trace.exists()
 
 
 @pytest.mark.parametrize("file", ["config.4.0.0.json", "adapter_config.json"])
@@ -145,8 +149,14 @@ def test_code_that_no_auto_map_of_the_folder_names_is_not_run(file, commit, trac
     else:
         write_json(folder / "config.json", {"model_type": "stranger", "configuration_files": [file]})
         write_json(folder / file, {"model_type": "stranger", "auto_map": AUTO_MAP})
-    with pytest.raises(OSError, match=f"{NO_COMMIT} is not a valid git identifier"):
-        load_classifier(ModelArguments(str(folder), trust_remote_code=True))
+    # The code of an adapter's model is not even looked for.
+    message = (
+        "holds a model of type 'stranger', which"
+        if file == "adapter_config.json"
+        else f"{NO_COMMIT} is not a valid git identifier"
+    )
+    with pytest.raises((OSError, ValueError), match=message):
+        load_pretrained(folder, trust_remote_code=True)
     assert not trace.exists()
 
 

@@ -13,7 +13,7 @@
 # limitations under the License.
 """Every long-running script, killed again and again at random moments: is anything lost, repeated or half written?
 
-    python tests/kill_at_random.py --kills 20
+    python tests/attacks/kill_at_random.py --kills 20
 
 Each job is run once undisturbed, which gives what it should leave and how long it takes. Then it is started and sent SIGKILL,
 or SIGTERM, after a random part of that time, and started again as its user would, until it has been killed so many times
@@ -42,8 +42,8 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / folder) for folder in ("tests", "conversion", "examples", "examples/image_classification")]
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / folder) for folder in ("tests", "conversion", "examples/image_classification")]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)
 
 

@@ -13,8 +13,8 @@
 # limitations under the License.
 """Fuzzing that is guided by coverage: what do the readers of weights and of pictures do with any bytes at all?
 
-    python tests/fuzz_readers.py weights --seconds 600
-    python tests/fuzz_readers.py pictures --seconds 600
+    python tests/attacks/fuzz_readers.py weights --seconds 600
+    python tests/attacks/fuzz_readers.py pictures --seconds 600
 
 Anything but a result or the error that the reader promises stops it, with status 77, and leaves the bytes in
 `outputs/fuzzing`: make a test of them.
@@ -32,14 +32,14 @@ from pathlib import Path
 import atheris
 
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / folder) for folder in ("", "tests", "conversion", "spaces", "examples")]
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / folder) for folder in ("", "tests", "tests/attacks", "conversion", "spaces")]
 
 # Not all of PyTorch: what reads files.
 with atheris.instrument_imports(include=["PIL", "torch._weights_only_unpickler", "safetensors", "twins_space"]):
     import PIL.Image  # noqa: F401
     import torch._weights_only_unpickler  # noqa: F401
-    from twins_space.pictures import ImageError, read_picture
+    from twins_space.pictures import PictureError, read_picture
 
 from test_fuzzing import WEIGHTS_FILES, picture_files  # noqa: E402
 
@@ -56,7 +56,7 @@ def read_weights_of(content: bytes) -> None:
 
 
 def read_picture_of(content: bytes) -> None:
-    with contextlib.suppress(ImageError):
+    with contextlib.suppress(PictureError):
         read_picture(io.BytesIO(content))
 
 

@@ -1,0 +1,70 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Frozen features of images: what a model and its image processor make of them."""
+
+import itertools
+
+import PIL.Image
+import torch
+
+from ..loading import load_model
+from .devices import default_device
+from .digests import model_digest
+
+
+POOLED = "pooled"
+
+
+class FeatureExtractor:
+    """A model and its image processor.
+
+    Args:
+        model_name_or_path: model, as [`load_model`] takes it.
+        features: `["pooled"]`, the vector that a classifier's head is given, or names of stages, their feature maps.
+
+    Raises:
+        OSError: if there is no such model, or no image processor with it.
+        ValueError: if the model lacks weights that the features need, or has no such stage.
+    """
+
+    def __init__(self, model_name_or_path: str, features: list[str]):
+        self.features = features
+        if features == [POOLED]:
+            self.model, self.processor = load_model(model_name_or_path, "image-feature-extraction")
+        else:
+            self.model, self.processor = load_model(model_name_or_path, "backbone", out_features=features)
+        self.model.to(default_device())
+
+    @property
+    def digest(self) -> str:
+        """A number that differs where the weights or the preprocessing do."""
+        return model_digest(self.model, self.processor)
+
+    @torch.inference_mode()
+    def __call__(self, images: list[PIL.Image.Image]) -> list[dict[str, torch.Tensor]]:
+        """The features of images of any sizes.
+
+        Returns:
+            For each image, each feature under its name: `(hidden_size,)`, or `(hidden_size, height, width)` of a stage.
+        """
+        inputs = [self.processor(image, return_tensors="pt")["pixel_values"] for image in images]
+        results = []
+        # A processor that crops makes all images of one size; others are computed in groups of neighbors of one size.
+        for _, batch in itertools.groupby(inputs, key=lambda pixel_values: pixel_values.shape):
+            outputs = self.model(torch.cat(list(batch)).to(self.model.device))
+            values = [outputs.pooler_output] if self.features == [POOLED] else outputs.feature_maps
+            results += [
+                dict(zip(self.features, image_values)) for image_values in zip(*(value.cpu() for value in values))
+            ]
+        return results

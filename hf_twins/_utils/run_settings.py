@@ -1,0 +1,65 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What the files in an output folder depend on, so that a run that resumes does not mix them with another run's."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .files import write_json
+
+
+SETTINGS_NAME = "settings.json"
+
+
+def record_settings(output_dir: Path, settings: dict[str, Any]) -> None:
+    """Write the settings of a run into its output folder, or check that they are those of the run that began it.
+
+    Args:
+        output_dir: the folder, created if needed.
+        settings: everything that its files depend on, as JSON has it.
+
+    Raises:
+        ValueError: if the folder holds files of a run with other settings.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    file = output_dir / SETTINGS_NAME
+    if not file.is_file():
+        write_json(file, settings)
+        return
+    recorded = read_settings(output_dir)
+    differing = [name for name, value in settings.items() if recorded.get(name) != value]
+    if differing:
+        raise ValueError(
+            f"{output_dir} holds the files of a run with other {', '.join(differing)}: give another --output_dir, or remove "
+            "it."
+        )
+
+
+def read_settings(output_dir: Path) -> dict[str, Any]:
+    """The settings of the run that wrote into a folder.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    file = output_dir / SETTINGS_NAME
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{output_dir} has no {SETTINGS_NAME}: name the --output_dir of a run.") from None
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}): give another folder, or remove it.") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file} must hold the settings of a run by their names: give another folder, or remove it.")
+    return settings

@@ -1,0 +1,135 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Trained detectors, ready to detect."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import torch
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
+from transformers.utils import CONFIG_NAME
+
+from ..pixel_mask import pass_pixel_mask_to_backbone
+from .image_processing import TwinsDetectorImageProcessor
+from .modeling import TwinsForObjectDetection
+
+
+@dataclass
+class Detector:
+    """A detector with its image processor, for images of any sizes.
+
+    Args:
+        model: a [`~hf_twins.detection.TwinsForObjectDetection`], or a detector of transformers with a Twins backbone, in
+            evaluation mode.
+        processor: its image processor.
+    """
+
+    model: Any
+    processor: Any
+
+    @torch.no_grad()
+    def __call__(self, images: list[PIL.Image.Image], threshold: float = 0.5) -> list[dict[str, torch.Tensor]]:
+        """Detect objects.
+
+        Args:
+            images: RGB images.
+            threshold: objects with this score or a lower one are discarded, in [0, 1).
+
+        Returns:
+            For each image a dictionary with `boxes` `(num_objects, 4)`, left, top, right and bottom in pixels, `scores` and
+            `labels` `(num_objects,)`, best first, and, for Mask R-CNN, `masks` `(num_objects, height, width)`, True on the
+            object.
+        """
+        inputs = self.processor(images, return_tensors="pt").to(self.model.device)
+        sizes = torch.tensor([(image.height, image.width) for image in images])
+        return self.detect(inputs, sizes, threshold)
+
+    @torch.no_grad()
+    def detect(self, inputs: Any, target_sizes: torch.Tensor, threshold: float = 0.0) -> list[dict[str, torch.Tensor]]:
+        """Detect objects on prepared images.
+
+        Args:
+            inputs: `pixel_values` `(batch_size, 3, height, width)` and, maybe, `pixel_mask` `(batch_size, height, width)`.
+            target_sizes: height and width of the original images, `(batch_size, 2)`.
+            threshold: objects with this score or a lower one are discarded, in [0, 1).
+
+        Returns:
+            The same as for images, in pixels of the original images.
+        """
+        outputs = self.model(pixel_values=inputs["pixel_values"], pixel_mask=inputs.get("pixel_mask"))
+        results = self.processor.post_process_object_detection(
+            outputs, threshold=threshold, target_sizes=target_sizes.to(self.model.device)
+        )
+        # Some processors of transformers return objects in the order of the model's queries.
+        return [
+            {name: value[result["scores"].argsort(descending=True)].cpu() for name, value in result.items()}
+            for result in results
+        ]
+
+
+def load_detector(name_or_path: str | Path, revision: str = "main") -> Detector:
+    """Load a detector with a Twins backbone and its image processor.
+
+    These are [`~hf_twins.detection.TwinsForObjectDetection`] and the detectors of transformers that take a backbone, such
+    as DETR; those hand their `pixel_mask` to the backbone (see [`~hf_twins.pass_pixel_mask_to_backbone`]).
+
+    Args:
+        name_or_path: folder or Hub id.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        OSError: if there is no such folder or repository, or it lacks a file.
+        ValueError: if it has no detector with a Twins backbone, or lacks some of its weights.
+
+    Example:
+
+    ```python
+    >>> from hf_twins.detection import load_detector
+
+    >>> detector = load_detector("outputs/mine")  # doctest: +SKIP
+    >>> detector([image], threshold=0.5)[0]["boxes"]  # doctest: +SKIP
+    ```"""
+    name = str(name_or_path)
+    expected = (
+        f"{name} must be a detector with a Twins backbone, as examples/object_detection/run_detection.py writes it"
+    )
+    if Path(name).is_dir() and not Path(name, CONFIG_NAME).is_file():
+        raise ValueError(f"{expected}, but it has no {CONFIG_NAME}.")
+    config = AutoConfig.from_pretrained(name, revision=revision)
+    backbone = getattr(config, "backbone_config", None)
+    if (
+        type(config) not in AutoModelForObjectDetection._model_mapping
+        or getattr(backbone, "model_type", "") != "twins"
+    ):
+        architecture = ", ".join(config.architectures or ["a model"])
+        raise ValueError(f"{expected}, got {architecture} (model_type {config.model_type!r}).")
+    # A detector that is partly random detects nothing, and transformers would only log it.
+    model, loading = AutoModelForObjectDetection.from_pretrained(
+        name, config=config, revision=revision, output_loading_info=True
+    )
+    if loading["missing_keys"]:
+        missing = sorted(loading["missing_keys"])
+        raise ValueError(
+            f"{name} lacks {len(missing)} of the weights of a {type(model).__name__}, such as {missing[0]}: save the whole "
+            "model with save_pretrained."
+        )
+    if isinstance(model, TwinsForObjectDetection):
+        # Also where transformers' class was saved, as version 0.1.0 did it.
+        processor: Any = TwinsDetectorImageProcessor.from_pretrained(name, revision=revision)
+    else:
+        pass_pixel_mask_to_backbone(model)
+        processor = AutoImageProcessor.from_pretrained(name, revision=revision)
+    return Detector(model.eval(), processor)

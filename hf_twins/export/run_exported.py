@@ -1,0 +1,332 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Run an exported Twins model on images, without hf_twins, transformers or PyTorch's model.
+
+    python run_exported.py picture.png other.jpg
+    python run_exported.py --json picture.png                           # one JSON object per image
+    python run_exported.py --inference_precision bf16 picture.png       # OpenVINO, on CPUs that multiply bfloat16
+
+Needs NumPy, Pillow and the runtime that the model was exported for: onnxruntime, openvino, torch or executorch. Each export
+has a copy of this file beside its model, which it runs unless `--model_dir` names another. From Python:
+
+    from run_exported import load_runtime
+    logits = load_runtime("outputs/onnx", threads=2)(pixel_values)
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import PIL.EpsImagePlugin
+import PIL.Image
+import PIL.ImageOps
+
+
+# PostScript is a program, and Pillow has Ghostscript run it, whatever the file is called.
+PIL.EpsImagePlugin.gs_binary = False
+# Images are resized by their shorter side: those that are much longer would fill any memory.
+MAX_ASPECT_RATIO = 100
+DESCRIPTION_NAME = "twins_export.json"
+PREPROCESSING_NAME = "preprocessor_config.json"
+
+
+class Session(Protocol):
+    """A model in memory: a batch of pixels to the list of its outputs."""
+
+    def __call__(self, pixel_values: np.ndarray) -> list[np.ndarray]: ...
+
+
+def onnx_session(file: Path, threads: int | None, precision: str) -> Session:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return lambda pixel_values: session.run(None, {"pixel_values": pixel_values})
+
+
+def import_openvino() -> Any:
+    """The module, without its telemetry, which would report every start over the network."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None stands for "not there"
+    import openvino
+
+    return openvino
+
+
+def openvino_session(file: Path, threads: int | None, precision: str) -> Session:
+    # Set in both cases: on some CPUs bfloat16 is OpenVINO's default.
+    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+    if threads is not None:
+        options["INFERENCE_NUM_THREADS"] = threads
+    compiled = import_openvino().Core().compile_model(file, "CPU", options)
+    # Copies: OpenVINO writes the next outputs into the same memory.
+    return lambda pixel_values: [array.copy() for array in compiled(pixel_values).values()]
+
+
+def torch_session(file: Path, threads: int | None, precision: str) -> Session:
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    package = torch._inductor.aoti_load_package(str(file))
+
+    def run(pixel_values: np.ndarray) -> list[np.ndarray]:
+        with torch.inference_mode():
+            outputs = package(pixel_values=torch.from_numpy(pixel_values))
+        return [output.numpy() for output in ([outputs] if torch.is_tensor(outputs) else outputs)]
+
+    return run
+
+
+def executorch_session(file: Path, threads: int | None, precision: str) -> Session:
+    import torch
+    from executorch.runtime import Runtime
+
+    method = Runtime.get().load_program(file).load_method("forward")
+
+    def run(pixel_values: np.ndarray) -> list[np.ndarray]:
+        # The program takes one image at a time.
+        images = [method.execute([image]) for image in torch.from_numpy(pixel_values).split(1)]
+        return [torch.cat(parts).numpy() for parts in zip(*images)]
+
+    return run
+
+
+SESSIONS = {
+    "onnx": onnx_session,
+    "openvino": openvino_session,
+    "torch": torch_session,
+    "executorch": executorch_session,
+}
+
+
+class Runtime:
+    """An exported model, ready to run.
+
+    Args:
+        description: what the export says about itself, in `twins_export.json`.
+        session: the model in memory.
+    """
+
+    def __init__(self, description: dict[str, Any], session: Session):
+        self.description, self.session = description, session
+
+    def __call__(self, pixel_values: np.ndarray) -> np.ndarray:
+        """The first output, which for classifiers is the logits `(batch_size, num_labels)`; see `run`."""
+        return self.run(pixel_values)[self.description["outputs"][0]]
+
+    def run(self, pixel_values: np.ndarray) -> dict[str, np.ndarray]:
+        """All outputs by name.
+
+        Args:
+            pixel_values: `(batch_size, num_channels, height, width)`, normalized, float32.
+
+        Raises:
+            ValueError: if the model does not take this shape.
+        """
+        expected, shape = self.description, pixel_values.shape
+        if len(shape) != 4 or shape[1] != expected["num_channels"]:
+            raise ValueError(
+                f"pixel_values must have the shape (batch_size, {expected['num_channels']}, height, width), got {shape}."
+            )
+        if expected["size"] is not None and list(shape[2:]) != expected["size"]:
+            height, width = expected["size"]
+            raise ValueError(
+                f"The model was exported for images of {height} x {width}, got {shape[2]} x {shape[3]}: export it with "
+                "--height and --width."
+            )
+        if min(shape[2:]) < expected["min_size"]:
+            raise ValueError(f"Images must be {expected['min_size']} pixels high and wide or more, got {shape[2:]}.")
+        outputs = self.session(np.ascontiguousarray(pixel_values, dtype=np.float32))
+        return dict(zip(expected["outputs"], outputs))
+
+
+def load_runtime(folder: str | Path, threads: int | None = None, precision: str = "f32") -> Runtime:
+    """The model in a folder that an export wrote.
+
+    Args:
+        folder: the folder.
+        threads: how many threads compute; the runtime's choice by default.
+        precision: what OpenVINO computes in, "f32" or "bf16"; the other runtimes compute as they were exported.
+
+    Raises:
+        OSError: if an export did not write the folder.
+        ValueError: if this runtime has no such precision.
+    """
+    description = read_json(Path(folder, DESCRIPTION_NAME))
+    runtime = description["runtime"]
+    if precision not in ("f32", "bf16"):
+        raise ValueError(f"precision must be f32 or bf16, got {precision}.")
+    if precision != "f32" and runtime != "openvino":
+        raise ValueError(f"The precision {precision} is chosen when an OpenVINO model is run, got one for {runtime}.")
+    file = Path(folder, description["file"])
+    if not file.is_file():
+        raise OSError(f"{file} is missing: export the model again.")
+    return Runtime(description, SESSIONS[runtime](file, threads, precision))
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OSError(f"{file.parent} must be a folder that an export wrote, with {file.name}.") from error
+
+
+class Preprocessing:
+    """Images to pixels as the image processor with Pillow makes them, to the last bit.
+
+    Args:
+        settings: what `preprocessor_config.json` holds.
+
+    Raises:
+        ValueError: if they ask for anything but resizing, cropping, rescaling and normalizing.
+    """
+
+    def __init__(self, settings: dict[str, Any]):
+        if settings.get("do_pad"):
+            raise ValueError(
+                "This program does not pad images, which do_pad asks for: pad them before, or export with do_pad=False."
+            )
+        self.settings = settings
+
+    def __call__(self, image: PIL.Image.Image) -> np.ndarray:
+        """`(1, num_channels, height, width)`, float32."""
+        settings = self.settings
+        if settings["do_convert_rgb"]:
+            image = to_rgb(image)
+        if settings["do_resize"]:
+            image = image.resize(self.resized(image.size), resample=settings["resample"])
+        pixels = np.asarray(image)
+        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        if settings["do_center_crop"]:
+            pixels = center_crop(pixels, settings["crop_size"]["height"], settings["crop_size"]["width"])
+        if settings["do_rescale"]:
+            # In float64 first, as transformers does.
+            pixels = (pixels.astype(np.float64) * settings["rescale_factor"]).astype(np.float32)
+        if settings["do_normalize"]:
+            mean, std = (np.array(settings[name], np.float32)[:, None, None] for name in ("image_mean", "image_std"))
+            pixels = (pixels.astype(np.float32) - mean) / std
+        return pixels[None].astype(np.float32)
+
+    def resized(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Width and height of an image of this width and height after resizing."""
+        size, (width, height) = self.settings["size"], image_size
+        if set(size) == {"height", "width"}:
+            return size["width"], size["height"]
+        if set(size) != {"shortest_edge"}:
+            raise ValueError(f"size must have height and width, or shortest_edge, got {size}.")
+        edge = size["shortest_edge"]
+        return (edge, int(edge * height / width)) if width <= height else (int(edge * width / height), edge)
+
+
+def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """The image on white, as transformers converts what is transparent."""
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    return image.convert("RGB")
+
+
+def center_crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The middle of `(num_channels, height, width)`; zeros around it where it is smaller."""
+    missing = [max(wanted - side, 0) for wanted, side in zip((height, width), pixels.shape[1:])]
+    before = [math.ceil(amount / 2) for amount in missing]
+    pixels = np.pad(pixels, [(0, 0), *((first, amount - first) for first, amount in zip(before, missing))])
+    top, left = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
+    return pixels[:, top : top + height, left : left + width]
+
+
+def read_image(file: Path) -> PIL.Image.Image:
+    """The image in a file, turned as its EXIF orientation says.
+
+    Raises:
+        OSError: if Pillow cannot read it.
+        ValueError: if one side is more than `MAX_ASPECT_RATIO` times the other.
+    """
+    with PIL.Image.open(file) as opened:
+        if max(opened.size) > MAX_ASPECT_RATIO * min(opened.size):
+            raise ValueError(
+                f"{file} is too long, {opened.width} x {opened.height} pixels: one side may be at most {MAX_ASPECT_RATIO} "
+                "times the other, crop it."
+            )
+        return PIL.ImageOps.exif_transpose(opened)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(logits - logits.max())
+    return exponentials / exponentials.sum()
+
+
+def classify(runtime: Runtime, preprocessing: Preprocessing, file: Path, labels: dict[str, str], top_k: int) -> Any:
+    """The likeliest labels of an image, best first, with their scores in [0, 1]."""
+    scores = softmax(runtime(preprocessing(read_image(file)))[0])
+    best = np.argsort(-scores, kind="stable")[:top_k]
+    return [{"label": labels[str(index)], "score": float(scores[index])} for index in best]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    folder = Path(__file__).resolve().parent
+    is_export = (folder / DESCRIPTION_NAME).is_file()
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("images", nargs="+", type=Path, help="Image files.")
+    parser.add_argument(
+        "--model_dir",
+        default=folder if is_export else None,
+        required=not is_export,
+        help="Folder that an export wrote; by default the one that this program is in.",
+    )
+    parser.add_argument("--top_k", type=int, default=5, help="How many labels to print for each image (default: 5).")
+    parser.add_argument("--threads", type=int, help="How many threads compute; the runtime's choice by default.")
+    parser.add_argument(
+        "--inference_precision",
+        choices=["f32", "bf16"],
+        default="f32",
+        help="What an OpenVINO model computes in (default: f32).",
+    )
+    parser.add_argument("--json", action="store_true", help="Print one JSON object per image instead of text.")
+    args = parser.parse_args(arguments)
+    try:
+        run(args)
+    except ImportError as error:
+        sys.exit(f"error: this model needs {error.name or error}: pip install {error.name or error}")
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+def run(args: argparse.Namespace) -> None:
+    config = read_json(Path(args.model_dir, "config.json"))
+    if config["architectures"] != ["TwinsForImageClassification"]:
+        raise ValueError(
+            f"This program classifies images, and {args.model_dir} holds a {config['architectures'][0]}: call "
+            "load_runtime(folder).run(pixel_values) from Python."
+        )
+    preprocessing = Preprocessing(read_json(Path(args.model_dir, PREPROCESSING_NAME)))
+    runtime = load_runtime(args.model_dir, args.threads, args.inference_precision)
+    for file in args.images:
+        labels = classify(runtime, preprocessing, file, config["id2label"], args.top_k)
+        if args.json:
+            print(json.dumps({"image": os.fspath(file), "labels": labels}))
+        else:
+            print(file, *(f"  {entry['score']:7.2%}  {entry['label']}" for entry in labels), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

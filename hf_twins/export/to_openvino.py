@@ -1,0 +1,164 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""OpenVINO, for images of any number, height and width, in float32 or int8."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from hf_twins import TwinsForImageClassification
+from hf_twins._utils.extras import require_extra
+from hf_twins._utils.files import new_output
+from hf_twins._utils.images import list_images
+from hf_twins.export.folder import TOLERANCES, describe, relative_distance, verification_shapes, verify
+from hf_twins.export.run_exported import (
+    PREPROCESSING_NAME,
+    Preprocessing,
+    import_openvino,
+    load_runtime,
+    read_image,
+    read_json,
+)
+from hf_twins.export.source import Source, dynamic_program
+
+
+# The share of the float32 model's decisions that int8 has to keep.
+MIN_AGREEMENT = 0.99
+
+
+def export_openvino(
+    source: Source,
+    output_dir: str | Path,
+    dtype: str = "float32",
+    calibration_dir: str | Path | None = None,
+    max_calibration_samples: int = 300,
+) -> None:
+    """Write a folder with the model as OpenVINO's.
+
+    Args:
+        source: the model; a classifier for int8.
+        output_dir: folder that is written, new or empty.
+        dtype: "float32", or "int8" for weights and activations of 8 bits in the linear layers, except the classifier.
+        calibration_dir: folder of images for int8, with sub-folders or without: four fifths of them calibrate the model, and
+            the rest decide whether it still computes the same.
+        max_calibration_samples: how many images are taken of it, at random.
+
+    Raises:
+        ImportError: if a package of the extra `export` is missing.
+        OSError: if there is no such folder of images.
+        ValueError: if the folder exists, int8 cannot be had, or the export does not compute the same.
+    """
+    require_extra("export", "openvino", *(["nncf"] if dtype == "int8" else []))
+    if (dtype == "int8") != (calibration_dir is not None):
+        raise ValueError("--dtype int8 and --calibration_dir belong together: give both or none.")
+    if dtype == "int8" and not isinstance(source.model.model, TwinsForImageClassification):
+        raise ValueError(f"--dtype int8 is for classifiers, got a {type(source.model.model).__name__}.")
+    with new_output(Path(output_dir)) as folder:
+        describe(folder, source, runtime="openvino", file="model.xml", size=None, dtype=dtype)
+        if calibration_dir is None:
+            save_openvino(convert_to_openvino(source), folder / "model.xml")
+            verify(folder, source, verification_shapes(source), TOLERANCES["float32"])
+        else:
+            preprocessing = Preprocessing(read_json(folder / PREPROCESSING_NAME))
+            images = load_images(Path(calibration_dir), preprocessing, max_calibration_samples)
+            model = convert_to_openvino(source)
+            held_out = images[::5]
+            print(f"calibrating with {len(images) - len(held_out)} images, which can take minutes ...", flush=True)
+            quantized = quantize(model, [image for index, image in enumerate(images) if index % 5])
+            save_openvino(quantized, folder / "model.xml")
+            check_agreement(folder, source, held_out)
+
+
+def convert_to_openvino(source: Source) -> Any:
+    """The `openvino.Model`, in float32, with the source's names of input and outputs."""
+    print("translating to OpenVINO, which can take minutes ...", flush=True)
+    model = import_openvino().convert_model(dynamic_program(source))
+    for output, name in zip(model.outputs, source.model.output_names):
+        output.get_tensor().set_names({name})
+    return model
+
+
+def save_openvino(model: Any, file: Path) -> None:
+    """Write the graph as `file`, and the weights beside it."""
+    import_openvino().save_model(model, file, compress_to_fp16=False)
+
+
+def load_images(folder: Path, preprocessing: Preprocessing, max_samples: int) -> list[np.ndarray]:
+    """Images in a folder as `(1, num_channels, height, width)`, in an order that depends on their number alone.
+
+    Raises:
+        OSError: if there is no such folder.
+        ValueError: if it has fewer than ten.
+    """
+    if not folder.is_dir():
+        raise OSError(f"--calibration_dir must be a folder of images, got {folder}.")
+    files = list_images(folder)
+    if len(files) < 10:
+        raise ValueError(f"--calibration_dir must have ten images or more, better hundreds, got {len(files)}.")
+    order = np.random.default_rng(0).permutation(len(files))[:max_samples]
+    return [preprocessing(read_image(files[index])) for index in tqdm(order, desc="reading", unit="image")]
+
+
+def quantize(model: Any, images: Sequence[np.ndarray]) -> Any:
+    """The model with 8-bit weights and activations, scaled to what the images give, by NNCF's SmoothQuant."""
+    import nncf
+
+    # It would name every operator that is left as it is.
+    nncf.set_log_level(logging.ERROR)
+    return nncf.quantize(
+        model,
+        nncf.Dataset(images, lambda image: {"pixel_values": image}),
+        subset_size=len(images),
+        model_type=nncf.ModelType.TRANSFORMER,
+        # In 8 bits the classifier, one matrix product of many, costs more accuracy than the rest together, and SmoothQuant
+        # ruins it; the convolutions, a small part of the time, cost a fifth.
+        ignored_scope=nncf.IgnoredScope(
+            names=[classifier_name(model)], types=["Convolution", "GroupConvolution"], validate=False
+        ),
+    )
+
+
+def classifier_name(model: Any) -> str:
+    """OpenVINO's name for the product that gives the logits: the last one."""
+    node = model.get_results()[0]
+    while node.get_type_name() != "MatMul":
+        node = node.input_value(0).get_node()
+    return node.get_friendly_name()
+
+
+@torch.inference_mode()
+def check_agreement(folder: Path, source: Source, images: Sequence[np.ndarray]) -> None:
+    """Compare with PyTorch in float32 on images that the export was not calibrated with.
+
+    Raises:
+        ValueError: if the logits or the decisions differ by more than they should.
+    """
+    print("comparing with PyTorch ...", flush=True)
+    runtime = load_runtime(folder)
+    expected = np.concatenate([source.model(torch.from_numpy(image))[0].numpy() for image in images])
+    actual = np.concatenate([runtime(image) for image in images])
+    distance = relative_distance(actual, expected)
+    agreement = float((actual.argmax(1) == expected.argmax(1)).mean())
+    found = f"{len(images)} held-out images: logits differ by {distance:.2%} (relative L2), {agreement:.2%} same top-1"
+    if not (distance <= TOLERANCES["int8"] and agreement >= MIN_AGREEMENT):
+        raise ValueError(
+            f"int8 is not close enough to float32 ({found}; at most {TOLERANCES['int8']:.0%} and at least "
+            f"{MIN_AGREEMENT:.0%} are wanted): calibrate with more images of the model's kind, or stay with float32."
+        )
+    print(found)

@@ -1,0 +1,57 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The code in the card of every model folder that the training scripts write loads the model and runs it."""
+
+import json
+
+import pytest
+import run_accelerate
+import run_trainer
+from card_utils import run_card
+from classification_utils import options
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("extra", [[], ["--lora_rank", "2"]], ids=["whole", "lora"])
+def test_card_of_a_classifier(extra, digits, start, tmp_path, capsys):
+    output = tmp_path / "digits"
+    arguments = options(digits, start, output)
+    if extra:
+        arguments[0] = "--model_name_or_path"
+    metrics = run_trainer.main([*arguments, "--num_train_epochs", "1", *extra])
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith(f"Accuracy on 40 evaluation images: {metrics['eval_accuracy']:.1%}. Look at {output}")
+    assert "'label'" in run_card(output)
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("extra", [[], ["--ema_decay", "0.5"]], ids=["plain", "averaged"])
+def test_final_weights_are_evaluated_once(extra, digits, start, tmp_path, monkeypatch):
+    evaluations = []
+
+    def count(evaluate):
+        return lambda *arguments: evaluations.append(arguments) or evaluate(*arguments)
+
+    monkeypatch.setattr(run_trainer, "classification_metrics", count(run_trainer.classification_metrics))
+    run_trainer.main([*options(digits, start, tmp_path / "trainer"), *extra])
+    assert len(evaluations) == 2
+    monkeypatch.setattr(run_accelerate, "predict", count(run_accelerate.predict))
+    run_accelerate.main([*options(digits, start, tmp_path / "accelerate"), *extra])
+    # The loop evaluates the trained weights after each of two epochs, and at the end the averaged ones.
+    assert len(evaluations) == 2 + (3 if extra else 2)
+    for name in ("trainer", "accelerate"):
+        history = json.loads((tmp_path / name / "report.json").read_text())["history"]
+        assert [entry["epoch"] for entry in history if "eval_accuracy" in entry] == [1, 2]

@@ -1,0 +1,26 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+import pytest
+
+from hf_twins._utils.extras import require_extra
+
+
+def test_missing_modules_are_named_with_the_command_that_installs_them():
+    require_extra("train", "torch", "numpy")
+    with pytest.raises(
+        ImportError, match=r'^none_such, nor_this must be .* pip install "hf_twins\[train\]"$'
+    ) as error:
+        require_extra("train", "torch", "none_such", "nor_this")
+    assert error.value.name == "none_such"

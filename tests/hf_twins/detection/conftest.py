@@ -1,0 +1,31 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Data and a model to start from."""
+
+from pathlib import Path
+
+import pytest
+from detection_utils import save_start, write_scenes
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory) -> Path:
+    """A few scenes, of two sizes."""
+    return write_scenes(tmp_path_factory.mktemp("scenes") / "few", range(14), ((64, 64), (48, 80)))
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory) -> Path:
+    """A small classifier to start from."""
+    return save_start(tmp_path_factory.mktemp("start"))

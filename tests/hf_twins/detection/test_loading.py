@@ -1,0 +1,153 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Detectors loaded by their folder or Hub id, by `load_detector` and by transformers' Auto classes."""
+
+import doctest
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detection_utils import small_detector
+from digit_scenes import digit_scene
+from loopback_hub import serve_models
+from safetensors.torch import load_file, save_file
+from testing_utils import randomize
+from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeline
+from transformers.testing_utils import HfDocTestParser
+
+from hf_twins import TwinsForImageClassification
+from hf_twins.detection import Detector, TwinsDetectorImageProcessor, TwinsForObjectDetection, load_detector
+from hf_twins.training.object_detection.models import backbone_of
+
+
+def saved(name: str, start: Path, folder: Path) -> Detector:
+    detector = small_detector(name, start, **({"score_threshold": 0.0} if name in ("retinanet", "mask-rcnn") else {}))
+    randomize(backbone_of(detector.model.eval()))
+    detector.model.save_pretrained(folder)
+    detector.processor.save_pretrained(folder)
+    return detector
+
+
+@pytest.mark.parametrize("name", ["retinanet", "mask-rcnn", "detr"])
+def test_pipelines_and_auto_classes_load_what_was_saved(name, start, tmp_path, caplog):
+    detector = saved(name, start, tmp_path)
+    model = AutoModelForObjectDetection.from_pretrained(tmp_path)
+    assert type(model) is type(detector.model)
+    assert type(AutoImageProcessor.from_pretrained(tmp_path)) is type(detector.processor)
+    image = digit_scene(1, (70, 101)).image
+    expected = detector([image], threshold=0.0)[0]
+    assert len(expected["scores"]) > 10
+    for found in pipeline("object-detection", str(tmp_path), threshold=0.0)(2 * [image], batch_size=2):
+        scores, boxes = zip(*((each["score"], list(each["box"].values())) for each in found))
+        order = torch.tensor(scores).argsort(descending=True)
+        torch.testing.assert_close(torch.tensor(scores)[order], expected["scores"], rtol=0, atol=1e-5)
+        difference = torch.tensor(boxes)[order] - expected["boxes"]
+        # The pipeline rounds down. Objects of equal scores come in any order.
+        assert (difference.abs() < 1.001).all(1).float().mean() > 0.9
+    assert "is not supported" not in caplog.text
+
+
+@pytest.mark.slow
+def test_importing_the_package_imports_no_detector():
+    names = (
+        "hf_twins.detection.loading",
+        "transformers.models.detr.modeling_detr",
+        "hf_twins.training",
+        "pycocotools",
+    )
+    code = f"import hf_twins, sys; hf_twins.detection; print([name for name in {names} if name in sys.modules])"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.split() == ["[]"]
+
+
+@pytest.mark.slow
+def test_detector_of_the_hub(start, tmp_path):
+    detector = saved("retinanet", start, tmp_path / "detector")
+    image = digit_scene(1).image
+    image.save(tmp_path / "image.png")
+    code = f"""
+import PIL.Image
+from hf_twins.detection import load_detector
+detector = load_detector("somebody/detector")
+print(detector([PIL.Image.open({str(tmp_path / "image.png")!r})], threshold=0.0)[0]["scores"].tolist())
+"""
+    with serve_models({"somebody/detector": tmp_path / "detector"}) as hub:
+        process = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | hub.environment(tmp_path / "home"),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout) == pytest.approx(
+        detector([image], threshold=0.0)[0]["scores"].tolist(), abs=1e-5
+    )
+
+
+def test_folder_of_version_0_1_is_loaded(start, tmp_path):
+    detector = saved("mask-rcnn", start, tmp_path)
+    for file, field, value in (
+        ("config.json", "architectures", ["TorchvisionDetector"]),
+        ("preprocessor_config.json", "image_processor_type", "DetrImageProcessor"),
+    ):
+        content = json.loads((tmp_path / file).read_text())
+        assert content.get("model_type") in ("twins_torchvision_detector", None)
+        (tmp_path / file).write_text(json.dumps(content | {field: value}))
+    loaded = load_detector(tmp_path)
+    assert type(loaded.model) is TwinsForObjectDetection
+    assert type(loaded.processor) is TwinsDetectorImageProcessor
+    image = digit_scene(1).image
+    expected, actual = detector([image], threshold=0.0)[0], loaded([image], threshold=0.0)[0]
+    assert all(torch.equal(value, actual[name]) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("name", ["retinanet", "detr"])
+def test_newly_initialized_weights_are_refused(name, start, tmp_path):
+    saved(name, start, tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    missing = sorted(weights)[3]
+    del weights[missing]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        ValueError, match=f"{tmp_path} lacks 1 of the weights of a .*, such as {missing}: save the whole"
+    ):
+        load_detector(tmp_path)
+
+
+def test_other_models_are_refused_by_their_names(start, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"must be a detector with a Twins backbone.* got TwinsForImageClassification"
+    ):
+        load_detector(start)
+    with pytest.raises(OSError, match="missing"):
+        load_detector(tmp_path / "missing")
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "yolos", "architectures": ["YolosForObjectDetection"]})
+    )
+    with pytest.raises(ValueError, match=r"must be a detector with a Twins backbone.* got YolosForObjectDetection"):
+        load_detector(tmp_path)
+    assert TwinsForImageClassification.from_pretrained(start)
+
+
+@pytest.mark.parametrize("name", ["configuration", "modeling", "loading"])
+def test_examples_in_docstrings_run(name):
+    module = importlib.import_module(f"hf_twins.detection.{name}")
+    for test in doctest.DocTestFinder(parser=HfDocTestParser()).find(module, globs={}):
+        assert doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test).failed == 0, test.name

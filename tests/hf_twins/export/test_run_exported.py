@@ -1,0 +1,110 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The program that each export brings along: its preprocessing is the image processor's, its faults are sentences."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hostile_files import long_png
+from onnx import TensorProto, helper
+from PIL import Image
+
+from hf_twins import TwinsImageProcessorPil
+from hf_twins.export import run_exported
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """An export of a model whose logits are the means of the channels."""
+    means = helper.make_node("ReduceMean", ["pixel_values", "axes"], ["logits"], keepdims=0)
+    pixel_values = helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", 3, "height", "width"])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])
+    axes = helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3])
+    graph = helper.make_graph([means], "means", [pixel_values], [logits], [axes])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    folder = tmp_path / "export"
+    TwinsImageProcessorPil().save_pretrained(folder)
+    onnx.save(model, folder / "model.onnx")
+    description = {
+        "runtime": "onnx",
+        "file": "model.onnx",
+        "outputs": ["logits"],
+        "size": None,
+        "min_size": 4,
+        "num_channels": 3,
+    }
+    config = {"architectures": ["TwinsForImageClassification"], "id2label": {"0": "red", "1": "green", "2": "blue"}}
+    for name, content in (("twins_export.json", description), ("config.json", config)):
+        (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+def test_runs_from_python(folder):
+    pixel_values = np.random.default_rng(0).standard_normal((2, 3, 9, 7), dtype=np.float32)
+    runtime = run_exported.load_runtime(folder, threads=1)
+    np.testing.assert_allclose(runtime(pixel_values), pixel_values.mean((2, 3)), rtol=1e-5, atol=1e-6)
+    assert list(runtime.run(pixel_values)) == ["logits"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"size": {"shortest_edge": 31}, "crop_size": {"height": 40, "width": 27}},
+        {"size": {"height": 37, "width": 52}, "do_center_crop": False, "resample": 2},
+        {"do_resize": False, "crop_size": {"height": 91, "width": 64}, "image_mean": [0.5] * 3},
+        {"do_normalize": False, "do_center_crop": False},
+    ],
+    ids=["default", "small", "exact", "crop", "rescale"],
+)
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA"])
+def test_preprocessing_gives_the_processors_pixels(tmp_path, settings, mode):
+    processor = TwinsImageProcessorPil(**settings)
+    processor.save_pretrained(tmp_path)
+    preprocessing = run_exported.Preprocessing(run_exported.read_json(tmp_path / "preprocessor_config.json"))
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 71, len(mode)), dtype=np.uint8).squeeze()
+    for array in (pixels, pixels.swapaxes(0, 1)):
+        image = Image.fromarray(array)
+        assert image.mode == mode
+        expected = processor(image, return_tensors="np").pixel_values
+        np.testing.assert_array_equal(preprocessing(image), expected)
+
+
+def test_faults_are_one_sentence(folder, tmp_path, monkeypatch):
+    options = ["--model_dir", str(folder)]
+    with pytest.raises(SystemExit, match="must be a folder that an export wrote, with config"):
+        run_exported.main(["picture.png", "--model_dir", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"error: .* No such file or directory: 'picture.png'"):
+        run_exported.main(["picture.png", *options])
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(SystemExit, match="error: cannot identify image file"):
+        run_exported.main([str(tmp_path / "text.png"), *options])
+    (tmp_path / "long.png").write_bytes(long_png())
+    with pytest.raises(SystemExit, match=r"error: .*long.png is too long, 1 x 65535 pixels: .* crop it"):
+        run_exported.main([str(tmp_path / "long.png"), *options])
+    with pytest.raises(SystemExit, match="bf16 is chosen when an OpenVINO model is run, got one for onnx"):
+        run_exported.main(["picture.png", *options, "--inference_precision", "bf16"])
+    with pytest.raises(ValueError, match=r"the shape \(batch_size, 3, height, width\), got \(1, 1, 8, 8\)"):
+        run_exported.load_runtime(folder)(np.zeros((1, 1, 8, 8), np.float32))
+    with pytest.raises(ValueError, match="must be 4 pixels high and wide or more"):
+        run_exported.load_runtime(folder)(np.zeros((1, 3, 8, 3), np.float32))
+    with pytest.raises(ValueError, match="This program does not pad images, which do_pad asks for"):
+        run_exported.Preprocessing({"do_pad": True})
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(SystemExit, match="error: this model needs onnxruntime: pip install onnxruntime"):
+        run_exported.main(["picture.png", *options])

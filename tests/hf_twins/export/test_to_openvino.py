@@ -1,0 +1,62 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""OpenVINO, translated from PyTorch's graph: every head at every size, by the names of its outputs."""
+
+import pytest
+import torch
+from testing_utils import randomize, tiny_config
+
+from hf_twins import TwinsBackbone, TwinsForImageClassification, TwinsForSemanticSegmentation
+from hf_twins.export.folder import relative_distance, verification_shapes
+from hf_twins.export.run_exported import import_openvino
+from hf_twins.export.source import ExportableModel, Source
+from hf_twins.export.to_openvino import convert_to_openvino
+
+
+FIELDS = {
+    "hidden_sizes": [16, 32],
+    "num_attention_heads": [1, 2],
+    "depths": [2, 2],
+    "mlp_ratios": [2, 2],
+    "sr_ratios": [2, 1],
+    "out_features": ["stage1", "stage2"],
+    "fpn_hidden_size": 8,
+    "decoder_hidden_size": 8,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "model_class"),
+    [
+        ("svt", TwinsForImageClassification),
+        ("pcpvt", TwinsForImageClassification),
+        ("pcpvt", TwinsForSemanticSegmentation),
+        ("svt", TwinsBackbone),
+    ],
+)
+def test_every_head_computes_the_same_at_any_size(family, model_class):
+    source = Source(ExportableModel(randomize(model_class(tiny_config(family, **FIELDS)))), None, (32, 32))
+    model = convert_to_openvino(source)
+    assert [port.get_names() for port in model.inputs] == [{"pixel_values"}]
+    assert [port.get_names() for port in model.outputs] == [{name} for name in source.model.output_names]
+    compiled = import_openvino().Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    # Beyond what every export is verified with: one window, and none that is full.
+    for shape in [*verification_shapes(source), (1, 8, 8), (3, 18, 21), (2, 33, 57), (1, 27, 41)]:
+        pixel_values = source.random_images(*shape)
+        with torch.inference_mode():
+            expected = source.model(pixel_values)
+        for actual, tensor in zip(compiled(pixel_values.numpy()).values(), expected, strict=True):
+            assert actual.shape == tensor.shape
+            assert relative_distance(actual, tensor.numpy()) < 5e-6
