@@ -217,7 +217,11 @@ def test_learning_rate_is_warmed_up_and_falls_at_epochs(start, tmp_path):
 
 
 @pytest.mark.usefixtures("one_process")
-def test_wrong_options_are_named(scenes, start, tmp_path):
+def test_wrong_options_are_named(scenes, start, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run_detection.main([])
+    missing = "--train_dir, --train_annotations, --model_name_or_path or --config_name"
+    assert f"missing: {missing} (see --help)" in capsys.readouterr().err
     options = run_options(scenes, start, tmp_path / "run", "retinanet")
     (tmp_path / "text.json").write_text("no json")
     (tmp_path / "list.json").write_text('{"images": [{"id": 1}], "annotations": [], "categories": []}')
