@@ -27,21 +27,19 @@ PyTorch took of a GPU.
 import argparse
 import json
 import math
-import multiprocessing
 import os
 import platform
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmark_report import draw, growth, is_measured, table
 from tqdm.auto import tqdm
+
+from hf_twins._utils.benchmarks import compete, draw, growth, table
 
 
 MODES = ("inference", "pyramid", "training")
@@ -282,151 +280,6 @@ def forward_and_backward(model: Any, images: Any, dtype: Any) -> None:
     torch.nn.functional.cross_entropy(logits.float(), labels).backward()
 
 
-def serve(case: Case, threads: int, device: str, warm_ups: int, connection: Any) -> None:
-    """A contender's process: told how many calls to make, answers with the seconds of each; None ends it."""
-    try:
-        import torch
-
-        torch.set_num_threads(threads)
-        # Imports are not what is measured.
-        import timm  # noqa: F401
-        import transformers
-
-        import hf_twins  # noqa: F401
-
-        transformers.utils.logging.set_verbosity_error()
-        flops = count_flops(case)
-        before = resident_memory()
-        call = create_call(case, device, threads)
-        if device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        for _ in range(warm_ups):
-            call()
-        connection.send("ready")
-        while (count := connection.recv()) is not None:
-            connection.send(list(timed(call, count, device)))
-        memory = torch.cuda.max_memory_allocated() if device == "cuda" else peak_memory() - before
-        connection.send((memory, flops))
-    except Exception as error:
-        connection.send(f"{type(error).__name__}: {error}".splitlines()[0])
-
-
-def timed(call: Callable[[], Any], count: int, device: str) -> Iterator[float]:
-    import torch
-
-    for _ in range(count):
-        started = time.perf_counter()
-        call()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        yield time.perf_counter() - started
-
-
-def resident_memory() -> int:
-    """Of this process, in bytes."""
-    return next(1024 * int(line.split()[1]) for line in Path("/proc/self/status").open() if line.startswith("VmRSS:"))
-
-
-def peak_memory() -> int:
-    """The most that this process had resident, in bytes."""
-    return next(1024 * int(line.split()[1]) for line in Path("/proc/self/status").open() if line.startswith("VmHWM:"))
-
-
-class Contender:
-    """A contender's process, from outside."""
-
-    def __init__(self, case: Case, threads: int, device: str, warm_ups: int):
-        self.case = case
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(case, threads, device, warm_ups, theirs), daemon=True)
-        self.process.start()
-        # So that the end of the process ends the pipe.
-        theirs.close()
-        self.seconds: list[list[float]] = []
-        self.error: str | None = None
-        self.memory = self.flops = 0
-
-    def get_ready(self) -> None:
-        """Wait until it is warmed up."""
-        answer = self.receive()
-        if answer is not None and answer != "ready":
-            self.error = answer
-
-    def receive(self) -> Any:
-        try:
-            return self.connection.recv()
-        except EOFError:
-            self.error = f"the process ended with status {self.process.exitcode}"
-            return None
-
-    def take_turn(self, count: int) -> None:
-        if self.error is None:
-            self.connection.send(count)
-            answer = self.receive()
-            if isinstance(answer, str):
-                self.error = answer
-            elif answer is not None:
-                self.seconds.append(answer)
-
-    def end(self) -> None:
-        if self.error is None:
-            self.connection.send(None)
-            answer = self.receive()
-            if isinstance(answer, str):
-                self.error = answer
-            else:
-                self.memory, self.flops = answer
-
-
-def compete(cases: list[Case], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The rows of cases with the same baseline, which is the first of them."""
-    contenders = []
-    for case in cases:
-        contenders.append(Contender(case, args.threads, args.device, args.warm_ups))
-        if args.device == "cpu":
-            contenders[-1].get_ready()
-    if args.device != "cpu":
-        # What compiles them is not what is measured: beside a GPU they get ready side by side.
-        for contender in contenders:
-            contender.get_ready()
-    for _ in range(args.rounds):
-        for contender in contenders:
-            contender.take_turn(args.calls)
-    for contender in contenders:
-        contender.end()
-    for contender in contenders:
-        contender.process.join()
-    rows = [row(contender, contenders[0]) for contender in contenders]
-    ceilings = {result["dtype"]: result["flops_per_second"] for result in rows if is_measured(result, "matmul")}
-    for result in rows:
-        if is_measured(result) and result["dtype"] in ceilings:
-            result["share_of_ceiling"] = result["flops_per_second"] / ceilings[result["dtype"]]
-    return rows
-
-
-def row(contender: Contender, baseline: Contender) -> dict[str, Any]:
-    result: dict[str, Any] = asdict(contender.case) | {"error": contender.error}
-    if contender.error is not None:
-        return result
-    # A turn's time is that of its fastest call, which has least of what else the machine did.
-    turns = [min(turn) for turn in contender.seconds]
-    calls = sorted(second for turn in contender.seconds for second in turn)
-    seconds = statistics.median(turns)
-    result |= {
-        "seconds": seconds,
-        "images_per_second": contender.case.batch_size / seconds,
-        "percentiles": {percent: calls[min(len(calls) - 1, len(calls) * percent // 100)] for percent in (50, 95, 99)},
-        "memory": contender.memory,
-        "flops_per_second": contender.flops / seconds,
-    }
-    if baseline.error is None:
-        ratios = [min(theirs) / ours for theirs, ours in zip(baseline.seconds, turns)]
-        result["ratio"] = statistics.median(ratios)
-        result["ratio_range"] = [min(ratios), max(ratios)]
-    return result
-
-
 def all_cases(args: argparse.Namespace) -> Iterator[list[Case]]:
     """The cases that are compared with each other, each group with its baseline first."""
     for variant in args.variants:
@@ -504,7 +357,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     groups = list(all_cases(args))
     rows: list[dict[str, Any]] = []
     for group in tqdm(groups, desc="measuring", unit="group", file=sys.stderr):
-        rows += compete(group, args)
+        rows += compete(create_call, count_flops, group, args)
     machine = hardware(args)
     exponents = growth(rows)
     print(table(rows))

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Export a Twins model to a package of compiled code (AOTInductor), for any number of images of one size.
+r"""Export a Twins model to a package of compiled code (AOTInductor), for any number of images of one size.
 
     python examples/export/export_torch.py --model_name_or_path outputs/quickstart --output_dir outputs/torch \
         --dtype bfloat16

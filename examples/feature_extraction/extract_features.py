@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Frozen features of a folder of images: one vector an image, or the feature maps of some stages.
+r"""Frozen features of a folder of images: one vector an image, or the feature maps of some stages.
 
     python examples/feature_extraction/extract_features.py --model_name_or_path outputs/quickstart \
         --input_dir path/to/images --output_dir outputs/features

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Fine-tune a Twins image classifier with transformers' Trainer.
+r"""Fine-tune a Twins image classifier with transformers' Trainer.
 
     python examples/image_classification/run_trainer.py --model_name_or_path timm/twins_svt_small.in1k \
         --train_dir path/to/images --output_dir outputs/mine

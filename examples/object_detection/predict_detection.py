@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Detect objects on images with a detector that `run_detection.py` trained.
+r"""Detect objects on images with a detector that `run_detection.py` trained.
 
     python examples/object_detection/predict_detection.py --model_name_or_path outputs/mine --images path/to/images \
         --output_dir outputs/found
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def predict(options: PredictionArguments) -> None:
-    """Detect objects on the images, and draw and write them; images that cannot be decoded are counted and named."""
+    """Detect objects on the images, and draw and write them; images that cannot be used are counted and named."""
     if not 0 <= options.threshold < 1:
         raise ValueError(f"--threshold must be in [0, 1), got {options.threshold}.")
     files = find_images(Path(options.images))
@@ -79,7 +79,7 @@ def predict(options: PredictionArguments) -> None:
     write_json(output_dir / "predictions.json", found)
     if unreadable:
         logger.warning(
-            f"{len(unreadable)} of {len(files)} images cannot be decoded and are left out: {', '.join(unreadable)}."
+            f"{len(unreadable)} of {len(files)} images cannot be used and are left out: {', '.join(unreadable)}."
         )
 
 

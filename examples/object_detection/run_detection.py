@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Train a detector with a Twins backbone on data in COCO's format, with transformers' Trainer.
+r"""Train a detector with a Twins backbone on data in COCO's format, with transformers' Trainer.
 
     python examples/object_detection/run_detection.py --detector retinanet --model_name_or_path timm/twins_svt_small.in1k \
         --train_dir train2017 --train_annotations instances_train2017.json \
@@ -107,7 +107,7 @@ class DetectionTrainer(RecipeTrainer):
                 predictions: list[dict[str, Any]] = detector.detect(batch, sizes)
             for labels, prediction in zip(batch["labels"], predictions):
                 if "masks" in prediction:
-                    # Of a whole data set, masks do not fit in memory.
+                    # The masks of a whole data set do not fit in memory.
                     prediction["masks"] = [mask_run_lengths(mask) for mask in prediction["masks"]]
                 found.append((int(labels["image_id"]), prediction))
         # Some images are evaluated by two processes, so that all have equally many: these count once.

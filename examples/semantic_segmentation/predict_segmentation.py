@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Segment a picture, or a folder of them: the mask over the picture with a legend, and the mask itself.
+r"""Segment a picture, or a folder of them: the mask over the picture with a legend, and the mask itself.
 
     python examples/semantic_segmentation/predict_segmentation.py --model_name_or_path outputs/mine \
         --images street.jpg --output_dir outputs/street

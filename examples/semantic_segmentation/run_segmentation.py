@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Train a Twins model for semantic segmentation, Semantic FPN or UperNet, with transformers' Trainer.
+r"""Train a Twins model for semantic segmentation, Semantic FPN or UperNet, with transformers' Trainer.
 
     python examples/semantic_segmentation/run_segmentation.py --model_name_or_path timm/twins_svt_small.in1k \
         --train_dir path/to/training --validation_dir path/to/validation --output_dir outputs/mine

@@ -195,7 +195,7 @@ class _DataclassParser(_Mixin, HfArgumentParser):
             dtype._argument_group_name = f"{' '.join(words).lower()} options"
         super()._add_dataclass_arguments(dtype)
         groups = [" or ".join(f"--{name}" for name in names) for names in getattr(dtype, "one_of", ())]
-        self._action_groups[-1].description = "; ".join(f"{names} is required" for names in groups) or None
+        self._action_groups[-1].description = f"Required: {'; '.join(groups)}." if groups else None
 
     def check_required(self, given: set[str]) -> None:
         given |= {action.dest for action in self._actions if action.default is not None}

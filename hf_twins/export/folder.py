@@ -30,6 +30,12 @@ from hf_twins.export.source import Source
 TOLERANCES = {"float32": 1e-4, "bfloat16": 3e-2, "int8": 3e-2}
 
 
+def check_dtype(dtype: str, *supported: str) -> None:
+    """Raise a ValueError if a format is not written in this dtype."""
+    if dtype not in supported:
+        raise ValueError(f"dtype must be {' or '.join(supported)}, got {dtype!r}.")
+
+
 def describe(folder: Path, source: Source, runtime: str, file: str, size: tuple[int, int] | None, **more: Any) -> None:
     """Write what is needed to run the model: labels, preprocessing, how the file is run, and the program that does it.
 

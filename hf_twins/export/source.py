@@ -99,7 +99,7 @@ def load_source(model_name_or_path: str, height: int | None = None, width: int |
     # The export's config.json says by it what the outputs are.
     model.config.architectures = [name]
     default = default_size(processor)
-    size = (height or default[0], width or default[1])
+    size = (default[0] if height is None else height, default[1] if width is None else width)
     if min(size) < model.config.min_image_size:
         raise ValueError(f"Images must be at least {model.config.min_image_size} pixels high and wide, got {size}.")
     return Source(ExportableModel(model), processor, size)

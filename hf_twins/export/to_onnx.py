@@ -20,7 +20,7 @@ import torch
 
 from hf_twins._utils.extras import require_extra
 from hf_twins._utils.files import new_output
-from hf_twins.export.folder import TOLERANCES, describe, verification_shapes, verify
+from hf_twins.export.folder import TOLERANCES, check_dtype, describe, verification_shapes, verify
 from hf_twins.export.source import Source, dynamic_program
 
 
@@ -39,6 +39,7 @@ def export_onnx(source: Source, output_dir: str | Path, dtype: str = "float32", 
     """
     # onnxscript is what PyTorch's exporter needs.
     require_extra("export", "onnx", "onnxruntime", "onnxscript")
+    check_dtype(dtype, "float32", "int8")
     with new_output(Path(output_dir)) as folder:
         save_onnx(source, folder / "model.onnx", opset_version)
         if dtype == "int8":

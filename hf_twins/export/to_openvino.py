@@ -26,7 +26,7 @@ from hf_twins import TwinsForImageClassification
 from hf_twins._utils.extras import require_extra
 from hf_twins._utils.files import new_output
 from hf_twins._utils.images import list_images
-from hf_twins.export.folder import TOLERANCES, describe, relative_distance, verification_shapes, verify
+from hf_twins.export.folder import TOLERANCES, check_dtype, describe, relative_distance, verification_shapes, verify
 from hf_twins.export.run_exported import (
     PREPROCESSING_NAME,
     Preprocessing,
@@ -65,6 +65,7 @@ def export_openvino(
         ValueError: if the folder exists, int8 cannot be had, or the export does not compute the same.
     """
     require_extra("export", "openvino", *(["nncf"] if dtype == "int8" else []))
+    check_dtype(dtype, "float32", "int8")
     if (dtype == "int8") != (calibration_dir is not None):
         raise ValueError("--dtype int8 and --calibration_dir belong together: give both or none.")
     if dtype == "int8" and not isinstance(source.model.model, TwinsForImageClassification):
@@ -104,8 +105,10 @@ def load_images(folder: Path, preprocessing: Preprocessing, max_samples: int) ->
 
     Raises:
         OSError: if there is no such folder.
-        ValueError: if it has fewer than ten.
+        ValueError: if it has fewer than ten, or fewer than ten are wanted.
     """
+    if max_samples < 10:
+        raise ValueError(f"--max_calibration_samples must be ten or more, better hundreds, got {max_samples}.")
     if not folder.is_dir():
         raise OSError(f"--calibration_dir must be a folder of images, got {folder}.")
     files = list_images(folder)

@@ -21,7 +21,7 @@ from torch._inductor.exc import InductorError
 from torch.export import Dim
 
 from hf_twins._utils.files import new_output
-from hf_twins.export.folder import TOLERANCES, describe, verify
+from hf_twins.export.folder import TOLERANCES, check_dtype, describe, verify
 from hf_twins.export.source import ExportableModel, Source, fixed_program
 
 
@@ -39,6 +39,7 @@ def export_torch(source: Source, output_dir: str | Path, dtype: str = "float32")
     Raises:
         ValueError: if the folder exists, there is no C++ compiler, or the export does not compute the same.
     """
+    check_dtype(dtype, "float32", "bfloat16")
     model = ExportableModel(copy.deepcopy(source.model.model), getattr(torch, dtype))
     with new_output(Path(output_dir)) as folder:
         print("compiling, which can take minutes ...", flush=True)

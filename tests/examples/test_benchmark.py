@@ -17,9 +17,10 @@ import json
 from dataclasses import replace
 
 import benchmark
-import benchmark_report
 import pytest
 from benchmark import Case
+
+from hf_twins._utils import benchmarks
 
 
 INFERENCE = Case("hf_twins", "twins-svt-small", "inference", "bfloat16", 8, 224)
@@ -58,16 +59,16 @@ class Measured:
 def test_ratio_is_the_median_of_pairs_of_a_turn():
     baseline = Measured(INFERENCE.baseline, [[0.4, 0.5], [0.8, 0.9], [0.6, 0.6]])
     contender = Measured(INFERENCE, [[0.2, 0.3], [0.5, 0.4], [0.4, 0.2]])
-    row = benchmark.row(contender, baseline)
+    row = benchmarks.row(contender, baseline)
     assert row["ratio"] == pytest.approx(2.0)
     assert row["ratio_range"] == pytest.approx([2.0, 3.0])
     assert row["images_per_second"] == pytest.approx(8 / 0.2)
     assert row["percentiles"] == {50: 0.4, 95: 0.5, 99: 0.5}
-    failed = benchmark.row(Measured(INFERENCE, [], "RuntimeError: no kernel"), baseline)
-    text = benchmark_report.table([row, failed])
+    failed = benchmarks.row(Measured(INFERENCE, [], "RuntimeError: no kernel"), baseline)
+    text = benchmarks.table([row, failed])
     assert "| **2.00** (2.00 - 3.00) | 40.0 | 400.0 / 500.0 / 500.0 | 3 MB | 20 |" in text
     assert "| RuntimeError: no kernel |" in text
-    assert "ratio" not in benchmark.row(contender, Measured(INFERENCE.baseline, [], "failed"))
+    assert "ratio" not in benchmarks.row(contender, Measured(INFERENCE.baseline, [], "failed"))
 
 
 @pytest.mark.parametrize(("contender", "flops"), [("timm", 5.85e9), ("hf_twins-optimized", 5.85e9), ("matmul", 2**33)])
@@ -102,7 +103,9 @@ def test_peer_computes(contender, mode):
 
 
 def test_contender_that_fails_is_named():
-    (failed,) = benchmark.compete(
+    (failed,) = benchmarks.compete(
+        benchmark.create_call,
+        benchmark.count_flops,
         [Case("timm", "twins-of-mine", "inference", "float32", 1, 64)],
         benchmark.parse_arguments(["--threads", "1", "--rounds", "1"]),
     )

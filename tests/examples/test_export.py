@@ -252,7 +252,7 @@ def test_faults_are_one_sentence(exported, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="belong together: give both or none"):
         convert(export_openvino, model, tmp_path / "out", "--dtype", "int8")
     with pytest.raises(SystemExit, match="Images must be at least 4 pixels high and wide"):
-        convert(export_torch, model, tmp_path / "out", "--height", "3")
+        convert(export_torch, model, tmp_path / "out", "--height", "0")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     missing = r'error: onnxscript must be installed for this part of hf_twins: pip install "hf_twins\[export\]"'
     with pytest.raises(SystemExit, match=missing):

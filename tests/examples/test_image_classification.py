@@ -218,6 +218,13 @@ def test_wrong_options_are_named(digits, start, tmp_path, capsys):
     ):
         with pytest.raises(SystemExit, match=message):
             run_accelerate.main(arguments)
+    for main, missing in (
+        (run_accelerate.main, "--output_dir, --model_name_or_path or --config_name, --train_dir or --dataset_name"),
+        (run_trainer.main, "--model_name_or_path or --config_name, --train_dir or --dataset_name"),
+    ):
+        with pytest.raises(SystemExit):
+            main([])
+        assert f"missing: {missing} (see --help)" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run_accelerate.main(["--recipe", "guess", "--output_dir", str(tmp_path)])
     assert "--recipe must be one of fine-tune, imagenet-from-scratch" in capsys.readouterr().err

@@ -124,13 +124,14 @@ def test_script_trains_evaluates_and_writes_what_predicts(scenes, start, tmp_pat
     for seed in (50, 51):
         digit_scene(seed, (48, 60 + seed)).image.save(pictures / f"{seed}.png")
     (pictures / "bad.png").write_text("no picture")
+    Image.new("F", (40, 40)).save(pictures / "fractions.tif")
     predict_detection.main(
         [
             *("--model_name_or_path", str(output), "--images", str(pictures)),
             *("--output_dir", str(tmp_path / "found"), "--threshold", "0.01"),
         ]
     )
-    assert "1 of 3 images cannot be decoded and are left out: bad.png." in caplog.text
+    assert "2 of 4 images cannot be used and are left out: bad.png, fractions.tif." in caplog.text
     found = json.loads((tmp_path / "found" / "predictions.json").read_text())
     assert found.keys() == {"50.png", "51.png"}
     with Image.open(tmp_path / "found" / "50.png") as drawn:
@@ -216,7 +217,11 @@ def test_learning_rate_is_warmed_up_and_falls_at_epochs(start, tmp_path):
 
 
 @pytest.mark.usefixtures("one_process")
-def test_wrong_options_are_named(scenes, start, tmp_path):
+def test_wrong_options_are_named(scenes, start, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run_detection.main([])
+    missing = "--train_dir, --train_annotations, --model_name_or_path or --config_name"
+    assert f"missing: {missing} (see --help)" in capsys.readouterr().err
     options = run_options(scenes, start, tmp_path / "run", "retinanet")
     (tmp_path / "text.json").write_text("no json")
     (tmp_path / "list.json").write_text('{"images": [{"id": 1}], "annotations": [], "categories": []}')

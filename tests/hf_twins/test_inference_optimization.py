@@ -32,7 +32,7 @@ from hf_twins import (
     TwinsForImageClassification,
     TwinsForSemanticSegmentation,
     TwinsModel,
-    inference,
+    inference_optimization,
     optimize_for_inference,
 )
 from hf_twins.modeling_twins import TwinsLayer
@@ -42,7 +42,7 @@ MODEL_CLASSES = [TwinsModel, TwinsForImageClassification, TwinsForSemanticSegmen
 
 
 def first(outputs) -> torch.Tensor:
-    return inference.first_tensor(outputs)
+    return inference_optimization.first_tensor(outputs)
 
 
 def distance(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -82,9 +82,11 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 def count_calls(monkeypatch) -> list[int]:
     """A list that grows with every replay."""
-    replay, calls = inference.Recording.replay, []
+    replay, calls = inference_optimization.Recording.replay, []
     monkeypatch.setattr(
-        inference.Recording, "replay", lambda self, images: (calls.append(len(images)), replay(self, images))
+        inference_optimization.Recording,
+        "replay",
+        lambda self, images: (calls.append(len(images)), replay(self, images)),
     )
     return calls
 
@@ -159,13 +161,13 @@ def test_recordings_are_few_and_follow_the_weights(monkeypatch):
     replays = count_calls(monkeypatch)
     model = randomize(TwinsForImageClassification(tiny_config())).cuda()
     optimized = optimize_for_inference(model)
-    monkeypatch.setattr(inference, "MAX_RECORDED_VALUES", 3 * 3 * 40 * 40)
+    monkeypatch.setattr(inference_optimization, "MAX_RECORDED_VALUES", 3 * 3 * 40 * 40)
     with torch.no_grad():
         for batch_size in (4, 1, 2, 3):
             for size in (16, 24, 32, 40):
                 pixel_values = torch.randn(batch_size, 3, size, size).cuda()
                 assert distance(optimized(pixel_values).logits, model(pixel_values).logits) < 1e-3
-    assert len(replays) == inference.MAX_RECORDINGS
+    assert len(replays) == inference_optimization.MAX_RECORDINGS
     optimized = optimize_for_inference(model)
     pixel_values = torch.randn(1, 3, 24, 24).cuda()
     with torch.no_grad():
@@ -291,7 +293,7 @@ def test_model_around_a_backbone_is_optimized():
     pixel_values = torch.randn(1, 3, 40, 44)
     with torch.inference_mode():
         torch.testing.assert_close(optimized(pixel_values).logits, model(pixel_values).logits, rtol=1e-4, atol=1e-5)
-    assert any(isinstance(module, inference.PackedLinear) for module in optimized.backbone.modules())
+    assert any(isinstance(module, inference_optimization.PackedLinear) for module in optimized.backbone.modules())
 
 
 @uses_adapters_of_transformers
@@ -320,7 +322,7 @@ def test_packed_model_is_not_saved(tmp_path):
 
 def test_kernels_that_are_not_there_are_done_without(monkeypatch):
     model = TwinsForImageClassification(tiny_config())
-    monkeypatch.setattr(inference, "PackedLinear", None)
+    monkeypatch.setattr(inference_optimization, "PackedLinear", None)
     plain = optimize_for_inference(model)
     assert not any("Packed" in type(module).__name__ for module in plain.modules())
     with pytest.raises(ValueError, match=r"backend 'packed' needs oneDNN, on a CPU, with torch.float32"):
@@ -328,28 +330,28 @@ def test_kernels_that_are_not_there_are_done_without(monkeypatch):
 
 
 def test_kernels_that_compute_something_else_are_found(monkeypatch):
-    forward = inference.PackedLinear.forward
-    monkeypatch.setattr(inference.PackedLinear, "forward", lambda self, states: 2 * forward(self, states))
-    assert not inference.can_pack(torch.device("cpu"), torch.float32)
+    forward = inference_optimization.PackedLinear.forward
+    monkeypatch.setattr(inference_optimization.PackedLinear, "forward", lambda self, states: 2 * forward(self, states))
+    assert not inference_optimization.can_pack(torch.device("cpu"), torch.float32)
 
 
 def test_gelu_that_is_another_is_found(monkeypatch):
-    plain = inference.PackedLinear.__init__
+    plain = inference_optimization.PackedLinear.__init__
     monkeypatch.setattr(
-        inference.PackedLinear, "__init__", lambda self, linear, activation="none": plain(self, linear)
+        inference_optimization.PackedLinear, "__init__", lambda self, linear, activation="none": plain(self, linear)
     )
-    assert not inference.can_pack(torch.device("cpu"), torch.float32)
+    assert not inference_optimization.can_pack(torch.device("cpu"), torch.float32)
 
 
 @pytest.mark.parametrize("factor", [1.5, float("nan")])
 def test_verification_finds_other_outputs(monkeypatch, factor):
-    pack = inference.pack
+    pack = inference_optimization.pack
 
     def damage(model, dtype):
         pack(model, dtype)
         model.twins.layernorm.weight.mul_(factor)
 
-    monkeypatch.setattr(inference, "pack", damage)
+    monkeypatch.setattr(inference_optimization, "pack", damage)
     with pytest.raises(ValueError, match="The optimized model's outputs differ from the plain model's by"):
         optimize_for_inference(randomize(TwinsForImageClassification(tiny_config())), backend="packed", verify=True)
 

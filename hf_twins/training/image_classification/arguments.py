@@ -30,6 +30,8 @@ RECIPES = Path(__file__).parents[1] / "recipes" / "image_classification"
 
 @dataclass
 class TrainedModelArguments:
+    """A trained model, and how its images are prepared."""
+
     model_name_or_path: str | None = field(
         metadata={"help": "Trained weights: a folder or Hub id of a Twins model, also timm's."}
     )
@@ -80,6 +82,8 @@ class ModelArguments(TrainedModelArguments):
 
 @dataclass
 class ImageArguments:
+    """A data set of images with labels."""
+
     dataset_name: str | None = field(default=None, metadata={"help": "Data set on the Hub, or a folder that is one."})
     dataset_config_name: str | None = field(
         default=None, metadata={"help": "Its configuration, where it has several."}
@@ -127,6 +131,8 @@ class DataArguments(ImageArguments):
 
 @dataclass
 class ClassificationRecipe(RecipeArguments):
+    """What a recipe sets for image classification, beyond what recipes of every task set."""
+
     freeze_backbone: bool = field(default=False, metadata={"help": "Train the classifier alone."})
     lora_rank: int = field(
         default=0, metadata={"help": "Train matrices of this rank beside the frozen ones, and the head."}

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the scripts of this folder can be told, and the recipes that tell it all at once.
+"""Options of object detection.
 
 A recipe is a set of defaults: `--recipe retinanet-1x --learning_rate 2e-4` is that recipe with another learning rate.
 """
@@ -29,6 +29,8 @@ RECIPES = Path(__file__).parents[1] / "recipes" / "object_detection"
 
 @dataclass
 class ModelArguments:
+    """Which detector to train, and the backbone it starts from."""
+
     one_of: ClassVar = (("model_name_or_path", "config_name"),)
     detector: str = field(
         default="retinanet",
@@ -54,6 +56,8 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
+    """Images and annotations in COCO's format to train and evaluate on."""
+
     train_dir: str | None = field(metadata={"help": "Folder of the training images."})
     train_annotations: str | None = field(metadata={"help": "What they show: a JSON file as COCO's."})
     validation_dir: str | None = field(default=None, metadata={"help": "Folder of the images to evaluate on."})
@@ -71,6 +75,8 @@ class DataArguments:
 
 @dataclass
 class DetectionRecipe(RecipeArguments):
+    """What a recipe sets for object detection, beyond what recipes of every task set."""
+
     decay_epochs: list[int] = field(
         default_factory=list,
         metadata={

@@ -395,7 +395,7 @@ def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def collate_for_detr(examples: list[dict[str, Any]]) -> dict[str, Any]:
-    """The same with the boxes that detectors of transformers are trained on: center and size, relative to the image.
+    """As `collate`, with the boxes that detectors of transformers are trained on: center and size, relative to the image.
 
     Not relative to the padded batch, as DETR's image processor has it: predicted boxes are scaled to the size of the image.
     """

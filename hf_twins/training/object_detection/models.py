@@ -44,6 +44,7 @@ from hf_twins._utils.labels import label_fields
 from hf_twins.detection import TwinsDetectorConfig, TwinsDetectorImageProcessor, TwinsForObjectDetection
 from hf_twins.detection.configuration import FIRST_STAGE
 from hf_twins.detection.modeling import SIZE_DIVISOR, stage_strides
+from hf_twins.loading import load_pretrained
 from hf_twins.training.object_detection.arguments import DetectionRecipe, ModelArguments
 from hf_twins.training.trainer import twins_config
 
@@ -113,7 +114,7 @@ def create_detector(
         model.accepts_loss_kwargs = False
         pass_pixel_mask_to_backbone(model)
     if trained is not None:
-        backbone_of(model).load_state_dict(trained.state_dict())
+        find_backbone(model).load_state_dict(trained.state_dict())
     return model, create_processor(classes, recipe)
 
 
@@ -159,10 +160,13 @@ def load_backbone(
     config.validate_architecture()
     if arguments.model_name_or_path is None:
         return config, None
-    return config, TwinsBackbone.from_pretrained(name, config=config, revision=arguments.model_revision)
+    # New are the stage norms that the recipe asks for.
+    trained = load_pretrained(name, "backbone", revision=arguments.model_revision, allow_new_weights=True, **fields)
+    return config, trained
 
 
-def backbone_of(model: nn.Module) -> TwinsBackbone:
+def find_backbone(model: nn.Module) -> TwinsBackbone:
+    """The Twins backbone within a detector."""
     return next(module for module in model.modules() if isinstance(module, TwinsBackbone))
 
 

@@ -22,7 +22,6 @@ import PIL.Image
 import torch
 from matplotlib.font_manager import findfont
 from pycocotools import mask as coco_mask
-from torchmetrics.detection import MeanAveragePrecision
 from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks, make_grid
@@ -77,6 +76,9 @@ def average_precision(
         The metrics, those of masks with the prefix `mask_`, and for each category its `ap` and `mask_ap`. Metrics that no
         object counts for are left out.
     """
+    # Takes seconds, which those who only draw predictions need not wait.
+    from torchmetrics.detection import MeanAveragePrecision
+
     has_masks = any("masks" in prediction for prediction in predictions.values())
     # Prefixes of torchmetrics' names and of ours.
     prefixes = {"bbox_": "", "segm_": "mask_"} if has_masks else {"": ""}

@@ -33,6 +33,8 @@ HEADS = ("semantic-fpn", "upernet")
 
 @dataclass
 class ModelArguments:
+    """The model to train."""
+
     one_of: ClassVar = (("model_name_or_path", "config_name"),)
     model_name_or_path: str | None = field(
         default=None,
@@ -67,6 +69,8 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
+    """Images and masks to train and evaluate on."""
+
     one_of: ClassVar = (("train_dir", "dataset_name"),)
     dataset_name: str | None = field(default=None, metadata={"help": "Data set on the Hub, or a folder that is one."})
     dataset_config_name: str | None = field(
@@ -99,6 +103,8 @@ class DataArguments:
 
 @dataclass
 class SegmentationRecipe(RecipeArguments):
+    """What a recipe sets for semantic segmentation, beyond what recipes of every task set."""
+
     min_scale: float = field(
         default=0.5,
         metadata={"help": "Smallest size that an image is scaled to before it is cropped, relative to --image_size."},

@@ -152,7 +152,7 @@ def test_help_has_headings_defaults_recipes_and_what_is_required(recipes, capsys
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     assert "--output_dir OUTPUT_DIR [options]\n" in text.partition("\n\n")[0] + "\n"
-    assert text.index("data options:\n  --train_dir or --dataset_name is required\n") < text.index("loop options:\n")
+    assert text.index("data options:\n  Required: --train_dir or --dataset_name.\n") < text.index("loop options:\n")
     words = " ".join(text.split())
     assert "--output_dir OUTPUT_DIR Folder to write. (required)" in words
     assert "--learning_rate LEARNING_RATE Learning rate. (default: 1)" in words

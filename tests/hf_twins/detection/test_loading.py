@@ -33,12 +33,12 @@ from transformers.testing_utils import HfDocTestParser
 
 from hf_twins import TwinsForImageClassification
 from hf_twins.detection import Detector, TwinsDetectorImageProcessor, TwinsForObjectDetection, load_detector
-from hf_twins.training.object_detection.models import backbone_of
+from hf_twins.training.object_detection.models import find_backbone
 
 
 def saved(name: str, start: Path, folder: Path) -> Detector:
     detector = small_detector(name, start, **({"score_threshold": 0.0} if name in ("retinanet", "mask-rcnn") else {}))
-    randomize(backbone_of(detector.model.eval()))
+    randomize(find_backbone(detector.model.eval()))
     detector.model.save_pretrained(folder)
     detector.processor.save_pretrained(folder)
     return detector

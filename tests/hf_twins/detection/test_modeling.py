@@ -22,7 +22,7 @@ from hf_twins import TwinsConfig
 from hf_twins.detection import TwinsDetectorConfig, TwinsDetectorImageProcessor, TwinsDetectorOutput
 from hf_twins.detection.configuration import FIRST_STAGE
 from hf_twins.detection.modeling import TwinsFeaturePyramidBackbone
-from hf_twins.training.object_detection.models import backbone_of
+from hf_twins.training.object_detection.models import find_backbone
 
 
 @pytest.mark.parametrize("detector", FIRST_STAGE)
@@ -80,7 +80,7 @@ def test_boxes_of_labels_are_those_that_losses_are_computed_with(start):
 @pytest.mark.parametrize("name", FIRST_STAGE)
 def test_images_that_are_no_multiple_of_the_strides_are_padded_by_the_model(name, start):
     model = small_detector(name, start, score_threshold=0.0).model.eval()
-    randomize(backbone_of(model))
+    randomize(find_backbone(model))
     pixel_values = torch.randn(1, 3, 50, 70)
     padded = torch.nn.functional.pad(pixel_values, (0, 26, 0, 14))
     with torch.no_grad():

@@ -15,13 +15,16 @@
 
 import pytest
 import torch
+from PIL import Image
 from testing_utils import randomize, tiny_config
 
 from hf_twins import TwinsBackbone, TwinsForImageClassification, TwinsForSemanticSegmentation
 from hf_twins.export.folder import relative_distance, verification_shapes
 from hf_twins.export.run_exported import import_openvino
 from hf_twins.export.source import ExportableModel, Source
-from hf_twins.export.to_openvino import convert_to_openvino
+from hf_twins.export.to_onnx import export_onnx
+from hf_twins.export.to_openvino import convert_to_openvino, export_openvino, load_images
+from hf_twins.export.to_torch import export_torch
 
 
 FIELDS = {
@@ -34,6 +37,28 @@ FIELDS = {
     "fpn_hidden_size": 8,
     "decoder_hidden_size": 8,
 }
+
+
+def test_images_for_calibration_are_checked(tmp_path):
+    with pytest.raises(OSError, match=r"--calibration_dir must be a folder of images, got .*nowhere"):
+        load_images(tmp_path / "nowhere", None, 300)
+    (tmp_path / "digits").mkdir()
+    for index in range(9):
+        Image.new("L", (4, 4)).save(tmp_path / "digits" / f"{index}.png")
+    with pytest.raises(ValueError, match="--calibration_dir must have ten images or more, better hundreds, got 9"):
+        load_images(tmp_path, None, 300)
+    with pytest.raises(ValueError, match="--max_calibration_samples must be ten or more, better hundreds, got 4"):
+        load_images(tmp_path, None, 4)
+    Image.new("L", (4, 4)).save(tmp_path / "last.png")
+    assert load_images(tmp_path, lambda image: image.size, 300) == [(4, 4)] * 10
+
+
+@pytest.mark.parametrize("export", [export_onnx, export_openvino, export_torch])
+def test_dtype_that_is_not_written_is_refused(export, tmp_path):
+    model = ExportableModel(TwinsForImageClassification(tiny_config("pcpvt", **FIELDS)))
+    with pytest.raises(ValueError, match=r"dtype must be float32 or .*, got 'float16'"):
+        export(Source(model, None, (32, 32)), tmp_path / "out", dtype="float16")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

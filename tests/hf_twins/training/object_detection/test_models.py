@@ -13,13 +13,14 @@
 # limitations under the License.
 """Detectors to be trained."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from detection_utils import OPTIONS, RECIPE, small_detector
 from digit_scenes import digit_scene
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from testing_utils import randomize, rectangle_mask
 
 from hf_twins.detection import Detector, TwinsForObjectDetection, load_detector
@@ -32,7 +33,7 @@ from hf_twins.training.object_detection.data import (
     load_coco,
     training_transform,
 )
-from hf_twins.training.object_detection.models import backbone_of, create_detector
+from hf_twins.training.object_detection.models import create_detector, find_backbone
 
 
 def batch_of(scenes: Path, detector: Detector, needs_masks: bool = True) -> dict:
@@ -53,7 +54,7 @@ def test_detector_trains_detects_and_is_loaded_as_it_was_saved(name, scenes, sta
     loss.backward()
     assert loss.isfinite()
     assert loss.ndim == 0
-    for parameter_name, parameter in backbone_of(model).named_parameters():
+    for parameter_name, parameter in find_backbone(model).named_parameters():
         assert parameter.grad is not None, parameter_name
         assert parameter.grad.isfinite().all(), parameter_name
 
@@ -78,7 +79,7 @@ def test_detector_trains_detects_and_is_loaded_as_it_was_saved(name, scenes, sta
 def test_backbone_maps_of_an_image_in_a_batch_are_those_it_has_alone(name, window_padding, start):
     recipe = DetectionRecipe(shortest_edge=64, longest_edge=96, window_padding=window_padding)
     model = small_detector(name, start, recipe).model.eval()
-    backbone = randomize(backbone_of(model))
+    backbone = randomize(find_backbone(model))
     assert backbone.config.window_padding == window_padding
     pixel_values, pixel_mask = torch.randn(2, 3, 64, 96), rectangle_mask([(64, 96), (40, 56)], 64, 96)
     seen = []
@@ -91,13 +92,26 @@ def test_backbone_maps_of_an_image_in_a_batch_are_those_it_has_alone(name, windo
         torch.testing.assert_close(together[1:, :, :height, :width], alone, rtol=0, atol=1e-5 * alone.abs().max())
 
 
+def test_training_does_not_start_from_a_backbone_that_was_not_trained(start, tmp_path):
+    shutil.copytree(start, tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(
+        {name: weight for name, weight in weights.items() if "patch_embeddings" not in name},
+        tmp_path / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    arguments = ModelArguments(detector="retinanet", model_name_or_path=str(tmp_path))
+    with pytest.raises(ValueError, match=f"{tmp_path} lacks .* weights of TwinsBackbone"):
+        create_detector(arguments, RECIPE, ["digit"])
+
+
 def test_trained_backbone_is_what_training_starts_from(start):
     arguments = ModelArguments(
         detector="retinanet", model_name_or_path=str(start), detector_config='{"pyramid_size": 24}'
     )
     recipe = DetectionRecipe(stage_norm=True, drop_path_rate=0.3, window_padding="zeros")
     model, _ = create_detector(arguments, recipe, ["digit"])
-    backbone = backbone_of(model)
+    backbone = find_backbone(model)
     assert (backbone.config.use_stage_norm, backbone.config.drop_path_rate) == (True, 0.3)
     weights = load_file(start / "model.safetensors")
     for name, parameter in backbone.encoder.named_parameters():

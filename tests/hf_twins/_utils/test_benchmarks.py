@@ -15,10 +15,11 @@
 
 from dataclasses import asdict
 
-import benchmark_report
 import pytest
 from benchmark import Case
 from PIL import Image
+
+from hf_twins._utils import benchmarks
 
 
 INFERENCE = asdict(Case("hf_twins", "twins-svt-small", "inference", "bfloat16", 8, 224))
@@ -28,13 +29,13 @@ def test_growth_is_the_exponent_of_the_pixels():
     result = INFERENCE | {"error": None}
     rows = [result | {"image_size": size, "seconds": 3e-7 * (size**2) ** 1.25} for size in (224, 448, 896)]
     rows += [result | {"dtype": "float32", "seconds": 1.0}, result | {"image_size": 1792, "error": "no memory"}]
-    exponents = benchmark_report.growth(rows)
+    exponents = benchmarks.growth(rows)
     assert exponents == {"twins-svt-small inference, 8 images: hf_twins bfloat16": pytest.approx(1.25)}
 
 
 def test_pictures_are_drawn(tmp_path):
     result = INFERENCE | {"error": None, "ratio": 2.0, "ratio_range": [1.5, 2.5]}
     rows = [result, result | {"variant": "twins-pcpvt-small"}, result | {"ratio": 1}]
-    benchmark_report.draw(rows, "a CPU", tmp_path / "a.png")
+    benchmarks.draw(rows, "a CPU", tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.width > 900
