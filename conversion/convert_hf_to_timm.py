@@ -30,7 +30,7 @@ from checkpoint_formats import revert_model
 from checkpoint_sources import one_line
 from huggingface_hub.utils import httpx
 from timm.models import save_for_hf
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel, UperNetForSemanticSegmentation
+from transformers import AutoImageProcessor, PreTrainedModel
 from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 from verification import backbone_config, different_settings, verify
 
@@ -38,6 +38,7 @@ import hf_twins
 from hf_twins._utils.command_line import ArgumentParser
 from hf_twins._utils.files import new_output
 from hf_twins.checkpoints import TIMM_ARGUMENTS, read_weights
+from hf_twins.loading import load_pretrained
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -67,7 +68,8 @@ def convert(name: str, toolbox: str, output: Path) -> None:
     """Convert one model, and print what was done."""
     if output.exists():
         raise ValueError(f"{output} exists: remove it, or give another --output_dir.")
-    model = load_model(name)
+    # In the data type of the checkpoint.
+    model = load_pretrained(name, dtype="auto")
     target, weights, left_out = revert_model(model, toolbox)
     differences = verify(model, target, weights)
     print(f"model     {name}, {type(model).__name__}")
@@ -86,19 +88,6 @@ def convert(name: str, toolbox: str, output: Path) -> None:
         content = {"meta": {"CLASSES": labels}, "state_dict": weights} if target.wrapped else weights
         write_file(output, content, weights)
     print(f"written   {output}")
-
-
-def load_model(name: str) -> PreTrainedModel:
-    """The model in a folder or repository, of the class it was saved from."""
-    config: Any = AutoConfig.from_pretrained(name)
-    architecture = (config.architectures or ["TwinsForImageClassification"])[0]
-    classes = {"UperNetForSemanticSegmentation": UperNetForSemanticSegmentation} | vars(hf_twins)
-    if architecture not in classes or getattr(config, "backbone_config", config).model_type != "twins":
-        raise ValueError(f"{name} must be a Twins model, or UperNet with a Twins backbone, got {architecture}.")
-    model, info = classes[architecture].from_pretrained(name, output_loading_info=True)
-    if info["missing_keys"]:
-        raise ValueError(f"{name} lacks the weights of {', '.join(sorted(info['missing_keys']))}.")
-    return model
 
 
 def write_timm(folder: Path, model: PreTrainedModel, weights: dict[str, torch.Tensor], name: str) -> None:

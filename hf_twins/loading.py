@@ -129,7 +129,7 @@ def load_model(
     revision: str = "main",
     trust_remote_code: bool = False,
     code_revision: str | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     allow_new_weights: bool = False,
     **config_fields: Any,
 ) -> tuple[Any, Any]:
@@ -155,7 +155,7 @@ def load_model(
         trust_remote_code: whether to run the code that the model brings, at the commit `revision`, or `code_revision` where
             it is in another repository. An adapter's base model, and image processors, never bring theirs.
         code_revision: commit of the other repository that the model's `auto_map` names.
-        dtype: data type of the weights.
+        dtype: data type of the weights; `"auto"` keeps that of the checkpoint.
         allow_new_weights: whether the model is going to be trained: then a head that is missing, or has other labels, is
             newly initialized.
         config_fields: fields of the configuration to change; of an UperNet, those that are not labels are its backbone's.
@@ -198,7 +198,7 @@ def load_pretrained(
     revision: str = "main",
     trust_remote_code: bool = False,
     code_revision: str | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     allow_new_weights: bool = False,
     **config_fields: Any,
 ) -> Any:

@@ -28,7 +28,7 @@ from sklearn.datasets import load_sample_image
 from source_checkpoints import TINY, source_weights
 from testing_utils import randomize, tiny_config
 from timm.data import create_transform, resolve_model_data_config
-from transformers import AutoConfig, UperNetConfig, UperNetForSemanticSegmentation
+from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
 from hf_twins import (
     TwinsBackbone,
@@ -37,6 +37,7 @@ from hf_twins import (
     TwinsForSemanticSegmentation,
     TwinsImageProcessor,
     TwinsImageProcessorPil,
+    loading,
 )
 
 
@@ -174,7 +175,7 @@ def test_bad_model_or_output_is_named(tmp_path):
     assert "missing" in fails(tmp_path / "missing", "timm", tmp_path / "timm")
     (tmp_path / "swin").mkdir()
     (tmp_path / "swin" / "config.json").write_text('{"model_type": "swin", "architectures": ["SwinModel"]}')
-    assert "must be a Twins model, or UperNet with a Twins backbone, got SwinModel" in fails(
+    assert "swin holds a SwinModel of type 'swin', which is none of" in fails(
         tmp_path / "swin", "timm", tmp_path / "timm"
     )
     with pytest.raises(SystemExit) as caught:
@@ -191,7 +192,7 @@ def test_hub_that_cannot_be_reached_is_an_error_in_one_line(tmp_path, monkeypatc
     def cut(*args, **kwargs):
         raise httpx.ReadTimeout("")
 
-    monkeypatch.setattr(AutoConfig, "from_pretrained", cut)
+    monkeypatch.setattr(loading, "cached_file", cut)
     assert fails("somebody/twins", "timm", tmp_path / "timm") == "error: somebody/twins cannot be fetched: ReadTimeout"
 
 
