@@ -19,7 +19,7 @@ runs them one after the other, unchanged, in an empty folder with
 - the folders of this repository, so that `python examples/...` is found;
 - small data under the names that pages use (`write_data` below): to use another name, add it there;
 - a Hub that has `timm/twins_svt_small.in1k`, a tiny model of that architecture, and to which one may publish;
-- the environment variable `HF_TWINS_MAX_STEPS=2`, which limits training.
+- the environment variable `HF_TWINS_MAX_STEPS=1`, which limits training.
 
 A block that starts a page of Gradio is run line by line; each line is stopped when it serves. A block that only installs an
 extra is not run, but the extra has to exist. What else cannot run is listed in `CANNOT_RUN`, with the reason.
@@ -191,7 +191,7 @@ def test_shell_blocks_run_one_after_the_other(page, tmp_path):
     models = {"timm/twins_svt_small.in1k": tmp_path / "timm"}
     with serve_hub(models, tokens={"hf_write": "write"}) as hub:
         environment = os.environ | hub.environment(tmp_path / "home", token="hf_write")
-        environment |= {"HF_TWINS_MAX_STEPS": "2", "PYTHONUNBUFFERED": "1", "MPLBACKEND": "Agg"}
+        environment |= {"HF_TWINS_MAX_STEPS": "1", "PYTHONUNBUFFERED": "1", "MPLBACKEND": "Agg"}
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
         for block in RUN[page]:
             if "/app.py" in block:
