@@ -78,7 +78,7 @@ def configurations(draw) -> dict[str, Any]:
     return fields
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(fields=configurations(), height=st.integers(0, 9), width=st.integers(0, 9))
 def test_configuration_is_refused_by_name_or_its_model_runs_and_reloads(fields, height, width):
     try:

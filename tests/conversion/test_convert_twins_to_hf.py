@@ -334,6 +334,7 @@ def test_weights_that_read_otherwise_than_written_are_found_out(source, output, 
     assert_nothing_at(output)
 
 
+@pytest.mark.slow
 def test_killed_process_leaves_nothing_and_the_next_one_succeeds(source, output):
     program = (
         "import sys, time, convert_twins_to_hf, transformers\n"

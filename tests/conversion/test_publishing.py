@@ -173,6 +173,7 @@ def test_hub_that_does_not_answer_is_not_taken_for_a_token_that_is_wrong(fault, 
     assert not (tmp_path / "converted").exists()
 
 
+@pytest.mark.slow
 def test_remote_code_runs_in_a_process_without_the_package(hub, source, tmp_path):
     run(source, "--output", tmp_path / "converted", *push_options(), "--with-remote-code")
     program = (

@@ -102,6 +102,7 @@ def test_peer_computes(contender, mode):
     benchmark.create_call(Case(contender, "twins-svt-small", mode, "float32", 1, 224), "cpu")()
 
 
+@pytest.mark.slow
 def test_contender_that_fails_is_named():
     (failed,) = benchmarks.compete(
         benchmark.create_call,

@@ -194,6 +194,7 @@ def test_export_runs_anywhere_and_by_the_documented_command(exported, tmp_path):
     assert done.stderr.endswith("error: the following arguments are required: --model_dir\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model_class", "names"),
     [(TwinsBackbone, ["feature_map_0", "feature_map_1"]), (TwinsForSemanticSegmentation, ["logits"])],

@@ -13,10 +13,6 @@
 # limitations under the License.
 """Disks that are full, and runs that write into the same folder."""
 
-import multiprocessing
-import os
-import signal
-import time
 from pathlib import Path
 
 import batch_predict
@@ -104,47 +100,3 @@ def test_other_errors_are_no_full_disks():
 def test_second_training_of_a_folder_is_refused(main, digits, start, tmp_path):
     with exclusive_folder(tmp_path), pytest.raises(SystemExit, match=r"^error: Another run writes to .*: wait for it"):
         main(options(digits, start, tmp_path))
-
-
-def test_folder_is_free_when_its_run_has_ended_or_was_killed(tmp_path):
-    with exclusive_folder(tmp_path / "new"):
-        pass
-    # Nothing was written into it.
-    assert not (tmp_path / "new").exists()
-
-    ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=stay_in, args=(tmp_path, theirs))
-    process.start()
-    ours.recv()
-    with pytest.raises(ValueError, match="Another run"), exclusive_folder(tmp_path):
-        pass
-    process.kill()
-    process.join()
-    with exclusive_folder(tmp_path):
-        (tmp_path / "file").touch()
-    assert (tmp_path / "file").exists()
-
-
-# Of Python 3.12 and newer.
-@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
-def test_processes_that_load_data_do_not_keep_a_folder(tmp_path):
-    started, start = os.pipe()
-    with exclusive_folder(tmp_path):
-        loader = os.fork()
-        if loader == 0:
-            os.write(start, b"!")
-            time.sleep(600)
-            os._exit(0)
-    os.read(started, 1)
-    try:
-        with exclusive_folder(tmp_path):
-            pass
-    finally:
-        os.kill(loader, signal.SIGKILL)
-        os.waitpid(loader, 0)
-
-
-def stay_in(folder: Path, connection) -> None:
-    with exclusive_folder(folder):
-        connection.send("there")
-        connection.recv()

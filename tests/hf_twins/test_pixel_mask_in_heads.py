@@ -236,6 +236,7 @@ def test_copy_has_it_too():
     assert torch.equal(feature_maps(copy.deepcopy(model), batch[0], pixel_mask=batch[1])[0], expected[0])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_model_has_it_too():
     model = tiny_head("detr")

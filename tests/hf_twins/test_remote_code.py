@@ -166,6 +166,7 @@ REFUSE_FOREIGN_SOURCES = """
 """
 
 
+@pytest.mark.slow
 def test_code_without_the_package_refuses_checkpoints_of_other_libraries(published, tmp_path):
     reference = timm_model()
     sources = [tmp_path / "alt_gvt.pth", tmp_path / "alt_gvt.pth.tar", tmp_path / "timm" / "model.safetensors"]

@@ -192,6 +192,7 @@ def test_fsdp_plan_shards_every_block_and_nothing_that_is_not_there(model_class)
     assert sharded == blocks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "model_class", "window_padding"),
     [("svt", TwinsForImageClassification, "masked"), ("pcpvt", TwinsBackbone, "masked")]
@@ -229,7 +230,9 @@ def test_exported_model_takes_any_batch_and_size(family, model_class, window_pad
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
-@pytest.mark.parametrize("model_class", [TwinsForImageClassification, TwinsForSemanticSegmentation])
+@pytest.mark.parametrize(
+    "model_class", [TwinsForImageClassification, pytest.param(TwinsForSemanticSegmentation, marks=pytest.mark.slow)]
+)
 def test_model_compiles_to_one_graph(fresh_compiler, family, masked, model_class):
     model = randomize(model_class(tiny_config(family)))
     # All of torch.compile but the generation of machine code, which takes longest and knows nothing of models.
@@ -259,6 +262,7 @@ def test_compiled_model_computes_the_same_at_any_size(fresh_compiler):
             torch.testing.assert_close(compiled(pixel_values).logits, model(pixel_values).logits, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_hidden_states_may_be_asked_for_first_after_compiling(fresh_compiler):
     model = TwinsModel(tiny_config()).eval()
     compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")

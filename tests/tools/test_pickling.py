@@ -94,6 +94,7 @@ def test_a_pipeline_is_pickled_and_copied(family):
         assert_same_predictions(copied(images), expected)
 
 
+@pytest.mark.slow
 def test_workers_that_are_started_afresh_get_the_pipeline():
     """By `multiprocessing`, as a data loader's or a service's: Ray's get their objects by pickle, too."""
     pipelines = [make_pipeline(family) for family in FAMILIES]

@@ -13,26 +13,37 @@
 # limitations under the License.
 """One name, written by two processes at once, or by one that is killed: whole, by one of them, and nothing beside it."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from hf_twins._utils import files
-from hf_twins._utils.files import new_output
+from hf_twins._utils.files import exclusive_folder, new_output
 
 
 KINDS = pytest.mark.parametrize("is_folder", [True, False], ids=["folder", "file"])
-# Writes a first half, waits for a word, and writes the second.
-PROGRAM = """
+LOAD = f"""
+import importlib.util
 import sys
 from pathlib import Path
-from hf_twins._utils.files import new_output
 
+# By its path: importing the package takes seconds.
+spec = importlib.util.spec_from_file_location("files", {files.__file__!r})
+files = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(files)
+"""
+# Writes a first half, waits for a word, and writes the second.
+PROGRAM = (
+    LOAD
+    + """
 output, is_folder, text = Path(sys.argv[1]), sys.argv[2] == "True", sys.argv[3]
 try:
-    with new_output(output, is_folder) as partial:
+    with files.new_output(output, is_folder) as partial:
         first, second = (partial / "first", partial / "second") if is_folder else (partial, partial)
         first.write_text(text)
         print("writing", flush=True)
@@ -42,6 +53,7 @@ try:
 except ValueError as error:
     sys.exit(str(error))
 """
+)
 
 
 def start(output: Path, is_folder: bool, text: str) -> subprocess.Popen:
@@ -109,3 +121,49 @@ def test_where_nothing_can_be_locked_it_is_written_and_nothing_of_others_removed
     with new_output(tmp_path / "output") as partial:
         (partial / "file").write_text("text")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".output.partial-0", "output"]
+
+
+def test_folder_is_free_when_its_run_has_ended_or_was_killed(tmp_path):
+    with exclusive_folder(tmp_path / "new"):
+        pass
+    # Nothing was written into it.
+    assert not (tmp_path / "new").exists()
+
+    program = (
+        LOAD
+        + """
+with files.exclusive_folder(Path(sys.argv[1])):
+    print("there", flush=True)
+    sys.stdin.readline()
+"""
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "there\n"
+    with pytest.raises(ValueError, match="Another run"), exclusive_folder(tmp_path):
+        pass
+    process.kill()
+    process.communicate()
+    with exclusive_folder(tmp_path):
+        (tmp_path / "file").touch()
+    assert (tmp_path / "file").exists()
+
+
+# Of Python 3.12 and newer.
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_processes_that_load_data_do_not_keep_a_folder(tmp_path):
+    started, start = os.pipe()
+    with exclusive_folder(tmp_path):
+        loader = os.fork()
+        if loader == 0:
+            os.write(start, b"!")
+            time.sleep(600)
+            os._exit(0)
+    os.read(started, 1)
+    try:
+        with exclusive_folder(tmp_path):
+            pass
+    finally:
+        os.kill(loader, signal.SIGKILL)
+        os.waitpid(loader, 0)
