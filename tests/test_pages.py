@@ -66,17 +66,7 @@ CANNOT_RUN = {
         "examples/accelerate_configs/README.md",
         "accelerate launch --config_file examples/accelerate_configs/mach",
     ): MACHINES,
-    (
-        "examples/benchmark_results.md",
-        "python examples/benchmark.py --contenders timm hf_twins hf_twins-opt",
-    ): BENCHMARK,
-    ("examples/benchmark_results.md", "python examples/benchmark.py --variants twins-pcpvt-small"): BENCHMARK,
-    ("examples/benchmark_results.md", "python examples/benchmark.py --contenders timm hf_twins onnx"): BENCHMARK,
-    ("examples/benchmark_results.md", "python examples/benchmark.py --variants twins-svt-small"): BENCHMARK,
-    (
-        "examples/benchmark_results.md",
-        "python examples/benchmark.py --contenders timm hf_twins --mode pyramid",
-    ): BENCHMARK,
+    ("examples/benchmark_results.md", "python examples/benchmark.py"): BENCHMARK,
     ("examples/export/README.md", "python -m venv executorch_env"): "ExecuTorch needs an environment of its own",
     ("tests/README.md", "pytest "): "these tests",
     ("tests/README.md", "python tests/attacks/kill_at_random.py"): ATTACK,
