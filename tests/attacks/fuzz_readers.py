@@ -35,15 +35,21 @@ import atheris
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / folder) for folder in ("", "tests", "tests/attacks", "conversion", "spaces")]
 
-# Not all of PyTorch: what reads files.
-with atheris.instrument_imports(include=["PIL", "torch._weights_only_unpickler", "safetensors", "twins_space"]):
+# What reads files; not all of PyTorch and transformers, which takes minutes.
+with atheris.instrument_imports(include=["PIL", "safetensors"]):
     import PIL.Image  # noqa: F401
-    import torch._weights_only_unpickler  # noqa: F401
-    from twins_space.pictures import PictureError, read_picture
+    import safetensors  # noqa: F401
 
 from test_fuzzing import WEIGHTS_FILES, picture_files  # noqa: E402
+from torch import _weights_only_unpickler  # noqa: E402
+from twins_space.pictures import PictureError, read_picture  # noqa: E402
 
 from hf_twins import checkpoints  # noqa: E402
+from hf_twins._utils import images  # noqa: E402
+
+
+_weights_only_unpickler.Unpickler.load = atheris.instrument_func(_weights_only_unpickler.Unpickler.load)
+images.convert_image = atheris.instrument_func(images.convert_image)
 
 
 def read_weights_of(content: bytes) -> None:

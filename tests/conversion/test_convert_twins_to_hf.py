@@ -26,6 +26,7 @@ from pathlib import Path
 import convert_twins_to_hf
 import pytest
 import torch
+from card_utils import run_card
 from conversion_utils import fails, run, save_source
 from huggingface_hub import ModelCard
 from source_checkpoints import FORMATS, TINY, source_checkpoint, source_weights, timm_model
@@ -84,6 +85,15 @@ def test_converted_folder_is_a_repository(source, output, capsys):
     printed = capsys.readouterr().out
     assert "format    authors' classification\n" in printed
     assert f"written   {output}\n" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source_format", ["official", "official-semantic-fpn", "mmseg-upernet"])
+def test_code_of_the_card_runs_without_extras(source_format, tmp_path, output):
+    weights = source_weights(source_format, TINY["svt"], num_classes=150)
+    torch.save(source_checkpoint(source_format, weights), tmp_path / "source.pth")
+    run(tmp_path / "source.pth", "--output_dir", output)
+    assert run_card(output)
 
 
 @pytest.mark.parametrize("source_format", [name for name in FORMATS if name != "timm"])

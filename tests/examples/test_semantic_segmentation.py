@@ -30,6 +30,7 @@ import pytest
 import run_segmentation
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from card_utils import run_card
 from datasets import Dataset, Features, Image
 from digit_scenes import digit_scene
 from hostile_files import long_png
@@ -196,6 +197,14 @@ def test_script_trains_evaluates_and_writes_a_repository(head, scenes, starts, t
     segments = pipeline("image-segmentation", str(output))(str(scenes / "validation" / "images" / "1000.png"))
     assert {each["label"] for each in segments} <= set(CLASSES)
     assert all(each["mask"].size == (37, 30) for each in segments)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("head", HEADS)
+def test_code_of_the_card_runs_without_extras(head, scenes, starts, tmp_path):
+    run_segmentation.main([*options(scenes, starts[head], tmp_path / "run"), "--max_steps", "1"])
+    assert run_card(tmp_path / "run").startswith("[(")
 
 
 @pytest.mark.parametrize("head", HEADS)
