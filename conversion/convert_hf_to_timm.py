@@ -37,6 +37,7 @@ from verification import backbone_config, different_settings, verify
 import hf_twins
 from hf_twins._utils.command_line import ArgumentParser
 from hf_twins._utils.files import new_output
+from hf_twins._utils.labels import label_names
 from hf_twins.checkpoints import TIMM_ARGUMENTS, read_weights
 from hf_twins.loading import load_pretrained
 
@@ -84,7 +85,7 @@ def convert(name: str, toolbox: str, output: Path) -> None:
         with new_output(output) as folder:
             write_timm(folder, model, weights, name)
     else:
-        labels = list((model.config.id2label or {}).values())
+        labels = label_names(model.config)
         content = {"meta": {"CLASSES": labels}, "state_dict": weights} if target.wrapped else weights
         write_file(output, content, weights)
     print(f"written   {output}")
@@ -103,7 +104,7 @@ def write_timm(folder: Path, model: PreTrainedModel, weights: dict[str, torch.Te
     timm_model.load_state_dict(weights, assign=True)
     model_config: dict[str, Any] = {"pretrained_cfg": timm_preprocessing(name)}
     if num_labels:
-        model_config["label_names"] = list((config.id2label or {}).values())
+        model_config["label_names"] = label_names(config)
     save_for_hf(timm_model, str(folder), model_config=model_config, model_args=arguments, safe_serialization=True)
     check_written(folder / "model.safetensors", weights)
 

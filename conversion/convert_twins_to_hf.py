@@ -42,6 +42,7 @@ from verification import backbone_config, verify
 from hf_twins import TWINS_VARIANTS, TwinsForSemanticSegmentation, TwinsImageProcessor, save_remote_code
 from hf_twins._utils.command_line import ArgumentParser
 from hf_twins._utils.files import new_output
+from hf_twins._utils.labels import label_names
 
 
 # What was converted from what, and the SHA-256 of every other file: what is published is what was verified.
@@ -180,9 +181,7 @@ def print_summary(conversion: Conversion, checkpoint: Checkpoint, differences: d
         or f"none that is published: depths {backbone.depths}, "
         f"hidden sizes {backbone.hidden_sizes}, heads {backbone.num_attention_heads}",
         "model": f"{type(conversion.model).__name__}, {conversion.model.num_parameters():,} parameters",
-        "labels": f"{config.num_labels}, {', '.join(list(config.id2label.values())[:3])}, ..."
-        if config.id2label
-        else "none",
+        "labels": f"{config.num_labels}, {', '.join(label_names(config)[:3])}, ..." if config.id2label else "none",
         "channels": backbone.num_channels,
         "computes": f"window_padding={backbone.window_padding}, patch_padding={backbone.patch_padding}, "
         f"layer_norm_eps={backbone.layer_norm_eps}, use_stage_norm={backbone.use_stage_norm}",

@@ -27,6 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -42,7 +43,7 @@ from hf_twins import (
 from hf_twins._utils.command_line import run
 from hf_twins._utils.drawing import denormalize
 from hf_twins._utils.files import write_atomically
-from hf_twins._utils.images import open_image
+from hf_twins._utils.images import convert_image, open_image
 
 
 @dataclass
@@ -123,6 +124,8 @@ def draw_windows(axes: Axes, picture: np.ndarray, side: int) -> None:
         axes.axvline(column - 0.5, color="white", linewidth=0.6)
 
 
+# Names may have dollar signs, which are no formulas.
+@matplotlib.rc_context({"text.parse_math": False})
 def draw_stage(
     picture: np.ndarray,
     of_stage: list[LayerAttention],
@@ -172,7 +175,7 @@ def write_figures(arguments: AttentionMapsArguments) -> list[Path]:
     stages = arguments.stages or stage_names
     if not set(stages) <= set(stage_names):
         raise ValueError(f"--stages must be some of {', '.join(stage_names)}, got {', '.join(stages)}.")
-    image = open_image(arguments.image).convert("RGB")
+    image = convert_image(open_image(arguments.image))
     pixel_values = processor(image, return_tensors="pt")["pixel_values"]
     label = choose_label(arguments.label, model, pixel_values)
     layers = attention_maps(model, pixel_values)

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
@@ -160,6 +161,8 @@ def accuracy(prediction: EvalPrediction) -> dict[str, float]:
     return {"accuracy": float(np.mean(np.argmax(prediction.predictions, axis=-1) == prediction.label_ids))}
 
 
+# Names may have dollar signs, which are no formulas.
+@matplotlib.rc_context({"text.parse_math": False})
 def draw_results(images: list, labels: list[str], predictions: list[dict], history: list[dict], path: Path) -> None:
     """Held-out images with their predictions, mistakes in red and first, and the learning curve."""
     figure = Figure(figsize=(12, 5), layout="constrained")

@@ -20,8 +20,9 @@
 import contextlib
 import json
 import os
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, cached_file, l
 
 from ._utils.code_revision import pinned_code_revision
 from ._utils.extras import MissingExtraError, require_extra
-from ._utils.labels import label_fields
+from ._utils.labels import label_fields, label_names
 from .checkpoints.reader import naming
 from .configuration_twins import TWINS_ARCHITECTURES, WEIGHTS_SUFFIXES, TwinsConfig
 from .image_processing_twins import TwinsImageProcessor
@@ -54,6 +55,8 @@ ADAPTER_CONFIG_NAME = "adapter_config.json"
 ADAPTER_LABELS_NAME = "label_names.json"
 # What PEFT puts before the names of a model's weights.
 PEFT_PREFIX = "base_model.model."
+# In the names of weights.
+ENCODER_STAGE = re.compile(r"^(?:backbone\.|twins\.)?encoder\.(?:patch_embeddings|stages)\.(\d+)\.")
 LABEL_FIELDS = ("id2label", "label2id", "num_labels")
 # The classes that a checkpoint can have been saved from.
 MODEL_CLASSES: dict[str, Any] = {
@@ -232,6 +235,10 @@ def load_pretrained(
             check_kind(name, saved, task, allow_new_weights)
             model, new_weights = load_class(class_of_task(task, saved), name, revision=revision, **options)
     check_weights(name, model, new_weights, task, allow_new_weights)
+    try:
+        label_names(model.config)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
     return model.eval()
 
 
@@ -436,7 +443,24 @@ def load_class(model_class: Any, name: Any, **options: Any) -> tuple[Any, set[st
         config.backbone_config = TwinsConfig.from_dict(config.backbone_config.to_dict() | changes)
         options["config"] = config
     model, info = model_class.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    check_depth(str(name), model, info["unexpected_keys"])
     return model, {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+
+
+def check_depth(name: str, model: Any, unused_weights: Iterable[str]) -> None:
+    """Raise a ValueError if a checkpoint has weights of layers that its configuration does not.
+
+    Another task's head may be left out, and so may the stages that a backbone does not build.
+    """
+    stages = {match[1] for key in model.state_dict() if (match := ENCODER_STAGE.search(key))}
+    is_backbone = isinstance(model, TwinsBackbone)
+    for key in sorted(unused_weights):
+        match = ENCODER_STAGE.search(key)
+        if match and (match[1] in stages or not is_backbone):
+            raise ValueError(
+                f"{name} has weights of a larger model than its configuration, such as {key}: it is another model's "
+                f"configuration; name a folder with both files of one model."
+            )
 
 
 def check_weights(name: str, model: Any, new_weights: set[str], task: str | None, allow_new_weights: bool) -> None:

@@ -74,7 +74,7 @@ def save_remote_code(save_directory: str | os.PathLike) -> list[str]:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """As transformers writes its JSON files, and whole or not at all."""
+    """Atomically, and in the order of the content: sorted as text, label 10 would come before label 2."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     temporary.replace(path)

@@ -39,7 +39,7 @@ from tqdm import tqdm
 from hf_twins._utils.command_line import run
 from hf_twins._utils.features import POOLED, FeatureExtractor
 from hf_twins._utils.files import exclusive_folder, write_atomically, write_json
-from hf_twins._utils.images import is_image_file, open_image
+from hf_twins._utils.images import convert_image, is_image_file, open_image
 from hf_twins._utils.run_settings import record_settings
 
 
@@ -71,7 +71,7 @@ def readable_images(folder: Path, paths: list[str], progress: tqdm) -> Iterator[
     for path in paths:
         progress.update()
         try:
-            image = open_image(folder / path).convert("RGB")
+            image = convert_image(open_image(folder / path))
         except Exception as error:
             # Pillow's decoders raise all kinds of errors.
             tqdm.write(f"{path} cannot be decoded and is left out: {error}", file=sys.stderr)

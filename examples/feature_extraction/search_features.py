@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pyarrow.parquet
 import torch
 from matplotlib.axes import Axes
@@ -32,7 +33,7 @@ from matplotlib.figure import Figure
 from hf_twins._utils.command_line import run
 from hf_twins._utils.features import POOLED, FeatureExtractor
 from hf_twins._utils.files import write_atomically
-from hf_twins._utils.images import open_image
+from hf_twins._utils.images import convert_image, open_image
 from hf_twins._utils.run_settings import read_settings
 
 
@@ -92,6 +93,8 @@ def nearest_neighbours(query: torch.Tensor, shards: list[Path], top_k: int) -> l
     return best
 
 
+# Names may have dollar signs, which are no formulas.
+@matplotlib.rc_context({"text.parse_math": False})
 def draw_contact_sheet(query: Path, input_dir: Path, neighbours: list[tuple[float, str]], path: Path) -> None:
     """The query, and its neighbours with their similarities."""
     num_columns = min(6, len(neighbours) + 1)
@@ -111,7 +114,7 @@ def draw_image(axes: Axes, path: Path, title: str) -> None:
     lines = [line if len(line) <= 28 else f"...{line[-25:]}" for line in title.splitlines()]
     axes.set_title("\n".join(lines), fontsize=8)
     try:
-        axes.imshow(open_image(path).convert("RGB"))
+        axes.imshow(convert_image(open_image(path)))
     except OSError:
         axes.text(0.5, 0.5, "no longer there", ha="center", va="center")
 
@@ -121,7 +124,7 @@ def search_features(arguments: SearchArguments) -> list[tuple[float, str]]:
         raise ValueError(f"--top_k must be at least 1, got {arguments.top_k}.")
     features, query = Path(arguments.features), Path(arguments.query)
     settings, shards = check_settings(features), find_shards(features)
-    image = open_image(query).convert("RGB")
+    image = convert_image(open_image(query))
     extractor = FeatureExtractor(settings["model_name_or_path"], settings["features"])
     if extractor.digest != settings["model_digest"]:
         raise ValueError(

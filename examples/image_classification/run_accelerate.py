@@ -56,6 +56,7 @@ from hf_twins.training.image_classification.data import (
 from hf_twins.training.image_classification.models import (
     BatchMixer,
     ClassificationLoss,
+    check_output_dir,
     create_model,
     labels_of_stream,
     loss_weights,
@@ -145,6 +146,7 @@ def train(
     with accelerator.main_process_first():
         images = load_images(data_arguments, args.seed)
     names = images["train"].features["label"].names
+    check_output_dir(model_arguments, recipe, output_dir)
     model, processor = create_model(model_arguments, recipe, names)
     num_channels = model.config.num_channels
     preparation = Preparation(training_transform(recipe, processor, num_channels), num_channels, args.seed)
@@ -307,7 +309,8 @@ def create_scheduler(args: LoopArguments, optimizer: Any, num_steps: int) -> Any
     return get_scheduler(
         args.lr_scheduler_type,
         optimizer,
-        num_warmup_steps=int(warmup),
+        # A schedule needs a step after its warm-up.
+        num_warmup_steps=min(int(warmup), num_steps - 1),
         num_training_steps=num_steps,
         scheduler_specific_kwargs=json.loads(options) if isinstance(options, str) else options,
     )

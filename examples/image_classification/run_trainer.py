@@ -46,6 +46,7 @@ from hf_twins.training.image_classification.data import (
 from hf_twins.training.image_classification.models import (
     BatchMixer,
     ClassificationLoss,
+    check_output_dir,
     create_model,
     labels_of_stream,
     loss_weights,
@@ -108,6 +109,7 @@ def train(
     with args.main_process_first(desc="loading images"):
         images = load_images(data_arguments, args.seed)
     names = images["train"].features["label"].names
+    check_output_dir(model_arguments, recipe, output_dir)
     model, processor = create_model(model_arguments, recipe, names)
     num_channels = model.config.num_channels
     preparation = Preparation(training_transform(recipe, processor, num_channels), num_channels, args.seed)

@@ -26,6 +26,7 @@ from hf_twins import load_model
 from hf_twins._utils.command_line import run
 from hf_twins._utils.devices import default_device
 from hf_twins._utils.files import write_json
+from hf_twins._utils.labels import label_names
 from hf_twins.training.semantic_segmentation.data import checked_pairs, load_folder
 from hf_twins.training.semantic_segmentation.inference import InferenceArguments
 from hf_twins.training.semantic_segmentation.metrics import evaluate_pairs, published_miou, segmentation_metrics
@@ -53,7 +54,7 @@ def evaluate(options: EvaluationArguments, how: InferenceArguments) -> dict[str,
     """Measure, print, and return `segmentation_metrics`."""
     model, processor = load_model(options.model_name_or_path, "semantic-segmentation")
     model.to(options.device or default_device())
-    names = list(model.config.id2label.values())
+    names = label_names(model.config)
     if options.do_reduce_labels is not None:
         processor.do_reduce_labels = options.do_reduce_labels
     pairs = load_folder(options.validation_dir)

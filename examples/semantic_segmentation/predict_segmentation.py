@@ -30,6 +30,7 @@ from hf_twins._utils.command_line import run
 from hf_twins._utils.devices import default_device
 from hf_twins._utils.drawing import mask_image
 from hf_twins._utils.images import decode_image, find_images
+from hf_twins._utils.labels import label_names
 from hf_twins.training.semantic_segmentation.drawing import class_shares, draw_prediction
 from hf_twins.training.semantic_segmentation.inference import InferenceArguments, segment
 
@@ -58,7 +59,7 @@ def predict(options: PredictionArguments, how: InferenceArguments) -> dict[str, 
     check_names(files)
     model, processor = load_model(options.model_name_or_path, "semantic-segmentation")
     model.to(options.device or default_device())
-    names = list(model.config.id2label.values())
+    names = label_names(model.config)
     output_dir = Path(options.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     shares, unreadable = {}, []

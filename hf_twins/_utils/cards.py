@@ -14,6 +14,8 @@
 
 """Model cards: what a model is, and code that loads it, for everything here that writes a model folder."""
 
+import json
+
 from huggingface_hub import ModelCard, ModelCardData
 
 
@@ -26,24 +28,29 @@ PIPELINES = {
 IMPORT = "import hf_twins  # registers Twins with transformers\n"
 CLASSIFY = """{imports}from transformers import pipeline
 
-classify = pipeline("image-classification", "{location}"{trust})
+classify = pipeline("image-classification", {location}{trust})
 print(classify("picture.jpg"))"""
 SEGMENT = """{imports}from transformers import pipeline
 
-segment = pipeline("image-segmentation", "{location}"{trust})
+segment = pipeline("image-segmentation", {location}{trust})
 print([(each["label"], each["mask"]) for each in segment("picture.jpg")])"""
 EXTRACT = """import hf_twins
 from transformers import AutoImageProcessor
 
-processor = AutoImageProcessor.from_pretrained("{location}")
-model = hf_twins.{model_class}.from_pretrained("{location}")"""
+processor = AutoImageProcessor.from_pretrained({location})
+model = hf_twins.{model_class}.from_pretrained({location})"""
 DETECT = """{imports}from transformers import pipeline
 
 # hf_twins.detection.load_detector also takes several images at once, and returns Mask R-CNN's masks.
-detect = pipeline("object-detection", model="{location}")
+detect = pipeline("object-detection", model={location})
 for found in detect("picture.jpg", threshold=0.5):
     print(found["label"], round(found["score"], 2), found["box"])"""
 USAGE = {"image-classification": CLASSIFY, "image-segmentation": SEGMENT, "object-detection": DETECT}
+
+
+def quoted(text: str) -> str:
+    """A text as a Python literal in double quotes."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def pipeline_tag(architecture: str) -> str:
@@ -62,7 +69,7 @@ def usage_code(architecture: str, location: str, trust_remote_code: bool = False
         trust_remote_code: whether the code is loaded from there too, and not from the installed package.
     """
     return USAGE.get(pipeline_tag(architecture), EXTRACT).format(
-        location=location,
+        location=quoted(location),
         model_class=architecture,
         imports="" if trust_remote_code else IMPORT,
         # The hash of the commit cannot be in the commit.

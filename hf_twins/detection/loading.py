@@ -126,6 +126,12 @@ def load_detector(name_or_path: str | Path, revision: str = "main") -> Detector:
             f"{name} lacks {len(missing)} of the weights of a {type(model).__name__}, such as {missing[0]}: save the whole "
             "model with save_pretrained."
         )
+    if loading["unexpected_keys"]:
+        unused = sorted(loading["unexpected_keys"])
+        raise ValueError(
+            f"{name} has {len(unused)} weights that are not in its configuration's model, such as {unused[0]}: name a folder "
+            "with both files of one model."
+        )
     if isinstance(model, TwinsForObjectDetection):
         # Also where transformers' class was saved, as version 0.1.0 did it.
         processor: Any = TwinsDetectorImageProcessor.from_pretrained(name, revision=revision)

@@ -27,7 +27,7 @@ from huggingface_hub.utils import httpx
 from matplotlib.figure import Figure
 
 import hf_twins
-from hf_twins._utils.cards import model_card
+from hf_twins._utils.cards import model_card, quoted
 from hf_twins._utils.files import write_atomically, write_json
 from hf_twins.training.trainer import RecipeArguments
 
@@ -173,7 +173,7 @@ def push_folder(output_dir: Path, repo_id: str | None, is_private: bool) -> None
         url = api.create_repo(repo_id, private=is_private or None, exist_ok=True)
         card = output_dir / "README.md"
         # On the Hub, the card's code loads the model from there.
-        text = card.read_text(encoding="utf-8").replace(f'"{output_dir}"', f'"{url.repo_id}"')
+        text = card.read_text(encoding="utf-8").replace(quoted(str(output_dir)), quoted(url.repo_id))
         write_atomically(card, lambda partial: partial.write_text(text, encoding="utf-8"))
         api.upload_folder(repo_id=url.repo_id, folder_path=output_dir, ignore_patterns=list(UNPUBLISHED))
     # RuntimeError where an upload was tried often enough.

@@ -196,6 +196,12 @@ class RecipeTrainer(Trainer):
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        # A schedule needs a step after its warm-up: the share of a short training is rounded up to all of it.
+        if self.args.get_warmup_steps(num_training_steps) >= num_training_steps:
+            self.args.warmup_steps = num_training_steps - 1
+        return super().create_scheduler(num_training_steps, optimizer)
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         # A checkpoint of an epoch's last step is saved before the evaluation, which a run that resumes from it does not
         # make up for: the random numbers of the next epoch must not depend on whether there was one.

@@ -727,3 +727,9 @@ def test_both_heads_learn_the_scenes(head, tmp_path):
         ]
     )
     assert metrics["eval_mean_iou"] >= 0.7
+
+
+@pytest.mark.usefixtures("one_process")
+def test_training_of_one_step_has_no_warm_up(scenes, starts, tmp_path):
+    run_segmentation.main([*options(scenes, starts["semantic-fpn"], tmp_path / "run"), "--max_steps", "1"])
+    assert json.loads((tmp_path / "run" / "all_results.json").read_text())["steps"] == 1

@@ -446,3 +446,30 @@ def test_hub(sources, tmp_path):
 def test_importing_the_package_does_not_import_the_loader():
     assert "load_model" in dir(hf_twins)
     assert hf_twins.LAZY_NAMES["load_model"] == "loading"
+
+
+@pytest.mark.parametrize("task", ["image-classification", "backbone", None])
+def test_weights_of_a_larger_model_than_the_configuration_are_refused(task, tmp_path):
+    TwinsForImageClassification(tiny_config(depths=[2, 2, 2])).save_pretrained(tmp_path)
+    TwinsImageProcessor().save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(fields | {"depths": [1, 2, 2]}))
+    with pytest.raises(ValueError, match=r"has weights of a larger model than its configuration, such as .*encoder"):
+        load_model(tmp_path, task)
+
+
+def test_backbone_leaves_out_the_stages_that_it_does_not_build(tmp_path):
+    TwinsForImageClassification(tiny_config()).save_pretrained(tmp_path)
+    TwinsImageProcessor().save_pretrained(tmp_path)
+    model, _ = load_model(tmp_path, "backbone", out_features=["stage1", "stage2"])
+    assert len(model.encoder.stages) == 2
+
+
+def test_labels_with_gaps_are_refused(tmp_path):
+    TwinsForImageClassification(tiny_config(num_labels=3)).save_pretrained(tmp_path)
+    TwinsImageProcessor().save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    fields |= {"id2label": {"0": "a", "2": "b", "5": "c"}, "label2id": {"a": 0, "b": 2, "c": 5}}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=r"id2label must have the keys 0 to 2, got 0, 2, 5"):
+        load_model(tmp_path, "image-classification")

@@ -257,3 +257,10 @@ def test_save_remote_code_says_that_models_with_a_twins_backbone_need_the_packag
     ):
         save_remote_code(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_labels_stay_in_the_order_of_their_ids(tmp_path):
+    names = {index: f"name {index}" for index in range(12)}
+    TwinsForImageClassification(tiny_config(num_labels=12, id2label=names)).save_pretrained(tmp_path)
+    save_remote_code(tmp_path)
+    assert list(json.loads((tmp_path / "config.json").read_text())["id2label"]) == [str(index) for index in range(12)]

@@ -28,9 +28,9 @@ from torchvision.transforms import v2
 from transformers import PreTrainedModel
 
 from hf_twins import TWINS_VARIANTS, TwinsForImageClassification, TwinsImageProcessor, load_model
-from hf_twins._utils.cards import model_card
+from hf_twins._utils.cards import model_card, quoted
 from hf_twins._utils.files import write_json
-from hf_twins._utils.labels import label_fields
+from hf_twins._utils.labels import label_fields, label_names
 from hf_twins.loading import (
     ADAPTER_LABELS_NAME,
     MissingProcessorError,
@@ -51,6 +51,18 @@ logger = logging.getLogger(__name__)
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"]
 
 
+def check_output_dir(arguments: ModelArguments, recipe: ClassificationRecipe, output_dir: Path) -> None:
+    """Raise a ValueError if an adapter would be written beside its base model, which the merged model would replace."""
+    if (
+        recipe.lora_rank > 0
+        and Path(arguments.source).exists()
+        and output_dir.resolve() == Path(arguments.source).resolve()
+    ):
+        raise ValueError(
+            f"--output_dir must be another folder than the model that is adapted, {output_dir}: the adapter needs it."
+        )
+
+
 def create_model(
     arguments: ModelArguments, recipe: ClassificationRecipe, labels: Sequence[str]
 ) -> tuple[PreTrainedModel | PeftModel, TwinsImageProcessor]:
@@ -62,6 +74,8 @@ def create_model(
     """
     if (arguments.model_name_or_path is None) == (arguments.config_name is None):
         raise ValueError("Give either --model_name_or_path or --config_name.")
+    if recipe.lora_rank > 0 and arguments.model_name_or_path is None:
+        raise ValueError("--lora_rank adapts trained weights: give --model_name_or_path instead of --config_name.")
     fields = label_fields(labels)
     if recipe.drop_path_rate is not None:
         fields["drop_path_rate"] = recipe.drop_path_rate
@@ -230,18 +244,22 @@ ADAPTER_USAGE = """import hf_twins
 from transformers import pipeline
 
 # Needs PEFT: pip install "hf_twins[train]"
-model, processor = hf_twins.load_model("{folder}", "image-classification")
+model, processor = hf_twins.load_model({folder}, "image-classification")
 classify = pipeline("image-classification", model=model, image_processor=processor)
 print(classify("picture.jpg"))"""
 
 
 def save_adapter(model: PeftModel, processor: TwinsImageProcessor, folder: Path) -> None:
     """The adapter alone, with its image processor and the names of its labels: the base model's may be others."""
+    adapter = model.peft_config["default"]
+    if adapter.base_model_name_or_path and Path(adapter.base_model_name_or_path).exists():
+        # So that it is found from any folder.
+        adapter.base_model_name_or_path = str(Path(adapter.base_model_name_or_path).resolve())
     model.save_pretrained(str(folder))
     processor.save_pretrained(folder)
-    labels: Any = model.config.id2label
-    write_json(folder / ADAPTER_LABELS_NAME, list(labels.values()))
-    base = model.peft_config["default"].base_model_name_or_path or "random weights"
+    labels = label_names(model.config)
+    write_json(folder / ADAPTER_LABELS_NAME, labels)
+    base = adapter.base_model_name_or_path or "random weights"
     metadata = ModelCardData(
         library_name="peft",
         pipeline_tag="image-classification",
@@ -250,7 +268,7 @@ def save_adapter(model: PeftModel, processor: TwinsImageProcessor, folder: Path)
         base_model=base if can_be_hub_id(base) and not Path(base).exists() else None,
     )
     description = f"A LoRA adapter of a Twins image classifier ({base}), for {len(labels)} labels."
-    card = model_card(metadata, folder.parent.name, description, ADAPTER_USAGE.format(folder=folder))
+    card = model_card(metadata, folder.parent.name, description, ADAPTER_USAGE.format(folder=quoted(str(folder))))
     card.save(folder / "README.md")
 
 

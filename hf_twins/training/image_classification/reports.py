@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
@@ -94,6 +95,8 @@ def write_report(
     )
 
 
+# Names may have dollar signs, which are no formulas.
+@matplotlib.rc_context({"text.parse_math": False})
 def draw_confusion_matrix(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
     """Rows are what images show, columns what they were taken for; each row in shares of its images."""
     size = min(max(5.0, 0.35 * len(names)), 30.0)

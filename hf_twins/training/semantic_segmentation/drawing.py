@@ -16,6 +16,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import PIL.Image
 from matplotlib.figure import Figure
@@ -54,6 +55,8 @@ def draw_prediction(
     draw_rows([(image, prediction, None)], names, path)
 
 
+# Names may have dollar signs, which are no formulas.
+@matplotlib.rc_context({"text.parse_math": False})
 def draw_rows(
     rows: Sequence[tuple[PIL.Image.Image, np.ndarray, np.ndarray | None]], names: Sequence[str], path: Path
 ) -> None:

@@ -18,12 +18,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import torch
 from datasets import Dataset
 from matplotlib.figure import Figure
 
 from hf_twins._utils.cards import usage_code
+from hf_twins._utils.labels import label_names
 from hf_twins.training.reports import draw_curves, write_report_and_card
 from hf_twins.training.semantic_segmentation.data import class_numbers
 from hf_twins.training.semantic_segmentation.drawing import draw_rows
@@ -99,9 +101,11 @@ def draw_predictions(model: Any, processor: Any, pairs: Dataset, how: InferenceA
     for pair in pairs.select(range(min(NUM_PICTURES, len(pairs)))):
         prediction = segment(model, processor, pair["image"], how).argmax(0).cpu().numpy()
         rows.append((pair["image"], prediction, class_numbers(pair["label"], processor.do_reduce_labels)))
-    draw_rows(rows, list(model.config.id2label.values()), path)
+    draw_rows(rows, label_names(model.config), path)
 
 
+# Names may have dollar signs, which are no formulas.
+@matplotlib.rc_context({"text.parse_math": False})
 def draw_class_iou(matrix: torch.Tensor, names: Sequence[str], path: Path) -> None:
     """A bar for each class that is there or predicted, the best one on top, and their mean."""
     iou = class_iou(matrix).numpy()
