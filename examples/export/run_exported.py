@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Run an exported Twins model on images.
+"""Run an exported Twins model on images, without hf_twins, transformers or PyTorch's model.
 
     python examples/export/run_exported.py --model_dir outputs/onnx picture.png
 

@@ -293,13 +293,13 @@ def main(arguments: list[str] | None = None) -> None:
         required=not is_export,
         help="Folder that an export wrote; by default the one that this program is in.",
     )
-    parser.add_argument("--top_k", type=int, default=5, help="How many labels to print for each image (default: 5).")
+    parser.add_argument("--top_k", type=int, default=5, help="How many labels to print for each image.")
     parser.add_argument("--threads", type=int, help="How many threads compute; the runtime's choice by default.")
     parser.add_argument(
         "--inference_precision",
         choices=["f32", "bf16"],
         default="f32",
-        help="What an OpenVINO model computes in (default: f32).",
+        help="What an OpenVINO model computes in.",
     )
     parser.add_argument("--json", action="store_true", help="Print one JSON object per image instead of text.")
     args = parser.parse_args(arguments)
