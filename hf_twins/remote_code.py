@@ -18,6 +18,7 @@ import os
 import shutil
 from pathlib import Path
 
+from ._utils.files import write_json
 from .image_processing_twins import PROCESSOR_AUTO_MAP
 
 
@@ -63,6 +64,7 @@ def save_remote_code(save_directory: str | os.PathLike) -> list[str]:
             f"{config_file} must be of a Twins model (model_type 'twins'), got {config.get('model_type')!r}."
         )
     code_files = [shutil.copy(source, save_directory) for source in sorted(Path(__file__).parent.glob("*_twins.py"))]
+    # Not sorted: as text, label 10 would come before label 2.
     write_json(config_file, config | {"auto_map": CONFIG_AUTO_MAP})
     processor_file = save_directory / "preprocessor_config.json"
     if processor_file.is_file():
@@ -71,10 +73,3 @@ def save_remote_code(save_directory: str | os.PathLike) -> list[str]:
         if processor.get("image_processor_type") in ("TwinsImageProcessor", "TwinsImageProcessorPil"):
             write_json(processor_file, processor | {"auto_map": PROCESSOR_AUTO_MAP})
     return [str(path) for path in code_files]
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Atomically, and in the order of the content: sorted as text, label 10 would come before label 2."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)

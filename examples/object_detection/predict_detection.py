@@ -34,6 +34,7 @@ from tqdm import tqdm
 from hf_twins._utils.command_line import run
 from hf_twins._utils.files import write_json
 from hf_twins._utils.images import ImageError, convert_image, find_images, open_image
+from hf_twins._utils.labels import label_names
 from hf_twins.detection import Detector, load_detector
 from hf_twins.training.object_detection.reports import draw_objects, mask_run_lengths
 
@@ -102,7 +103,7 @@ def drawn_name(file: Path) -> str:
 
 def detect_and_draw(detector: Detector, image: PIL.Image.Image, threshold: float, path: Path) -> list[dict[str, Any]]:
     objects = detector([image], threshold)[0]
-    names = [detector.model.config.id2label[label] for label in range(detector.model.config.num_labels)]
+    names = label_names(detector.model.config)
     functional.to_pil_image(draw_objects(image, objects, names)).save(path)
     entries = [
         {"label": names[label], "score": round(score, 4), "box": [round(side, 2) for side in box]}

@@ -30,6 +30,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.utils import HFValidationError, get_session, validate_repo_id
 
 from hf_twins import TwinsConfig
+from hf_twins._utils.labels import label_names
 
 from .pictures import PictureError
 
@@ -91,8 +92,7 @@ class LoadedModel:
 
     @property
     def labels(self) -> list[str]:
-        id2label = self.model.config.id2label
-        return [id2label[index] for index in range(len(id2label))]
+        return label_names(self.model.config)
 
     def prepare(self, image: PIL.Image.Image, resolution: float = 100) -> torch.Tensor:
         """What the model sees of a picture, `(num_channels, height, width)`.

@@ -40,6 +40,7 @@ with atheris.instrument_imports(include=["PIL", "safetensors"]):
     import PIL.Image  # noqa: F401
     import safetensors  # noqa: F401
 
+# Imported behind the instrumentation, which they must not be part of.
 from test_fuzzing import WEIGHTS_FILES, picture_files  # noqa: E402
 from torch import _weights_only_unpickler  # noqa: E402
 from twins_space.pictures import PictureError, read_picture  # noqa: E402
