@@ -28,12 +28,13 @@ import tempfile
 import time
 from pathlib import Path
 
+from hf_twins._utils.command_line import ArgumentParser
+
 import torch
 from checkpoint_formats import FORMATS, revert_model
 from transformers import PreTrainedModel, UperNetConfig, UperNetForSemanticSegmentation
 
 from hf_twins import TWINS_VARIANTS, TwinsConfig, TwinsForImageClassification
-from hf_twins._utils.command_line import ArgumentParser
 
 
 # Measured in a process of its own, whose peak is the conversion's.

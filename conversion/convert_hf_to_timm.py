@@ -24,6 +24,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hf_twins._utils.command_line import ArgumentParser
+
 import timm
 import torch
 from checkpoint_formats import revert_model
@@ -35,7 +37,6 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 from verification import backbone_config, different_settings, verify
 
 import hf_twins
-from hf_twins._utils.command_line import ArgumentParser
 from hf_twins._utils.files import new_output
 from hf_twins._utils.labels import label_names
 from hf_twins.checkpoints import TIMM_ARGUMENTS, read_weights

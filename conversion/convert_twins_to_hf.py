@@ -28,6 +28,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hf_twins._utils.command_line import ArgumentParser
+
 import torch
 from checkpoint_formats import Conversion, convert_checkpoint
 from checkpoint_sources import Checkpoint, file_sha256, one_line, open_checkpoint, published_checkpoints
@@ -40,7 +42,6 @@ from transformers.image_utils import PILImageResampling
 from verification import backbone_config, verify
 
 from hf_twins import TWINS_VARIANTS, TwinsForSemanticSegmentation, TwinsImageProcessor, save_remote_code
-from hf_twins._utils.command_line import ArgumentParser
 from hf_twins._utils.files import new_output
 from hf_twins._utils.labels import label_names
 

@@ -27,6 +27,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hf_twins._utils.command_line import run
+
 import matplotlib
 import numpy as np
 import torch
@@ -40,7 +42,6 @@ from hf_twins import (
     grad_cam,
     load_model,
 )
-from hf_twins._utils.command_line import run
 from hf_twins._utils.drawing import denormalize
 from hf_twins._utils.files import write_atomically
 from hf_twins._utils.images import convert_image, open_image

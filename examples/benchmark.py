@@ -37,9 +37,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hf_twins._utils.command_line import ArgumentParser
+
 from tqdm.auto import tqdm
 
 from hf_twins._utils.benchmarks import compete, draw, growth, table
+from hf_twins._utils.extras import require_extra
 
 
 MODES = ("inference", "pyramid", "training")
@@ -314,12 +317,8 @@ def hardware(args: argparse.Namespace) -> dict[str, str]:
     return {"device": device} | packages
 
 
-class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    pass
-
-
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser()
     parser.add_argument("--variants", nargs="+", default=["twins-svt-small", "twins-pcpvt-small"], help="of Twins")
     parser.add_argument(
         "--contenders", nargs="+", default=["timm", "hf_twins"], choices=CONTENDERS, help="what is compared"
@@ -354,6 +353,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     args = parse_arguments(arguments)
+    # Contenders are measured in processes of their own.
+    require_extra("convert")
     groups = list(all_cases(args))
     rows: list[dict[str, Any]] = []
     for group in tqdm(groups, desc="measuring", unit="group", file=sys.stderr):

@@ -28,6 +28,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from hf_twins._utils.command_line import parse_arguments
+
 import matplotlib
 import numpy as np
 import torch
@@ -47,8 +49,7 @@ from transformers import (
 
 from hf_twins import TwinsConfig, TwinsForImageClassification, TwinsImageProcessor, load_model
 from hf_twins._utils.cards import model_card, usage_code
-from hf_twins._utils.command_line import parse_arguments
-from hf_twins._utils.extras import MissingExtraError
+from hf_twins._utils.extras import MissingExtraError, require_extra
 from hf_twins._utils.files import write_atomically
 from hf_twins._utils.images import ImageError, check_shape
 from hf_twins._utils.labels import label_fields
@@ -270,6 +271,8 @@ def fine_tune(
 
 def main() -> None:
     (arguments,) = parse_arguments(QuickstartArguments)
+    # Trainer asks for some of it only when it is built.
+    require_extra("train")
     set_seed(arguments.seed)
     try:
         dataset = load_images(arguments.dataset, arguments.seed)

@@ -23,11 +23,12 @@ import shutil
 import sys
 from pathlib import Path
 
+from hf_twins._utils.command_line import ArgumentParser
+
 from huggingface_hub import HfApi, RepoCard
 from huggingface_hub.utils import httpx
 
 import hf_twins
-from hf_twins._utils.command_line import ArgumentParser
 from hf_twins._utils.files import check_is_new, new_output
 
 

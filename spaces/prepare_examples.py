@@ -20,6 +20,8 @@ The digits, and those in the scenes, are of the handwriting that `train_digit_mo
 
 from pathlib import Path
 
+from hf_twins._utils.command_line import run
+
 import numpy as np
 import PIL.Image
 import skimage.data
@@ -60,4 +62,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_twins._utils.command_line import ArgumentParser
+
 import numpy as np
 import torch
 from digit_scenes import digit_scene
@@ -45,7 +47,6 @@ from hf_twins import (
     parameter_groups,
 )
 from hf_twins._utils.cards import model_card, usage_code
-from hf_twins._utils.command_line import ArgumentParser
 from hf_twins._utils.labels import label_fields
 
 

@@ -14,13 +14,18 @@
 """Every script starts as a user starts it: as a process, from any folder, without the search path that pytest has."""
 
 import ast
+import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 
 import pytest
+
+from hf_twins._utils.extras import EXTRAS
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,33 +47,77 @@ SCRIPTS = {
     for file in sorted(ROOT.glob(f"{folder}/**/*.py"))
     if has_main_guard(file)
 }
-# Scripts that take no arguments, and what they would do when started with `--help`. Only their imports are tested.
-WITHOUT_ARGUMENTS = {
-    "spaces/prepare_examples.py": "draws the committed example images",
-}
+# A process that has imported what takes most of the time, and starts each script in a fork of itself.
+STARTER = """
+import json, os, runpy, sys
+import accelerate, datasets, hf_twins, matplotlib.figure, sklearn.metrics, timm, transformers.trainer, torchvision.transforms.v2
+
+for line in sys.stdin:
+    job = json.loads(line)
+    if (pid := os.fork()) == 0:
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+else:
+    sys.exit()
+for stream, name in ((1, "stdout"), (2, "stderr")):
+    os.dup2(os.open(os.path.join(job["folder"], name), os.O_WRONLY | os.O_CREAT), stream)
+for name in [*sys.modules]:
+    if name.partition(".")[0] in job["missing"]:
+        del sys.modules[name]
+sys.modules |= dict.fromkeys(job["missing"])
+os.chdir(os.path.join(job["folder"], "elsewhere"))
+# As it is for a script that is started.
+sys.path[0] = os.path.dirname(job["words"][0])
+sys.argv = job["words"]
+code = 1
+try:
+    runpy.run_path(job["words"][0], run_name="__main__")
+    code = 0
+except SystemExit as end:
+    code = end.code if isinstance(end.code, int) else bool(end.code)
+    if isinstance(end.code, str):
+        print(end.code, file=sys.stderr)
+except BaseException:
+    sys.excepthook(*sys.exc_info())
+sys.stdout.flush()
+sys.stderr.flush()
+# An ordinary end takes three seconds to free everything that was imported.
+os._exit(code)
+"""
 
 
-def start(command: list[str], tmp_path: Path) -> subprocess.CompletedProcess:
-    """Run Python in an empty folder, where of this repository `hf_twins` alone can be imported."""
-    # The root of the repository would also let `conversion` and `examples` be imported.
-    (tmp_path / "packages").mkdir()
-    (tmp_path / "packages" / "hf_twins").symlink_to(ROOT / "hf_twins")
-    (tmp_path / "elsewhere").mkdir()
-    return subprocess.run(
-        [sys.executable, *command],
-        cwd=tmp_path / "elsewhere",
-        # Wide, so that names are not broken between lines.
-        env=os.environ | {"PYTHONPATH": str(tmp_path / "packages"), "COLUMNS": "1000"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+@pytest.fixture(scope="module")
+def starter(tmp_path_factory) -> Iterator[subprocess.Popen]:
+    # Of this repository, `hf_twins` alone can be imported: from its root, `conversion` and `examples` could be, too.
+    packages = tmp_path_factory.mktemp("packages")
+    (packages / "hf_twins").symlink_to(ROOT / "hf_twins")
+    # Wide, so that names are not broken between lines.
+    environment = os.environ | {"PYTHONPATH": str(packages), "COLUMNS": "1000"}
+    command = [sys.executable, "-c", STARTER]
+    with subprocess.Popen(command, env=environment, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, text=True) as process:
+        yield process
+        process.kill()
+
+
+@pytest.fixture
+def start(starter, tmp_path) -> Callable[..., subprocess.CompletedProcess]:
+    """Start a script in an empty folder, where modules may be missing."""
+
+    def start(script: Path, *words: str, missing: Iterable[str] = ()):
+        (tmp_path / "elsewhere").mkdir()
+        job = {"folder": str(tmp_path), "words": [str(script), *words], "missing": [*missing]}
+        print(json.dumps(job), file=starter.stdin, flush=True)
+        code = int(starter.stdout.readline())
+        return subprocess.CompletedProcess(
+            script, code, (tmp_path / "stdout").read_text(), (tmp_path / "stderr").read_text()
+        )
+
+    return start
 
 
 def test_scripts_are_found():
     assert len(SCRIPTS) > 20
     assert {path.split("/")[0] for path in SCRIPTS} == set(FOLDERS)
-    assert set(WITHOUT_ARGUMENTS) <= set(SCRIPTS)
 
 
 def described_options(text: str) -> dict[str, str]:
@@ -79,11 +128,12 @@ def described_options(text: str) -> dict[str, str]:
     return {name: " ".join(description.split()) for name, description in parts}
 
 
-# Each start imports PyTorch and more: 250 seconds of CPU time for all scripts together.
 @pytest.mark.slow
-@pytest.mark.parametrize("script", sorted(set(SCRIPTS) - set(WITHOUT_ARGUMENTS)))
-def test_script_shows_its_usage_when_started_from_another_folder(script, tmp_path):
-    process = start([str(SCRIPTS[script]), "--help"], tmp_path)
+@pytest.mark.parametrize("script", sorted(SCRIPTS))
+def test_script_shows_its_usage_when_started_from_another_folder(script, start, tmp_path):
+    if "skimage" in imported_at_the_top(SCRIPTS[script]):
+        pytest.importorskip("skimage", reason="an extra for development only")
+    process = start(SCRIPTS[script], "--help")
     assert process.returncode == 0, process.stderr
     assert process.stdout.startswith(f"usage: {SCRIPTS[script].name} "), process.stdout
     # What the script does is said before the options are listed.
@@ -105,16 +155,43 @@ def test_script_shows_its_usage_when_started_from_another_folder(script, tmp_pat
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("script", sorted(WITHOUT_ARGUMENTS))
-def test_script_without_arguments_can_be_imported_from_another_folder(script, tmp_path):
-    pytest.importorskip("skimage", reason="prepare_examples.py needs scikit-image, an extra for development only")
-    file = SCRIPTS[script]
-    # Python puts the script's folder first when it is started, which `runpy` does not.
-    code = f"import runpy, sys; sys.path[0] = {str(file.parent)!r}; runpy.run_path({str(file)!r}, run_name='imported')"
-    process = start(["-c", code], tmp_path)
-    assert process.returncode == 0, process.stderr
-    assert not list((tmp_path / "elsewhere").iterdir())
+def imported_at_the_top(file: Path) -> set[str]:
+    """The modules, and the modules of extras among what they are imported from, that a file cannot start without."""
+    nodes = ast.parse(file.read_text(encoding="utf-8")).body
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    return {name.partition(".")[0] for name in names} | (
+        {"training"} if any(".training" in name for name in names) else set()
+    )
+
+
+EXTRA_OF_MODULE = {module: extra for extra, modules in EXTRAS.items() for module in modules}
+MISSING = [
+    (script, module)
+    for script, file in SCRIPTS.items()
+    for imported in [imported_at_the_top(file)]
+    for module in sorted(imported & EXTRA_OF_MODULE.keys() or ({"torchmetrics"} if "training" in imported else set()))
+]
+
+
+@pytest.mark.parametrize(("script", "module"), MISSING)
+def test_missing_extra_is_one_sentence(script, module, start):
+    process = start(SCRIPTS[script], "--help", missing=[module])
+    assert process.returncode == 1
+    assert process.stderr == (
+        f"error: {module} must be installed for this part of hf_twins: "
+        f'pip install "hf_twins[{EXTRA_OF_MODULE[module]}]"\n'
+    )
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS))
+def test_script_starts_without_extras_or_says_in_one_sentence_which_to_install(script, start):
+    words = [] if script == "examples/benchmark.py" else ["--help"]
+    process = start(SCRIPTS[script], *words, missing=EXTRA_OF_MODULE)
+    if process.returncode == 0:
+        assert process.stdout.startswith("usage: ")
+    else:
+        assert re.fullmatch(r'error: [\w, ]+ must be installed .*: pip install "hf_twins\[\w+\]"\n', process.stderr)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

@@ -28,6 +28,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hf_twins._utils.command_line import run
+
 import PIL.Image
 import pyarrow
 import pyarrow.parquet
@@ -36,7 +38,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from hf_twins._utils.command_line import run
 from hf_twins._utils.features import POOLED, FeatureExtractor
 from hf_twins._utils.files import exclusive_folder, write_atomically, write_json
 from hf_twins._utils.images import convert_image, is_image_file, open_image

@@ -24,13 +24,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hf_twins._utils.command_line import run
+
 import matplotlib
 import pyarrow.parquet
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hf_twins._utils.command_line import run
 from hf_twins._utils.features import POOLED, FeatureExtractor
 from hf_twins._utils.files import write_atomically
 from hf_twins._utils.images import convert_image, open_image

@@ -30,6 +30,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hf_twins._utils.command_line import run
+
 import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,7 +42,6 @@ from datasets import Image, load_dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from hf_twins._utils.command_line import run
 from hf_twins._utils.digests import model_digest
 from hf_twins._utils.files import write_atomically
 from hf_twins._utils.run_settings import record_settings

@@ -27,6 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hf_twins._utils.command_line import run
+
 import torch
 from accelerate import Accelerator
 from datasets import load_dataset
@@ -34,7 +36,6 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from hf_twins import TWINS_VARIANTS, TwinsImageProcessor, published_variant
-from hf_twins._utils.command_line import run
 from hf_twins.training.data import LabelledImages
 from hf_twins.training.image_classification.arguments import ImageArguments, TrainedModelArguments
 from hf_twins.training.image_classification.data import (

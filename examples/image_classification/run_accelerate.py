@@ -27,6 +27,8 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+from hf_twins._utils.command_line import run
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -36,7 +38,6 @@ from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from hf_twins import parameter_groups
-from hf_twins._utils.command_line import run
 from hf_twins.training.data import LabelledImages
 from hf_twins.training.image_classification.arguments import (
     RECIPES,

@@ -23,10 +23,11 @@ another value. `run_accelerate.py` does the same in a loop to read and change.
 from pathlib import Path
 from typing import Any
 
+from hf_twins._utils.command_line import run
+
 import torch
 from transformers import TrainingArguments, set_seed
 
-from hf_twins._utils.command_line import run
 from hf_twins.training.data import LabelledImages
 from hf_twins.training.image_classification.arguments import (
     RECIPES,

@@ -26,12 +26,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hf_twins._utils.command_line import run
+
 import PIL.Image
 import torch
 from torchvision.transforms.v2 import functional
 from tqdm import tqdm
 
-from hf_twins._utils.command_line import run
 from hf_twins._utils.files import write_json
 from hf_twins._utils.images import ImageError, convert_image, find_images, open_image
 from hf_twins._utils.labels import label_names

@@ -25,13 +25,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+from hf_twins._utils.command_line import run
+
 import torch
 from accelerate.utils import gather_object
 from tqdm import tqdm
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
-from hf_twins._utils.command_line import run
 from hf_twins.detection import Detector, TwinsForObjectDetection
 from hf_twins.training.object_detection.arguments import RECIPES, DataArguments, DetectionRecipe, ModelArguments
 from hf_twins.training.object_detection.data import (

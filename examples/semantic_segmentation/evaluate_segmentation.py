@@ -22,8 +22,9 @@ r"""Measure a segmentation model: mIoU, IoU of each class, accuracy; beside what
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hf_twins import load_model
 from hf_twins._utils.command_line import run
+
+from hf_twins import load_model
 from hf_twins._utils.devices import default_device
 from hf_twins._utils.files import write_json
 from hf_twins._utils.labels import label_names

@@ -23,10 +23,11 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hf_twins._utils.command_line import run
+
 from tqdm import tqdm
 
 from hf_twins import load_model
-from hf_twins._utils.command_line import run
 from hf_twins._utils.devices import default_device
 from hf_twins._utils.drawing import mask_image
 from hf_twins._utils.images import decode_image, find_images

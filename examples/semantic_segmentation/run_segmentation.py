@@ -23,11 +23,12 @@ value.
 from pathlib import Path
 from typing import Any
 
+from hf_twins._utils.command_line import run
+
 import torch
 from transformers import TrainingArguments, set_seed
 from transformers.training_args import ParallelMode
 
-from hf_twins._utils.command_line import run
 from hf_twins.training.data import LabelledImages
 from hf_twins.training.reports import finish_run, run_settings
 from hf_twins.training.semantic_segmentation.arguments import (

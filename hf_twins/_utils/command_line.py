@@ -42,8 +42,11 @@ from huggingface_hub.utils import httpx
 from safetensors import SafetensorError
 from transformers import HfArgumentParser
 
-from .extras import MissingExtraError
+from .extras import MissingExtraError, exit_with_sentence_if_extra_is_missing
 
+
+# In scripts, this module is imported before any that may be missing (see the order of imports in pyproject.toml).
+sys.excepthook = exit_with_sentence_if_extra_is_missing
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")

@@ -13,7 +13,28 @@
 # limitations under the License.
 """Optional dependencies: a missing one is named, with the command that installs it."""
 
+import sys
 from importlib.util import find_spec
+from types import TracebackType
+
+
+# Of each extra of pyproject.toml, the modules that nothing else installs, by the names that they are imported by.
+EXTRAS = {
+    "train": (
+        "accelerate",
+        "datasets",
+        "matplotlib",
+        "peft",
+        "pyarrow",
+        "pycocotools",
+        "sklearn",
+        "torchmetrics",
+    ),
+    "convert": ("timm",),
+    "demo": ("gradio",),
+    "export": ("nncf", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "openvino"),
+    "dev": ("skimage",),
+}
 
 
 class MissingExtraError(ImportError):
@@ -24,15 +45,39 @@ def require_extra(extra: str, *modules: str) -> None:
     """Check that the modules of an extra of this package are installed.
 
     Args:
-        extra: the extra, a key of `[project.optional-dependencies]` in pyproject.toml.
-        modules: top-level modules, by the names that they are imported by.
+        extra: the extra, a key of `EXTRAS`.
+        modules: top-level modules, by the names that they are imported by; all of the extra if none are given.
 
     Raises:
         MissingExtraError: if one is missing.
     """
-    missing = [module for module in modules if find_spec(module) is None]
+    missing = [module for module in modules or EXTRAS[extra] if is_missing(module)]
     if missing:
         raise MissingExtraError(
             f'{", ".join(missing)} must be installed for this part of hf_twins: pip install "hf_twins[{extra}]"',
             name=missing[0],
         )
+
+
+def is_missing(module: str) -> bool:
+    # A module that is None has been blocked.
+    return sys.modules.get(module, ...) is None or find_spec(module) is None
+
+
+def exit_with_sentence_if_extra_is_missing(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """A `sys.excepthook` for scripts: imports at their top fail before they could catch anything."""
+    # transformers hides which module it lacks behind an error of its own.
+    causes = [error]
+    while cause := causes[-1].__cause__ or causes[-1].__context__:
+        causes.append(cause)
+    missing = {cause.name.partition(".")[0] for cause in causes if isinstance(cause, ImportError) and cause.name}
+    try:
+        for extra, modules in EXTRAS.items():
+            if missing.intersection(modules):
+                require_extra(extra)
+    except MissingExtraError as sentence:
+        print(f"error: {sentence}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)

@@ -20,8 +20,10 @@ from typing import Any
 import PIL.Image
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
-from transformers.utils import CONFIG_NAME
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
+from ..loading.sources import find_file, naming_source, quiet, read_json
+from ..loading.weights import check_weights, new_weights
 from ..pixel_mask import pass_pixel_mask_to_backbone
 from .image_processing import TwinsDetectorImageProcessor
 from .modeling import TwinsForObjectDetection
@@ -91,8 +93,8 @@ def load_detector(name_or_path: str | Path, revision: str = "main") -> Detector:
         revision: branch, tag or commit on the Hub.
 
     Raises:
-        OSError: if there is no such folder or repository, or it lacks a file.
-        ValueError: if it has no detector with a Twins backbone, or lacks some of its weights.
+        OSError: if there is no such folder or repository, it cannot be reached, or lacks a file or has a damaged one.
+        ValueError: if it has no detector with a Twins backbone, or lacks some of its weights, or has others.
 
     Example:
 
@@ -103,11 +105,46 @@ def load_detector(name_or_path: str | Path, revision: str = "main") -> Detector:
     >>> detector([image], threshold=0.5)[0]["boxes"]  # doctest: +SKIP
     ```"""
     name = str(name_or_path)
+    with naming_source(name):
+        config = read_detector_config(name, revision)
+        # A detector that is partly random detects nothing, and transformers would only log it.
+        with quiet(True):
+            model, loading = AutoModelForObjectDetection.from_pretrained(
+                name, config=config, revision=revision, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+        check_weights(name, model, new_weights(loading))
+        if loading["unexpected_keys"]:
+            unused = sorted(loading["unexpected_keys"])
+            raise ValueError(
+                f"{name} has {len(unused)} weights that are not in its configuration's model, such as {unused[0]}: name a "
+                "folder with both files of one model."
+            )
+        read_json(name, IMAGE_PROCESSOR_NAME, revision)
+        if isinstance(model, TwinsForObjectDetection):
+            # Also where transformers' class was saved, as version 0.1.0 did it.
+            processor: Any = TwinsDetectorImageProcessor.from_pretrained(name, revision=revision)
+        else:
+            pass_pixel_mask_to_backbone(model)
+            processor = AutoImageProcessor.from_pretrained(name, revision=revision)
+    return Detector(model.eval(), processor)
+
+
+def read_detector_config(name: str, revision: str) -> Any:
+    """The configuration of a detector.
+
+    Raises:
+        OSError: if there is none, or it is damaged.
+        ValueError: if it is another model's.
+    """
+    if Path(name).exists() and find_file(name, CONFIG_NAME, revision) is None:
+        raise OSError(f"cannot load {name}: a detector is a folder with a {CONFIG_NAME}, and a Hub id")
+    fields = read_json(name, CONFIG_NAME, revision)
     expected = (
         f"{name} must be a detector with a Twins backbone, as examples/object_detection/run_detection.py writes it"
     )
-    if Path(name).is_dir() and not Path(name, CONFIG_NAME).is_file():
-        raise ValueError(f"{expected}, but it has no {CONFIG_NAME}.")
+    # timm's, and others that are not transformers'.
+    if fields is not None and "model_type" not in fields:
+        raise ValueError(f"{expected}, got a {CONFIG_NAME} without a model_type.")
     config = AutoConfig.from_pretrained(name, revision=revision)
     backbone = getattr(config, "backbone_config", None)
     if (
@@ -116,26 +153,4 @@ def load_detector(name_or_path: str | Path, revision: str = "main") -> Detector:
     ):
         architecture = ", ".join(config.architectures or ["a model"])
         raise ValueError(f"{expected}, got {architecture} (model_type {config.model_type!r}).")
-    # A detector that is partly random detects nothing, and transformers would only log it.
-    model, loading = AutoModelForObjectDetection.from_pretrained(
-        name, config=config, revision=revision, output_loading_info=True
-    )
-    if loading["missing_keys"]:
-        missing = sorted(loading["missing_keys"])
-        raise ValueError(
-            f"{name} lacks {len(missing)} of the weights of a {type(model).__name__}, such as {missing[0]}: save the whole "
-            "model with save_pretrained."
-        )
-    if loading["unexpected_keys"]:
-        unused = sorted(loading["unexpected_keys"])
-        raise ValueError(
-            f"{name} has {len(unused)} weights that are not in its configuration's model, such as {unused[0]}: name a folder "
-            "with both files of one model."
-        )
-    if isinstance(model, TwinsForObjectDetection):
-        # Also where transformers' class was saved, as version 0.1.0 did it.
-        processor: Any = TwinsDetectorImageProcessor.from_pretrained(name, revision=revision)
-    else:
-        pass_pixel_mask_to_backbone(model)
-        processor = AutoImageProcessor.from_pretrained(name, revision=revision)
-    return Detector(model.eval(), processor)
+    return config

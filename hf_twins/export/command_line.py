@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_twins._utils.command_line import run
+
 from hf_twins._utils.files import check_is_new
 
 

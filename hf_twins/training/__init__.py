@@ -19,6 +19,4 @@ The loops are in the scripts of the repository's `examples` folder. Experimental
 from hf_twins._utils.extras import require_extra
 
 
-require_extra(
-    "train", "accelerate", "datasets", "matplotlib", "peft", "pycocotools", "sklearn", "torchmetrics", "tqdm"
-)
+require_extra("train")

@@ -22,8 +22,11 @@ there is a network, or where they were downloaded before.
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from hf_twins._utils.command_line import run
 
 import gradio as gr
 import numpy as np
@@ -308,4 +311,4 @@ def compare_tab(actions: Classification) -> None:
 
 
 if __name__ == "__main__":
-    page.serve(build, __doc__)
+    run(partial(page.serve, build), page.PageArguments)

@@ -22,8 +22,11 @@ It starts with a small Semantic FPN, for handwritten digits in small scenes, tha
 import io
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from hf_twins._utils.command_line import run
 
 import gradio as gr
 import numpy as np
@@ -218,4 +221,4 @@ def segment_tab(actions: Segmentation) -> None:
 
 
 if __name__ == "__main__":
-    page.serve(build, __doc__)
+    run(partial(page.serve, build), page.PageArguments)

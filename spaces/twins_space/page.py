@@ -17,9 +17,9 @@ import csv
 import io
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -29,8 +29,6 @@ import numpy as np
 import PIL.Image
 from gradio.utils import get_upload_folder
 from transformers.utils.logging import disable_progress_bar
-
-from hf_twins._utils.command_line import ArgumentParser
 
 from .drawing import ExplanationError
 from .models import ModelError, ModelShelf
@@ -199,44 +197,37 @@ def only_with_picture(action: Callable, num_outputs: int) -> Callable:
     return act
 
 
-def start_models(description: str | None) -> list[str]:
-    """The models that the command line or the environment asks for."""
-    parser = ArgumentParser(description=description)
-    parser.add_argument(
-        "--model",
-        nargs="+",
-        metavar="ID_OR_DIR",
-        default=os.environ.get(MODEL_VARIABLE, "").split(),
-        help="models to offer before the others, the first one as the default: folders, or repositories on the Hub "
-        f"(also in the environment variable {MODEL_VARIABLE}, with spaces between)",
+@dataclass
+class PageArguments:
+    """Options of a page."""
+
+    model: list[str] = field(
+        default_factory=lambda: os.environ.get(MODEL_VARIABLE, "").split(),
+        metadata={
+            "help": "Models to offer before the others, the first one as the default: folders, or repositories on the Hub "
+            f"(also in the environment variable {MODEL_VARIABLE}, with spaces between)."
+        },
     )
-    return parser.parse_args().model
 
 
-def serve(build: Callable[[list[str]], gr.Blocks], description: str | None) -> None:
+def serve(build: Callable[[list[str]], gr.Blocks], args: PageArguments) -> None:
     """Build a page for the models asked for, and serve it where `GRADIO_SERVER_NAME` and `GRADIO_SERVER_PORT` say."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     disable_progress_bar()
-    try:
-        demo = build(start_models(description))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    demo = build(args.model)
     demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=CONCURRENCY)
-    try:
-        demo.launch(
-            theme=gr.themes.Default(primary_hue="indigo"),
-            max_file_size=MAX_FILE_SIZE,
-            show_error=False,
-            # It would print an address with a token in it.
-            enable_monitoring=False,
-            ssr_mode=False,
-            mcp_server=False,
-            share=False,
-            footer_links=["api", "settings"],
-        )
-    except OSError as error:
-        sys.exit(f"error: {error}")
+    demo.launch(
+        theme=gr.themes.Default(primary_hue="indigo"),
+        max_file_size=MAX_FILE_SIZE,
+        show_error=False,
+        # It would print an address with a token in it.
+        enable_monitoring=False,
+        ssr_mode=False,
+        mcp_server=False,
+        share=False,
+        footer_links=["api", "settings"],
+    )
 
 
 def blocks(title: str) -> gr.Blocks:

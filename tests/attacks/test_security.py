@@ -108,8 +108,8 @@ def test_code_of_a_repository_is_run_where_its_commit_is_checked():
         for file in SOURCES
         if (receivers := receivers_of_trust_remote_code(file.read_text(encoding="utf-8")))
     }
-    assert passing.pop("hf_twins/loading.py") == {"load_pretrained", "a dictionary"}
-    assert "pinned_code_revision(" in (ROOT / "hf_twins/loading.py").read_text(encoding="utf-8")
+    assert passing.pop("hf_twins/loading/__init__.py") == {"load_pretrained", "a dictionary"}
+    assert "pinned_code_revision(" in (ROOT / "hf_twins/loading/__init__.py").read_text(encoding="utf-8")
     # Others hand it on to that module.
     assert passing == {"hf_twins/training/image_classification/models.py": {"load_model", "load_pretrained"}}
 

@@ -15,6 +15,8 @@
 
 from pathlib import Path
 
+from hf_twins._utils.command_line import run
+
 import batch_predict
 import evaluate_classification
 import pytest
@@ -23,7 +25,6 @@ import run_trainer
 from classification_utils import options
 from testing_utils import small_file_system
 
-from hf_twins._utils.command_line import run
 from hf_twins._utils.files import exclusive_folder
 
 

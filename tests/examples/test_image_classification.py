@@ -26,6 +26,8 @@ import tomllib
 from contextlib import nullcontext
 from pathlib import Path
 
+from hf_twins._utils.command_line import parse_arguments, run
+
 import convert_twins_to_hf
 import numpy as np
 import pytest
@@ -47,7 +49,6 @@ from testing_utils import randomize, save_timm, timm_model, tiny_config
 from transformers import AutoModelForImageClassification, pipeline
 
 from hf_twins import TwinsForImageClassification, TwinsImageProcessor, load_model
-from hf_twins._utils.command_line import parse_arguments, run
 from hf_twins.training.data import LabelledImages
 from hf_twins.training.image_classification.arguments import (
     RECIPES,

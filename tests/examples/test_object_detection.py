@@ -24,6 +24,8 @@ import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
+from hf_twins._utils.command_line import parse_arguments
+
 import predict_detection
 import pytest
 import run_detection
@@ -36,7 +38,6 @@ from pycocotools import mask as coco_mask
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
-from hf_twins._utils.command_line import parse_arguments
 from hf_twins.detection import load_detector
 from hf_twins.training.object_detection.arguments import RECIPES, DataArguments, DetectionRecipe, ModelArguments
 from hf_twins.training.trainer import TRAINER_DEFAULTS

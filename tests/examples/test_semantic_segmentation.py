@@ -23,6 +23,8 @@ import time
 import tomllib
 from pathlib import Path
 
+from hf_twins._utils.command_line import parse_arguments
+
 import evaluate_segmentation
 import numpy as np
 import predict_segmentation
@@ -57,7 +59,6 @@ from hf_twins import (
     TwinsImageProcessor,
     load_model,
 )
-from hf_twins._utils.command_line import parse_arguments
 from hf_twins._utils.drawing import mask_image
 from hf_twins.training.data import LabelledImages
 from hf_twins.training.semantic_segmentation.arguments import (

@@ -22,6 +22,7 @@ import torch
 from huggingface_hub import HfApi
 from loopback_hub import serve_hub
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from testing_utils import randomize, save_timm, timm_model, tiny_config
 from transformers import (
     DetrConfig,
@@ -344,6 +345,66 @@ def test_damaged_files_are_named(sources, tmp_path):
         load_model(tmp_path / "authors.pth")
 
 
+@pytest.mark.parametrize("content", ["[]", '"text"', "3", "null"])
+@pytest.mark.parametrize(
+    ("source", "file"),
+    [
+        ("classifier", "config.json"),
+        ("timm", "config.json"),
+        ("adapter", "adapter_config.json"),
+        ("classifier", "preprocessor_config.json"),
+    ],
+)
+def test_json_that_is_no_object_is_named(source, file, content, sources, tmp_path):
+    folder = shutil.copytree(sources / source, tmp_path / "model")
+    (folder / file).write_text(content)
+    got = {"[]": r"\[\]", '"text"': "'text'", "3": "3", "null": "None"}[content]
+    with pytest.raises(OSError, match=rf"^cannot load {folder}: its {file} must hold a JSON object, got {got}$"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("source", "file", "field", "value", "expected"),
+    [
+        ("upernet", "config.json", "backbone_config", "twins", "a JSON object"),
+        ("upernet", "config.json", "backbone_config", [], "a JSON object"),
+        ("classifier", "config.json", "architectures", "TwinsModel", "a list"),
+        ("classifier", "config.json", "model_type", 3, "a text"),
+        ("classifier", "preprocessor_config.json", "image_processor_type", [], "a text"),
+        ("adapter", "adapter_config.json", "auto_mapping", "text", "a JSON object"),
+        ("adapter", "adapter_config.json", "base_model_name_or_path", 3, "a text"),
+    ],
+)
+def test_field_of_another_type_is_named(source, file, field, value, expected, sources, tmp_path):
+    folder = shutil.copytree(sources / source, tmp_path / "model")
+    fields = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(fields | {field: value}))
+    with pytest.raises(OSError, match=rf"^cannot load {folder}: {field} in its {file} must be {expected}, got "):
+        load_model(folder)
+
+
+def test_labels_of_an_adapter_that_are_no_list_are_named(sources, tmp_path):
+    folder = shutil.copytree(sources / "adapter", tmp_path / "adapter")
+    (folder / "label_names.json").write_text('{"0": "cat", "1": "dog"}')
+    with pytest.raises(OSError, match=rf"^cannot load {folder}: its label_names\.json must hold a list, got "):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("allow_new_weights", [False, True])
+@pytest.mark.parametrize("source", ["classifier", "timm", "adapter"])
+def test_weights_that_are_not_finite_are_refused(source, allow_new_weights, value, sources, tmp_path):
+    folder = shutil.copytree(sources / source, tmp_path / "model")
+    file = next(folder.glob("*.safetensors"))
+    weights = load_file(file)
+    name = max(name for name in weights if "fc1" in name)
+    weights[name].view(-1)[-1] = value
+    save_file(weights, file, metadata={"format": "pt"})
+    message = rf"^{folder} has \d+ weights that are not finite \(NaN or infinite\), such as \S+: name another model\.$"
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(folder, allow_new_weights=allow_new_weights)
+
+
 def test_task_must_be_one_of_them(sources):
     with pytest.raises(ValueError, match=r"task must be one of image-classification, .*, or None, got 'detection'"):
         load_model(sources / "classifier", "detection")
@@ -380,7 +441,8 @@ def test_image_processor_that_cannot_be_reached_is_not_missing(monkeypatch):
             raise OSError("no connection")
         return "config.json" if file_name == "config.json" else None
 
-    monkeypatch.setattr("hf_twins.loading.cached_file", cannot_connect)
+    for module in ("hf_twins.loading", "hf_twins.loading.sources"):
+        monkeypatch.setattr(f"{module}.cached_file", cannot_connect)
     monkeypatch.setattr("hf_twins.loading.read_json", lambda *arguments: None)
     with pytest.raises(OSError, match=r"^cannot load me/model: .* on the Hub: no connection$") as raised:
         load_image_processor("me/model")

@@ -19,7 +19,10 @@ import re
 import runpy
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+
+from hf_twins._utils.command_line import parse_arguments, run
 
 import httpx
 import numpy as np
@@ -338,18 +341,19 @@ def test_selector_offers_what_is_there_and_says_so(app, monkeypatch, tmp_path):
 
 
 def test_model_of_the_command_line_or_the_environment_is_the_default(app, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["app.py"])
-    assert app.page.start_models(app.__doc__) == []
+    def models(*words: str) -> list[str]:
+        (args,) = parse_arguments(app.page.PageArguments, arguments=[*words])
+        return args.model
+
+    assert models() == []
     monkeypatch.setenv("TWINS_MODEL", "one/model another/model")
-    assert app.page.start_models(app.__doc__) == ["one/model", "another/model"]
-    monkeypatch.setattr("sys.argv", ["app.py", "--model", "a/third"])
-    assert app.page.start_models(app.__doc__) == ["a/third"]
+    assert models() == ["one/model", "another/model"]
+    assert models("--model", "a/third") == ["a/third"]
 
 
-def test_model_that_is_nowhere_ends_the_start_with_a_sentence(app, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["app.py", "--model", "not/a/folder"])
+def test_model_that_is_nowhere_ends_the_start_with_a_sentence(app):
     with pytest.raises(SystemExit, match="error: --model must be a folder or a Hub id, got not/a/folder"):
-        app.page.serve(app.build, app.__doc__)
+        run(partial(app.page.serve, app.build), app.page.PageArguments, arguments=["--model", "not/a/folder"])
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from hf_twins._utils.command_line import MAX_STEPS_VARIABLE, ArgumentParser, parse_arguments
+
 import pytest
 
-from hf_twins._utils.command_line import MAX_STEPS_VARIABLE, ArgumentParser, parse_arguments
 from hf_twins.training.image_classification import arguments as classification
 from hf_twins.training.object_detection import arguments as detection
 from hf_twins.training.semantic_segmentation import arguments as segmentation

@@ -126,9 +126,72 @@ def test_newly_initialized_weights_are_refused(name, start, tmp_path):
     del weights[missing]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
-        ValueError, match=f"{tmp_path} lacks 1 of the weights of a .*, such as {missing}: save the whole"
+        ValueError, match=f"^{tmp_path} lacks 1 weights of .*, or has them in another shape, such as {missing}: name "
     ):
         load_detector(tmp_path)
+
+
+def change(file: Path, **fields: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+@pytest.mark.parametrize("name", ["retinanet", "detr"])
+def test_what_does_not_fit_is_one_sentence(name, start, tmp_path):
+    folder = tmp_path / "detector"
+    saved(name, start, folder)
+    config, weights = (folder / "config.json").read_text(), load_file(folder / "model.safetensors")
+    change(folder / "config.json", id2label={"0": "a"}, label2id={"a": 0})
+    with pytest.raises(
+        ValueError, match=rf"^{folder} lacks \d+ weights of \w+, or has them in another shape, such as "
+    ):
+        load_detector(folder)
+    change(folder / "config.json", id2label={"0": "a", "2": "b", "3": "c"}, label2id={"a": 0, "b": 2, "c": 3})
+    with pytest.raises(ValueError, match=rf"^{folder}: id2label must have the keys 0 to 2, got 0, 2, 3"):
+        load_detector(folder)
+    for content, reason in (
+        ("{", r"its config\.json is damaged \("),
+        ("[]", r"its config\.json must hold a JSON object, got \[\]$"),
+        ('{"backbone_config": "twins"}', r"backbone_config in its config\.json must be a JSON object, got 'twins'$"),
+    ):
+        (folder / "config.json").write_text(content)
+        with pytest.raises(OSError, match=f"^cannot load {folder}: {reason}"):
+            load_detector(folder)
+    (folder / "config.json").write_text(config)
+    processor = (folder / "preprocessor_config.json").read_text()
+    (folder / "preprocessor_config.json").write_text("[]")
+    with pytest.raises(
+        OSError, match=rf"^cannot load {folder}: its preprocessor_config\.json must hold a JSON object"
+    ):
+        load_detector(folder)
+    (folder / "preprocessor_config.json").write_text(processor)
+    key = min(weights)
+    save_file(weights | {key: weights[key] * float("nan")}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"^{folder} has 1 weights that are not finite .*, such as {key}: "):
+        load_detector(folder)
+    (folder / "model.safetensors").write_bytes(b"nothing at all")
+    with pytest.raises(OSError, match=rf"^cannot load {folder}: its weights are damaged \("):
+        load_detector(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(OSError, match=rf"^cannot load {folder}: .*no file named model\.safetensors"):
+        load_detector(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(OSError, match=rf"^cannot load {folder}: a detector is a folder with a config\.json"):
+        load_detector(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("somebody/not-here", "there is no such folder, and on the Hub: "),
+        ("./not-here", "there is no such file or folder$"),
+        ("twins-svt-small", "this is the name of an architecture"),
+    ],
+)
+def test_what_is_not_there_is_named(name, reason, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match=rf"^cannot load {name}: {reason}") as raised:
+        load_detector(name)
+    assert "\n" not in str(raised.value)
 
 
 def test_other_models_are_refused_by_their_names(start, tmp_path):
