@@ -353,16 +353,14 @@ def ordered_names(names: Any, key: str, num_labels: int) -> list[str] | None:
         # Without a head, the names are those of what the model was trained on.
         return None
     if isinstance(names, Mapping):
-        numbers = (
-            names
-            if all(isinstance(name, str) for name in names.values())
-            else {number: name for name, number in names.items()}
-        )
-        by_number = {int(number): name for number, name in numbers.items() if str(number).isdecimal()}
-        names = [by_number[number] for number in range(len(numbers)) if number in by_number]
-        if len(names) < len(numbers):
+        pairs = list(names.items())
+        if not all(isinstance(name, str) for _, name in pairs):
+            pairs = [(number, name) for name, number in pairs]
+        by_number = {str(number): name for number, name in pairs}
+        names = [by_number.get(str(number)) for number in range(len(pairs))]
+        if None in names:
             raise ValueError(
-                f"The checkpoint's {key} must number its names from 0 on, got {listed(list(map(str, numbers)))}."
+                f"The checkpoint's {key} must number its names from 0 on, got {listed(list(by_number))}: mend it, or take it out."
             )
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise ValueError(

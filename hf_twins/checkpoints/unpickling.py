@@ -18,6 +18,7 @@ and dictionaries are written with stand for functions of this module; everything
 [`StandIn`], which keeps the name of its class alone.
 """
 
+import io
 import mmap
 import pickletools
 import re
@@ -47,6 +48,8 @@ STANDARD_DATA = re.compile(
     """,
     re.VERBOSE,
 )
+OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
+
 DTYPES = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 STORAGE_DTYPES = {
     "Double": torch.float64,
@@ -138,19 +141,21 @@ def load_pickle(
         DamagedPickleError: if it is none, or has more than `MAX_OPCODES` opcodes.
     """
     interpreter = Interpreter(load_storage)
+    file = cast(IO[bytes], io.BytesIO(content) if isinstance(content, bytes) else content)
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(cast(IO[bytes], content))):
-            if count >= MAX_OPCODES:
-                raise DamagedPickleError(f"it has more than {MAX_OPCODES} opcodes")
+        for _ in range(MAX_OPCODES):
+            opcode = OPCODES[file.read(1)]
             handle = HANDLERS.get(opcode.name)
             if handle is None:
                 raise DamagedPickleError(f"it has the opcode {opcode.name}, which torch.save does not write")
-            handle(interpreter, argument)
-        return interpreter.stack.pop()
+            handle(interpreter, opcode.arg.reader(file) if opcode.arg else None)
+            if opcode.name == "STOP":
+                return interpreter.stack.pop()
+        raise DamagedPickleError(f"it has more than {MAX_OPCODES} opcodes")
     except (RefusedPickleError, DamagedPickleError):
         raise
     except Exception as error:
-        # A stack that is empty, an argument of the wrong type, a tensor that PyTorch cannot make: all that bytes can do.
+        # No more bytes, or no opcode. A stack that is empty, an argument of the wrong type, a tensor that PyTorch cannot make: all that bytes can do.
         raise DamagedPickleError("its opcodes do not fit each other") from error
 
 

@@ -56,7 +56,14 @@ from hf_twins import (
     TwinsImageProcessorPil,
     TwinsModel,
 )
-from hf_twins.checkpoints import ORIGINAL_NAMES, NameTable, convert_timm_config, original_config, read_weights
+from hf_twins.checkpoints import (
+    ORIGINAL_NAMES,
+    NameTable,
+    convert_timm_config,
+    convert_timm_preprocessing,
+    original_config,
+    read_weights,
+)
 from hf_twins.configuration_twins import WEIGHTS_SUFFIXES
 
 
@@ -774,6 +781,69 @@ def test_bad_timm_config_is_named(tmp_path, reference, edit, message):
     for loaded_class in (TwinsForImageClassification, TwinsConfig):
         with pytest.raises(ValueError, match=message):
             loaded_class.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value", "message"),
+    [
+        (None, "num_classes", "5", "a whole number for num_classes, got '5'"),
+        (None, "num_classes", -1, "a whole number for num_classes, got '-1'"),
+        (None, "num_classes", 10**9, "num_labels must be a whole number from 0 to 1000000, got 1000000000"),
+        (None, "model_args", ["depths"], r"an object for model_args, got \['depths'\]"),
+        (None, "pretrained_cfg", "default", "an object for pretrained_cfg, got 'default'"),
+        (None, "label_names", 5, "a list of names, or names by their numbers for label_names, got '5'"),
+        (None, "label_names", [1, 2, 3, 4, 5], "a list of names, or names by their numbers for label_names"),
+        (None, "label_names", {"cat": "a"}, "a list of names, or names by their numbers for label_names"),
+        (None, "label_names", ["a"] * 4, "must name each of its 5 classes, got 4 names: mend its list of names"),
+        (None, "label_descriptions", ["a"], "an object for label_descriptions"),
+        ("model_args", "depths", "232", "a list of numbers for depths, got '232'"),
+        ("model_args", "wss", 7, "a list of numbers for wss, got '7'"),
+        ("model_args", "in_chans", "3", "a whole number for in_chans, got '3'"),
+        ("pretrained_cfg", "input_size", 224, "three sizes for input_size, got '224'"),
+        ("pretrained_cfg", "crop_pct", 0, "a number above 0 for crop_pct, got '0'"),
+        ("pretrained_cfg", "crop_pct", "0.9", "a number above 0 for crop_pct, got '0.9'"),
+        ("pretrained_cfg", "interpolation", 3, "a text for interpolation, got '3'"),
+        ("pretrained_cfg", "mean", 0.5, "a list of numbers for mean, got '0.5'"),
+    ],
+)
+def test_field_of_timms_config_of_another_type_is_named(part, field, value, message):
+    config: dict[str, Any] = {
+        "architecture": "twins_svt_small",
+        "num_classes": 5,
+        "model_args": {},
+        "pretrained_cfg": {"input_size": [3, 224, 224]},
+    }
+    (config[part] if part else config)[field] = value
+    with pytest.raises(ValueError, match=message):
+        TwinsConfig(**convert_timm_config(config))
+    if "num_labels" not in message and "classes" not in message:
+        with pytest.raises(ValueError, match=message):
+            convert_timm_preprocessing(config)
+
+
+@pytest.mark.parametrize("num_labels", [10**9, -1, "5", 2.5])
+def test_number_of_labels_that_nothing_has_is_refused(tmp_path, num_labels):
+    """transformers makes a name for each of them."""
+    TwinsConfig(num_labels=5).save_pretrained(tmp_path)
+    edit_config(tmp_path, lambda config: [config.update(num_labels=num_labels), config.pop("id2label", None)])
+    with pytest.raises(ValueError, match=rf"num_labels must be a whole number from 0 to 1000000, got '?{num_labels}"):
+        TwinsConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["code", "pointer"])
+def test_pickle_with_code_in_a_folder_of_ours_is_refused_in_a_sentence(our_folder, kind):
+    """Not by PyTorch's advice to switch its safety off."""
+    (our_folder / "model.safetensors").unlink()
+    file = our_folder / "pytorch_model.bin"
+    if kind == "code":
+        torch.save({"classifier.bias": RunsCode(os.mkdir, str(our_folder / "made"))}, file)
+    else:
+        file.write_bytes(damaged(b"", "pointer"))
+    message = {"code": r"holds posix\.mkdir beside weights", "pointer": "is not one of weights, or is damaged"}[kind]
+    with pytest.raises(ValueError, match=rf"{our_folder} was not loaded: a file in it {message}") as error:
+        TwinsForImageClassification.from_pretrained(our_folder)
+    assert "weights_only" not in str(error.value)
+    assert not (our_folder / "made").exists()
 
 
 def test_timm_config_without_weights_is_named(tmp_path, reference):

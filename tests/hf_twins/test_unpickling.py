@@ -17,13 +17,12 @@ import threading
 import tracemalloc
 import types
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from audit import audited
 from torch import nn
 
 from hf_twins.checkpoints import StandIn, read_checkpoint, unpickling
@@ -244,28 +243,6 @@ def named(name: str, *arguments: Any) -> bytes:
     module, _, function = name.rpartition(".")
     content = pickle.dumps(arguments, protocol=2)[2:-1]
     return b"\x80\x02c" + f"{module}\n{function}\n".encode() + content + b"R."
-
-
-EVENTS: list[str] | None = None
-
-
-def record_event(event: str, arguments: tuple[Any, ...]) -> None:
-    if EVENTS is not None and threading.current_thread() is threading.main_thread():
-        EVENTS.append(event)
-
-
-sys.addaudithook(record_event)
-
-
-@contextmanager
-def audited() -> Iterator[list[str]]:
-    """The events of Python's audit (PEP 578) meanwhile: imports, code that is compiled or run, files, processes, sockets."""
-    global EVENTS
-    EVENTS = []
-    try:
-        yield EVENTS
-    finally:
-        EVENTS = None
 
 
 # What is refused, though it would do nothing here: an honest file has no use for it.
