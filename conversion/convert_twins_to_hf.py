@@ -191,7 +191,7 @@ def print_summary(conversion: Conversion, checkpoint: Checkpoint, differences: d
         "channels": backbone.num_channels,
         "computes": f"window_padding={backbone.window_padding}, patch_padding={backbone.patch_padding}, "
         f"layer_norm_eps={backbone.layer_norm_eps}, use_stage_norm={backbone.use_stage_norm}",
-        "left out": ", ".join([*checkpoint.left_out, *conversion.unused]) or "nothing",
+        "left out": listed([*checkpoint.left_out, *conversion.unused]) or "nothing",
         "verified": ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items()),
     }
     for name, value in rows.items():

@@ -22,18 +22,23 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import torch
 from safetensors.torch import load_file
 
 from .names import listed
-from .unpickling import DamagedPickleError, RefusedPickleError, Storage, StorageId, load_pickle
+from .unpickling import DamagedPickleError, RefusedPickleError, Storage, StorageId, UnreadableFileError, load_pickle
 
 
 ZIP_START, EMPTY_ZIP = b"PK\x03\x04", b"PK\x05\x06"
 # What the older format begins with, each a pickle of its own, before a description of the machine.
 LEGACY_START = [0x1950A86A20F9469CFC6C, 1001]
+
+# The format's own limit; a text may have the same byte behind it.
+MAX_SAFETENSORS_HEADER = 100_000_000
+# Of numbers in memory, in bytes, whatever their type.
+MAX_ALIGNMENT = 8
 
 # How files begin that are often found in place of a checkpoint, what they are, and what to do.
 COMPRESSED = "which holds other files: unpack it, and name the file of weights in it"
@@ -49,7 +54,6 @@ OTHER_FILES = {
     b"GGUF": "is a GGUF file: weights of PyTorch are needed",
     b"\x93NUMPY": "is an array of NumPy's: weights of PyTorch are needed",
 }
-PAGE_STARTS = (b"<!doctype", b"<html", b"<?xml", b"<head")
 OTHER_PAGE = (
     "is a web page in place of the file, perhaps one that asks to log in: open the address in a browser, and take that of "
     "the download itself"
@@ -74,13 +78,14 @@ def read_file(file: str | os.PathLike) -> Any:
     with unreadable(path):
         if start.startswith((ZIP_START, EMPTY_ZIP)):
             return read_zip(path)
-        if start[8:9] == b"{":
-            if 8 + int.from_bytes(start[:8], "little") > size:
-                raise ValueError(CUT_OFF)
+        header_size = int.from_bytes(start[:8], "little")
+        if start[8:9] == b"{" and header_size <= MAX_SAFETENSORS_HEADER:
+            if 8 + header_size > size:
+                raise UnreadableFileError(CUT_OFF)
             return load_file(path)
         if start[:1] == b"\x80":
             return read_legacy(path)
-        raise ValueError(describe(path, start))
+        raise UnreadableFileError(describe(path, start))
 
 
 @contextmanager
@@ -96,7 +101,7 @@ def unreadable(path: Path) -> Iterator[None]:
         ) from None
     except DamagedPickleError as error:
         raise ValueError(f"{path} is not a file of weights, or it is damaged: {error}.") from error
-    except ValueError as error:
+    except UnreadableFileError as error:
         raise ValueError(f"{path} {error}.") from error
     except zipfile.BadZipFile as error:
         raise ValueError(f"{path} {CUT_OFF}.") from error
@@ -114,8 +119,8 @@ def describe(path: Path, start: bytes) -> str:
     for other_start, description in OTHER_FILES.items():
         if start.startswith(other_start):
             return description
-    text = start.lstrip().lower()
-    if text.startswith(PAGE_STARTS):
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text.startswith(b"<"):
         return OTHER_PAGE
     if text.startswith((b"{", b"[")):
         return "is a file of JSON: name the file of weights beside it"
@@ -126,12 +131,17 @@ def describe(path: Path, start: bytes) -> str:
     return "is not a file of weights, or it is damaged"
 
 
-def map_storage(mapped: torch.UntypedStorage, offset: int, nbytes: int, dtype: torch.dtype) -> torch.UntypedStorage:
-    """A part of a file that is mapped into memory; a copy where numbers would lie across their places."""
+def read_storage(opened: IO[bytes], mapped: torch.UntypedStorage, offset: int, nbytes: int) -> torch.UntypedStorage:
+    """A part of a file: a view of it, mapped into memory, or a copy where numbers would lie across their places."""
     if offset + nbytes > mapped.nbytes():
-        raise ValueError(CUT_OFF)
-    content = cast(torch.UntypedStorage, mapped[offset : offset + nbytes])
-    return content if offset % dtype.itemsize == 0 else content.clone()
+        raise UnreadableFileError(CUT_OFF)
+    if offset % MAX_ALIGNMENT == 0:
+        return cast(torch.UntypedStorage, mapped[offset : offset + nbytes])
+    # Read, because what is copied out of a mapping counts twice as memory of the process.
+    content = torch.empty(nbytes, dtype=torch.uint8)
+    opened.seek(offset)
+    opened.readinto(content.numpy())  # type: ignore[attr-defined]
+    return content.untyped_storage()
 
 
 def map_file(path: Path) -> torch.UntypedStorage:
@@ -148,10 +158,10 @@ def read_zip(path: Path) -> Any:
             name.removesuffix("data.pkl") for name in members if name.count("/") == 1 and name.endswith("/data.pkl")
         ]
         if len(roots) != 1:
-            raise ValueError(f"is a zip archive of {listing}, {COMPRESSED}")
+            raise UnreadableFileError(f"is a zip archive of {listing}, {COMPRESSED}")
         (root,) = roots
         if f"{root}constants.pkl" in members:
-            raise ValueError(
+            raise UnreadableFileError(
                 "is a program of TorchScript, not weights alone: save the state_dict() of what torch.jit.load gives"
             )
         # One begins where the other ends: they share nothing, so that all of them are not more than the file.
@@ -166,7 +176,9 @@ def read_zip(path: Path) -> Any:
             if member is None:
                 raise DamagedPickleError("a part of it is missing")
             if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
-                raise ValueError("was compressed after it was saved: unpack it, and pack it again without compression")
+                raise UnreadableFileError(
+                    "was compressed after it was saved: unpack it, and pack it again without compression"
+                )
             opened.seek(member.header_offset)
             name_length, extra_length = struct.unpack("<26x2H", opened.read(30))
             offset = member.header_offset + 30 + name_length + extra_length
@@ -187,7 +199,7 @@ def read_zip(path: Path) -> Any:
             stored = storages.get(storage_id.key)
             if stored is None:
                 offset, size = find(f"data/{storage_id.key}")
-                stored = storages[storage_id.key] = map_storage(mapped, offset, size, storage_id.dtype)
+                stored = storages[storage_id.key] = read_storage(opened, mapped, offset, size)
                 if is_foreign:
                     stored.byteswap(storage_id.dtype)
             if stored.nbytes() < storage_id.nbytes:
@@ -201,7 +213,7 @@ def read_legacy(path: Path) -> Any:
     """The format before PyTorch 1.6: a pickle, and behind it the storages that it refers to."""
     with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if [load_pickle(content), *([load_pickle(content)] if content.tell() < len(content) else [])] != LEGACY_START:
-            raise ValueError("is a pickle that torch.save has not written: save the weights with it")
+            raise UnreadableFileError("is a pickle that torch.save has not written: save the weights with it")
         load_pickle(content)
         start = content.tell()
         # Where the storages lie is known behind the pickle: it is read twice.
@@ -222,7 +234,7 @@ def read_legacy(path: Path) -> Any:
             numel = int.from_bytes(content[offset : offset + 8], "little")
             if numel != named[key].numel:
                 raise DamagedPickleError("one of its storages is not as large as its tensors say")
-            storages[key] = map_storage(mapped, offset + 8, named[key].nbytes, named[key].dtype)
+            storages[key] = read_storage(opened, mapped, offset + 8, named[key].nbytes)
             offset += 8 + named[key].nbytes
 
         def load_storage(storage_id: StorageId) -> Storage:

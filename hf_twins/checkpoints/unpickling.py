@@ -40,10 +40,11 @@ STANDARD_DATA = re.compile(
     r"""
     argparse\.Namespace | array\.(array|_array_reconstructor) | _codecs\.encode
     | builtins\.(bool|bytearray|bytes|complex|dict|float|frozenset|getattr|int|list|object|range|set|slice|str|tuple|type
-        |Ellipsis|NoneType|NotImplemented|\w*Error|\w*Exception|\w*Warning)
-    | (collections|datetime|decimal|enum|fractions|ipaddress|numbers|pathlib|pathlib\._local|typing|uuid|zoneinfo)\.\w+
+        |abs|len|max|min|round|sorted|sum|Ellipsis|NoneType|NotImplemented|\w*Error|\w*Exception|\w*Warning)
+    | (collections|datetime|decimal|enum|fractions|ipaddress|itertools|math|numbers|pathlib|pathlib\._local|statistics|typing
+        |uuid|zoneinfo)\.\w+
     | copyreg\.(_reconstructor|__newobj__|__newobj_ex__) | functools\.partial | inspect\._empty | _?io\.(BytesIO|StringIO)
-    | logging\.(Logger|getLogger) | operator\.(itemgetter|attrgetter) | random\.Random | re\.(_compile|RegexFlag)
+    | logging\.(Logger|getLogger) | operator\.(?!methodcaller)\w+ | signal\.Signals | random\.Random | re\.(_compile|RegexFlag)
     | time\.struct_time | types\.(SimpleNamespace|MappingProxyType|GenericAlias)
     """,
     re.VERBOSE,
@@ -74,11 +75,15 @@ STORAGE_DTYPES = {
 }
 
 
-class RefusedPickleError(ValueError):
+class UnreadableFileError(ValueError):
+    """A file that holds no weights: the message says what it is, and what to do."""
+
+
+class RefusedPickleError(UnreadableFileError):
     """A pickle that names something that runs code: the message is the name."""
 
 
-class DamagedPickleError(ValueError):
+class DamagedPickleError(UnreadableFileError):
     """No pickle that `torch.save` writes; the message says in what."""
 
 
@@ -139,6 +144,7 @@ def load_pickle(
     Raises:
         RefusedPickleError: if it names something that runs code.
         DamagedPickleError: if it is none, or has more than `MAX_OPCODES` opcodes.
+        UnreadableFileError: what `load_storage` raises.
     """
     interpreter = Interpreter(load_storage)
     file = cast(IO[bytes], io.BytesIO(content) if isinstance(content, bytes) else content)
@@ -152,7 +158,7 @@ def load_pickle(
             if opcode.name == "STOP":
                 return interpreter.stack.pop()
         raise DamagedPickleError(f"it has more than {MAX_OPCODES} opcodes")
-    except (RefusedPickleError, DamagedPickleError):
+    except UnreadableFileError:
         raise
     except Exception as error:
         # No more bytes, or no opcode. A stack that is empty, an argument of the wrong type, a tensor that PyTorch cannot make: all that bytes can do.

@@ -136,25 +136,33 @@ def find_state_dict(checkpoint: Mapping[str, Any], source: str, averaged: bool) 
 
 
 def only_key(content: Mapping[str, Any], keys: Sequence[str], source: str) -> str | None:
-    """The one of these keys that holds weights; None if there is none of them.
+    """The first of these keys, which holds weights; None if there is none of them.
 
     Raises:
-        ValueError: if several hold weights, or one of them something else: the next one may hold other weights.
+        ValueError: if it holds something else, because the next one may hold other weights, or if several hold weights.
     """
     # The name of an architecture may be called "model" too.
     present = [key for key in keys if key in content and not (key == "model" and isinstance(content[key], str))]
-    for key in present:
-        if not isinstance(content[key], Mapping):
-            raise ValueError(
-                f"{source} holds {kind_of(content[key])} under {key!r}, where the weights should be: save the "
-                "state_dict() of the model there."
-            )
-    if len(present) > 1 and any(content[key] is not content[present[0]] for key in present):
+    if not present:
+        return None
+    first = present[0]
+    if not isinstance(content[first], Mapping):
         raise ValueError(
-            f"{source} holds weights under each of {listed([shown(key) for key in present])}: save those alone that are to "
-            "be loaded."
+            f"{source} holds {kind_of(content[first])} under {first!r}, where the weights should be: save the state_dict() "
+            "of the model there."
         )
-    return present[0] if present else None
+    others = [key for key in present if holds_tensors(content[key]) and content[key] is not content[first]]
+    if others:
+        raise ValueError(
+            f"{source} holds weights under each of {listed([shown(key) for key in (first, *others)])}: save those alone that "
+            "are to be loaded."
+        )
+    return first
+
+
+def holds_tensors(value: Any) -> bool:
+    """Whether it is a dictionary of weights, or of dictionaries of weights; not the settings of a model."""
+    return isinstance(value, Mapping) and any(isinstance(each, torch.Tensor | Mapping) for each in value.values())
 
 
 def find_prefixes(names: Iterable[Any]) -> list[str]:
@@ -171,7 +179,7 @@ def find_prefix(names: Sequence[str], source: str, averaged: bool) -> tuple[str,
     Raises:
         ValueError: if there are several models, or no averaged one where it is asked for.
     """
-    all_prefixes = prefixes = find_prefixes(names)
+    all_prefixes = prefixes = [model_prefix(prefix, names) for prefix in find_prefixes(names)]
     # Averaged weights beside others are told by their prefix, and taken only if they are asked for.
     if averaged or len(prefixes) > 1:
         prefixes = [prefix for prefix in prefixes if bool(AVERAGED_PREFIX.search(prefix)) == averaged]
@@ -184,14 +192,17 @@ def find_prefix(names: Sequence[str], source: str, averaged: bool) -> tuple[str,
             "loaded."
         )
     prefix = prefixes[0] if prefixes else ""
-    others = [each for each in all_prefixes if each != prefix]
+    return prefix, [each for each in all_prefixes if each != prefix]
+
+
+def model_prefix(prefix: str, names: Sequence[str]) -> str:
+    """Of the whole model, where a backbone and heads are one, as in OpenMMLab's formats."""
     if re.search(r"(?:^|\.)backbone\.$", prefix):
-        # A backbone and heads, as OpenMMLab's models have them, are one model.
         whole = prefix.removesuffix("backbone.")
         parts = tuple(whole + part for part in (*PARTS_BESIDE_BACKBONE, "backbone.stages."))
         if any(name.startswith(parts) for name in names):
-            return whole, others
-    return prefix, others
+            return whole
+    return prefix
 
 
 def check_outside(outside: Mapping[str, Any], prefix: str, source: str) -> None:
@@ -203,8 +214,9 @@ def check_outside(outside: Mapping[str, Any], prefix: str, source: str) -> None:
     ]
     if layers:
         raise ValueError(
-            f"{source} holds a Twins model under names that begin with {prefix!r}, and beside it {listed(layers)}, which may "
-            "be layers of it: save the model alone, with its head under the name that its own class gives it."
+            f"{source} holds a Twins model under names that begin with {listed([repr(prefix)])}, and beside it "
+            f"{listed(layers)}, which may be layers of it: save the model alone, with its head under the name that its own "
+            "class gives it."
         )
 
 

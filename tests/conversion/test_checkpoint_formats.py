@@ -24,7 +24,7 @@ from source_checkpoints import FORMATS, PUBLISHED, TINY, source_checkpoint, sour
 from torchvision.models import resnet18
 from verification import verify
 
-from hf_twins.checkpoints import StandIn, convert_timm_config, read_weights
+from hf_twins.checkpoints import StandIn, convert_timm_config, read_weights, unwrap_weights
 
 
 EXPECTED_CLASS = {
@@ -78,6 +78,16 @@ def check(source_format, architecture) -> Conversion:
     left_over = {f"backbone.{name}" for name in ("norm.weight", "norm.bias", "head.weight", "head.bias")}
     assert set(conversion.unused) == (left_over if source_format.startswith("official-") else set())
     return conversion
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "model._orig_mod.net."])
+@pytest.mark.parametrize("source_format", [name for name in FORMATS if name != "timm"])
+def test_prefix_of_each_format_is_found_beside_a_loss(source_format, prefix):
+    weights = source_weights(source_format, TINY["svt"])
+    wrapped = {prefix + name: weight for name, weight in weights.items()} | {"criterion.weight": torch.ones(5)}
+    unwrapped, left_out = unwrap_weights({"state_dict": wrapped}, "a.ckpt")
+    assert unwrapped == weights
+    assert left_out == ["criterion.weight"]
 
 
 @pytest.mark.parametrize("family", TINY)

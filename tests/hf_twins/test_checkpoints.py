@@ -65,6 +65,7 @@ from hf_twins.checkpoints import (
     read_weights,
 )
 from hf_twins.configuration_twins import WEIGHTS_SUFFIXES
+from hf_twins.detection import TwinsDetectorConfig
 
 
 def edit_config(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> Path:
@@ -822,12 +823,13 @@ def test_field_of_timms_config_of_another_type_is_named(part, field, value, mess
 
 
 @pytest.mark.parametrize("num_labels", [10**9, -1, "5", 2.5])
-def test_number_of_labels_that_nothing_has_is_refused(tmp_path, num_labels):
+@pytest.mark.parametrize("config_class", [TwinsConfig, TwinsDetectorConfig])
+def test_number_of_labels_that_nothing_has_is_refused(tmp_path, config_class, num_labels):
     """transformers makes a name for each of them."""
-    TwinsConfig(num_labels=5).save_pretrained(tmp_path)
+    config_class(num_labels=5).save_pretrained(tmp_path)
     edit_config(tmp_path, lambda config: [config.update(num_labels=num_labels), config.pop("id2label", None)])
     with pytest.raises(ValueError, match=rf"num_labels must be a whole number from 0 to 1000000, got '?{num_labels}"):
-        TwinsConfig.from_pretrained(tmp_path)
+        config_class.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["code", "pointer"])

@@ -15,11 +15,13 @@
 
 import gzip
 import io
-import subprocess
-import sys
+import multiprocessing
+import resource
 import tarfile
+import time
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from hf_twins.checkpoints import read_weights, unwrap_weights
+from hf_twins.checkpoints import StandIn, read_weights, unwrap_weights
+from hf_twins.checkpoints.torch_files import read_file
 from hf_twins.checkpoints.weights import logger
 
 
@@ -41,15 +44,17 @@ def saved(content: Any = WEIGHTS, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def repacked(change: Callable[[dict[str, bytes]], Any] = lambda members: None, compression: int = 0) -> bytes:
+def repacked(
+    change: Callable[[dict[str, bytes]], Any] = lambda members: None, compression: dict[str, int] | int = 0
+) -> bytes:
     """A file of `torch.save`, unpacked and packed again."""
     with zipfile.ZipFile(io.BytesIO(saved())) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     change(members)
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", compression) as archive:
+    with zipfile.ZipFile(file, "w") as archive:
         for name, content in members.items():
-            archive.writestr(name, content)
+            archive.writestr(name, content, compression if isinstance(compression, int) else compression.get(name, 0))
     return file.getvalue()
 
 
@@ -100,6 +105,7 @@ OTHER_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "page": (lambda: b"\n<!DOCTYPE html>\n<html>", "is a web page in place of the file, .*: open the address"),
     "XML": (lambda: b'<?xml version="1.0"?><Error/>', "is a web page in place of the file"),
     "JSON": (lambda: b'{"model_type": "twins", "a": 1}', "is a file of JSON: name the file of weights beside it"),
+    "text with a brace": (lambda: b"weights {", "is a text that begins with 'weights {': a file of weights is needed"),
     "text": (lambda: b"Entry not found", "is a text that begins with 'Entry not found': a file of weights is needed"),
     "zip": (
         lambda: packed_in_zip(saved()),
@@ -128,6 +134,10 @@ OTHER_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "noise": (lambda: bytes(range(1, 256)), "is not a file of weights, or it is damaged"),
     "compressed members": (
         lambda: repacked(compression=zipfile.ZIP_DEFLATED),
+        "was compressed after it was saved: unpack it, and pack it again without compression",
+    ),
+    "compressed storages": (
+        lambda: repacked(compression={"archive/data/0": zipfile.ZIP_DEFLATED}),
         "was compressed after it was saved: unpack it, and pack it again without compression",
     ),
     "missing storage": (lambda: repacked(lambda members: members.pop("archive/data/1")), "a part of it is missing"),
@@ -263,6 +273,7 @@ LOSS = {"criterion.weight": torch.ones(4)}
         (under("module.", SEGMENTER), SEGMENTER, []),
         (under("model.") | under("model_ema.module."), MODEL, list(under("model_ema.module."))),
         (MODEL | under("ema."), MODEL, list(under("ema."))),
+        (OPENMMLAB | under("ema.", OPENMMLAB), OPENMMLAB, list(under("ema.", OPENMMLAB))),
         (
             {name.replace("blocks.0.0.", "blocks.0._checkpoint_wrapped_module.0."): MODEL[name] for name in MODEL},
             MODEL,
@@ -282,6 +293,8 @@ LOSS = {"criterion.weight": torch.ones(4)}
         ({"model_ema": under("module.") | {"n_averaged": torch.tensor(3)}}, MODEL, []),
         ({"network": MODEL, "optimizer": {"state": {}}}, MODEL, []),
         ({"model": {"state_dict": MODEL}}, MODEL, []),
+        ({"model": {"depths": [1]}, "state_dict": MODEL}, MODEL, []),
+        ({"model": StandIn("timm.models.twins.Twins"), "state_dict": MODEL}, MODEL, []),
     ],
 )
 def test_prefix_is_what_is_before_the_first_weights(content, expected, left_out):
@@ -322,6 +335,7 @@ def in_itself() -> dict[str, Any]:
         ({"student": MODEL, "teacher": MODEL | {}}, "weights under each of student, teacher: save those alone"),
         ({"state_dict": MODEL, "model": MODEL | {}}, "weights under each of state_dict, model: save those alone"),
         ({"model": 3, "model_ema": MODEL}, "holds int under 'model', where the weights should be"),
+        ({"model": StandIn("torch.nn.Module"), "ema": MODEL}, r"holds torch\.nn\.Module under 'model'"),
         ({"state_dict": None, "model": MODEL}, "holds NoneType under 'state_dict', where the weights should be"),
         ({"state_dict": "a", "model_ema": MODEL}, "holds str under 'state_dict'"),
         # A classifier of the training script's own is no part of the backbone, and must not get lost.
@@ -367,27 +381,34 @@ def test_names_in_messages_are_one_line(tmp_path):
     assert len(str(error.value)) < 1000
 
 
+def measured(read: Callable[[], Any], results: Any) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    content = read()
+    seconds = time.perf_counter() - start
+    results.put((seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, len(content["model"])))
+
+
 @pytest.mark.slow
-def test_large_file_takes_no_more_time_and_memory_than_in_pytorch(tmp_path):
-    """A hundred million numbers; the memory is that of the process, which the file is mapped into or read to."""
-    weights = {f"{number}.weight": torch.randn(1000, 1000) for number in range(100)}
-    for zipped in (True, False):
-        torch.save({"model": weights}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
-        results = {}
-        for call in ("read_checkpoint(file)", f"torch.load(file, weights_only=True, mmap={zipped})"):
-            program = (
-                "import resource, time, torch; from hf_twins.checkpoints import read_checkpoint; "
-                f"file = {str(tmp_path / 'a.pth')!r}; "
-                "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; start = time.perf_counter(); "
-                f"weights = {call}['model']; "
-                "print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
-            )
-            command = [sys.executable, "-c", program]
-            runs = [
-                subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() for _ in range(2)
-            ]
-            results[call[0]] = [min(float(each[index]) for each in runs) for index in (0, 1)]
-        print(zipped, results)
-        # In seconds and KB; what is small varies.
-        assert results["r"][0] < 2 * results["t"][0] + 0.2
-        assert results["r"][1] < 1.2 * results["t"][1] + 20_000
+@pytest.mark.parametrize("zipped", [True, False])
+def test_large_file_takes_no_more_time_and_memory_than_in_pytorch(tmp_path, zipped):
+    """A hundred million numbers; the memory is that of a process, which the file is mapped into or read to."""
+    file = tmp_path / "weights.pth"
+    weights = {f"{number}.weight": torch.full((1000, 1000), float(number)) for number in range(100)}
+    torch.save({"model": weights}, file, _use_new_zipfile_serialization=zipped)
+    context = multiprocessing.get_context("fork")
+    seconds, megabytes = [], []
+    for read in (partial(read_file, file), partial(torch.load, file, weights_only=True, mmap=zipped)):
+        results = context.Queue()
+        for _ in range(3):
+            process = context.Process(target=measured, args=(read, results))
+            process.start()
+            process.join()
+        measures = [results.get() for _ in range(3)]
+        seconds.append(min(measure[0] for measure in measures))
+        megabytes.append(min(measure[1] for measure in measures))
+        assert {measure[2] for measure in measures} == {100}
+    print(f"zip: {zipped}, seconds {seconds}, MB {megabytes}")
+    # Others may work beside it.
+    assert seconds[0] < 2 * seconds[1] + 0.2
+    assert megabytes[0] < 1.2 * megabytes[1] + 20
