@@ -301,7 +301,7 @@ def test_unknown_source_is_named(source_name, output):
 def test_folder_without_a_checkpoint_is_named(tmp_path, output, source):
     run(source, "--output", output)
     for folder in (tmp_path / "folder", output):
-        assert "must have timm's config.json and weights, or be a folder with one .pth file" in fails(
+        assert "must have timm's config.json and weights, or be a folder with one file of weights" in fails(
             folder, "--output", tmp_path / "other"
         )
 
