@@ -17,6 +17,7 @@ Sources: https://github.com/Meituan-AutoML/Twins (`gvt.py`, `segmentation/gvt.py
 `backbones/twins.py`, mmsegmentation's `backbones/twins.py`, `necks/fpn.py`, `decode_heads/{uper,fpn,fcn}_head.py`.
 """
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -35,9 +36,12 @@ from hf_twins import (
     published_variant,
 )
 from hf_twins.checkpoints import (
+    BATCH_COUNTER,
     ORIGINAL_NAMES,
     NameRow,
     NameTable,
+    StandIn,
+    check_weights,
     infer_config,
     known_label_fields,
     listed,
@@ -245,6 +249,7 @@ def convert_checkpoint(
     weights: Mapping[str, torch.Tensor],
     meta: Mapping[str, Any] | None = None,
     timm_config: Mapping[str, Any] | None = None,
+    allow_mixed_types: bool = False,
 ) -> Conversion:
     """Turn the weights of a checkpoint of any format into a model.
 
@@ -252,6 +257,7 @@ def convert_checkpoint(
         weights: by their names in the checkpoint.
         meta: what OpenMMLab's toolboxes save beside the weights; the names of the classes are read from it.
         timm_config: fields of a `TwinsConfig` read from timm's `config.json`, for a checkpoint of timm's.
+        allow_mixed_types: whether the weights may be of several floating-point types; all of them become the widest.
 
     Raises:
         ValueError: if the weights are not of a Twins model, some are missing, unknown, repeated, of the wrong shape or
@@ -259,7 +265,8 @@ def convert_checkpoint(
     """
     source_format = detect_format(weights, is_timm=timm_config is not None)
     # Before anything is computed from them, which takes numbers of this kind, and memory for all that they claim to be.
-    check_kinds(weights)
+    check_weights(weights, "The checkpoint")
+    weights = in_one_type(weights, allow_mixed_types)
     not_finite = [name for name, weight in weights.items() if not torch.isfinite(weight).all()]
     if not_finite:
         raise ValueError(f"The checkpoint has NaN or infinity in {listed(not_finite)}.")
@@ -281,47 +288,24 @@ def convert_checkpoint(
     )
 
 
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-# Of a batch norm; the only integers that models have.
-BATCH_COUNTER = ".num_batches_tracked"
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 CLASSIFIERS = ("classifier.weight", "decode_head.classifier.weight")
 # Their own weights have no prefix, where a model with a head has "twins.".
 WITHOUT_HEAD = (TwinsModel, TwinsBackbone)
 
 
-def check_kinds(weights: Mapping[str, torch.Tensor]) -> None:
-    """Raise a ValueError unless each is a dense tensor of floating-point numbers that are all there, all of one type.
-
-    A file without code may hold sparse and quantized tensors, tensors without values, and a few values that claim to be
-    terabytes.
-    """
-    wrong = [f"{name} ({kind})" for name, weight in weights.items() if (kind := wrong_kind(name, weight))]
-    if wrong:
-        raise ValueError(
-            "The checkpoint's weights must be floating-point numbers (float64, float32, float16 or bfloat16) in dense "
-            f"tensors, got {listed(wrong)}: save them as such."
-        )
+def in_one_type(weights: Mapping[str, torch.Tensor], allow_mixed_types: bool) -> Mapping[str, torch.Tensor]:
+    """The weights, all of the same floating-point type, which loses nothing."""
     dtypes = {weight.dtype: name for name, weight in weights.items() if not name.endswith(BATCH_COUNTER)}
-    if len(dtypes) > 1:
+    if len(dtypes) <= 1:
+        return weights
+    if not allow_mixed_types:
         found = [f"{dtype} ({name})" for dtype, name in dtypes.items()]
-        raise ValueError(f"The checkpoint's weights must all be of one type, got {listed(found)}: save them in one.")
-
-
-def wrong_kind(name: str, weight: torch.Tensor) -> str | None:
-    """What a tensor is that cannot be a weight; None for one that can."""
-    if weight.layout != torch.strided:
-        return str(weight.layout)
-    if weight.is_meta:
-        return "without values"
-    is_counter = name.endswith(BATCH_COUNTER)
-    if weight.dtype not in FLOATS + (INTEGERS if is_counter else ()):
-        return str(weight.dtype)
-    if weight.ndim == 0 and not is_counter:
-        return "a single number"
-    if weight.numel() * weight.element_size() > weight.untyped_storage().nbytes():
-        return f"{weight.numel()} numbers in {weight.untyped_storage().nbytes()} bytes"
-    return None
+        raise ValueError(
+            f"The checkpoint's weights must all be of one type, got {listed(found)}: save them in one, or say by --dtype in "
+            "which they are to be written."
+        )
+    widest = functools.reduce(torch.promote_types, dtypes)
+    return {name: weight if name.endswith(BATCH_COUNTER) else weight.to(widest) for name, weight in weights.items()}
 
 
 def detect_format(names: Iterable[str], is_timm: bool = False) -> CheckpointFormat:
@@ -342,14 +326,53 @@ def detect_format(names: Iterable[str], is_timm: bool = False) -> CheckpointForm
 
 
 def class_names(num_labels: int, meta: Mapping[str, Any]) -> list[str] | None:
-    """The names that the checkpoint has, or that so many labels have: ImageNet-1k's, ADE20K's."""
-    dataset = meta.get("dataset_meta") or {}
-    names = meta.get("CLASSES") or dataset.get("classes") or dataset.get("CLASSES")
-    if names is not None and len(names) == num_labels:
-        return [str(name) for name in names]
+    """The names that the checkpoint has, or that so many labels have: ImageNet-1k's, ADE20K's.
+
+    Raises:
+        ValueError: if the checkpoint has something else in place of names, or names of other labels.
+    """
+    dataset = meta.get("dataset_meta")
+    if isinstance(dataset, StandIn):
+        raise ValueError(
+            f"The checkpoint has {dataset.name} for its dataset_meta: save it as a plain dictionary, or take it out."
+        )
+    fields = [(meta, "CLASSES")]
+    if isinstance(dataset, Mapping):
+        fields += [(dataset, "classes"), (dataset, "CLASSES")]
+    for holder, key in fields:
+        if holder.get(key) is not None:
+            return ordered_names(holder[key], key, num_labels)
     if num_labels == 150:
         return Path(__file__).with_name("ade20k_classes.txt").read_text(encoding="utf-8").splitlines()
     return None
+
+
+def ordered_names(names: Any, key: str, num_labels: int) -> list[str] | None:
+    """Names in the order of their numbers, which a dictionary has for keys or for values."""
+    if num_labels == 0:
+        # Without a head, the names are those of what the model was trained on.
+        return None
+    if isinstance(names, Mapping):
+        pairs = list(names.items())
+        if not all(isinstance(name, str) for _, name in pairs):
+            pairs = [(number, name) for name, number in pairs]
+        by_number = {str(number): name for number, name in pairs}
+        names = [by_number.get(str(number)) for number in range(len(pairs))]
+        if None in names:
+            raise ValueError(
+                f"The checkpoint's {key} must number its names from 0 on, got {listed(list(by_number))}: mend it, or take it out."
+            )
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"The checkpoint's {key} must be a list of names, got {names.name if isinstance(names, StandIn) else type(names).__name__}: "
+            "mend it, or take it out."
+        )
+    if len(names) != num_labels:
+        raise ValueError(
+            f"The checkpoint's {key} must have a name for each of the {num_labels} classes of its head, got {len(names)}: mend "
+            "it, or take it out."
+        )
+    return list(names)
 
 
 def build_config(

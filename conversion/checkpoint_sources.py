@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ class Checkpoint:
         sha256: of that file.
         weights: by their names.
         meta: what OpenMMLab's toolboxes save beside the weights.
+        left_out: names of what is among the weights and no part of the model, as those of a loss.
         timm_config: fields of a `TwinsConfig`, from timm's `config.json`.
         preprocessing: fields of an image processor, from there too.
         published: its entry in the table of published checkpoints.
@@ -62,6 +63,7 @@ class Checkpoint:
     sha256: str
     weights: Mapping[str, torch.Tensor]
     meta: Mapping[str, Any]
+    left_out: Sequence[str] = ()
     timm_config: Mapping[str, Any] | None = None
     preprocessing: Mapping[str, Any] | None = None
     published: Mapping[str, Any] | None = None
@@ -108,12 +110,15 @@ def open_checkpoint(source: str, sha256: str | None = None, averaged: bool = Fal
             # Not to be taken for a download that is whole the next time.
             file.unlink()
         raise
+    weights, left_out = unwrap_weights(content, str(file), averaged)
     return Checkpoint(
         origin=origin,
         file=file,
         sha256=digest,
-        weights=unwrap_weights(content, str(file), averaged),
-        meta=content.get("meta") or {},
+        weights=weights,
+        # Other scripts may call anything "meta".
+        meta=meta if isinstance(meta := content.get("meta"), Mapping) else {},
+        left_out=left_out,
         timm_config=timm_config,
         preprocessing=preprocessing,
         published=published,
@@ -144,7 +149,7 @@ def find_in_folder_or_repository(source: str) -> Path:
     file = find_original_checkpoint(source)
     if file is None:
         raise ValueError(
-            f"{source} must have timm's {CONFIG_NAME} and weights, or be a folder with one .pth file and no {CONFIG_NAME}."
+            f"{source} must have timm's {CONFIG_NAME} and weights, or be a folder with one file of weights and no {CONFIG_NAME}."
         )
     return file
 

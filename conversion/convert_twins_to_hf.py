@@ -31,7 +31,7 @@ from typing import Any
 from hf_twins._utils.command_line import ArgumentParser
 
 import torch
-from checkpoint_formats import Conversion, convert_checkpoint
+from checkpoint_formats import WITHOUT_HEAD, Conversion, convert_checkpoint
 from checkpoint_sources import Checkpoint, file_sha256, one_line, open_checkpoint, published_checkpoints
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
@@ -44,6 +44,7 @@ from verification import backbone_config, verify
 from hf_twins import TWINS_VARIANTS, TwinsForSemanticSegmentation, TwinsImageProcessor, save_remote_code
 from hf_twins._utils.files import new_output
 from hf_twins._utils.labels import label_names
+from hf_twins.checkpoints import listed
 
 
 # What was converted from what, and the SHA-256 of every other file: what is published is what was verified.
@@ -133,7 +134,9 @@ def convert(source: str, output: Path | None, args: argparse.Namespace) -> Path 
             )
         print(f"is there  {existing}")
         return existing
-    conversion = convert_checkpoint(checkpoint.weights, checkpoint.meta, checkpoint.timm_config)
+    conversion = convert_checkpoint(
+        checkpoint.weights, checkpoint.meta, checkpoint.timm_config, allow_mixed_types=args.dtype is not None
+    )
     expected_variant = args.variant or (checkpoint.published or {}).get("variant")
     if expected_variant not in (None, conversion.variant):
         raise ValueError(
@@ -182,11 +185,14 @@ def print_summary(conversion: Conversion, checkpoint: Checkpoint, differences: d
         or f"none that is published: depths {backbone.depths}, "
         f"hidden sizes {backbone.hidden_sizes}, heads {backbone.num_attention_heads}",
         "model": f"{type(conversion.model).__name__}, {conversion.model.num_parameters():,} parameters",
-        "labels": f"{config.num_labels}, {', '.join(label_names(config)[:3])}, ..." if config.id2label else "none",
+        # A configuration always has labels, a model only with a head.
+        "labels": "none"
+        if isinstance(conversion.model, WITHOUT_HEAD) or not config.id2label
+        else f"{config.num_labels}, {listed(label_names(config), limit=3)}",
         "channels": backbone.num_channels,
         "computes": f"window_padding={backbone.window_padding}, patch_padding={backbone.patch_padding}, "
         f"layer_norm_eps={backbone.layer_norm_eps}, use_stage_norm={backbone.use_stage_norm}",
-        "left out": ", ".join(conversion.unused) or "nothing",
+        "left out": listed([*checkpoint.left_out, *conversion.unused]) or "nothing",
         "verified": ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items()),
     }
     for name, value in rows.items():

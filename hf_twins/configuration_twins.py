@@ -52,6 +52,9 @@ TWINS_ARCHITECTURES: dict[str, dict[str, Any]] = {
 WEIGHTS_SUFFIXES = (".pth", ".pth.tar", ".pt", ".ckpt", ".bin", ".safetensors")
 
 
+# A number of labels that no dataset has; each costs memory for its name.
+MAX_NUM_LABELS = 1_000_000
+
 # Files whose presence says that transformers saved a folder.
 WEIGHTS_FILES = (SAFE_WEIGHTS_NAME, WEIGHTS_NAME)
 TRANSFORMERS_FILES = (
@@ -85,6 +88,12 @@ def find_weights_file(name_or_path: str | os.PathLike, subfolder: str = "") -> P
             f"{name_or_path} has no {CONFIG_NAME} and several files of weights, {names}: name one of them."
         )
     return files[0] if files else None
+
+
+def check_num_labels(num_labels: Any) -> None:
+    """Raise a ValueError unless it is None or a number of labels, before each of them is given a name."""
+    if num_labels is not None and not (isinstance(num_labels, int) and 0 <= num_labels <= MAX_NUM_LABELS):
+        raise ValueError(f"num_labels must be a whole number from 0 to {MAX_NUM_LABELS}, got {num_labels!r}.")
 
 
 class TwinsCheckpointReader:
@@ -241,6 +250,7 @@ class TwinsConfig(BackboneConfigMixin, PreTrainedConfig):
             setattr(self, name, list(getattr(self, name)))
         # `@strict` calls this again, but wraps what it raises into an error that is no ValueError.
         self.validate_architecture()
+        check_num_labels(kwargs.get("num_labels"))
         self.set_output_features_output_indices(
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
         )

@@ -19,15 +19,19 @@ from .names import ORIGINAL_NAMES, NameRow, NameTable, listed
 from .published import published_checkpoints
 from .reader import CheckpointReader, find_original_checkpoint
 from .timm import TIMM_ARGUMENTS, convert_timm_config, convert_timm_preprocessing, is_timm_config
-from .weights import read_checkpoint, read_weights, unwrap_weights
+from .unpickling import StandIn
+from .weights import BATCH_COUNTER, check_weights, read_checkpoint, read_weights, unwrap_weights
 
 
 __all__ = [
+    "BATCH_COUNTER",
     "ORIGINAL_NAMES",
     "TIMM_ARGUMENTS",
     "CheckpointReader",
     "NameRow",
     "NameTable",
+    "StandIn",
+    "check_weights",
     "convert_timm_config",
     "convert_timm_preprocessing",
     "find_original_checkpoint",

@@ -20,9 +20,18 @@ from .._utils.labels import label_fields
 
 
 def known_label_fields(num_labels: int, names: list[str] | None = None) -> dict[str, Any]:
-    """`id2label` and `label2id` with these names, or with ImageNet-1k's where there are as many labels."""
+    """`id2label` and `label2id` with these names, or with ImageNet-1k's where there are as many labels.
+
+    Raises:
+        ValueError: if there are not as many names as labels.
+    """
     if names is None and num_labels == 1000:
         names = imagenet_class_names()
+    if names is not None and len(names) != num_labels:
+        raise ValueError(
+            f"The checkpoint must name each of its {num_labels} classes, got {len(names)} names: mend its list of names, or "
+            "take it out."
+        )
     return {} if names is None else label_fields(names)
 
 

@@ -148,6 +148,7 @@ def is_kind_of_layer(numbers: Mapping[str, str], window_size: int | None) -> boo
 
 
 def listed(names: list[str], limit: int = 8) -> str:
-    """The first `limit` names, and how many more there are."""
+    """The first `limit` names, and how many more there are; in one line, whatever a file has for names."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    shown = [name if name.isprintable() and len(name) <= 200 else ascii(name[:200]) for name in names[:limit]]
+    return ", ".join(shown) + more

@@ -20,9 +20,11 @@ shapes of the weights.
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from transformers.integrations.peft import maybe_load_adapters
@@ -81,6 +83,22 @@ def naming(source: str | os.PathLike) -> Iterator[None]:
         raise type(error)(f"{source}: {error}") from error
 
 
+@contextmanager
+def refusing_code(name_or_path: str | os.PathLike | None) -> Iterator[None]:
+    """Replace PyTorch's error about a pickle, which says how to run what is in it, by a sentence."""
+    try:
+        yield
+    except UnpicklingError as error:
+        if match := re.search(r"GLOBAL (\S+) (?:was not an allowed global|whose module)", str(error)):
+            raise ValueError(
+                f"{name_or_path} was not loaded: a file in it holds {match[1]} beside weights, and to load that could run "
+                "code. Ask for weights alone, in safetensors."
+            ) from None
+        raise ValueError(
+            f"{name_or_path} was not loaded: a file in it is not one of weights, or is damaged."
+        ) from None
+
+
 class CheckpointReader(TwinsCheckpointReader):
     """Loads what transformers saved, what timm publishes, and the authors' files."""
 
@@ -126,7 +144,8 @@ class CheckpointReader(TwinsCheckpointReader):
                 if base != name_or_path:
                     checkpoint = find_original_checkpoint(base, **hub_kwargs)
         if checkpoint is None:
-            return load(name_or_path, *args, **kwargs)
+            with refusing_code(name_or_path):
+                return load(name_or_path, *args, **kwargs)
         weights = read_weights(checkpoint)
         with naming(checkpoint):
             kwargs["state_dict"] = to_ours(weights)

@@ -13,7 +13,7 @@
 # limitations under the License.
 """timm's `config.json`: the architecture and the preprocessing."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformers.image_utils import PILImageResampling
@@ -38,22 +38,76 @@ TIMM_ARGUMENTS = {
 TIMM_OTHER_ARGUMENTS = ("img_size", "num_classes", "global_pool", "pretrained", "pretrained_cfg")
 
 
+def is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def are_numbers(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) > 0 and all(is_number(each) for each in value)
+
+
+def are_names(value: Any) -> bool:
+    names = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else [None]
+    keys = value if isinstance(value, Mapping) else ()
+    return all(isinstance(name, str) for name in names) and all(str(key).isdecimal() for key in keys)
+
+
+# What the fields must be that are read. People write this file by hand, too.
+FIELD_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "num_classes": (is_whole, "a whole number"),
+    "label_names": (are_names, "a list of names, or names by their numbers"),
+    "label_descriptions": (lambda value: isinstance(value, Mapping), "an object"),
+    "input_size": (lambda value: are_numbers(value) and len(value) == 3 and all(map(is_whole, value)), "three sizes"),
+    "crop_pct": (lambda value: is_number(value) and value > 0, "a number above 0"),
+    "crop_mode": (lambda value: isinstance(value, str), "a text"),
+    "interpolation": (lambda value: isinstance(value, str), "a text"),
+    "mean": (are_numbers, "a list of numbers"),
+    "std": (are_numbers, "a list of numbers"),
+    **dict.fromkeys(("patch_size", "in_chans"), (is_whole, "a whole number")),
+    **dict.fromkeys(
+        ("embed_dims", "num_heads", "mlp_ratios", "depths", "sr_ratios", "wss"), (are_numbers, "a list of numbers")
+    ),
+}
+
+
+def check_types(config: Mapping[str, Any]) -> None:
+    """Raise a ValueError that names the first field that is not what its name says."""
+    for part in ("model_args", "pretrained_cfg"):
+        if not isinstance(config.get(part) or {}, Mapping):
+            raise ValueError(f"timm's config.json must have an object for {part}, got {config[part]!r}.")
+    for fields in (config, config.get("model_args") or {}, config.get("pretrained_cfg") or {}):
+        for name, (is_right, expected) in FIELD_TYPES.items():
+            if fields.get(name) is not None and not is_right(fields[name]):
+                raise ValueError(
+                    f"timm's config.json must have {expected} for {name}, got {str(fields[name])[:100]!r}."
+                )
+
+
 def is_timm_config(config: Mapping[str, Any]) -> bool:
     # transformers adds the type of its own wrapper to what it reads.
-    return "architecture" in config and config.get("model_type", "timm_wrapper") == "timm_wrapper"
+    return (
+        isinstance(config, Mapping)
+        and "architecture" in config
+        and config.get("model_type", "timm_wrapper") == "timm_wrapper"
+    )
 
 
 def convert_timm_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """timm's `config.json` of a Twins model, as ours would be.
 
     Raises:
-        ValueError: if it is of another model, or of a Twins model that this package has not.
+        ValueError: if it is of another model, of a Twins model that this package has not, or a field has another type.
     """
     architecture = str(config["architecture"]).split(".")[0]
     variant = architecture.replace("_", "-")
     if variant not in TWINS_ARCHITECTURES:
         architectures = ", ".join(name.replace("-", "_") for name in TWINS_ARCHITECTURES)
         raise ValueError(f"timm's config.json must be of one of {architectures}, got {architecture!r}.")
+    check_types(config)
     arguments = config.get("model_args") or {}
     unknown = set(arguments) - set(TIMM_ARGUMENTS) - set(TIMM_OTHER_ARGUMENTS) - {"wss"}
     if unknown:
@@ -81,8 +135,9 @@ def convert_timm_preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
     """timm's evaluation transforms in its `config.json`, as `preprocessor_config.json` would hold them.
 
     Raises:
-        ValueError: if there is no such way to crop in the image processor.
+        ValueError: if there is no such way to crop in the image processor, or a field has another type.
     """
+    check_types(config)
     pretrained_cfg: dict[str, Any] = {
         "input_size": (3, 224, 224),
         "crop_pct": 0.875,

@@ -15,110 +15,256 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers.modeling_utils import load_state_dict
+from transformers.utils import logging
 
 from .names import listed
+from .torch_files import read_file
+from .unpickling import StandIn, kind_of
 
+
+logger = logging.get_logger(__name__)
 
 # Where training scripts put the weights among what else they save, and those that they average.
 WEIGHTS_KEYS = ("state_dict", "model", "model_state_dict", "module")
 AVERAGED_WEIGHTS_KEYS = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
-# What wrappers (data parallelism, compilation, averaging) put before every name, and beside the weights.
-WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "ema_model.", "ema.")
+# What averaging puts beside the weights.
 WRAPPER_COUNTERS = ("n_averaged", "steps", "initted", "step")
+# What checkpointing of activations, sharding and compilation put into names, at any depth.
+WRAPPER_MODULES = re.compile(r"\b(?:_checkpoint_wrapped_module|_fsdp_wrapped_module|_orig_mod|_forward_module)\.")
+# The first weights of a Twins model, by the authors' name and OpenMMLab's. What is before it in a name is a prefix.
+FIRST_WEIGHTS = re.compile(r"(?:^|(?<=\.))patch_embeds\.0\.(?:proj|projection)\.(?:weight|bias)$")
+# Beside a backbone, what makes both a model that has a format of its own.
+PARTS_BESIDE_BACKBONE = ("decode_head.", "auxiliary_head.", "neck.", "head.fc.")
+# Modules that have weights but no part in the model, as a loss that is weighted by class.
+OUTSIDE_OF_MODEL = re.compile(r"(?:^|\.)\w*(?:criterion|loss|metric)\w*\.")
+HEAD = re.compile(r"(?:^|[._])(?:heads?|classifiers?|fc\d*)(?:[._]|$)")
+AVERAGED_PREFIX = re.compile(r"(?:^|[._])(?:ema|averaged|swa)(?:[._]|$)")
 
-# What training scripts save beside weights: their arguments, histories, numbers of numpy's.
-BOOKKEEPING = (
-    "argparse.Namespace",
-    "builtins.getattr",
-    "mmengine.logging.history_buffer.HistoryBuffer",
-    "numpy._core.multiarray._reconstruct",
-    "numpy._core.multiarray.scalar",
-    "numpy.core.multiarray._reconstruct",
-    "numpy.core.multiarray.scalar",
-    "numpy.dtype",
-    "numpy.dtypes.Float32DType",
-    "numpy.dtypes.Float64DType",
-    "numpy.dtypes.Int64DType",
-    "numpy.ndarray",
-    "pathlib.PosixPath",
-)
-
-
-class Bookkeeping:
-    """Stands in for what is not a weight, when a file is read: nothing of what the file names is imported or run."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> "Bookkeeping":
-        return super().__new__(cls)
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+# Of a batch norm; the only integers that models have.
+BATCH_COUNTER = ".num_batches_tracked"
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def read_weights(file: str | os.PathLike, averaged: bool = False) -> dict[str, torch.Tensor]:
-    """The weights in a file (`.safetensors`, or PyTorch's), without what training scripts wrap around them.
+    """The weights in a file (safetensors, or PyTorch's), without what training scripts wrap around them.
 
-    No code of the file's is run. Memory-mapped where the file's format allows it.
+    No code of the file's is run. Memory-mapped where the file's format allows it. Names of weights in the file that are
+    no part of the model, as those of a loss, are logged as a warning.
 
     Args:
         file: path of the file.
         averaged: whether to take the averaged weights (EMA) that the file holds beside those of the last step.
 
     Raises:
-        ValueError: if the file cannot be read, holds other objects than weights and plain values, no weights, or no
-            averaged weights where these are asked for.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file cannot be read, names something that runs code, holds several models, no weights, other
+            objects in place of weights, or no averaged weights where these are asked for.
     """
-    return unwrap_weights(read_checkpoint(file), str(file), averaged)
-
-
-def read_checkpoint(file: str | os.PathLike) -> dict[str, Any]:
-    """What is in a file of weights; see `read_weights`."""
-    with torch.serialization.safe_globals([(Bookkeeping, name) for name in BOOKKEEPING]):
-        try:
-            content = load_state_dict(file)
-        except FileNotFoundError:
-            raise
-        except Exception as error:
-            # Whatever the readers of three file formats raise about bytes that they do not understand.
-            if match := re.search(r"GLOBAL (\S+) (was not an allowed global|whose module)", str(error)):
-                raise ValueError(
-                    f"{file} was not loaded: it holds {match[1]} beside weights, and to load that could run code. Ask for "
-                    "a file with weights alone."
-                ) from error
-            raise ValueError(f"{file} is not a file of weights, or it is damaged.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} must hold a dictionary of weights, got {type(content).__name__}.")
-    return content
-
-
-def unwrap_weights(checkpoint: Mapping[str, Any], source: str, averaged: bool = False) -> dict[str, torch.Tensor]:
-    """The weights of a training script's checkpoint, under the names the model gave them; see `read_weights`."""
-    weights: Any = checkpoint
-    wrappers = AVERAGED_WEIGHTS_KEYS if averaged else (*WEIGHTS_KEYS, *AVERAGED_WEIGHTS_KEYS)
-    while (wrapper := next((key for key in wrappers if isinstance(weights.get(key), Mapping)), None)) is not None:
-        weights, wrappers = weights[wrapper], (*WEIGHTS_KEYS, *AVERAGED_WEIGHTS_KEYS)
-        averaged = False
-    if averaged:
-        raise ValueError(f"{source} holds no averaged weights (under {', '.join(AVERAGED_WEIGHTS_KEYS)}).")
-    weights = {key: value for key, value in weights.items() if key not in WRAPPER_COUNTERS}
-    while prefix := next((prefix for prefix in WRAPPER_PREFIXES if all_start_with(weights, prefix)), None):
-        weights = {key.removeprefix(prefix): value for key, value in weights.items()}
-    others = [
-        str(key) for key, value in weights.items() if not (isinstance(key, str) and isinstance(value, torch.Tensor))
-    ]
-    if others:
-        raise ValueError(f"{source} must hold tensors by their names, but {listed(others)} are none.")
-    if not weights:
-        raise ValueError(f"{source} holds no weights.")
+    weights, left_out = unwrap_weights(read_checkpoint(file), str(file), averaged)
+    if left_out:
+        logger.warning(f"{file}: {listed(left_out)} are no part of the model, and were left out.")
     return weights
 
 
-def all_start_with(names: Mapping[str, Any], prefix: str) -> bool:
-    return bool(names) and all(isinstance(name, str) and name.startswith(prefix) for name in names)
+def read_checkpoint(file: str | os.PathLike) -> dict[str, Any]:
+    """What is in a file of weights; see `read_weights`. What is neither tensors nor plain values is a `StandIn`."""
+    content = read_file(file)
+    if not isinstance(content, dict):
+        advice = ": save the state_dict() of the model" if isinstance(content, StandIn) else ""
+        raise ValueError(f"{file} must hold a dictionary of weights, got {kind_of(content)}{advice}.")
+    return content
+
+
+def unwrap_weights(
+    checkpoint: Mapping[str, Any], source: str, averaged: bool = False
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The weights of a training script's checkpoint, under the names the model gave them; see `read_weights`.
+
+    Returns:
+        The weights, and the names of those in the checkpoint that are no part of the model.
+    """
+    content, averaged = find_state_dict(checkpoint, source, averaged)
+    content = {key: value for key, value in content.items() if key not in WRAPPER_COUNTERS}
+    if not content:
+        raise ValueError(f"{source} holds no weights.")
+    if others := [shown(key) for key in content if not isinstance(key, str)]:
+        raise ValueError(f"{source} must hold tensors by their names, but {listed(others)} are none.")
+    names = {name: WRAPPER_MODULES.sub("", name) for name in content}
+    if len(set(names.values())) < len(names):
+        raise ValueError(f"{source} holds weights under the same names with and without wrappers: save one of them.")
+    prefix, others = find_prefix(list(names.values()), source, averaged)
+    weights, outside, of_others = {}, {}, []
+    for wrapped_name, name in names.items():
+        # The longest tells: one model may lie beside the names of another without a prefix.
+        owner = max((each for each in (prefix, *others) if name.startswith(each)), key=len, default=None)
+        if owner == prefix:
+            weights[name.removeprefix(prefix)] = content[wrapped_name]
+        elif owner is None:
+            outside[name] = content[wrapped_name]
+        else:
+            of_others.append(name)
+    check_outside(outside, prefix, source)
+    check_weights(weights, source)
+    return weights, [*outside, *of_others]
+
+
+def find_state_dict(checkpoint: Mapping[str, Any], source: str, averaged: bool) -> tuple[Mapping[str, Any], bool]:
+    """The dictionary of weights in a checkpoint, and whether averaged ones are still to be found among them.
+
+    Raises:
+        ValueError: if there are several, or something else is where the weights should be.
+    """
+    content = checkpoint
+    if averaged and (key := only_key(content, AVERAGED_WEIGHTS_KEYS, source)) is not None:
+        content, averaged = content[key], False
+    # No script wraps them as often; a dictionary that holds itself would be unwrapped for ever.
+    for _ in range(8):
+        key = only_key(content, WEIGHTS_KEYS, source) or only_key(content, AVERAGED_WEIGHTS_KEYS, source)
+        if key is None:
+            # Under another key, as "student" and "teacher".
+            holders = [key for key, value in content.items() if isinstance(value, Mapping) and find_prefixes(value)]
+            key = only_key(content, holders, source)
+        if key is None:
+            break
+        content = content[key]
+    return content, averaged
+
+
+def only_key(content: Mapping[str, Any], keys: Sequence[str], source: str) -> str | None:
+    """The first of these keys, which holds weights; None if there is none of them.
+
+    Raises:
+        ValueError: if it holds something else, because the next one may hold other weights, or if several hold weights.
+    """
+    # The name of an architecture may be called "model" too.
+    present = [key for key in keys if key in content and not (key == "model" and isinstance(content[key], str))]
+    if not present:
+        return None
+    first = present[0]
+    if not isinstance(content[first], Mapping):
+        raise ValueError(
+            f"{source} holds {kind_of(content[first])} under {first!r}, where the weights should be: save the state_dict() "
+            "of the model there."
+        )
+    others = [key for key in present if holds_tensors(content[key]) and content[key] is not content[first]]
+    if others:
+        raise ValueError(
+            f"{source} holds weights under each of {listed([shown(key) for key in (first, *others)])}: save those alone that "
+            "are to be loaded."
+        )
+    return first
+
+
+def holds_tensors(value: Any) -> bool:
+    """Whether it is a dictionary of weights, or of dictionaries of weights; not the settings of a model."""
+    return isinstance(value, Mapping) and any(isinstance(each, torch.Tensor | Mapping) for each in value.values())
+
+
+def find_prefixes(names: Iterable[Any]) -> list[str]:
+    """What is before the first weights of each model that has names among these."""
+    matches = ((name, FIRST_WEIGHTS.search(name)) for name in names if isinstance(name, str))
+    return list(dict.fromkeys(name[: match.start()] for name, match in matches if match))
+
+
+def find_prefix(names: Sequence[str], source: str, averaged: bool) -> tuple[str, list[str]]:
+    """What is before the names of the model, and of other models beside it that only differ in being averaged or not.
+
+    Nothing where there is no Twins model under the names of the authors or of OpenMMLab.
+
+    Raises:
+        ValueError: if there are several models, or no averaged one where it is asked for.
+    """
+    all_prefixes = prefixes = [model_prefix(prefix, names) for prefix in find_prefixes(names)]
+    # Averaged weights beside others are told by their prefix, and taken only if they are asked for.
+    if averaged or len(prefixes) > 1:
+        prefixes = [prefix for prefix in prefixes if bool(AVERAGED_PREFIX.search(prefix)) == averaged]
+    if averaged and not prefixes:
+        raise ValueError(f"{source} holds no averaged weights (under {', '.join(AVERAGED_WEIGHTS_KEYS)}).")
+    if len(prefixes or all_prefixes) > 1:
+        found = [repr(prefix) for prefix in prefixes or all_prefixes]
+        raise ValueError(
+            f"{source} holds several models, under names that begin with {listed(found)}: save that alone that is to be "
+            "loaded."
+        )
+    prefix = prefixes[0] if prefixes else ""
+    return prefix, [each for each in all_prefixes if each != prefix]
+
+
+def model_prefix(prefix: str, names: Sequence[str]) -> str:
+    """Of the whole model, where a backbone and heads are one, as in OpenMMLab's formats."""
+    if re.search(r"(?:^|\.)backbone\.$", prefix):
+        whole = prefix.removesuffix("backbone.")
+        parts = tuple(whole + part for part in (*PARTS_BESIDE_BACKBONE, "backbone.stages."))
+        if any(name.startswith(parts) for name in names):
+            return whole
+    return prefix
+
+
+def check_outside(outside: Mapping[str, Any], prefix: str, source: str) -> None:
+    """Raise a ValueError if what is left out may be a layer of the model, as a classifier of its own."""
+    layers = [
+        name
+        for name, value in outside.items()
+        if HEAD.search(name) or (is_matrix(value) and not OUTSIDE_OF_MODEL.search(name))
+    ]
+    if layers:
+        raise ValueError(
+            f"{source} holds a Twins model under names that begin with {listed([repr(prefix)])}, and beside it "
+            f"{listed(layers)}, which may be layers of it: save the model alone, with its head under the name that its own "
+            "class gives it."
+        )
+
+
+def is_matrix(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and sum(size > 1 for size in value.shape) > 1
+
+
+def check_weights(weights: Mapping[str, Any], source: str) -> None:
+    """Raise a ValueError unless each is a dense tensor of floating-point numbers that are all there.
+
+    A file without code may hold sparse and quantized tensors, tensors without values, and a few values that claim to be
+    terabytes.
+    """
+    wrong = [f"{shown(name)} ({kind})" for name, weight in weights.items() if (kind := wrong_kind(name, weight))]
+    if wrong:
+        raise ValueError(
+            f"{source}: weights must be floating-point numbers (float64, float32, float16 or bfloat16) in dense tensors, got "
+            f"{listed(wrong)}: save them as such."
+        )
+    storages = {weight.untyped_storage().data_ptr(): weight.untyped_storage().nbytes() for weight in weights.values()}
+    claimed = sum(weight.nbytes for weight in weights.values())
+    # Two may share their numbers, and all of them lie in one memory.
+    if claimed > 4 * sum(storages.values()):
+        raise ValueError(
+            f"{source} has weights of {claimed} bytes that share {sum(storages.values())} bytes: save a copy of each."
+        )
+
+
+def wrong_kind(name: str, weight: Any) -> str | None:
+    """What cannot be a weight; None for a tensor that can."""
+    if not isinstance(weight, torch.Tensor):
+        return kind_of(weight)
+    if weight.layout != torch.strided:
+        return str(weight.layout)
+    if weight.is_meta:
+        return "without values"
+    is_counter = name.endswith(BATCH_COUNTER)
+    if weight.dtype not in FLOATS + (INTEGERS if is_counter else ()):
+        return str(weight.dtype)
+    if weight.ndim == 0 and not is_counter:
+        return "a single number"
+    if weight.numel() == 0:
+        return f"nothing of the shape {tuple(weight.shape)}"
+    if weight.nbytes > weight.untyped_storage().nbytes():
+        return f"{weight.numel()} numbers in {weight.untyped_storage().nbytes()} bytes"
+    return None
+
+
+def shown(key: Any) -> str:
+    """A key of a file in a message."""
+    return key if isinstance(key, str) else str(key) if isinstance(key, int) else kind_of(key)

@@ -18,7 +18,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from ..configuration_twins import TwinsConfig
+from ..configuration_twins import TwinsConfig, check_num_labels
 
 
 # The first stage whose feature map each detector takes. RetinaNet's pyramid, P3 to P7, starts at the second stage and has
@@ -47,7 +47,7 @@ class TwinsDetectorConfig(PreTrainedConfig):
         kwargs: fields of `PreTrainedConfig`, such as `id2label`.
 
     Raises:
-        ValueError: if `detector` is unknown.
+        ValueError: if `detector` is unknown, or `num_labels` is no number of labels.
 
     Example:
 
@@ -75,6 +75,7 @@ class TwinsDetectorConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.detector not in FIRST_STAGE:
             raise ValueError(f"detector must be one of {', '.join(FIRST_STAGE)}, got {self.detector!r}.")
+        check_num_labels(kwargs.get("num_labels"))
         if self.backbone_config is None:
             self.backbone_config = TwinsConfig()
             self.backbone_config.out_features = self.backbone_config.stage_names[1:][FIRST_STAGE[self.detector] :]

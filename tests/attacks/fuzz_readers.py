@@ -14,6 +14,7 @@
 """Fuzzing that is guided by coverage: what do the readers of weights and of pictures do with any bytes at all?
 
     python tests/attacks/fuzz_readers.py weights --seconds 600
+    python tests/attacks/fuzz_readers.py pickles --seconds 600
     python tests/attacks/fuzz_readers.py pictures --seconds 600
 
 Anything but a result or the error that the reader promises stops it, with status 77, and leaves the bytes in
@@ -23,9 +24,11 @@ Anything but a result or the error that the reader promises stops it, with statu
 import argparse
 import contextlib
 import io
+import pickle
 import sys
 import tempfile
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,15 +44,20 @@ with atheris.instrument_imports(include=["PIL", "safetensors"]):
     import safetensors  # noqa: F401
 
 # Imported behind the instrumentation, which they must not be part of.
-from test_fuzzing import WEIGHTS_FILES, picture_files  # noqa: E402
-from torch import _weights_only_unpickler  # noqa: E402
+from test_fuzzing import STORAGE_REFERENCE, WEIGHTS_FILES, picture_files, read_pickle  # noqa: E402
 from twins_space.pictures import PictureError, read_picture  # noqa: E402
 
 from hf_twins import checkpoints  # noqa: E402
 from hf_twins._utils import images  # noqa: E402
+from hf_twins.checkpoints import torch_files, unpickling  # noqa: E402
 
 
-_weights_only_unpickler.Unpickler.load = atheris.instrument_func(_weights_only_unpickler.Unpickler.load)
+torch_files.read_zip = atheris.instrument_func(torch_files.read_zip)
+torch_files.read_legacy = atheris.instrument_func(torch_files.read_legacy)
+for opcode, handle in unpickling.HANDLERS.items():
+    unpickling.HANDLERS[opcode] = atheris.instrument_func(handle)
+for name, build in unpickling.BUILDERS.items():
+    unpickling.BUILDERS[name] = atheris.instrument_func(build)
 images.convert_image = atheris.instrument_func(images.convert_image)
 
 
@@ -67,8 +75,14 @@ def read_picture_of(content: bytes) -> None:
         read_picture(io.BytesIO(content))
 
 
+def pickle_of(protocol: int) -> bytes:
+    content = {"a": OrderedDict(b=[1, 0.5, (None, True)]), "args": argparse.Namespace(path=Path("a")), "set": {b"c"}}
+    return pickle.dumps(content, protocol)
+
+
 TARGETS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {
     "weights": (read_weights_of, list(WEIGHTS_FILES.values())),
+    "pickles": (read_pickle, [b"\x80\x02}" + STORAGE_REFERENCE + b"\x89Nts.", *map(pickle_of, (2, 4))]),
     "pictures": (read_picture_of, picture_files()),
 }
 

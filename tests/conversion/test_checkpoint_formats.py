@@ -19,12 +19,12 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
-from checkpoint_formats import Conversion, convert_checkpoint, revert_model
+from checkpoint_formats import Conversion, class_names, convert_checkpoint, revert_model
 from source_checkpoints import FORMATS, PUBLISHED, TINY, source_checkpoint, source_weights, timm_model
 from torchvision.models import resnet18
 from verification import verify
 
-from hf_twins.checkpoints import convert_timm_config, read_weights
+from hf_twins.checkpoints import StandIn, convert_timm_config, read_weights, unwrap_weights
 
 
 EXPECTED_CLASS = {
@@ -80,6 +80,16 @@ def check(source_format, architecture) -> Conversion:
     return conversion
 
 
+@pytest.mark.parametrize("prefix", ["module.", "model.", "model._orig_mod.net."])
+@pytest.mark.parametrize("source_format", [name for name in FORMATS if name != "timm"])
+def test_prefix_of_each_format_is_found_beside_a_loss(source_format, prefix):
+    weights = source_weights(source_format, TINY["svt"])
+    wrapped = {prefix + name: weight for name, weight in weights.items()} | {"criterion.weight": torch.ones(5)}
+    unwrapped, left_out = unwrap_weights({"state_dict": wrapped}, "a.ckpt")
+    assert unwrapped == weights
+    assert left_out == ["criterion.weight"]
+
+
 @pytest.mark.parametrize("family", TINY)
 @pytest.mark.parametrize("source_format", FORMATS)
 def test_format_converts_and_reverts(source_format, family):
@@ -129,12 +139,61 @@ def test_channels_and_labels_are_read_from_the_weights(source_format):
     [
         {"CLASSES": ("cat", "dog", "cow", "hen", "owl")},
         {"dataset_meta": {"classes": ["cat", "dog", "cow", "hen", "owl"]}},
+        {"CLASSES": {4: "owl", 0: "cat", 1: "dog", 2: "cow", 3: "hen"}},
+        {"CLASSES": {"4": "owl", "0": "cat", "1": "dog", "2": "cow", "3": "hen"}},
+        {"CLASSES": {"owl": 4, "cat": 0, "dog": 1, "cow": 2, "hen": 3}},
+        {"CLASSES": None, "dataset_meta": {"CLASSES": ("cat", "dog", "cow", "hen", "owl")}},
     ],
-    ids=["mmcv 1", "mmengine"],
+    ids=["mmcv 1", "mmengine", "by number", "by number as text", "numbers by name", "mmengine with mmcv's key"],
 )
 def test_class_names_are_read_from_the_checkpoint(meta):
     conversion = convert("mmseg-upernet", TINY["pcpvt"], **meta)
     assert conversion.model.config.id2label == {0: "cat", 1: "dog", 2: "cow", 3: "hen", 4: "owl"}
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "meta", "message"),
+    [
+        # As many as ADE20K has, less one: they are not ADE20K's.
+        (
+            150,
+            {"CLASSES": ["a"] * 149},
+            "CLASSES must have a name for each of the 150 classes of its head, got 149: mend it",
+        ),
+        (
+            150,
+            {"dataset_meta": {"classes": ()}},
+            "classes must have a name for each of the 150 classes of its head, got 0",
+        ),
+        (1000, {"CLASSES": ["a"] * 999}, "for each of the 1000 classes of its head, got 999"),
+        (
+            150,
+            {"dataset_meta": StandIn("a.Config")},
+            r"has a\.Config for its dataset_meta: save it as a plain dictionary",
+        ),
+        (5, {"CLASSES": StandIn("numpy.ndarray")}, r"CLASSES must be a list of names, got numpy\.ndarray"),
+        (5, {"CLASSES": "abcde"}, "CLASSES must be a list of names, got str"),
+        (5, {"CLASSES": 5}, "CLASSES must be a list of names, got int"),
+        (5, {"CLASSES": [1, 2, 3, 4, 5]}, "CLASSES must be a list of names, got list"),
+        (
+            5,
+            {"CLASSES": {1: "a", 2: "b", 3: "c", 4: "d", 5: "e"}},
+            "CLASSES must number its names from 0 on, got 1, 2",
+        ),
+        (5, {"CLASSES": {"a": "x", "b": "y"}}, "CLASSES must number its names from 0 on, got a, b"),
+        (5, {"CLASSES": {"a": [0], "b": [1]}}, "CLASSES must number its names from 0 on"),
+    ],
+)
+def test_class_names_that_are_none_or_of_other_labels_are_refused(num_classes, meta, message):
+    with pytest.raises(ValueError, match=message):
+        class_names(num_classes, meta)
+
+
+@pytest.mark.parametrize("dataset", ["ADE20KDataset", None, 3])
+def test_other_fields_in_place_of_class_names_are_not_read(dataset):
+    assert class_names(5, {"dataset_meta": dataset}) is None
+    assert class_names(150, {"dataset_meta": dataset})[0] == "wall"
+    assert class_names(0, {"CLASSES": ["a", "b"]}) is None
 
 
 def test_backbone_without_final_norm_becomes_a_backbone():

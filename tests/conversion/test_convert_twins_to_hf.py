@@ -230,10 +230,10 @@ FAULTS = {
         lambda file: torch.save({"model": RunsCode(file.with_name("code-ran"))}, file),
         "was not loaded: it holds posix.system beside weights",
     ),
-    "truncated": (truncate, "is not a file of weights, or it is damaged"),
-    "empty": (lambda file: file.write_bytes(b""), "is not a file of weights, or it is damaged"),
-    "text": (lambda file: file.write_text("<html>Not Found</html>"), "is not a file of weights, or it is damaged"),
-    "no weights": (lambda file: torch.save({"epoch": 3}, file), "must hold tensors by their names, but epoch"),
+    "truncated": (truncate, "is not whole, as after a download that was interrupted: fetch it again"),
+    "empty": (lambda file: file.write_bytes(b""), "is empty: fetch it again"),
+    "text": (lambda file: file.write_text("<html>Not Found</html>"), "is a web page in place of the file"),
+    "no weights": (lambda file: torch.save({"epoch": 3}, file), r"in dense tensors, got epoch \(int\)"),
     "nothing": (lambda file: torch.save({}, file), "holds no weights"),
     "a list": (lambda file: torch.save([torch.ones(3)], file), "must hold a dictionary of weights, got list"),
     "NaN": (
@@ -301,7 +301,7 @@ def test_unknown_source_is_named(source_name, output):
 def test_folder_without_a_checkpoint_is_named(tmp_path, output, source):
     run(source, "--output", output)
     for folder in (tmp_path / "folder", output):
-        assert "must have timm's config.json and weights, or be a folder with one .pth file" in fails(
+        assert "must have timm's config.json and weights, or be a folder with one file of weights" in fails(
             folder, "--output", tmp_path / "other"
         )
 

@@ -56,8 +56,16 @@ from hf_twins import (
     TwinsImageProcessorPil,
     TwinsModel,
 )
-from hf_twins.checkpoints import ORIGINAL_NAMES, NameTable, convert_timm_config, read_weights
+from hf_twins.checkpoints import (
+    ORIGINAL_NAMES,
+    NameTable,
+    convert_timm_config,
+    convert_timm_preprocessing,
+    original_config,
+    read_weights,
+)
 from hf_twins.configuration_twins import WEIGHTS_SUFFIXES
+from hf_twins.detection import TwinsDetectorConfig
 
 
 def edit_config(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> Path:
@@ -487,13 +495,10 @@ def test_architecture_is_inferred_from_the_authors_file(tmp_path, family):
 
 
 @pytest.mark.parametrize("name", ["twins_pcpvt_large", "twins_svt_large"])
-def test_published_architecture_is_recognized(tmp_path, name):
+def test_published_architecture_is_recognized(name):
     with torch.device("meta"):
         weights = timm.create_model(name).state_dict()
-    file = save_authors(
-        {key: torch.empty(1).expand(weight.shape) for key, weight in weights.items()}, tmp_path / "a.pth"
-    )
-    config = TwinsConfig.from_pretrained(file)
+    config = TwinsConfig(**original_config(weights))
     variant = TwinsConfig.from_variant(name.replace("_", "-"), window_padding="zeros")
     assert config.id2label[1] == "goldfish, Carassius auratus"
     for field in ("hidden_sizes", "num_attention_heads", "depths", "mlp_ratios", "sr_ratios", "window_size"):
@@ -599,8 +604,17 @@ def test_file_that_cannot_be_read_is_named(tmp_path, reference, name, kind):
     else:
         source = save_timm(reference, tmp_path, file.suffix == ".safetensors")
     file.write_bytes(damaged(file.read_bytes(), kind))
-    with pytest.raises(ValueError, match=rf"{re.escape(name)} is not a file of weights, or it is damaged\.$"):
+    message = {
+        "empty": "is empty: fetch it again",
+        "text": r"is a text that begins with 'Not found\\n': a file of weights is needed",
+        "page": "is a web page in place of the file, .*: open the address in a browser, and take that of the download",
+        "pointer": "is a Git LFS pointer in place of the file: fetch the file with `git lfs pull`",
+        "noise": "is not a file of weights, or it is damaged",
+        "truncated": "is not (whole, .* fetch it again|a file of weights, or it is damaged)",
+    }[kind]
+    with pytest.raises(ValueError, match=rf"{re.escape(name)} {message}") as error:
         TwinsForImageClassification.from_pretrained(source)
+    assert len(str(error.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -608,8 +622,8 @@ def test_file_that_cannot_be_read_is_named(tmp_path, reference, name, kind):
     [
         ({}, "holds no weights"),
         ({"model": {"state_dict": {}}}, "holds no weights"),
-        ({"epoch": 3, "lr": 0.1}, "must hold tensors by their names, but epoch, lr are none"),
-        ({"model": {"norm.weight": torch.ones(3), "norm.bias": 3}}, r"but norm\.bias are none"),
+        ({"epoch": 3, "lr": 0.1}, r"weights must be .* in dense tensors, got epoch \(int\), lr \(float\): save"),
+        ({"model": {"norm.weight": torch.ones(3), "norm.bias": 3}}, r"got norm\.bias \(int\)"),
         ({1: torch.ones(3)}, "must hold tensors by their names, but 1 are none"),
         ([torch.ones(3)], "must hold a dictionary of weights, got list"),
         (torch.ones(3), "must hold a dictionary of weights, got Tensor"),
@@ -619,7 +633,7 @@ def test_file_that_cannot_be_read_is_named(tmp_path, reference, name, kind):
 )
 def test_file_without_a_state_dict_is_named(tmp_path, content, message):
     file = save_authors(content, tmp_path / "checkpoint.pth")
-    with pytest.raises(ValueError, match=rf"checkpoint\.pth .*{message}"):
+    with pytest.raises(ValueError, match=rf"checkpoint\.pth:? .*{message}"):
         TwinsForImageClassification.from_pretrained(file)
 
 
@@ -665,7 +679,10 @@ def drop(weights: dict[str, torch.Tensor], prefix: str) -> None:
             lambda w: w.update({"blocks.0.0.attn.qkv.weight": torch.ones(97, 32)}),
             r"blocks\.0\.0\.attn\.qkv\.weight must be 3 weights of the same height, stacked, got the shape \(97, 32\)",
         ),
-        (lambda w: w.update({"blocks.0.0.attn.qkv.bias": torch.tensor(1.0)}), r"stacked, got the shape \(\)"),
+        (
+            lambda w: w.update({"blocks.0.0.attn.qkv.bias": torch.tensor(1.0)}),
+            r"got blocks\.0\.0\.attn\.qkv\.bias \(a single",
+        ),
         (
             lambda w: w.update({"blocks.0.0.attn.q.weight": torch.ones(32, 32)}),
             r"more than one value for twins\.encoder\.stages\.0\.layers\.0\.attention\.q_proj\.weight",
@@ -689,7 +706,7 @@ def drop(weights: dict[str, torch.Tensor], prefix: str) -> None:
         ),
         (
             lambda w: w.update({"head.weight": torch.tensor(1.0)}),
-            r"classifier\.weight must have more than 0 dimensions, got the shape \(\)",
+            r"got head\.weight \(a single number\)",
         ),
     ],
     ids=[
@@ -765,6 +782,70 @@ def test_bad_timm_config_is_named(tmp_path, reference, edit, message):
     for loaded_class in (TwinsForImageClassification, TwinsConfig):
         with pytest.raises(ValueError, match=message):
             loaded_class.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value", "message"),
+    [
+        (None, "num_classes", "5", "a whole number for num_classes, got '5'"),
+        (None, "num_classes", -1, "a whole number for num_classes, got '-1'"),
+        (None, "num_classes", 10**9, "num_labels must be a whole number from 0 to 1000000, got 1000000000"),
+        (None, "model_args", ["depths"], r"an object for model_args, got \['depths'\]"),
+        (None, "pretrained_cfg", "default", "an object for pretrained_cfg, got 'default'"),
+        (None, "label_names", 5, "a list of names, or names by their numbers for label_names, got '5'"),
+        (None, "label_names", [1, 2, 3, 4, 5], "a list of names, or names by their numbers for label_names"),
+        (None, "label_names", {"cat": "a"}, "a list of names, or names by their numbers for label_names"),
+        (None, "label_names", ["a"] * 4, "must name each of its 5 classes, got 4 names: mend its list of names"),
+        (None, "label_descriptions", ["a"], "an object for label_descriptions"),
+        ("model_args", "depths", "232", "a list of numbers for depths, got '232'"),
+        ("model_args", "wss", 7, "a list of numbers for wss, got '7'"),
+        ("model_args", "in_chans", "3", "a whole number for in_chans, got '3'"),
+        ("pretrained_cfg", "input_size", 224, "three sizes for input_size, got '224'"),
+        ("pretrained_cfg", "crop_pct", 0, "a number above 0 for crop_pct, got '0'"),
+        ("pretrained_cfg", "crop_pct", "0.9", "a number above 0 for crop_pct, got '0.9'"),
+        ("pretrained_cfg", "interpolation", 3, "a text for interpolation, got '3'"),
+        ("pretrained_cfg", "mean", 0.5, "a list of numbers for mean, got '0.5'"),
+    ],
+)
+def test_field_of_timms_config_of_another_type_is_named(part, field, value, message):
+    config: dict[str, Any] = {
+        "architecture": "twins_svt_small",
+        "num_classes": 5,
+        "model_args": {},
+        "pretrained_cfg": {"input_size": [3, 224, 224]},
+    }
+    (config[part] if part else config)[field] = value
+    with pytest.raises(ValueError, match=message):
+        TwinsConfig(**convert_timm_config(config))
+    if "num_labels" not in message and "classes" not in message:
+        with pytest.raises(ValueError, match=message):
+            convert_timm_preprocessing(config)
+
+
+@pytest.mark.parametrize("num_labels", [10**9, -1, "5", 2.5])
+@pytest.mark.parametrize("config_class", [TwinsConfig, TwinsDetectorConfig])
+def test_number_of_labels_that_nothing_has_is_refused(tmp_path, config_class, num_labels):
+    """transformers makes a name for each of them."""
+    config_class(num_labels=5).save_pretrained(tmp_path)
+    edit_config(tmp_path, lambda config: [config.update(num_labels=num_labels), config.pop("id2label", None)])
+    with pytest.raises(ValueError, match=rf"num_labels must be a whole number from 0 to 1000000, got '?{num_labels}"):
+        config_class.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["code", "pointer"])
+def test_pickle_with_code_in_a_folder_of_ours_is_refused_in_a_sentence(our_folder, kind):
+    """Not by PyTorch's advice to switch its safety off."""
+    (our_folder / "model.safetensors").unlink()
+    file = our_folder / "pytorch_model.bin"
+    if kind == "code":
+        torch.save({"classifier.bias": RunsCode(os.mkdir, str(our_folder / "made"))}, file)
+    else:
+        file.write_bytes(damaged(b"", "pointer"))
+    message = {"code": r"holds posix\.mkdir beside weights", "pointer": "is not one of weights, or is damaged"}[kind]
+    with pytest.raises(ValueError, match=rf"{our_folder} was not loaded: a file in it {message}") as error:
+        TwinsForImageClassification.from_pretrained(our_folder)
+    assert "weights_only" not in str(error.value)
+    assert not (our_folder / "made").exists()
 
 
 def test_timm_config_without_weights_is_named(tmp_path, reference):

@@ -1,0 +1,251 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Files of `torch.save`, in both of its formats, and what other files there are in place of one."""
+
+import mmap
+import os
+import struct
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+from safetensors.torch import load_file
+
+from .names import listed
+from .unpickling import DamagedPickleError, RefusedPickleError, Storage, StorageId, UnreadableFileError, load_pickle
+
+
+ZIP_START, EMPTY_ZIP = b"PK\x03\x04", b"PK\x05\x06"
+# What the older format begins with, each a pickle of its own, before a description of the machine.
+LEGACY_START = [0x1950A86A20F9469CFC6C, 1001]
+
+# The format's own limit; a text may have the same byte behind it.
+MAX_SAFETENSORS_HEADER = 100_000_000
+# Of numbers in memory, in bytes, whatever their type.
+MAX_ALIGNMENT = 8
+
+# How files begin that are often found in place of a checkpoint, what they are, and what to do.
+COMPRESSED = "which holds other files: unpack it, and name the file of weights in it"
+OTHER_FILES = {
+    b"version https://git-lfs": "is a Git LFS pointer in place of the file: fetch the file with `git lfs pull`",
+    b"\x1f\x8b": f"is compressed by gzip, {COMPRESSED}",
+    b"BZh": f"is compressed by bzip2, {COMPRESSED}",
+    b"\xfd7zXZ": f"is compressed by xz, {COMPRESSED}",
+    b"\x28\xb5\x2f\xfd": f"is compressed by Zstandard, {COMPRESSED}",
+    b"7z\xbc\xaf\x27\x1c": f"is a 7-Zip archive, {COMPRESSED}",
+    b"Rar!": f"is a RAR archive, {COMPRESSED}",
+    b"\x89HDF": "is an HDF5 file, as Keras writes it: weights of PyTorch are needed",
+    b"GGUF": "is a GGUF file: weights of PyTorch are needed",
+    b"\x93NUMPY": "is an array of NumPy's: weights of PyTorch are needed",
+}
+OTHER_PAGE = (
+    "is a web page in place of the file, perhaps one that asks to log in: open the address in a browser, and take that of "
+    "the download itself"
+)
+CUT_OFF = "is not whole, as after a download that was interrupted: fetch it again"
+
+
+def read_file(file: str | os.PathLike) -> Any:
+    """What is in a file of `torch.save`'s or of safetensors', whatever its name; nothing that it names is imported or run.
+
+    Tensors are views of the file, mapped into memory, where the format allows it. Nothing is written to the file if they
+    are changed.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is another file, it is damaged, or it names something that runs code.
+    """
+    path = Path(file)
+    size = path.stat().st_size
+    with path.open("rb") as opened:
+        start = opened.read(512)
+    with unreadable(path):
+        if start.startswith((ZIP_START, EMPTY_ZIP)):
+            return read_zip(path)
+        header_size = int.from_bytes(start[:8], "little")
+        if start[8:9] == b"{" and header_size <= MAX_SAFETENSORS_HEADER:
+            if 8 + header_size > size:
+                raise UnreadableFileError(CUT_OFF)
+            return load_file(path)
+        if start[:1] == b"\x80":
+            return read_legacy(path)
+        raise UnreadableFileError(describe(path, start))
+
+
+@contextmanager
+def unreadable(path: Path) -> Iterator[None]:
+    """Name the file, and say what to do, in one sentence."""
+    try:
+        yield
+    except RefusedPickleError as error:
+        name = str(error).removeprefix("builtins.")
+        raise ValueError(
+            f"{path} was not loaded: it holds {name} beside weights, and to load that could run code. Ask for a file with "
+            "weights alone."
+        ) from None
+    except DamagedPickleError as error:
+        raise ValueError(f"{path} is not a file of weights, or it is damaged: {error}.") from error
+    except UnreadableFileError as error:
+        raise ValueError(f"{path} {error}.") from error
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} {CUT_OFF}.") from error
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        # Whatever the readers of these formats raise about bytes that they do not understand.
+        raise ValueError(f"{path} is not a file of weights, or it is damaged.") from error
+
+
+def describe(path: Path, start: bytes) -> str:
+    """What a file is, as its first bytes say, and what to do."""
+    if not start:
+        return "is empty: fetch it again"
+    for other_start, description in OTHER_FILES.items():
+        if start.startswith(other_start):
+            return description
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text.startswith(b"<"):
+        return OTHER_PAGE
+    if text.startswith((b"{", b"[")):
+        return "is a file of JSON: name the file of weights beside it"
+    if tarfile.is_tarfile(path):
+        return f"is a tar archive, {COMPRESSED}"
+    if start.isascii() and not any(byte < 9 for byte in start):
+        return f"is a text that begins with {start[:40].decode()!r}: a file of weights is needed"
+    return "is not a file of weights, or it is damaged"
+
+
+def read_storage(opened: IO[bytes], mapped: torch.UntypedStorage, offset: int, nbytes: int) -> torch.UntypedStorage:
+    """A part of a file: a view of it, mapped into memory, or a copy where numbers would lie across their places."""
+    if offset + nbytes > mapped.nbytes():
+        raise UnreadableFileError(CUT_OFF)
+    if offset % MAX_ALIGNMENT == 0:
+        return cast(torch.UntypedStorage, mapped[offset : offset + nbytes])
+    # Read, because what is copied out of a mapping counts twice as memory of the process.
+    content = torch.empty(nbytes, dtype=torch.uint8)
+    opened.seek(offset)
+    opened.readinto(content.numpy())  # type: ignore[attr-defined]
+    return content.untyped_storage()
+
+
+def map_file(path: Path) -> torch.UntypedStorage:
+    # A private mapping: what is written to a tensor is not written to the file.
+    return cast(torch.UntypedStorage, torch.UntypedStorage.from_file(str(path), False, path.stat().st_size))
+
+
+def read_zip(path: Path) -> Any:
+    """The format of PyTorch 1.6 and later: a zip archive of a pickle and of one file for every storage."""
+    with zipfile.ZipFile(path) as archive, path.open("rb") as opened:
+        members = {member.filename: member for member in archive.infolist()}
+        listing = listed(list(members), limit=3) or "nothing"
+        roots = [
+            name.removesuffix("data.pkl") for name in members if name.count("/") == 1 and name.endswith("/data.pkl")
+        ]
+        if len(roots) != 1:
+            raise UnreadableFileError(f"is a zip archive of {listing}, {COMPRESSED}")
+        (root,) = roots
+        if f"{root}constants.pkl" in members:
+            raise UnreadableFileError(
+                "is a program of TorchScript, not weights alone: save the state_dict() of what torch.jit.load gives"
+            )
+        # One begins where the other ends: they share nothing, so that all of them are not more than the file.
+        starts = sorted({member.header_offset for member in members.values()})
+        if len(starts) < len(archive.infolist()):
+            raise DamagedPickleError("its parts overlap")
+        ends = dict(zip(starts, [*starts[1:], archive.start_dir], strict=True))
+
+        def find(name: str) -> tuple[int, int]:
+            """Where a member lies in the file, and how many bytes it has."""
+            member = members.get(root + name)
+            if member is None:
+                raise DamagedPickleError("a part of it is missing")
+            if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
+                raise UnreadableFileError(
+                    "was compressed after it was saved: unpack it, and pack it again without compression"
+                )
+            opened.seek(member.header_offset)
+            name_length, extra_length = struct.unpack("<26x2H", opened.read(30))
+            offset = member.header_offset + 30 + name_length + extra_length
+            if offset + member.file_size > ends[member.header_offset]:
+                raise DamagedPickleError("its parts overlap")
+            return offset, member.file_size
+
+        def read(name: str) -> bytes:
+            offset, size = find(name)
+            opened.seek(offset)
+            return opened.read(size)
+
+        is_foreign = f"{root}byteorder" in members and read("byteorder") != sys.byteorder.encode()
+        mapped = map_file(path)
+        storages: dict[str, torch.UntypedStorage] = {}
+
+        def load_storage(storage_id: StorageId) -> Storage:
+            stored = storages.get(storage_id.key)
+            if stored is None:
+                offset, size = find(f"data/{storage_id.key}")
+                stored = storages[storage_id.key] = read_storage(opened, mapped, offset, size)
+                if is_foreign:
+                    stored.byteswap(storage_id.dtype)
+            if stored.nbytes() < storage_id.nbytes:
+                raise DamagedPickleError("one of its storages is smaller than the tensors in it")
+            return Storage(storage_id.dtype, stored, is_foreign)
+
+        return load_pickle(read("data.pkl"), load_storage)
+
+
+def read_legacy(path: Path) -> Any:
+    """The format before PyTorch 1.6: a pickle, and behind it the storages that it refers to."""
+    with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if [load_pickle(content), *([load_pickle(content)] if content.tell() < len(content) else [])] != LEGACY_START:
+            raise UnreadableFileError("is a pickle that torch.save has not written: save the weights with it")
+        load_pickle(content)
+        start = content.tell()
+        # Where the storages lie is known behind the pickle: it is read twice.
+        named: dict[str, StorageId] = {}
+
+        def name_storage(storage_id: StorageId) -> Storage:
+            named.setdefault(storage_id.key, storage_id)
+            return Storage(storage_id.dtype, None)
+
+        load_pickle(content, name_storage)
+        keys = load_pickle(content)
+        if not isinstance(keys, list) or sorted(keys) != sorted(named):
+            raise DamagedPickleError("its list of storages is not that of its tensors")
+        mapped = map_file(path)
+        storages: dict[str, torch.UntypedStorage] = {}
+        offset = content.tell()
+        for key in keys:
+            numel = int.from_bytes(content[offset : offset + 8], "little")
+            if numel != named[key].numel:
+                raise DamagedPickleError("one of its storages is not as large as its tensors say")
+            storages[key] = read_storage(opened, mapped, offset + 8, named[key].nbytes)
+            offset += 8 + named[key].nbytes
+
+        def load_storage(storage_id: StorageId) -> Storage:
+            stored = storages[storage_id.key]
+            if storage_id.view_numel is not None:
+                first = storage_id.view_offset * storage_id.dtype.itemsize
+                last = first + storage_id.view_numel * storage_id.dtype.itemsize
+                if not 0 <= first <= last <= stored.nbytes():
+                    raise DamagedPickleError("one of its storages is smaller than the tensors in it")
+                stored = stored[first:last]
+            return Storage(storage_id.dtype, stored)
+
+        content.seek(start)
+        return load_pickle(content, load_storage)

@@ -1,0 +1,489 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""An interpreter of pickles that imports and calls nothing that a pickle names.
+
+A pickle is a program: it names classes and functions, and has them called. Here a name stays a name. The few that tensors
+and dictionaries are written with stand for functions of this module; everything else that a pickle builds becomes a
+[`StandIn`], which keeps the name of its class alone.
+"""
+
+import io
+import mmap
+import pickletools
+import re
+import sys
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import IO, Any, cast
+
+import torch
+
+
+# A training script's checkpoint has ten thousand to a hundred thousand. Each takes up to some hundred bytes of memory.
+MAX_OPCODES = 5_000_000
+
+# What the standard library and Python itself have for data. Everything else of theirs acts on something, and an honest
+# checkpoint has no use for it: a file with such a name is refused, though it would do nothing here.
+STANDARD_DATA = re.compile(
+    r"""
+    argparse\.Namespace | array\.(array|_array_reconstructor) | _codecs\.encode
+    | builtins\.(bool|bytearray|bytes|complex|dict|float|frozenset|getattr|int|list|object|range|set|slice|str|tuple|type
+        |abs|len|max|min|round|sorted|sum|Ellipsis|NoneType|NotImplemented|\w*Error|\w*Exception|\w*Warning)
+    | (collections|datetime|decimal|enum|fractions|ipaddress|itertools|math|numbers|pathlib|pathlib\._local|statistics|typing
+        |uuid|zoneinfo)\.\w+
+    | copyreg\.(_reconstructor|__newobj__|__newobj_ex__) | functools\.partial | inspect\._empty | _?io\.(BytesIO|StringIO)
+    | logging\.(Logger|getLogger) | operator\.(?!methodcaller)\w+ | signal\.Signals | random\.Random | re\.(_compile|RegexFlag)
+    | time\.struct_time | types\.(SimpleNamespace|MappingProxyType|GenericAlias)
+    """,
+    re.VERBOSE,
+)
+OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
+
+DTYPES = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
+STORAGE_DTYPES = {
+    "Double": torch.float64,
+    "Float": torch.float32,
+    "Half": torch.float16,
+    "BFloat16": torch.bfloat16,
+    "Long": torch.int64,
+    "Int": torch.int32,
+    "Short": torch.int16,
+    "Char": torch.int8,
+    "Byte": torch.uint8,
+    "Bool": torch.bool,
+    "ComplexDouble": torch.complex128,
+    "ComplexFloat": torch.complex64,
+    "QInt8": torch.qint8,
+    "QInt32": torch.qint32,
+    "QUInt8": torch.quint8,
+    "QUInt4x2": torch.quint4x2,
+    "QUInt2x4": torch.quint2x4,
+    # Of bytes: the tensors say of which type their numbers are.
+    "Untyped": torch.uint8,
+}
+
+
+class UnreadableFileError(ValueError):
+    """A file that holds no weights: the message says what it is, and what to do."""
+
+
+class RefusedPickleError(UnreadableFileError):
+    """A pickle that names something that runs code: the message is the name."""
+
+
+class DamagedPickleError(UnreadableFileError):
+    """No pickle that `torch.save` writes; the message says in what."""
+
+
+class StandIn:
+    """Stands in for an object in a pickle: the name of its class, or of the function that would have made it."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
+
+class Global(StandIn):
+    """The name of a class or function in a pickle."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Memory of tensors; without `content`, tensors become stand-ins.
+
+    `is_foreign` says that it was written in another byte order, and turned round as numbers of `dtype`.
+    """
+
+    dtype: torch.dtype
+    content: torch.UntypedStorage | None
+    is_foreign: bool = False
+
+
+@dataclass(frozen=True)
+class StorageId:
+    """How a pickle names a storage: `numel` numbers, or a view of `view_numel` of them from `view_offset` on."""
+
+    key: str
+    dtype: torch.dtype
+    numel: int
+    view_offset: int = 0
+    view_numel: int | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
+
+
+def load_pickle(
+    content: bytes | IO[bytes] | mmap.mmap, load_storage: Callable[[StorageId], Storage] | None = None
+) -> Any:
+    """What is in a pickle of protocol 2 to 5: tensors, dictionaries, lists, tuples, numbers, text, and stand-ins.
+
+    Args:
+        content: the pickle, or a file that is read from where it stands to the end of the pickle.
+        load_storage: gives the memory of tensors.
+
+    Raises:
+        RefusedPickleError: if it names something that runs code.
+        DamagedPickleError: if it is none, or has more than `MAX_OPCODES` opcodes.
+        UnreadableFileError: what `load_storage` raises.
+    """
+    interpreter = Interpreter(load_storage)
+    file = cast(IO[bytes], io.BytesIO(content) if isinstance(content, bytes) else content)
+    try:
+        for _ in range(MAX_OPCODES):
+            opcode = OPCODES[file.read(1)]
+            handle = HANDLERS.get(opcode.name)
+            if handle is None:
+                raise DamagedPickleError(f"it has the opcode {opcode.name}, which torch.save does not write")
+            handle(interpreter, opcode.arg.reader(file) if opcode.arg else None)
+            if opcode.name == "STOP":
+                return interpreter.stack.pop()
+        raise DamagedPickleError(f"it has more than {MAX_OPCODES} opcodes")
+    except UnreadableFileError:
+        raise
+    except Exception as error:
+        # No more bytes, or no opcode. A stack that is empty, an argument of the wrong type, a tensor that PyTorch cannot make: all that bytes can do.
+        raise DamagedPickleError("its opcodes do not fit each other") from error
+
+
+class Interpreter:
+    """The state of one pickle that is read: nothing outside of it is changed."""
+
+    def __init__(self, load_storage: Callable[[StorageId], Storage] | None):
+        self.load_storage = load_storage
+        self.stack: list[Any] = []
+        self.outer_stacks: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+        # Arguments may be used again and again: without a limit, a few bytes would copy a long list each time.
+        self.copies_left = MAX_OPCODES
+
+    # Opcodes. Those of constants, and of what only structures the bytes, are in the table below.
+
+    def check_protocol(self, protocol: int) -> None:
+        if not 2 <= protocol <= 5:
+            raise DamagedPickleError(f"it is a pickle of protocol {protocol}, and 2 to 5 are read")
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def mark(self, _: None) -> None:
+        self.outer_stacks.append(self.stack)
+        self.stack = []
+
+    def pop_mark(self, _: None = None) -> list[Any]:
+        items = self.stack
+        self.stack = self.outer_stacks.pop()
+        return items
+
+    def pop(self, _: None) -> None:
+        if self.stack:
+            self.stack.pop()
+        else:
+            self.pop_mark()
+
+    def memoize(self, index: int | None) -> None:
+        self.memo[len(self.memo) if index is None else index] = self.stack[-1]
+
+    def recall(self, index: int) -> None:
+        self.stack.append(self.memo[index])
+
+    def make_tuple(self, length: int) -> None:
+        items = tuple(self.stack[-length:])
+        if len(items) < length:
+            raise DamagedPickleError("its stack is too short")
+        self.stack[-length:] = [items]
+
+    def make_frozenset(self, _: None) -> None:
+        self.pop_mark()
+        self.push(StandIn("builtins.frozenset"))
+
+    def append(self, _: None) -> None:
+        item = self.stack.pop()
+        self.extend_last([item])
+
+    def extend_last(self, items: list[Any]) -> None:
+        """Of a list; what a stand-in would hold is not kept."""
+        target = self.stack[-1]
+        if type(target) is list:
+            target.extend(items)
+        elif type(target) is not StandIn:
+            raise DamagedPickleError(f"it appends to {kind_of(target)}")
+
+    def set_item(self, _: None) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.set_items_of_last([key, value])
+
+    def set_items_of_last(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if type(target) is dict:
+            for key, value in zip(items[::2], items[1::2], strict=True):
+                set_item(target, key, value)
+        elif type(target) is not StandIn:
+            raise DamagedPickleError(f"it sets items of {kind_of(target)}")
+
+    def build(self, _: None) -> None:
+        """The attributes of an object: neither a stand-in has any, nor a dictionary in place of a subclass."""
+        self.stack.pop()
+        if type(self.stack[-1]) not in (StandIn, dict, list):
+            raise DamagedPickleError(f"it sets attributes of {kind_of(self.stack[-1])}")
+
+    def push_global(self, module: Any, name: Any) -> None:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise DamagedPickleError("it names a class by something that is no text")
+        # Up to protocol 2, names are those of Python 2.
+        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+        full_name = f"{module}.{name}"
+        # It may become a part of a message.
+        if len(full_name) > 200 or not full_name.isprintable():
+            raise DamagedPickleError("it names a class by something that is no name")
+        if full_name.partition(".")[0] in sys.stdlib_module_names and not STANDARD_DATA.fullmatch(full_name):
+            raise RefusedPickleError(full_name)
+        self.push(Global(full_name))
+
+    def global_of_text(self, names: str) -> None:
+        self.push_global(*names.split(" ", 1))
+
+    def global_of_stack(self, _: None) -> None:
+        name, module = self.stack.pop(), self.stack.pop()
+        self.push_global(module, name)
+
+    def call(self, _: None) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        self.push(self.result_of(function, arguments))
+
+    def call_with_keywords(self, _: None) -> None:
+        self.stack.pop()
+        self.call(None)
+
+    def load_persistent(self, _: None) -> None:
+        kind, *details = self.stack.pop()
+        if kind == "module":
+            # Classes, whose source the older format keeps.
+            self.push(details[0])
+        elif kind == "storage" and self.load_storage is not None:
+            self.push(self.load_storage(parse_storage_id(*details)))
+        else:
+            raise DamagedPickleError("it refers to something outside of it that is no storage of tensors")
+
+    def result_of(self, function: Any, arguments: Any) -> Any:
+        """What a call gives: a tensor or a dictionary by a function of this module, or a stand-in."""
+        if not isinstance(function, StandIn) or type(arguments) is not tuple:
+            raise DamagedPickleError(f"it calls {kind_of(function)}")
+        if type(function) is Global and function.name in BUILDERS:
+            return BUILDERS[function.name](self, *arguments)
+        return StandIn(function.name)
+
+
+def set_item(target: dict[Any, Any], key: Any, value: Any) -> None:
+    """Set an item, unless the hash of the key could take for ever: of numbers too large, of tuples in tuples."""
+    for part in key if type(key) is tuple else (key,):
+        if not isinstance(part, str | bytes | int | float | StandIn | torch.Tensor | None):
+            raise DamagedPickleError(f"it has {kind_of(part)} for a key")
+        if isinstance(part, int) and part.bit_length() > 64:
+            raise DamagedPickleError("it has a number of more than 64 bits for a key")
+    target[key] = value
+
+
+def kind_of(value: Any) -> str:
+    return value.name if isinstance(value, StandIn) else type(value).__name__
+
+
+def parse_storage_id(storage_type: Any, key: Any, location: Any, numel: Any, view: Any = None) -> StorageId:
+    """Storages are on the CPU here, wherever they were saved from."""
+    # Older versions name the type of the device too: torch.cuda.FloatStorage.
+    match = re.fullmatch(r"torch\.(?:\w+\.)?(\w+)Storage", storage_type.name)
+    if match is None or match[1] not in STORAGE_DTYPES or type(key) is not str or type(numel) is not int or numel < 0:
+        raise DamagedPickleError("it has a storage of tensors that is none of PyTorch's")
+    _, view_offset, view_numel = view or (None, 0, None)
+    return StorageId(key, STORAGE_DTYPES[match[1]], numel, view_offset, view_numel)
+
+
+# What tensors and dictionaries are written with.
+
+
+def build_dict(interpreter: Interpreter, *arguments: Any) -> dict[Any, Any]:
+    # A defaultdict has a factory before its items, and Python 2 wrote items as lists of two.
+    items = next((each for each in arguments if isinstance(each, dict | list)), {})
+    interpreter.copies_left -= len(items)
+    if interpreter.copies_left < 0:
+        raise DamagedPickleError("it copies the same items again and again")
+    built: dict[Any, Any] = {}
+    for key, value in items.items() if isinstance(items, dict) else items:
+        set_item(built, key, value)
+    return built
+
+
+def build_tensor(interpreter: Interpreter, storage: Any, offset: Any, size: Any, stride: Any, *others: Any) -> Any:
+    """Of `_rebuild_tensor_v2`, whose other arguments are `requires_grad`, hooks, and bits of complex views."""
+    return tensor_in_storage(storage, storage.dtype, offset, size, stride, *others[2:])
+
+
+def build_tensor_of_dtype(
+    interpreter: Interpreter,
+    storage: Any,
+    offset: Any,
+    size: Any,
+    stride: Any,
+    _grad: Any,
+    _hooks: Any,
+    dtype: Any,
+    *others: Any,
+) -> Any:
+    if dtype.name not in DTYPES:
+        return StandIn(dtype.name)
+    if storage.is_foreign and storage.dtype != DTYPES[dtype.name]:
+        return StandIn(f"{dtype.name} in another byte order")
+    return tensor_in_storage(storage, DTYPES[dtype.name], offset, size, stride, *others)
+
+
+def tensor_in_storage(
+    storage: Storage, dtype: torch.dtype, offset: Any, size: Any, stride: Any, metadata: Any = None
+) -> torch.Tensor | StandIn:
+    """A view, which takes no memory, of numbers that are all in the storage."""
+    if storage.content is None:
+        return StandIn("torch.Tensor")
+    if metadata:
+        return StandIn("view of a complex tensor")
+    numbers = (offset, *size, *stride)
+    if not all(type(number) is int and number >= 0 for number in numbers) or len(size) != len(stride):
+        raise DamagedPickleError("it has a tensor whose shape is none")
+    last = offset + sum((length - 1) * step for length, step in zip(size, stride))
+    if 0 not in size and (last + 1) * dtype.itemsize > storage.content.nbytes():
+        raise DamagedPickleError("it has a tensor that is larger than its storage")
+    # With nothing in it, it may be said to be anywhere.
+    offset = 0 if 0 in size else offset
+    return torch.empty(0, dtype=dtype).set_(storage.content, offset, size, stride)
+
+
+def build_quantized_tensor(interpreter: Interpreter, storage: Any, *others: Any) -> StandIn:
+    return StandIn(str(storage.dtype))
+
+
+def build_layout(interpreter: Interpreter, name: str) -> StandIn:
+    return StandIn(str(name))
+
+
+def build_sparse_tensor(interpreter: Interpreter, layout: StandIn, *others: Any) -> StandIn:
+    return StandIn(layout.name)
+
+
+def build_tensor_without_values(interpreter: Interpreter, *arguments: Any) -> StandIn:
+    return StandIn("without values")
+
+
+def build_parameter(interpreter: Interpreter, data: Any, *others: Any) -> Any:
+    if not isinstance(data, torch.Tensor | StandIn):
+        raise DamagedPickleError(f"it has a parameter that holds {kind_of(data)}")
+    return data
+
+
+def build_tensor_of_type(
+    interpreter: Interpreter, function: Any, tensor_type: Any, arguments: Any, *others: Any
+) -> Any:
+    """Tensors with attributes, which are not kept. The numbers of another subclass may mean something else."""
+    if tensor_type.name not in ("torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer"):
+        return StandIn(tensor_type.name)
+    return interpreter.result_of(function, arguments)
+
+
+def build_tensor_of_device(interpreter: Interpreter, data: Any, dtype: Any, *others: Any) -> Any:
+    """Saved from a device without storages, by way of the CPU."""
+    if isinstance(data, torch.Tensor) and str(data.dtype) != dtype.name:
+        return StandIn(dtype.name)
+    return build_parameter(interpreter, data)
+
+
+def build_attribute(interpreter: Interpreter, owner: Any, name: Any) -> StandIn:
+    """The class in a class, and the method of an object."""
+    return Global(f"{kind_of(owner)}.{name}")
+
+
+def build_object(interpreter: Interpreter, of_class: Any, *others: Any) -> StandIn:
+    return StandIn(kind_of(of_class))
+
+
+BUILDERS: Mapping[str, Callable[..., Any]] = {
+    "builtins.dict": build_dict,
+    "collections.Counter": build_dict,
+    "collections.OrderedDict": build_dict,
+    "collections.defaultdict": build_dict,
+    "torch._utils._rebuild_tensor": build_tensor,
+    "torch._utils._rebuild_tensor_v2": build_tensor,
+    "torch._utils._rebuild_tensor_v3": build_tensor_of_dtype,
+    "torch._utils._rebuild_qtensor": build_quantized_tensor,
+    "torch._utils._rebuild_sparse_tensor": build_sparse_tensor,
+    "torch._utils._rebuild_meta_tensor_no_storage": build_tensor_without_values,
+    "torch._utils._rebuild_parameter": build_parameter,
+    "torch._utils._rebuild_parameter_with_state": build_parameter,
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": build_tensor_of_device,
+    "torch._tensor._rebuild_from_type": build_tensor_of_type,
+    "torch._tensor._rebuild_from_type_v2": build_tensor_of_type,
+    "torch.serialization._get_layout": build_layout,
+    "builtins.getattr": build_attribute,
+    "copyreg._reconstructor": build_object,
+    "copyreg.__newobj__": build_object,
+    "copyreg.__newobj_ex__": build_object,
+}
+
+# By their names in `pickletools`, which reads their arguments. Whatever is not here is refused.
+HANDLERS: Mapping[str, Callable[[Interpreter, Any], Any]] = {
+    "PROTO": Interpreter.check_protocol,
+    "FRAME": lambda interpreter, size: None,
+    "STOP": lambda interpreter, _: None,
+    "MARK": Interpreter.mark,
+    "POP": Interpreter.pop,
+    "POP_MARK": Interpreter.pop_mark,
+    "BINPUT": Interpreter.memoize,
+    "LONG_BINPUT": Interpreter.memoize,
+    "MEMOIZE": Interpreter.memoize,
+    "BINGET": Interpreter.recall,
+    "LONG_BINGET": Interpreter.recall,
+    "NONE": Interpreter.push,
+    "NEWTRUE": lambda interpreter, _: interpreter.push(True),
+    "NEWFALSE": lambda interpreter, _: interpreter.push(False),
+    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"), Interpreter.push),
+    **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"), Interpreter.push),
+    **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"), Interpreter.push),
+    # Text of Python 2.
+    **dict.fromkeys(("BINSTRING", "SHORT_BINSTRING"), Interpreter.push),
+    "EMPTY_TUPLE": lambda interpreter, _: interpreter.push(()),
+    "TUPLE": lambda interpreter, _: interpreter.push(tuple(interpreter.pop_mark())),
+    "TUPLE1": lambda interpreter, _: interpreter.make_tuple(1),
+    "TUPLE2": lambda interpreter, _: interpreter.make_tuple(2),
+    "TUPLE3": lambda interpreter, _: interpreter.make_tuple(3),
+    "EMPTY_LIST": lambda interpreter, _: interpreter.push([]),
+    "APPEND": Interpreter.append,
+    "APPENDS": lambda interpreter, _: interpreter.extend_last(interpreter.pop_mark()),
+    "EMPTY_DICT": lambda interpreter, _: interpreter.push({}),
+    "SETITEM": Interpreter.set_item,
+    "SETITEMS": lambda interpreter, _: interpreter.set_items_of_last(interpreter.pop_mark()),
+    "EMPTY_SET": lambda interpreter, _: interpreter.push(StandIn("builtins.set")),
+    "ADDITEMS": lambda interpreter, _: interpreter.extend_last(interpreter.pop_mark()),
+    "FROZENSET": Interpreter.make_frozenset,
+    "GLOBAL": Interpreter.global_of_text,
+    "STACK_GLOBAL": Interpreter.global_of_stack,
+    "REDUCE": Interpreter.call,
+    "NEWOBJ": Interpreter.call,
+    "NEWOBJ_EX": Interpreter.call_with_keywords,
+    "BUILD": Interpreter.build,
+    "BINPERSID": Interpreter.load_persistent,
+}
