@@ -30,7 +30,8 @@ from typing import Any
 
 import torch
 from checkpoint_formats import Conversion, convert_checkpoint
-from checkpoint_sources import Checkpoint, file_sha256, one_line, open_checkpoint, published_checkpoints
+from checkpoint_sources import Checkpoint, one_line, open_checkpoint, published_checkpoints
+from downloads import file_sha256
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import httpx
@@ -80,7 +81,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         help="folder to write; of the folders to write, with --all",
     )
     parser.add_argument("--variant", choices=TWINS_VARIANTS, help="fail if the checkpoint is of another")
-    parser.add_argument("--sha256", help="what the source's SHA-256 must be, or begin with")
+    parser.add_argument("--sha256", help="what the source's SHA-256 must be, or begin with: 8 digits or more")
     parser.add_argument(
         "--averaged", action="store_true", help="take the averaged weights (EMA) that are beside others"
     )
@@ -136,7 +137,7 @@ def convert(source: str, output: Path | None, args: argparse.Namespace) -> Path 
     expected_variant = args.variant or (checkpoint.published or {}).get("variant")
     if expected_variant not in (None, conversion.variant):
         raise ValueError(
-            f"{source} must be a {expected_variant}, but is {conversion.variant or 'no published variant'}."
+            f"{checkpoint.origin} must be a {expected_variant}, but is {conversion.variant or 'no published variant'}."
         )
     if args.with_remote_code and not has_remote_code(conversion):
         raise ValueError(
@@ -220,7 +221,7 @@ def write(
         save_remote_code(folder)
     check_written(folder, conversion, processor)
     report = {
-        "source": checkpoint.published["url"] if checkpoint.published else checkpoint.origin,
+        "source": checkpoint.origin,
         "made_of": made_of(checkpoint, args),
         "source_format": conversion.source_format.name,
         "relative_differences": differences,
