@@ -44,6 +44,7 @@ from hf_twins import TWINS_VARIANTS, TwinsForSemanticSegmentation, TwinsImagePro
 from hf_twins._utils.command_line import ArgumentParser
 from hf_twins._utils.files import new_output
 from hf_twins._utils.labels import label_names
+from hf_twins._utils.publishing import publish_folder
 
 
 # What was converted from what, and the SHA-256 of every other file: what is published is what was verified.
@@ -97,7 +98,17 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--repo_id", help="ORG/NAME of the repository to publish as")
     parser.add_argument("--org", help="publish everything that --all converts as ORG/...")
-    parser.add_argument("--private", action="store_true", help="make a repository that is new private")
+    parser.add_argument(
+        "--private", action="store_true", help="create a private repository; one that exists must be private"
+    )
+    parser.add_argument(
+        "--create_pr", action="store_true", help="open a pull request, in a repository that may be somebody else's"
+    )
+    parser.add_argument(
+        "--replace_card",
+        action="store_true",
+        help="replace a README.md that was written by hand, which is kept otherwise",
+    )
     parser.add_argument("--revision", help="branch to publish to, made if there is none; main by default")
     parser.add_argument("--with_remote_code", action="store_true", help="add the code, for users without hf_twins")
     args = parser.parse_args(arguments)
@@ -111,6 +122,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("--org goes with --all; one repository is named by --repo_id")
     if args.all and (args.push_to_hub or args.sha256 or args.variant):
         parser.error("--all takes neither --push_to_hub (but --org), nor --sha256, nor --variant")
+    if args.create_pr and (args.private or args.revision is not None):
+        parser.error("--create_pr goes neither with --private nor with --revision")
     if args.dry_run and (args.push_to_hub or args.org):
         parser.error("--dry_run publishes nothing")
     return args
@@ -279,21 +292,19 @@ def push(api: HfApi, folder: Path, repo_id: str, args: argparse.Namespace) -> No
     """Publish a folder that was converted, as it was verified."""
     check_report(folder)
     try:
-        api.create_repo(repo_id, private=args.private or None, exist_ok=True)
-        if args.revision is not None:
-            api.create_branch(repo_id, branch=args.revision, exist_ok=True)
-        head = api.model_info(repo_id, revision=args.revision).sha
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
+        commit = publish_folder(
+            api,
+            folder,
+            repo_id,
+            private=args.private,
             revision=args.revision,
-            # What somebody else publishes meanwhile is not to be written over.
-            parent_commit=head,
+            create_pr=args.create_pr,
+            replace_card=args.replace_card,
             commit_message="Convert from " + read_report(folder)["source"],
         )
     except (HFValidationError, httpx.HTTPError, RuntimeError, OSError) as error:
         raise OSError(f"{repo_id} was not published, {folder} is unchanged: {error}") from error
-    print(f"published {commit.commit_url}")
+    print(f"published {commit.pr_url or commit.commit_url}")
 
 
 def read_report(folder: Path) -> dict[str, Any]:
