@@ -46,7 +46,7 @@ from transformers import (
 )
 
 from hf_twins import TwinsConfig, TwinsForImageClassification, TwinsImageProcessor, load_model
-from hf_twins._utils.cards import model_card, usage_code
+from hf_twins._utils.cards import model_card, origin_fields, usage_code
 from hf_twins._utils.command_line import parse_arguments
 from hf_twins._utils.extras import MissingExtraError
 from hf_twins._utils.files import write_atomically
@@ -206,6 +206,7 @@ def write_model_card(
         pipeline_tag="image-classification",
         tags=["twins"],
         model_name=output_dir.name,
+        **origin_fields(arguments.model_name_or_path, arguments.dataset),
         eval_results=[
             EvalResult(
                 task_type="image-classification",

@@ -44,6 +44,7 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, cached_file, l
 from ._utils.code_revision import pinned_code_revision
 from ._utils.extras import MissingExtraError, require_extra
 from ._utils.labels import label_fields, label_names
+from .checkpoints.channels import adapt_channels, adapt_stem
 from .checkpoints.reader import naming
 from .configuration_twins import TWINS_ARCHITECTURES, WEIGHTS_SUFFIXES, TwinsConfig
 from .image_processing_twins import TwinsImageProcessor
@@ -162,6 +163,7 @@ def load_model(
         allow_new_weights: whether the model is going to be trained: then a head that is missing, or has other labels, is
             newly initialized.
         config_fields: fields of the configuration to change; of an UperNet, those that are not labels are its backbone's.
+            With `num_channels`, the weights of the first convolution are adapted, and the image processor.
 
     Returns:
         The model, in evaluation mode, and its image processor.
@@ -186,6 +188,8 @@ def load_model(
         processor = load_image_processor(name_or_path, revision)
     else:
         processor = load_image_processor(image_processor)
+    if "num_channels" in config_fields:
+        processor = adapt_channels(processor, config_fields["num_channels"])
     if task == "semantic-segmentation" and getattr(processor, "do_center_crop", None):
         raise CroppingProcessorError(
             f"The image processor of {image_processor or name_or_path} has do_center_crop=True, with which a model sees a "
@@ -436,13 +440,17 @@ def auto_class(name: str, fields: dict[str, Any], task: str | None) -> Any:
 
 def load_class(model_class: Any, name: Any, **options: Any) -> tuple[Any, set[str]]:
     """The model, and the names of its weights that the checkpoint lacks or has in another shape."""
+    num_channels = None
     if model_class is UperNetForSemanticSegmentation and name is not None:
         labels = {key: options.pop(key) for key in LABEL_FIELDS if key in options}
+        num_channels = options.pop("num_channels", None)
         changes = {key: options.pop(key) for key in list(options) if key not in ("dtype", "revision")}
         config: Any = UperNetConfig.from_pretrained(name, revision=options["revision"], **labels)
         config.backbone_config = TwinsConfig.from_dict(config.backbone_config.to_dict() | changes)
         options["config"] = config
     model, info = model_class.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    if num_channels is not None:
+        adapt_stem(model, num_channels)
     check_depth(str(name), model, info["unexpected_keys"])
     return model, {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
 

@@ -17,8 +17,13 @@
 import hashlib
 import json
 import re
+from pathlib import Path
+from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData, metadata_load
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import httpx, validate_repo_id
+from transformers.utils import cached_file
 
 
 # By the name of the model's class; the others extract features.
@@ -77,6 +82,57 @@ def usage_code(architecture: str, location: str, trust_remote_code: bool = False
         # The hash of the commit cannot be in the commit.
         trust=', trust_remote_code=True, revision="COMMIT"' if trust_remote_code else "",
     )
+
+
+def origin_fields(
+    base: str | None, dataset: str | None, license_id: str | None = None, revision: str = "main"
+) -> dict[str, Any]:
+    """What a card's front matter says of where a trained model comes from; what is not known is left out.
+
+    Args:
+        base: folder or Hub id of the model that training started from; None for random weights.
+        dataset: folder or Hub id of the data set.
+        license_id: the Hub's identifier of the model's license; that of the base model's card by default.
+        revision: branch, tag or commit of the base model.
+    """
+    parent = card_metadata(base, revision) if base is not None else {}
+    fields: dict[str, Any] = {
+        name: parent[name] for name in ("license", "license_name", "license_link") if name in parent
+    }
+    if license_id is not None:
+        fields = {"license": license_id}
+    # The base model of a folder is that folder's.
+    base_model = base if is_hub_id(base) else parent.get("base_model")
+    if base_model is not None:
+        fields["base_model"] = base_model
+    if is_hub_id(dataset):
+        fields["datasets"] = [dataset]
+    return fields
+
+
+def is_hub_id(name: str | None) -> bool:
+    """Whether a name that was loaded from is that of a repository, and not of a file or folder."""
+    try:
+        validate_repo_id(name or "")
+    except HFValidationError:
+        return False
+    return not Path(str(name)).exists()
+
+
+def card_metadata(name: str, revision: str = "main") -> dict[str, Any]:
+    """The front matter of the card of a model folder or repository; empty if there is none, or it cannot be read."""
+    flags = ("gated_repo", "missing_entries", "connection_errors")
+    try:
+        card = cached_file(
+            name, "README.md", revision=revision, **{f"_raise_exceptions_for_{flag}": False for flag in flags}
+        )
+    except (OSError, httpx.HTTPError):
+        return {}
+    try:
+        return (metadata_load(card) if card is not None else None) or {}
+    except Exception:
+        # Whatever the parser raises about what somebody has written.
+        return {}
 
 
 def model_card(metadata: ModelCardData, title: str, description: str, usage: str, *sections: str) -> ModelCard:

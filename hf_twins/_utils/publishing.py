@@ -42,7 +42,7 @@ def create_repository(api: HfApi, repo_id: str, private: bool, repo_type: str = 
     if private and not api.repo_info(url.repo_id, repo_type=repo_type).private:
         raise ValueError(
             f"{url.repo_id} is public, nothing was published: make it private in its settings on the Hub, publish under "
-            "another name, or leave out --private."
+            "another name, or do not ask for a private one."
         )
     return url
 

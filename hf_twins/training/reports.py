@@ -27,7 +27,7 @@ from huggingface_hub.utils import httpx
 from matplotlib.figure import Figure
 
 import hf_twins
-from hf_twins._utils.cards import model_card, quoted, sign
+from hf_twins._utils.cards import model_card, origin_fields, quoted, sign
 from hf_twins._utils.files import write_atomically, write_json
 from hf_twins._utils.publishing import create_repository, publish_folder
 from hf_twins.training.trainer import RecipeArguments
@@ -115,7 +115,7 @@ def write_report_and_card(
     Args:
         output_dir: the model folder.
         report: what was measured, with `metrics` among it.
-        settings: what the run was told, with `recipe`, `start` and `dataset` among it.
+        settings: what the run was told, see `run_settings`.
         kind: what the model is, for readers.
         task: the Hub's name of the task.
         metric_types: the Hub's name of each metric, where it has one of its own.
@@ -132,10 +132,18 @@ def write_report_and_card(
     report = report | {"settings": settings, "versions": versions}
     write_json(output_dir / "report.json", report, default=str)
     metrics = report["metrics"]
+    model, data = settings.get("model", {}), settings.get("data", {})
+    origin = origin_fields(
+        model.get("model_name_or_path"),
+        data.get("dataset_name"),
+        settings.get("recipe_values", {}).get("license"),
+        model.get("model_revision", "main"),
+    )
     results = [
         EvalResult(
             task_type=task,
-            dataset_type=task,
+            # The Hub asks for an id, and of a folder there is none.
+            dataset_type=origin.get("datasets", [task])[0],
             dataset_name=str(settings["dataset"]),
             metric_type=metric_types.get(name, name),
             metric_name=name,
@@ -149,6 +157,7 @@ def write_report_and_card(
         tags=["twins", "hf_twins"],
         model_name=output_dir.name,
         eval_results=results,
+        **origin,
     )
     card = model_card(
         metadata,
