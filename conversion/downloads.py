@@ -17,7 +17,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,7 +28,7 @@ from urllib.parse import urlsplit
 import torch
 from huggingface_hub.utils import httpx, tqdm
 
-from hf_twins._utils.files import write_json
+from hf_twins._utils.files import locked, remove, write_json
 from hf_twins.configuration_twins import WEIGHTS_SUFFIXES
 
 
@@ -37,6 +36,8 @@ from hf_twins.configuration_twins import WEIGHTS_SUFFIXES
 STALLED_AFTER = 30
 # Says which file an address had, in the folder of that address.
 RECORD_NAME = "download.json"
+# Begins the name of a folder for what is not complete.
+PARTIAL = ".partial-"
 # Parameters of addresses that tell files apart. All others may be signatures, tokens or passwords.
 PUBLIC_PARAMETERS = ("dl", "download", "export", "id", "raw", "ref", "rev", "revision", "version", "versionid")
 # Statuses of a server that is out of order, not of a file that is gone.
@@ -149,8 +150,16 @@ def fetch(address: str, folder: Path, kept: KeptFile | None, sha256: str | None)
 def keep(response: Any, name: str, folder: Path, shown: str, sha256: str | None) -> Path:
     """Write the body of a response into a folder named by its hash, and then what the address has; drop what it had."""
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"{PARTIAL}*"):
+        # By a killed process.
+        with locked(left) as is_left:
+            if is_left:
+                remove(left)
     digest = hashlib.sha256()
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-", ignore_cleanup_errors=True) as partial:
+    with (
+        tempfile.TemporaryDirectory(dir=folder, prefix=PARTIAL, ignore_cleanup_errors=True) as partial,
+        locked(Path(partial)),
+    ):
         size = response.headers.get("Content-Length")
         with (
             Path(partial, name).open("wb") as file,
@@ -179,13 +188,13 @@ def keep(response: Any, name: str, folder: Path, shown: str, sha256: str | None)
     write_json(folder / RECORD_NAME, record)
     for other in folder.iterdir():
         if re.fullmatch(r"[0-9a-f]{64}", other.name) and other.name != found:
-            shutil.rmtree(other, ignore_errors=True)
+            remove(other)
     return path
 
 
 def forget(path: Path) -> None:
     """Remove a file that `download` has returned: what cannot be read is not to be taken for complete the next time."""
-    shutil.rmtree(path.parent, ignore_errors=True)
+    remove(path.parent)
 
 
 def read_kept(folder: Path) -> KeptFile | None:

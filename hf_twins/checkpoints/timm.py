@@ -17,7 +17,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from transformers.image_utils import PILImageResampling
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
 from ..configuration_twins import TWINS_ARCHITECTURES
 from .labels import known_label_fields
@@ -91,7 +91,7 @@ def convert_timm_preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
         "interpolation": "bicubic",
     }
     pretrained_cfg |= {key: value for key, value in (config.get("pretrained_cfg") or {}).items() if value is not None}
-    _, height, width = pretrained_cfg["input_size"]
+    num_channels, height, width = pretrained_cfg["input_size"]
     resample = getattr(PILImageResampling, pretrained_cfg["interpolation"].upper(), None)
     if resample is None:
         raise ValueError(
@@ -111,9 +111,19 @@ def convert_timm_preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
             "timm's config.json must crop squares from the center (crop_mode 'center'), or squash (crop_mode 'squash'), "
             f"got crop_mode {pretrained_cfg['crop_mode']!r} and input_size {pretrained_cfg['input_size']}."
         )
-    for key, field in (("mean", "image_mean"), ("std", "image_std")):
-        if key in pretrained_cfg:
-            fields[field] = list(pretrained_cfg[key])
+    num_channels = (config.get("model_args") or {}).get("in_chans") or num_channels
+    if num_channels != 3:
+        fields["do_convert_rgb"] = False
+    for key, field, default in (
+        ("mean", "image_mean", IMAGENET_DEFAULT_MEAN),
+        ("std", "image_std", IMAGENET_DEFAULT_STD),
+    ):
+        values = list(pretrained_cfg.get(key, default))
+        if len(values) != num_channels:
+            # As timm's own scripts do.
+            values = num_channels * [sum(values) / len(values)]
+        if key in pretrained_cfg or num_channels != 3:
+            fields[field] = values
     return fields
 
 

@@ -294,6 +294,17 @@ def test_addresses_that_end_in_the_same_name_are_different_files(paths, site, ca
             assert download(f"{site.address}{path}", None).read_bytes() == path.encode()
 
 
+def test_what_a_killed_download_has_left_is_removed(site, cache):
+    site.responses["/a.pth"] = Response(b"content")
+    path = download(f"{site.address}/a.pth", None)
+    left = path.parents[1] / f"{downloads.PARTIAL}killed"
+    left.mkdir()
+    (left / "a.pth").write_bytes(b"half")
+    download(f"{site.address}/a.pth", None)
+    assert kept(cache) == ["a.pth"]
+    assert not left.exists()
+
+
 def test_download_with_another_hash_is_not_kept(site, cache):
     site.responses["/a.pth"] = Response(b"content")
     with pytest.raises(ValueError, match=r'is not the file it must be, or came in damaged: .*expected "00000000"'):

@@ -81,9 +81,7 @@ def test_picture_files_become_the_same_in_timm(fields, picture_files):
     assert config["input_size"][0] == num_channels
     transform = create_transform(**resolve_data_config(pretrained_cfg=config))
     # Back again, which is what `from_pretrained` makes of timm's folder.
-    again = TwinsImageProcessorPil(
-        **convert_timm_preprocessing({"pretrained_cfg": config}), do_convert_rgb=num_channels == 3
-    )
+    again = TwinsImageProcessorPil(**convert_timm_preprocessing({"pretrained_cfg": config}))
     for file in picture_files.glob("*_gray.png" if num_channels == 1 else "*[!y].png"):
         with Image.open(file) as image:
             expected = transform(image)
@@ -121,3 +119,23 @@ def test_what_timm_has_no_words_for_is_named(fields, message):
 def test_colors_for_a_model_of_one_channel_are_named():
     with pytest.raises(ValueError, match=r"do_convert_rgb=True.*gives this model 1 channels"):
         revert_timm_preprocessing(TwinsImageProcessor(image_mean=[0.5], image_std=[0.5]), 1)
+
+
+@pytest.mark.parametrize(
+    ("num_channels", "config"),
+    [
+        (1, {"pretrained_cfg": {"input_size": [1, 64, 64], "mean": [0.5], "std": [0.2]}}),
+        # Of a model that was created for one channel, from a configuration for three.
+        (1, {"pretrained_cfg": {"mean": [0.4, 0.5, 0.6], "std": [0.2] * 3}, "model_args": {"in_chans": 1}}),
+        (4, {"pretrained_cfg": {"input_size": [4, 64, 64]}}),
+    ],
+)
+def test_images_of_other_channels_are_not_converted_to_colors(num_channels, config):
+    processor = TwinsImageProcessor(**convert_timm_preprocessing(config))
+    image = torch.randint(256, (num_channels, 80, 70), dtype=torch.uint8)
+    pixel_values = processor(image, return_tensors="pt").pixel_values[0]
+    assert len(pixel_values) == num_channels
+    assert len(processor.image_mean) == len(processor.image_std) == num_channels
+    if num_channels == 1:
+        assert processor.image_mean == pytest.approx([0.5])
+        assert processor.image_std == pytest.approx([0.2])
