@@ -113,8 +113,14 @@ SEMANTIC_FPN_HEADS: list[NameRow] = [
 
 # What the models compute where it is not what weights show: how feature maps that are no whole number of windows or
 # patches are padded, and the epsilon of layer norms.
-AUTHORS_CLASSIFICATION = {"window_padding": "zeros"}
-AUTHORS_SEGMENTATION = {"window_padding": "authors_segmentation"}
+AUTHORS_SEGMENTATION = {
+    "window_padding": "authors_segmentation",
+    "patch_padding": False,
+    "layer_norm_eps": 1e-6,
+    "hidden_act": "gelu",
+}
+# All published classifiers have biases, and timm's class always has.
+AUTHORS_CLASSIFICATION = AUTHORS_SEGMENTATION | {"window_padding": "zeros", "qkv_bias": True}
 MMSEGMENTATION = {"window_padding": "authors_segmentation", "patch_padding": True, "layer_norm_eps": 1e-5}
 
 
@@ -178,7 +184,7 @@ FORMATS = (
         rows=MMPRETRAIN_NAMES,
         model_class=None,
         # The weights are the authors', renamed.
-        config=AUTHORS_CLASSIFICATION,
+        config={"window_padding": "zeros"},
     ),
     CheckpointFormat(
         name="mmsegmentation backbone",

@@ -13,10 +13,8 @@
 # limitations under the License.
 """Where checkpoints come from: a file, a folder, an address, a name in the table of published ones, a repository of timm's."""
 
-import hashlib
 import json
-import os
-import socket
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +22,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
+from downloads import download, file_sha256, forget, is_address, public_address
 from huggingface_hub.utils import httpx, validate_repo_id
 from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils.hub import extract_commit_hash
 
 from hf_twins.checkpoints import (
     convert_timm_config,
@@ -38,24 +38,22 @@ from hf_twins.checkpoints import (
 )
 
 
-# Seconds in which nothing comes, after which a download is given up. PyTorch's own waits for ever.
-STALLED_AFTER = 30
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint, read.
 
     Args:
-        origin: what it is called where it is from: an address, a repository, the name of a file.
+        origin: what was read: an address, without secrets that it may hold; id and commit of a repository; the name of a
+            file, after that of its folder if the folder was named.
         file: where its weights lie on this machine.
         sha256: of that file.
         weights: by their names.
         meta: what OpenMMLab's toolboxes save beside the weights.
         left_out: names of what is among the weights and no part of the model, as those of a loss.
+        repo_id: id of the repository on the Hub that it was read from.
         timm_config: fields of a `TwinsConfig`, from timm's `config.json`.
         preprocessing: fields of an image processor, from there too.
-        published: its entry in the table of published checkpoints.
+        published: its entry in the table of published checkpoints, whose hash it has.
     """
 
     origin: str
@@ -64,6 +62,7 @@ class Checkpoint:
     weights: Mapping[str, torch.Tensor]
     meta: Mapping[str, Any]
     left_out: Sequence[str] = ()
+    repo_id: str | None = None
     timm_config: Mapping[str, Any] | None = None
     preprocessing: Mapping[str, Any] | None = None
     published: Mapping[str, Any] | None = None
@@ -81,36 +80,49 @@ def open_checkpoint(source: str, sha256: str | None = None, averaged: bool = Fal
         ValueError: if there is no such source, its hash is another, or it is no file of weights.
         OSError: if it cannot be fetched or read.
     """
+    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{8,64}", sha256):
+        raise ValueError(f"The SHA-256 must be 8 to 64 hexadecimal digits, got {sha256!r}.")
     published = find_published(source)
-    if published is not None:
-        sha256 = sha256 or published["sha256_prefix"]
-    timm_config = preprocessing = None
-    if urlsplit(address := published["url"] if published and not Path(source).exists() else source).scheme in (
-        "http",
-        "https",
-    ):
-        origin, file = address, download(address, sha256)
+    expected = (sha256 or (published or {}).get("sha256_prefix") or "").lower()
+    repo_id = timm_config = preprocessing = None
+    if is_address(source) or (published is not None and not Path(source).exists()):
+        address = source if is_address(source) or published is None else published["url"]
+        origin, file = public_address(address), download(address, expected or None)
     elif Path(source).is_file():
         origin, file = Path(source).name, Path(source)
     else:
+        if not Path(source).is_dir() and not can_be_repository(source):
+            raise ValueError(
+                f"{source} must be a file, a folder, a URL, a repository as timm/twins_svt_small.in1k, or one of "
+                f"{', '.join(published_checkpoints())}."
+            )
         try:
-            origin, file, config = source, find_in_folder_or_repository(source), read_config(source)
+            config, commit = read_config(source)
+            # All files of one commit.
+            file = find_in_folder_or_repository(source, commit)
         except httpx.TransportError as error:
             # No OSError, and transformers lets it through.
             raise OSError(f"{source} cannot be fetched: {one_line(error)}.") from error
+        if Path(source).is_dir():
+            origin = f"{Path(source).resolve().name}/{file.name}"
+        else:
+            repo_id, origin = source, f"{source}@{commit}" if commit else source
         if config is not None:
             timm_config, preprocessing = convert_timm_config(config), convert_timm_preprocessing(config)
     digest = file_sha256(file)
-    if sha256 is not None and not digest.startswith(sha256.lower()):
-        raise ValueError(f"{file} must have the SHA-256 {sha256}, got {digest}: it is another file, or damaged.")
+    if not digest.startswith(expected):
+        raise ValueError(f"{file} must have the SHA-256 {expected}, got {digest}: it is another file, or damaged.")
+    if published is not None and not digest.startswith(published["sha256_prefix"]):
+        # It is called as the published one is, and is the one that the user has asked for by its hash.
+        published = None
     try:
         content = read_checkpoint(file)
-    except ValueError:
-        if file.is_relative_to(torch.hub.get_dir()):
-            # Not to be taken for a download that is whole the next time.
-            file.unlink()
+        weights, left_out = unwrap_weights(content, str(file), averaged)
+    except ValueError as error:
+        if is_address(origin):
+            forget(file)
+            raise ValueError(str(error).replace(str(file), origin)) from error
         raise
-    weights, left_out = unwrap_weights(content, str(file), averaged)
     return Checkpoint(
         origin=origin,
         file=file,
@@ -119,6 +131,7 @@ def open_checkpoint(source: str, sha256: str | None = None, averaged: bool = Fal
         # Other scripts may call anything "meta".
         meta=meta if isinstance(meta := content.get("meta"), Mapping) else {},
         left_out=left_out,
+        repo_id=repo_id,
         timm_config=timm_config,
         preprocessing=preprocessing,
         published=published,
@@ -126,27 +139,24 @@ def open_checkpoint(source: str, sha256: str | None = None, averaged: bool = Fal
 
 
 def find_published(source: str) -> dict[str, Any] | None:
-    """The table's entry of a name, an address, or a file that is called as the published one is."""
+    """The table's entry of a name, or of a file or an address that is called as the published one is."""
+    file_name = Path(public_address(source).partition("?")[0] if is_address(source) else source).name
     for name, entry in published_checkpoints().items():
-        if source in (name, entry["url"]) or Path(source).name == Path(urlsplit(entry["url"]).path).name:
+        if source == name or file_name == Path(urlsplit(entry["url"]).path).name:
             return entry
     return None
 
 
-def find_in_folder_or_repository(source: str) -> Path:
-    if not Path(source).is_dir():
-        try:
-            validate_repo_id(source)
-        except ValueError:
-            is_repository = False
-        else:
-            is_repository = source.count("/") == 1
-        if not is_repository:
-            raise ValueError(
-                f"{source} must be a file, a folder, a URL, a repository as timm/twins_svt_small.in1k, or one of "
-                f"{', '.join(published_checkpoints())}."
-            )
-    file = find_original_checkpoint(source)
+def can_be_repository(source: str) -> bool:
+    try:
+        validate_repo_id(source)
+    except ValueError:
+        return False
+    return source.count("/") == 1
+
+
+def find_in_folder_or_repository(source: str, commit: str | None) -> Path:
+    file = find_original_checkpoint(source, **({"revision": commit} if commit else {}))
     if file is None:
         raise ValueError(
             f"{source} must have timm's {CONFIG_NAME} and weights, or be a folder with one file of weights and no {CONFIG_NAME}."
@@ -154,47 +164,11 @@ def find_in_folder_or_repository(source: str) -> Path:
     return file
 
 
-def read_config(source: str) -> dict[str, Any] | None:
-    """timm's `config.json` in a folder or repository."""
+def read_config(source: str) -> tuple[dict[str, Any] | None, str | None]:
+    """timm's `config.json` in a folder or repository, and the commit of a repository."""
     file = cached_file(source, CONFIG_NAME, _raise_exceptions_for_missing_entries=False)
     config = json.loads(Path(file).read_text(encoding="utf-8")) if file is not None else {}
-    return config if is_timm_config(config) else None
-
-
-def download(url: str, sha256: str | None) -> Path:
-    """The file at an address, in PyTorch's cache of checkpoints (`TORCH_HOME`), whole; with a progress bar."""
-    file = cache_path(url)
-    if file.is_file() and (sha256 is None or file_sha256(file).startswith(sha256.lower())):
-        return file
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(STALLED_AFTER)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(file), hash_prefix=sha256.lower() if sha256 else None)
-    except RuntimeError as error:
-        raise ValueError(f"{url} is not the file it must be, or came in damaged: {error}.") from error
-    except OSError as error:
-        raise OSError(f"{url} cannot be fetched: {error}.") from error
-    finally:
-        socket.setdefaulttimeout(before)
-    return file
-
-
-def cache_path(url: str) -> Path:
-    """Where the file at an address is kept: under its own name, in a folder named by a hash of the whole address.
-
-    The name alone is not enough: `pytorch_model.bin` is what many repositories call their weights. The address itself may
-    hold a token or a password, so it is not written out.
-    """
-    name = Path(urlsplit(url).path).name
-    # An address may end in a slash, or in "..", which would lead out of the folder.
-    name = name if name not in ("", "..") else "checkpoint"
-    return Path(torch.hub.get_dir(), "checkpoints", hashlib.sha256(url.encode()).hexdigest(), name)
-
-
-def file_sha256(file: str | os.PathLike) -> str:
-    with Path(file).open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    return config if is_timm_config(config) else None, extract_commit_hash(file, None)
 
 
 def one_line(error: Exception) -> str:

@@ -20,6 +20,7 @@ timm gets a folder, for `timm.create_model("local-dir:twins_svt_small.mine")`; t
 written unless the other architecture computes what the model does with the same weights.
 """
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,19 +29,26 @@ from hf_twins._utils.command_line import ArgumentParser
 
 import timm
 import torch
-from checkpoint_formats import revert_model
+from checkpoint_formats import CheckpointFormat, revert_model
 from checkpoint_sources import one_line
 from huggingface_hub.utils import httpx
 from timm.models import save_for_hf
-from transformers import AutoImageProcessor, PreTrainedModel
-from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
-from verification import backbone_config, different_settings, verify
+from transformers import PreTrainedModel
+from transformers.utils import CONFIG_NAME
+from verification import (
+    PADDING_SETTINGS,
+    backbone_config,
+    different_settings,
+    verify,
+    verify_preprocessing,
+    whole_side,
+)
 
 import hf_twins
 from hf_twins._utils.files import new_output
 from hf_twins._utils.labels import label_names
-from hf_twins.checkpoints import TIMM_ARGUMENTS, read_weights
-from hf_twins.loading import load_pretrained
+from hf_twins.checkpoints import TIMM_ARGUMENTS, read_weights, revert_timm_preprocessing
+from hf_twins.loading import MissingProcessorError, load_image_processor, load_pretrained
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -73,18 +81,22 @@ def convert(name: str, toolbox: str, output: Path) -> None:
     # In the data type of the checkpoint.
     model = load_pretrained(name, dtype="auto")
     target, weights, left_out = revert_model(model, toolbox)
+    settings = different_settings(backbone_config(model), target)
+    if "qkv_bias" in settings:
+        raise ValueError(f"{target.name} has no models with {settings['qkv_bias']}: {name} cannot become one.")
+    preprocessing = timm_preprocessing(name, model, target) if toolbox == "timm" else None
     differences = verify(model, target, weights)
     print(f"model     {name}, {type(model).__name__}")
     print(f"format    {target.name}")
     print(f"left out  {', '.join(left_out) or 'nothing'}")
     print(f"verified  {', '.join(f'{key} {difference:.1e}' for key, difference in differences.items())}")
-    if settings := different_settings(backbone_config(model), target):
+    if different := [text for key, text in settings.items() if key in PADDING_SETTINGS]:
         print(
-            f"note      where an image is no whole number of windows and patches, results differ: {', '.join(settings)}"
+            f"note      where an image is no whole number of windows and patches, results differ: {', '.join(different)}"
         )
-    if toolbox == "timm":
+    if preprocessing is not None:
         with new_output(output) as folder:
-            write_timm(folder, model, weights, name)
+            write_timm(folder, model, weights, preprocessing)
     else:
         labels = label_names(model.config)
         content = {"meta": {"CLASSES": labels}, "state_dict": weights} if target.wrapped else weights
@@ -92,7 +104,9 @@ def convert(name: str, toolbox: str, output: Path) -> None:
     print(f"written   {output}")
 
 
-def write_timm(folder: Path, model: PreTrainedModel, weights: dict[str, torch.Tensor], name: str) -> None:
+def write_timm(
+    folder: Path, model: PreTrainedModel, weights: dict[str, torch.Tensor], preprocessing: dict[str, Any]
+) -> None:
     """timm's own way of saving, of a model of timm's."""
     config = backbone_config(model)
     arguments = {theirs: getattr(config, ours) for theirs, ours in TIMM_ARGUMENTS.items() if ours != "drop_path_rate"}
@@ -101,30 +115,47 @@ def write_timm(folder: Path, model: PreTrainedModel, weights: dict[str, torch.Te
         "twins-svt-small" if config.window_size else "twins-pcpvt-small"
     )
     num_labels = config.num_labels if "head.weight" in weights else 0
-    timm_model = timm.create_model(variant.replace("-", "_"), num_classes=num_labels, **arguments)
+    # timm takes its Twins models for ones of a fixed size, and saves that one.
+    image_size = {"img_size": preprocessing["input_size"][1:]} if preprocessing else {}
+    timm_model = timm.create_model(variant.replace("-", "_"), num_classes=num_labels, **arguments, **image_size)
     timm_model.load_state_dict(weights, assign=True)
-    model_config: dict[str, Any] = {"pretrained_cfg": timm_preprocessing(name)}
+    model_config: dict[str, Any] = {"pretrained_cfg": preprocessing}
     if num_labels:
         model_config["label_names"] = label_names(config)
     save_for_hf(timm_model, str(folder), model_config=model_config, model_args=arguments, safe_serialization=True)
     check_written(folder / "model.safetensors", weights)
+    written = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))["pretrained_cfg"]
+    if preprocessing != {key: written.get(key) for key in preprocessing}:
+        raise ValueError(
+            f"{folder / CONFIG_NAME} does not say the preprocessing that was to be written, {preprocessing}."
+        )
 
 
-def timm_preprocessing(name: str) -> dict[str, Any]:
-    """The evaluation transforms of the model's image processor, in timm's terms."""
+def timm_preprocessing(name: str, model: PreTrainedModel, target: CheckpointFormat) -> dict[str, Any]:
+    """The evaluation transforms of the model's image processor in timm's terms, verified; without one, timm's own.
+
+    Raises:
+        ValueError: if timm does not know such transforms, or pads such images otherwise than the model does.
+    """
+    config = backbone_config(model)
     try:
-        processor: Any = AutoImageProcessor.from_pretrained(name)
-    except OSError:
-        if cached_file(name, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False) is not None:
-            raise
-        # A model that was saved alone.
+        processor = load_image_processor(name)
+    except MissingProcessorError:
+        print(f"note      {name} has no image processor: timm prepares images as for its own models")
         return {}
-    preprocessing = {"mean": list(processor.image_mean), "std": list(processor.image_std)}
-    crop = processor.crop_size["height"] if processor.do_center_crop else None
-    if crop and processor.size.shortest_edge:
-        # A little less than the quotient: timm rounds the resized side down.
-        preprocessing["crop_pct"] = crop / (processor.size.shortest_edge + 0.5)
-        preprocessing["input_size"] = [3, crop, crop]
+    preprocessing = revert_timm_preprocessing(processor, config.num_channels)
+    difference = verify_preprocessing(processor, preprocessing)
+    print(f"images    {'not verified' if difference is None else f'verified {difference:.1e}'}, {preprocessing}")
+    _, height, width = preprocessing["input_size"]
+    side = whole_side(config)
+    different = [text for key, text in different_settings(config, target).items() if key in PADDING_SETTINGS]
+    if different and (height % side or width % side):
+        raise ValueError(
+            f"{name} has {', '.join(different)}, which shows in its images of {height} x {width}: only multiples of {side} are "
+            "a whole number of windows and patches in every stage. Save it with an image processor of such a size, or give "
+            "its config.json the other value, measure its accuracy again, because it computes something else then, and "
+            "convert that."
+        )
     return preprocessing
 
 

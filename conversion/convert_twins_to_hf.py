@@ -32,7 +32,8 @@ from hf_twins._utils.command_line import ArgumentParser
 
 import torch
 from checkpoint_formats import WITHOUT_HEAD, Conversion, convert_checkpoint
-from checkpoint_sources import Checkpoint, file_sha256, one_line, open_checkpoint, published_checkpoints
+from checkpoint_sources import Checkpoint, one_line, open_checkpoint, published_checkpoints
+from downloads import file_sha256
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import httpx
@@ -44,6 +45,7 @@ from verification import backbone_config, verify
 from hf_twins import TWINS_VARIANTS, TwinsForSemanticSegmentation, TwinsImageProcessor, save_remote_code
 from hf_twins._utils.files import new_output
 from hf_twins._utils.labels import label_names
+from hf_twins._utils.publishing import publish_folder
 from hf_twins.checkpoints import listed
 
 
@@ -82,7 +84,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         help="folder to write; of the folders to write, with --all",
     )
     parser.add_argument("--variant", choices=TWINS_VARIANTS, help="fail if the checkpoint is of another")
-    parser.add_argument("--sha256", help="what the source's SHA-256 must be, or begin with")
+    parser.add_argument("--sha256", help="what the source's SHA-256 must be, or begin with: 8 digits or more")
     parser.add_argument(
         "--averaged", action="store_true", help="take the averaged weights (EMA) that are beside others"
     )
@@ -98,7 +100,17 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--repo_id", help="ORG/NAME of the repository to publish as")
     parser.add_argument("--org", help="publish everything that --all converts as ORG/...")
-    parser.add_argument("--private", action="store_true", help="make a repository that is new private")
+    parser.add_argument(
+        "--private", action="store_true", help="create a private repository; one that exists must be private"
+    )
+    parser.add_argument(
+        "--create_pr", action="store_true", help="open a pull request, in a repository that may be somebody else's"
+    )
+    parser.add_argument(
+        "--replace_card",
+        action="store_true",
+        help="replace a README.md that was written by hand, which is kept otherwise",
+    )
     parser.add_argument("--revision", help="branch to publish to, made if there is none; main by default")
     parser.add_argument("--with_remote_code", action="store_true", help="add the code, for users without hf_twins")
     args = parser.parse_args(arguments)
@@ -112,6 +124,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("--org goes with --all; one repository is named by --repo_id")
     if args.all and (args.push_to_hub or args.sha256 or args.variant):
         parser.error("--all takes neither --push_to_hub (but --org), nor --sha256, nor --variant")
+    if args.create_pr and (args.private or args.revision is not None):
+        parser.error("--create_pr goes neither with --private nor with --revision")
     if args.dry_run and (args.push_to_hub or args.org):
         parser.error("--dry_run publishes nothing")
     return args
@@ -140,7 +154,7 @@ def convert(source: str, output: Path | None, args: argparse.Namespace) -> Path 
     expected_variant = args.variant or (checkpoint.published or {}).get("variant")
     if expected_variant not in (None, conversion.variant):
         raise ValueError(
-            f"{source} must be a {expected_variant}, but is {conversion.variant or 'no published variant'}."
+            f"{checkpoint.origin} must be a {expected_variant}, but is {conversion.variant or 'no published variant'}."
         )
     if args.with_remote_code and not has_remote_code(conversion):
         raise ValueError(
@@ -227,7 +241,7 @@ def write(
         save_remote_code(folder)
     check_written(folder, conversion, processor)
     report = {
-        "source": checkpoint.published["url"] if checkpoint.published else checkpoint.origin,
+        "source": checkpoint.origin,
         "made_of": made_of(checkpoint, args),
         "source_format": conversion.source_format.name,
         "relative_differences": differences,
@@ -285,21 +299,19 @@ def push(api: HfApi, folder: Path, repo_id: str, args: argparse.Namespace) -> No
     """Publish a folder that was converted, as it was verified."""
     check_report(folder)
     try:
-        api.create_repo(repo_id, private=args.private or None, exist_ok=True)
-        if args.revision is not None:
-            api.create_branch(repo_id, branch=args.revision, exist_ok=True)
-        head = api.model_info(repo_id, revision=args.revision).sha
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
+        commit = publish_folder(
+            api,
+            folder,
+            repo_id,
+            private=args.private,
             revision=args.revision,
-            # What somebody else publishes meanwhile is not to be written over.
-            parent_commit=head,
+            create_pr=args.create_pr,
+            replace_card=args.replace_card,
             commit_message="Convert from " + read_report(folder)["source"],
         )
     except (HFValidationError, httpx.HTTPError, RuntimeError, OSError) as error:
         raise OSError(f"{repo_id} was not published, {folder} is unchanged: {error}") from error
-    print(f"published {commit.commit_url}")
+    print(f"published {commit.pr_url or commit.commit_url}")
 
 
 def read_report(folder: Path) -> dict[str, Any]:

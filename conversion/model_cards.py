@@ -87,7 +87,7 @@ def model_card(
                 if remote_code
                 else "It needs the package hf_twins: `pip install hf_twins`."
             ),
-            origin=checkpoint.published["url"] if checkpoint.published else checkpoint.origin,
+            origin=source_text(checkpoint),
             sha256=checkpoint.sha256,
             source_format=conversion.source_format.name,
             num_parameters=model.num_parameters(),
@@ -98,6 +98,12 @@ def model_card(
             results=results_text(conversion, checkpoint),
         ),
     )
+
+
+def source_text(checkpoint: Checkpoint) -> str:
+    """What was read and, of a file with the hash of a published one, where that is published."""
+    url = (checkpoint.published or {}).get("url", checkpoint.origin)
+    return checkpoint.origin if url == checkpoint.origin else f"{checkpoint.origin}, published as {url}"
 
 
 TASKS = {
@@ -115,7 +121,7 @@ def card_data(conversion: Conversion, checkpoint: Checkpoint, name: str) -> Mode
         "tags": ["twins", "vision", "hf_twins"],
         "pipeline_tag": cards.pipeline_tag(type(conversion.model).__name__),
         "model_name": (checkpoint.published or {}).get("name", name),
-        "base_model": checkpoint.origin if checkpoint.origin.startswith("timm/") else None,
+        "base_model": checkpoint.repo_id,
         "datasets": sorted({result.dataset_type for result in results}),
         "eval_results": results,
     }
@@ -126,9 +132,9 @@ def published_results(conversion: Conversion, checkpoint: Checkpoint) -> list[Ev
     """What others measured, for the card's model-index."""
     published = checkpoint.published or {}
     publisher, url = "OpenMMLab", published.get("url")
-    if conversion.variant and checkpoint.origin == f"timm/{conversion.variant.replace('-', '_')}.in1k":
+    if conversion.variant and checkpoint.repo_id == f"timm/{conversion.variant.replace('-', '_')}.in1k":
         published = {"imagenet_top1": TWINS_VARIANTS[conversion.variant].imagenet_top1_timm}
-        publisher, url = "timm", f"https://huggingface.co/{checkpoint.origin}"
+        publisher, url = "timm", f"https://huggingface.co/{checkpoint.repo_id}"
     return [
         EvalResult(
             task_type=task,

@@ -14,19 +14,33 @@
 """The proof that a converted model computes what its source does."""
 
 import copy
+import math
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import torch
+import transformers
 from checkpoint_formats import CheckpointFormat
 from reference_models import reference_outputs
+from timm.data import create_transform, resolve_data_config
 from transformers import PreTrainedModel, UperNetForSemanticSegmentation
+from transformers.image_processing_backends import TorchvisionBackend
 
+import hf_twins
 from hf_twins import TwinsBackbone, TwinsConfig, TwinsForImageClassification, TwinsForSemanticSegmentation
 
 
 # Of the largest value, in float32.
 TOLERANCE = 1e-5
+# Relative L2 norm of the difference where torchvision resizes: it rounds other pixels than Pillow.
+TORCHVISION_TOLERANCE = 1e-3
+# Settings of a configuration that show only in images that are no whole number of windows and patches.
+PADDING_SETTINGS = ("window_padding", "patch_padding")
+# What Pillow calls images with so many channels.
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def verify(
@@ -49,9 +63,11 @@ def verify(
         ValueError: if one is more than 1e-5.
     """
     config = copy.deepcopy(backbone_config(model))
-    side = 7 * config.patch_size * 2 ** (len(config.depths) - 1)
+    settings = different_settings(config, source_format)
+    # Large enough that half of it is an image too.
+    side = whole_side(config) * math.ceil(2 * (config.min_image_size + 3) / whole_side(config))
     sizes = [(side, side)]
-    if not different_settings(config, source_format):
+    if not settings.keys() & set(PADDING_SETTINGS):
         sizes.append((side // 2 - 3, side - 1))
     for name, value in source_format.config.items():
         setattr(config, name, value)
@@ -72,6 +88,7 @@ def verify(
         raise ValueError(
             f"The model does not compute what it does as {source_format.name}: the largest relative differences are "
             f"{', '.join(f'{value:.1e} in {name}' for name, value in differences.items())}, more than {TOLERANCE:.0e}."
+            f"{way_out(settings)}"
         )
     return differences
 
@@ -82,13 +99,83 @@ def largest_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return float((actual - expected).abs().max() / expected.abs().max())
 
 
-def different_settings(config: TwinsConfig, source_format: CheckpointFormat) -> list[str]:
-    """The settings, as text, in which a model pads otherwise than the format's models do."""
-    return [
-        f"{name}={getattr(config, name)} (there {value})"
+def whole_side(config: TwinsConfig) -> int:
+    """The side in pixels of the smallest square image that is a whole number of patches and windows in every stage."""
+    return (config.window_size or 1) * config.patch_size * 2 ** (len(config.depths) - 1)
+
+
+def different_settings(config: TwinsConfig, source_format: CheckpointFormat) -> dict[str, str]:
+    """The settings in which a model computes otherwise than the format's models do, as text, by their names."""
+    return {
+        name: f"{name}={getattr(config, name)} (there {value})"
         for name, value in source_format.config.items()
         if getattr(config, name) != value and not (name == "window_padding" and config.window_size is None)
-    ]
+    }
+
+
+def way_out(settings: Mapping[str, str]) -> str:
+    if not settings:
+        return ""
+    return (
+        f" The model has {', '.join(settings.values())}: give its config.json the other value, measure its accuracy again, "
+        "because it computes something else then, and convert that."
+    )
+
+
+def verify_preprocessing(processor: Any, pretrained_cfg: Mapping[str, Any]) -> float | None:
+    """Send picture files through an image processor and through timm's evaluation transforms.
+
+    Args:
+        processor: the image processor; where it has a backend that resizes with Pillow, as timm does, that is compared.
+        pretrained_cfg: what timm is told.
+
+    Returns:
+        The largest relative difference; None where there are no picture files with so many channels.
+
+    Raises:
+        ValueError: if it is more than 1e-5, or 1e-3 where torchvision resizes.
+    """
+    num_channels, height, width = pretrained_cfg["input_size"]
+    if num_channels not in MODES:
+        return None
+    if isinstance(processor, TorchvisionBackend):
+        name = type(processor).__name__
+        pil_class = getattr(hf_twins, f"{name}Pil", None) or getattr(transformers, f"{name}Pil", None)
+        processor = pil_class.from_dict(processor.to_dict()) if pil_class is not None else processor
+    exact = not isinstance(processor, TorchvisionBackend)
+    transform = create_transform(**resolve_data_config(pretrained_cfg=pretrained_cfg))
+    generator = torch.Generator().manual_seed(0)
+    differences = []
+    with tempfile.TemporaryDirectory() as folder:
+        # Landscape, portrait, smaller than the crop; the sides are odd and even.
+        for columns, rows in (
+            (2 * width + 3, height + 30),
+            (width + 31, 3 * height),
+            (width // 2 + 2, height // 2 + 1),
+        ):
+            # Noise with some likeness of neighbors, as photographs have it.
+            shape = (rows // 4, columns // 4, num_channels)
+            noise = torch.randint(256, shape, dtype=torch.uint8, generator=generator).squeeze(2)
+            picture = PIL.Image.fromarray(noise.numpy(), MODES[num_channels]).resize((columns, rows))
+            picture.save(file := Path(folder, f"{columns}.png"))
+            with PIL.Image.open(file) as opened:
+                expected: Any = transform(opened.convert(MODES[num_channels]))
+                actual = processor(opened, return_tensors="pt")["pixel_values"][0]
+            differences.append(relative_difference(actual, expected, exact))
+    tolerance = TOLERANCE if exact else TORCHVISION_TOLERANCE
+    if not all(difference <= tolerance for difference in differences):
+        raise ValueError(
+            f"The image processor, {type(processor).__name__}, does not compute what timm's transforms do with "
+            f"{dict(pretrained_cfg)}: the relative difference is {max(differences):.1e}, more than {tolerance:.0e}. Save the "
+            "model with a TwinsImageProcessor."
+        )
+    return max(differences)
+
+
+def relative_difference(actual: torch.Tensor, expected: torch.Tensor, exact: bool) -> float:
+    if exact or actual.shape != expected.shape:
+        return largest_difference(actual, expected)
+    return float((actual - expected).norm() / expected.norm())
 
 
 def backbone_config(model: PreTrainedModel) -> TwinsConfig:

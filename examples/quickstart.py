@@ -48,7 +48,7 @@ from transformers import (
 )
 
 from hf_twins import TwinsConfig, TwinsForImageClassification, TwinsImageProcessor, load_model
-from hf_twins._utils.cards import model_card, usage_code
+from hf_twins._utils.cards import model_card, origin_fields, usage_code
 from hf_twins._utils.extras import MissingExtraError, require_extra
 from hf_twins._utils.files import write_atomically
 from hf_twins._utils.images import ImageError, check_shape
@@ -207,6 +207,7 @@ def write_model_card(
         pipeline_tag="image-classification",
         tags=["twins"],
         model_name=output_dir.name,
+        **origin_fields(arguments.model_name_or_path, arguments.dataset),
         eval_results=[
             EvalResult(
                 task_type="image-classification",

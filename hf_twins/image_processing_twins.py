@@ -270,6 +270,16 @@ class TwinsImageProcessorMixin(BaseImageProcessor):
             data["labels"] = [labels.to(pixel_values[0].device) if is_torch else labels.numpy() for labels in maps]
         return BatchFeature(data=data, tensor_type=return_tensors)
 
+    def center_crop(self, image: Any, size: Any, *args: Any, **kwargs: Any) -> Any:
+        """The middle of an array or tensor `(..., height, width)`, zeros around it where it is smaller.
+
+        Where the middle is half a pixel off, torchvision rounds to even, with which the authors and timm evaluate, and
+        transformers rounds down.
+        """
+        margins = (side - (crop or 0) for side, crop in zip(image.shape[-2:], (size.height, size.width)))
+        top, left = (int(margin > 0 and margin % 4 == 3) for margin in margins)
+        return super().center_crop(image[..., top:, left:], size, *args, **kwargs)
+
     def post_process_semantic_segmentation(
         self,
         outputs: Any,

@@ -736,7 +736,9 @@ class TwinsPreTrainedModel(PreTrainedModel):
         As [`~PreTrainedModel.from_pretrained`], which says what the arguments are. With the package hf_twins, also from
 
         - a folder or repository of timm's, e.g. `timm/twins_svt_small.in1k`,
-        - a file of the authors' (`.pth`, `.pth.tar`, `.pt`, `.ckpt`, `.bin` or `.safetensors`), or a folder with one.
+        - a file of the authors' (`.pth`, `.pth.tar`, `.pt`, `.ckpt`, `.bin` or `.safetensors`), or a folder with one,
+
+        and with another `num_channels` than the checkpoint's: every channel gets its share of the sum of the trained weights.
 
         Raises:
             ValueError: if such a file does not hold the weights of a Twins model.

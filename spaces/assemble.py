@@ -30,6 +30,7 @@ from huggingface_hub.utils import httpx
 
 import hf_twins
 from hf_twins._utils.files import check_is_new, new_output
+from hf_twins._utils.publishing import create_repository
 
 
 HERE = Path(__file__).resolve().parent
@@ -63,12 +64,12 @@ def push(folder: Path, repo_id: str, private: bool) -> str:
 
     Raises:
         OSError: if the Hub cannot be reached, or refuses.
-        ValueError: if the folder's card or `repo_id` is not what the Hub accepts.
+        ValueError: if the folder's card or `repo_id` is not what the Hub accepts, or the Space is to be private and is public.
     """
     api = HfApi()
     try:
         RepoCard.load(folder / "README.md").validate(repo_type="space")
-        url = api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
+        url = create_repository(api, repo_id, private, repo_type="space", space_sdk="gradio")
         api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
@@ -87,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output_dir", "--output", dest="output", type=Path, required=True, help="folder to write")
     parser.add_argument("--push_to_hub", action="store_true", help="publish it (needs a token, see `hf auth login`)")
     parser.add_argument("--repo_id", metavar="ORG/NAME", help="of the Space on the Hub")
-    parser.add_argument("--private", action="store_true", help="if the Space is new, let nobody else see it")
+    parser.add_argument("--private", action="store_true", help="let nobody else see the Space")
     args = parser.parse_args(argv)
     if args.push_to_hub and not args.repo_id:
         parser.error("--push_to_hub needs --repo_id")

@@ -16,7 +16,7 @@
     with serve_hub(tokens={"hf_write": "write"}) as hub, hub.in_process(tmp_path, token="hf_write"):
         model.push_to_hub("somebody/twins-tiny")
 
-It answers as huggingface.co does to a client that has Xet switched off. What it has not (pull requests, tags, copies of
+It answers as huggingface.co does to a client that has Xet switched off. What it has not (tags, copies of
 files, listings of commits and branches) is answered with an error, never with a success that means nothing.
 """
 
@@ -211,6 +211,8 @@ class LoopbackHub(ThreadingHTTPServer):
         self.storage = Storage(folder)
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.uploads: dict[str, tuple[Repository, str]] = {}
+        # Those of other people, who get pull requests.
+        self.read_only: set[str] = set()
         self.faults: list[Fault] = []
         # Method and path, without the query, of every request in the order of arrival.
         self.requests: list[tuple[str, str]] = []
@@ -469,6 +471,10 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         if role != "write":
             raise HubError(403, "Forbidden: you must use a write token to upload to a repository.")
 
+    def require_own_repository(self, repo_id: str) -> None:
+        if repo_id in self.server.read_only:
+            raise HubError(403, "Forbidden: you do not have write access to this repository.")
+
     def visible_repository(self, repo_id: str, repo_type: str) -> Repository:
         repository = self.server.repositories.get((repo_type, repo_id))
         if self.role() is None and (repository is None or repository.private):
@@ -510,6 +516,7 @@ class HubRequestHandler(BaseHTTPRequestHandler):
 
     def create_repository(self) -> Any:
         repo_id, repo_type, wanted = self.named_repository()
+        self.require_own_repository(repo_id)
         with self.server.lock:
             if repository := self.server.repositories.get((repo_type, repo_id)):
                 url = f"{self.server.endpoint}/{repository.url}"
@@ -606,8 +613,8 @@ class HubRequestHandler(BaseHTTPRequestHandler):
             raise HubError(status, f"{message} Offending file: {path or oid}")
 
     def commit(self, repository: Repository, revision: str) -> Any:
-        if "create_pr" in self.query:
-            raise HubError(501, "This Hub has no pull requests")
+        if "create_pr" not in self.query:
+            self.require_own_repository(repository.repo_id)
         header = json.loads(self.body.readline())["value"]
         changes = [self.change(repository, **json.loads(line)) for line in self.body]
         with self.server.lock:
@@ -618,9 +625,19 @@ class HubRequestHandler(BaseHTTPRequestHandler):
             for path, blob in changes:
                 apply_change(files, path, blob, head)
             commit = Commit(files, header["summary"], head)
+            page = f"{self.server.endpoint}/{repository.url}"
+            answer = {
+                "success": True,
+                "commitOid": commit.oid,
+                "commitUrl": f"{page}/commit/{commit.oid}",
+                "hookOutput": "",
+            }
+            if "create_pr" in self.query:
+                number = 1 + sum(branch.startswith("refs/pr/") for branch in repository.branches)
+                revision = f"refs/pr/{number}"
+                answer["pullRequestUrl"] = f"{page}/discussions/{number}"
             repository.branches[revision] = commit
-        url = f"{self.server.endpoint}/{repository.url}/commit/{commit.oid}"
-        return {"success": True, "commitOid": commit.oid, "commitUrl": url, "hookOutput": ""}
+        return answer
 
     def change(self, repository: Repository, key: str, value: dict[str, Any]) -> tuple[str, Blob | None]:
         """A path and what shall be there; with a slash at its end it is a folder, of which nothing shall be there."""

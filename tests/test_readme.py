@@ -15,9 +15,12 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
-from testing_utils import tiny_config
+import torch
+from PIL import Image
+from testing_utils import save_timm, timm_model, tiny_config
 
 from hf_twins import TWINS_VARIANTS, TwinsForImageClassification, TwinsImageProcessor
 
@@ -47,6 +50,23 @@ def test_code_block_runs(code, tmp_path, monkeypatch):
     TwinsImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(repository)
     (tmp_path / "spaces").symlink_to(ROOT / "spaces")
     exec(compile(code, "README.md", "exec"), {})  # noqa: S102  # the README's code is ours
+
+
+def test_code_about_other_libraries_checkpoints_runs(tmp_path, monkeypatch):
+    (code,) = re.findall(
+        r"^```python\n(.*?)^```$", (ROOT / "conversion/README.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    monkeypatch.chdir(tmp_path)
+    model = timm_model()
+    save_timm(model, tmp_path / "path/to/timm_folder")
+    torch.save(model.state_dict(), tmp_path / "alt_gvt_small.pth")
+    names: dict[str, Any] = {}
+    exec(compile(code, "conversion/README.md", "exec"), names)  # noqa: S102  # the page's code is ours
+    assert isinstance(names["model"], TwinsForImageClassification)
+    image = torch.randn(1, 3, 64, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(names["model"](image).logits, model(image), rtol=0, atol=1e-4)
+    assert len(names["classify"](Image.new("RGB", (300, 260)), top_k=5)) == 5
 
 
 def test_model_table_is_that_of_the_package():

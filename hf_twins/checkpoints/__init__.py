@@ -18,7 +18,13 @@ from .labels import imagenet_class_names, known_label_fields
 from .names import ORIGINAL_NAMES, NameRow, NameTable, listed
 from .published import published_checkpoints
 from .reader import CheckpointReader, find_original_checkpoint
-from .timm import TIMM_ARGUMENTS, convert_timm_config, convert_timm_preprocessing, is_timm_config
+from .timm import (
+    TIMM_ARGUMENTS,
+    convert_timm_config,
+    convert_timm_preprocessing,
+    is_timm_config,
+    revert_timm_preprocessing,
+)
 from .unpickling import StandIn
 from .weights import BATCH_COUNTER, check_weights, read_checkpoint, read_weights, unwrap_weights
 
@@ -44,5 +50,6 @@ __all__ = [
     "published_checkpoints",
     "read_checkpoint",
     "read_weights",
+    "revert_timm_preprocessing",
     "unwrap_weights",
 ]

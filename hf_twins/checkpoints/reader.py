@@ -21,17 +21,19 @@ shapes of the weights.
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+from transformers import PreTrainedConfig
 from transformers.integrations.peft import maybe_load_adapters
 from transformers.utils import CONFIG_NAME, cached_file
 
-from ..configuration_twins import WEIGHTS_FILES, TwinsCheckpointReader, find_weights_file
+from ..configuration_twins import WEIGHTS_FILES, TwinsCheckpointReader, TwinsConfig, find_weights_file
 from .architecture import original_config, to_ours
+from .channels import STEM_WEIGHT, adapt_stem, adapt_stem_weight
 from .timm import convert_timm_config, convert_timm_preprocessing, is_timm_config
 from .weights import read_weights
 
@@ -145,10 +147,14 @@ class CheckpointReader(TwinsCheckpointReader):
                     checkpoint = find_original_checkpoint(base, **hub_kwargs)
         if checkpoint is None:
             with refusing_code(name_or_path):
-                return load(name_or_path, *args, **kwargs)
+                return self.load_saved_model(load, name_or_path, base, *args, **kwargs)
         weights = read_weights(checkpoint)
         with naming(checkpoint):
             kwargs["state_dict"] = to_ours(weights)
+            if (num_channels := wanted_channels(kwargs)) is not None:
+                for key, weight in kwargs["state_dict"].items():
+                    if key.endswith(STEM_WEIGHT) and weight.ndim == 4 and weight.shape[1] != num_channels:
+                        kwargs["state_dict"][key] = adapt_stem_weight(weight, num_channels)
             if kwargs.get("config") is None:
                 kwargs["config"] = base
             loaded = load(None, *args, **kwargs)
@@ -157,3 +163,53 @@ class CheckpointReader(TwinsCheckpointReader):
         if adapter is not None:
             model.load_adapter(adapter, adapter_name=kwargs.get("adapter_name", "default"))
         return loaded
+
+    def load_saved_model(
+        self,
+        load: Callable,
+        name_or_path: str | os.PathLike | None,
+        base: str | os.PathLike | None,
+        /,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """A model that transformers saved, for images of as many channels as is asked for.
+
+        Args:
+            load: loads it.
+            name_or_path: folder or Hub id of the model, or of an adapter.
+            base: that of the model, which the adapter names.
+        """
+        num_channels = wanted_channels(kwargs)
+        if num_channels is None or base is None or kwargs.get("state_dict") is not None:
+            return load(name_or_path, *args, **kwargs)
+        config = kwargs.get("config")
+        hub_kwargs = {key: value for key, value in kwargs.items() if key in HUB_ARGUMENTS}
+        commit = getattr(config, "_commit_hash", None)
+        try:
+            saved, _ = PreTrainedConfig.get_config_dict(base, _commit_hash=commit, **hub_kwargs)
+        except OSError:
+            # Weights alone, for a configuration that was given, or nothing at all, which transformers says.
+            saved = {}
+        saved_channels = saved.get("num_channels", TwinsConfig.num_channels)
+        if saved.get("model_type") != TwinsConfig.model_type or saved_channels == num_channels:
+            return load(name_or_path, *args, **kwargs)
+        if base != name_or_path:
+            raise ValueError(
+                f"{name_or_path} is an adapter of a model for {saved_channels} channels, not {num_channels}: merge it into that "
+                "model first, save the result and load that."
+            )
+        kwargs["num_channels"] = saved_channels
+        if config is not None:
+            kwargs["config"] = type(config).from_dict(config.to_dict() | {"num_channels": kwargs.pop("num_channels")})
+        loaded = load(name_or_path, *args, **kwargs)
+        adapt_stem(loaded[0] if kwargs.get("output_loading_info") else loaded, num_channels)
+        return loaded
+
+
+def wanted_channels(kwargs: Mapping[str, Any]) -> int | None:
+    """The number of channels that arguments of `from_pretrained` ask for; None if they leave it to the checkpoint."""
+    config = kwargs.get("config")
+    num_channels = kwargs.get("num_channels", config.num_channels if isinstance(config, TwinsConfig) else None)
+    # The configuration refuses others.
+    return num_channels if isinstance(num_channels, int) and num_channels > 0 else None

@@ -13,10 +13,11 @@
 # limitations under the License.
 """timm's `config.json`: the architecture and the preprocessing."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from transformers.image_utils import PILImageResampling
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
 from ..configuration_twins import TWINS_ARCHITECTURES
 from .labels import known_label_fields
@@ -145,7 +146,7 @@ def convert_timm_preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
         "interpolation": "bicubic",
     }
     pretrained_cfg |= {key: value for key, value in (config.get("pretrained_cfg") or {}).items() if value is not None}
-    _, height, width = pretrained_cfg["input_size"]
+    num_channels, height, width = pretrained_cfg["input_size"]
     resample = getattr(PILImageResampling, pretrained_cfg["interpolation"].upper(), None)
     if resample is None:
         raise ValueError(
@@ -165,7 +166,109 @@ def convert_timm_preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
             "timm's config.json must crop squares from the center (crop_mode 'center'), or squash (crop_mode 'squash'), "
             f"got crop_mode {pretrained_cfg['crop_mode']!r} and input_size {pretrained_cfg['input_size']}."
         )
-    for key, field in (("mean", "image_mean"), ("std", "image_std")):
-        if key in pretrained_cfg:
-            fields[field] = list(pretrained_cfg[key])
+    num_channels = (config.get("model_args") or {}).get("in_chans") or num_channels
+    if num_channels != 3:
+        fields["do_convert_rgb"] = False
+    for key, field, default in (
+        ("mean", "image_mean", IMAGENET_DEFAULT_MEAN),
+        ("std", "image_std", IMAGENET_DEFAULT_STD),
+    ):
+        values = list(pretrained_cfg.get(key, default))
+        if len(values) != num_channels:
+            # As timm's own scripts do.
+            values = num_channels * [sum(values) / len(values)]
+        if key in pretrained_cfg or num_channels != 3:
+            fields[field] = values
     return fields
+
+
+def revert_timm_preprocessing(processor: Any, num_channels: int) -> dict[str, Any]:
+    """What an image processor computes, as the `pretrained_cfg` of timm's `config.json` says it.
+
+    Args:
+        processor: a [`TwinsImageProcessor`], or an image processor of transformers' with the same fields.
+        num_channels: number of channels of the model.
+
+    Returns:
+        `input_size`, `crop_pct`, `crop_mode`, `interpolation`, `mean` and `std`. timm always divides pixels by 255: mean and
+        std make up for another factor, and for images that are not normalized.
+
+    Raises:
+        ValueError: if timm has no such preprocessing. The message names the field.
+    """
+    size = {name: value for name, value in dict(processor.size).items() if value is not None}
+    if not processor.do_resize:
+        raise cannot_say("do_resize=False", "always resizes", "do_resize=True")
+    resample = PILImageResampling.BILINEAR if processor.resample is None else processor.resample
+    if resample not in list(PILImageResampling):
+        raise cannot_say(f"resample={resample!r}", "resizes as Pillow does", "one of Pillow's filters")
+    if processor.do_center_crop:
+        crop = (processor.crop_size["height"], processor.crop_size["width"])
+    elif size.keys() == {"height", "width"}:
+        crop = (size["height"], size["width"])
+    else:
+        raise cannot_say(
+            f"do_center_crop=False and size={size}",
+            "makes all images of one size",
+            "do_center_crop=True, or a size with height and width",
+        )
+    if size.keys() == {"height", "width"}:
+        crop_mode, resized = "squash", (size["height"], size["width"])
+    elif size.keys() == {"shortest_edge"} and crop[0] == crop[1]:
+        crop_mode, resized = "center", (size["shortest_edge"], size["shortest_edge"])
+    else:
+        raise cannot_say(
+            f"size={size} and crop_size={dict(zip(('height', 'width'), crop))}",
+            "resizes to a shortest_edge and crops a square, or resizes to a height and a width",
+            "such sizes",
+        )
+    crop_pct = share_of_crop(crop, resized)
+    if crop_pct is None or any(part > whole for part, whole in zip(crop, resized)):
+        raise cannot_say(
+            f"size={size} and crop_size={dict(zip(('height', 'width'), crop))}",
+            "has one share, crop_pct, by which both sides of a crop are smaller than those of the resized image",
+            "such sizes",
+        )
+    if processor.do_pad and processor.pad_size and (processor.pad_size["height"], processor.pad_size["width"]) != crop:
+        raise cannot_say(f"do_pad=True and pad_size={dict(processor.pad_size)}", "never pads", "do_pad=False")
+    if processor.do_convert_rgb and num_channels != 3:
+        raise cannot_say("do_convert_rgb=True", f"gives this model {num_channels} channels", "do_convert_rgb=False")
+    scale = 255 * (processor.rescale_factor if processor.do_rescale else 1)
+    mean, std = [0.0] * num_channels, [1.0] * num_channels
+    if processor.do_normalize:
+        mean, std = (
+            [float(value)] * num_channels if isinstance(value, int | float) else list(value)
+            for value in (processor.image_mean, processor.image_std)
+        )
+    if len(mean) != num_channels or len(std) != num_channels or not all((scale, *std)):
+        raise cannot_say(
+            f"image_mean={mean}, image_std={std} and rescale_factor={processor.rescale_factor}",
+            f"normalizes the {num_channels} channels of this model",
+            f"{num_channels} numbers each, and neither a std nor a factor of 0",
+        )
+    return {
+        "input_size": [num_channels, *crop],
+        "crop_pct": crop_pct,
+        "crop_mode": crop_mode,
+        "interpolation": PILImageResampling(resample).name.lower(),
+        "mean": [value / scale for value in mean],
+        "std": [value / scale for value in std],
+    }
+
+
+def cannot_say(setting: str, timm: str, way_out: str) -> ValueError:
+    return ValueError(
+        f"The image processor has {setting}, which timm's config.json cannot say: timm {timm}. Save the model with an image "
+        f"processor that has {way_out}."
+    )
+
+
+def share_of_crop(crop: tuple[int, int], resized: tuple[int, int]) -> float | None:
+    """The `crop_pct` with which timm resizes images to be cropped, rounding down; None if there is none for both sides."""
+    largest = min(part / whole for part, whole in zip(crop, resized))
+    smallest = max(part / (whole + 1) for part, whole in zip(crop, resized))
+    # The plain quotient, unless rounding makes it a pixel less.
+    for share in (largest, (smallest + largest) / 2):
+        if all(math.floor(part / share) == whole for part, whole in zip(crop, resized)):
+            return share
+    return None

@@ -248,7 +248,8 @@ def center_crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     missing = [max(wanted - side, 0) for wanted, side in zip((height, width), pixels.shape[1:])]
     before = [math.ceil(amount / 2) for amount in missing]
     pixels = np.pad(pixels, [(0, 0), *((first, amount - first) for first, amount in zip(before, missing))])
-    top, left = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
+    # Rounded to even where the middle is half a pixel off, as the image processor does.
+    top, left = round((pixels.shape[1] - height) / 2), round((pixels.shape[2] - width) / 2)
     return pixels[:, top : top + height, left : left + width]
 
 

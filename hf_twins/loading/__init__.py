@@ -26,6 +26,7 @@ from transformers import AutoImageProcessor
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, cached_file
 
 from .._utils.code_revision import pinned_code_revision
+from ..checkpoints.channels import adapt_channels
 from ..configuration_twins import TwinsConfig
 from ..image_processing_twins import TwinsImageProcessor
 from .adapters import ADAPTER_LABELS_NAME, base_model, load_adapter
@@ -94,6 +95,7 @@ def load_model(
         allow_new_weights: whether the model is going to be trained: then a head that is missing, or has other labels, is
             newly initialized.
         config_fields: fields of the configuration to change; of an UperNet, those that are not labels are its backbone's.
+            With `num_channels`, the weights of the first convolution are adapted, and the image processor.
 
     Returns:
         The model, in evaluation mode, and its image processor.
@@ -118,6 +120,8 @@ def load_model(
         processor = load_image_processor(name_or_path, revision)
     else:
         processor = load_image_processor(image_processor)
+    if "num_channels" in config_fields:
+        processor = adapt_channels(processor, config_fields["num_channels"])
     if task == "semantic-segmentation" and getattr(processor, "do_center_crop", None):
         raise CroppingProcessorError(
             f"The image processor of {image_processor or name_or_path} has do_center_crop=True, with which a model sees a "

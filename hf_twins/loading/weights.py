@@ -21,6 +21,7 @@ import torch
 from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
 from .._utils.labels import label_names
+from ..checkpoints.channels import adapt_stem
 from ..configuration_twins import TwinsConfig
 from ..modeling_twins import TwinsBackbone
 from .tasks import TASKS
@@ -33,13 +34,17 @@ LABEL_FIELDS = ("id2label", "label2id", "num_labels")
 
 def load_class(model_class: Any, name: Any, **options: Any) -> tuple[Any, set[str]]:
     """The model, and the names of its weights that the checkpoint lacks or has in another shape."""
+    num_channels = None
     if model_class is UperNetForSemanticSegmentation and name is not None:
         labels = {key: options.pop(key) for key in LABEL_FIELDS if key in options}
+        num_channels = options.pop("num_channels", None)
         changes = {key: options.pop(key) for key in list(options) if key not in ("dtype", "revision")}
         config: Any = UperNetConfig.from_pretrained(name, revision=options["revision"], **labels)
         config.backbone_config = TwinsConfig.from_dict(config.backbone_config.to_dict() | changes)
         options["config"] = config
     model, info = model_class.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    if num_channels is not None:
+        adapt_stem(model, num_channels)
     check_depth(str(name), model, info["unexpected_keys"])
     return model, new_weights(info)
 

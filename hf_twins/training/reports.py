@@ -27,8 +27,9 @@ from huggingface_hub.utils import httpx
 from matplotlib.figure import Figure
 
 import hf_twins
-from hf_twins._utils.cards import model_card, quoted
+from hf_twins._utils.cards import model_card, origin_fields, quoted, sign
 from hf_twins._utils.files import write_atomically, write_json
+from hf_twins._utils.publishing import create_repository, publish_folder
 from hf_twins.training.trainer import RecipeArguments
 
 
@@ -114,7 +115,7 @@ def write_report_and_card(
     Args:
         output_dir: the model folder.
         report: what was measured, with `metrics` among it.
-        settings: what the run was told, with `recipe`, `start` and `dataset` among it.
+        settings: what the run was told, see `run_settings`.
         kind: what the model is, for readers.
         task: the Hub's name of the task.
         metric_types: the Hub's name of each metric, where it has one of its own.
@@ -131,10 +132,18 @@ def write_report_and_card(
     report = report | {"settings": settings, "versions": versions}
     write_json(output_dir / "report.json", report, default=str)
     metrics = report["metrics"]
+    model, data = settings.get("model", {}), settings.get("data", {})
+    origin = origin_fields(
+        model.get("model_name_or_path"),
+        data.get("dataset_name"),
+        settings.get("recipe_values", {}).get("license"),
+        model.get("model_revision", "main"),
+    )
     results = [
         EvalResult(
             task_type=task,
-            dataset_type=task,
+            # The Hub asks for an id, and of a folder there is none.
+            dataset_type=origin.get("datasets", [task])[0],
             dataset_name=str(settings["dataset"]),
             metric_type=metric_types.get(name, name),
             metric_name=name,
@@ -148,6 +157,7 @@ def write_report_and_card(
         tags=["twins", "hf_twins"],
         model_name=output_dir.name,
         eval_results=results,
+        **origin,
     )
     card = model_card(
         metadata,
@@ -166,16 +176,17 @@ def push_folder(output_dir: Path, repo_id: str | None, is_private: bool) -> None
 
     Raises:
         OSError: if that fails; the model is as it was.
+        ValueError: if the repository is to be private and is public.
     """
     api = HfApi()
     repo_id = repo_id or output_dir.resolve().name
     try:
-        url = api.create_repo(repo_id, private=is_private or None, exist_ok=True)
+        url = create_repository(api, repo_id, is_private)
         card = output_dir / "README.md"
         # On the Hub, the card's code loads the model from there.
         text = card.read_text(encoding="utf-8").replace(quoted(str(output_dir)), quoted(url.repo_id))
-        write_atomically(card, lambda partial: partial.write_text(text, encoding="utf-8"))
-        api.upload_folder(repo_id=url.repo_id, folder_path=output_dir, ignore_patterns=list(UNPUBLISHED))
+        write_atomically(card, lambda partial: partial.write_text(sign(text), encoding="utf-8"))
+        publish_folder(api, output_dir, url.repo_id, private=is_private, ignore_patterns=UNPUBLISHED)
     # RuntimeError where an upload was tried often enough.
     except (httpx.HTTPError, RuntimeError, OSError) as error:
         options = [*(["--private"] if is_private else []), *(f"--exclude '{pattern}'" for pattern in UNPUBLISHED)]

@@ -66,6 +66,14 @@ class RecipeArguments:
         default=0, metadata={"help": "Stop after so many evaluations without a better one; 0 for never."}
     )
 
+    license: str | None = field(
+        default=None,
+        metadata={
+            "help": "License in the trained model's card, as the Hub calls it (apache-2.0); by default that in the card of the "
+            "model it starts from."
+        },
+    )
+
     def options_for_whole_weights(self) -> list[str]:
         """Those that are given and do not work where weights are sharded."""
         return ["--ema_decay"] if self.ema_decay > 0 else []

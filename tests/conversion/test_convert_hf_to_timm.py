@@ -14,6 +14,7 @@
 """The way back: what is written loads in the other toolbox, and comes back bit for bit."""
 
 import json
+import re
 from pathlib import Path
 
 import convert_hf_to_timm
@@ -28,7 +29,7 @@ from sklearn.datasets import load_sample_image
 from source_checkpoints import TINY, source_weights
 from testing_utils import randomize, tiny_config
 from timm.data import create_transform, resolve_model_data_config
-from transformers import UperNetConfig, UperNetForSemanticSegmentation
+from transformers import MobileViTImageProcessor, UperNetConfig, UperNetForSemanticSegmentation, ViTImageProcessor
 
 from hf_twins import (
     TwinsBackbone,
@@ -75,9 +76,7 @@ def test_timm_loads_it_with_labels_and_preprocessing(family, tmp_path):
     config = small_config(family, num_labels=3, id2label={0: "cat", 1: "dog", 2: "cow"})
     model = randomize(TwinsForImageClassification(config))
     model.save_pretrained(tmp_path / "model")
-    TwinsImageProcessor(size={"shortest_edge": 236}, crop_size={"height": 224, "width": 224}).save_pretrained(
-        tmp_path / "model"
-    )
+    TwinsImageProcessor(size={"shortest_edge": 236}, resample=2).save_pretrained(tmp_path / "model")
     run(tmp_path / "model", "timm", tmp_path / "timm")
 
     timm_model = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
@@ -89,13 +88,77 @@ def test_timm_loads_it_with_labels_and_preprocessing(family, tmp_path):
     picture = Image.fromarray(load_sample_image("china.jpg"))
     transform = create_transform(**resolve_model_data_config(timm_model), is_training=False)
     pixel_values = TwinsImageProcessorPil.from_pretrained(tmp_path / "model")(picture, return_tensors="pt")
-    assert transform(picture).shape == pixel_values["pixel_values"].shape[1:]
-    assert (transform(picture) - pixel_values["pixel_values"][0]).abs().mean() < 0.01
+    torch.testing.assert_close(transform(picture), pixel_values["pixel_values"][0], rtol=0, atol=1e-5)
 
     reloaded = TwinsForImageClassification.from_pretrained(tmp_path / "timm")
     assert reloaded.config.id2label == config.id2label
-    assert TwinsImageProcessor.from_pretrained(tmp_path / "timm").size.shortest_edge == 236
+    processor = TwinsImageProcessor.from_pretrained(tmp_path / "timm")
+    assert (processor.size.shortest_edge, processor.resample) == (236, 2)
+
+    # And again, from what timm has.
+    run(tmp_path / "timm", "timm", tmp_path / "again")
+    for file in ("config.json", "model.safetensors"):
+        assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "timm" / file).read_bytes()
     assert all(torch.equal(weight, reloaded.state_dict()[name]) for name, weight in model.state_dict().items())
+
+
+def test_labels_are_in_the_order_of_their_numbers(tmp_path):
+    folder = tmp_path / "model"
+    randomize(TwinsForImageClassification(small_config(num_labels=11))).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    # As text, label 10 comes before label 2.
+    config["id2label"] = {number: f"label {number}" for number in sorted(map(str, range(11)))}
+    (folder / "config.json").write_text(json.dumps(config))
+    run(folder, "timm", tmp_path / "timm")
+    run(folder, "mmpretrain", tmp_path / "model.pth")
+    expected = [f"label {number}" for number in range(11)]
+    assert json.loads((tmp_path / "timm" / "config.json").read_text())["label_names"] == expected
+    assert torch.load(tmp_path / "model.pth", weights_only=True)["meta"]["CLASSES"] == expected
+
+
+@pytest.mark.parametrize("window_size", [2, 4, 7, 9])
+@pytest.mark.parametrize("window_padding", ["zeros", "masked"])
+def test_windows_of_other_sizes_are_verified_on_whole_windows(window_size, window_padding, tmp_path, capsys):
+    config = small_config(window_size=window_size, window_padding=window_padding)
+    randomize(TwinsForImageClassification(config)).save_pretrained(tmp_path / "model")
+    run(tmp_path / "model", "timm", tmp_path / "timm")
+    assert ("window_padding=masked (there zeros)" in capsys.readouterr().out) == (window_padding == "masked")
+
+
+@pytest.mark.parametrize(
+    ("fields", "shown"),
+    [({"window_padding": "masked"}, "window_padding=masked"), ({"patch_padding": True}, "patch_padding=True")],
+)
+def test_padding_that_shows_in_the_models_images_is_named_with_the_way_out(fields, shown, tmp_path):
+    randomize(TwinsForImageClassification(small_config(**fields))).save_pretrained(tmp_path / "model")
+    TwinsImageProcessor(size={"shortest_edge": 300}, crop_size={"height": 260, "width": 260}).save_pretrained(
+        tmp_path / "model"
+    )
+    error = fails(tmp_path / "model", "timm", tmp_path / "timm")
+    assert f"has {shown} (there " in error
+    assert "images of 260 x 260: only multiples of 224" in error
+    assert "an image processor of such a size, or give its config.json the other value" in error
+    TwinsImageProcessor(size={"shortest_edge": 448}, crop_size={"height": 448, "width": 448}).save_pretrained(
+        tmp_path / "model"
+    )
+    run(tmp_path / "model", "timm", tmp_path / "timm")
+
+
+def test_preprocessing_that_timm_has_not_is_named(tmp_path):
+    randomize(TwinsForImageClassification(small_config())).save_pretrained(tmp_path / "model")
+    TwinsImageProcessor(do_center_crop=False).save_pretrained(tmp_path / "model")
+    assert "do_center_crop=False" in fails(tmp_path / "model", "timm", tmp_path / "timm")
+    # It turns the channels around, and its configuration does not say so.
+    MobileViTImageProcessor(do_flip_channel_order=True, size={"shortest_edge": 256}).save_pretrained(
+        tmp_path / "model"
+    )
+    assert "MobileViTImageProcessorPil, does not compute what timm's transforms do" in fails(
+        tmp_path / "model", "timm", tmp_path / "timm"
+    )
+    ViTImageProcessor(resample=3).save_pretrained(tmp_path / "model")
+    run(tmp_path / "model", "timm", tmp_path / "timm")
+    config = json.loads((tmp_path / "timm" / "config.json").read_text())["pretrained_cfg"]
+    assert (config["crop_mode"], config["crop_pct"], config["interpolation"]) == ("squash", 1.0, "bicubic")
 
 
 @pytest.mark.parametrize("source_format", ["official", "mmpretrain", "mmseg-upernet", "mmseg-semantic-fpn"])
@@ -159,9 +222,26 @@ def test_what_the_toolbox_has_not_is_named(tmp_path):
     )
     randomize(TwinsForSemanticSegmentation(small_config())).save_pretrained(tmp_path / "fpn")
     assert "timm has no model like TwinsForSemanticSegmentation" in fails(tmp_path / "fpn", "timm", tmp_path / "timm")
-    # mmsegmentation's epsilon is not to be had in timm, and shows.
-    randomize(TwinsForImageClassification(small_config(layer_norm_eps=1e-2))).save_pretrained(tmp_path / "eps")
-    assert "does not compute what it does as timm" in fails(tmp_path / "eps", "timm", tmp_path / "timm")
+
+
+@pytest.mark.parametrize("toolbox", ["timm", "official"])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"layer_norm_eps": 1e-2}, r"layer_norm_eps=0\.01 \(there 1e-06\): give its config.json the other value"),
+        ({"hidden_act": "relu"}, r"hidden_act=relu \(there gelu\)"),
+    ],
+)
+def test_settings_that_the_toolbox_has_not_are_named(toolbox, fields, message, tmp_path):
+    randomize(TwinsForImageClassification(small_config(**fields))).save_pretrained(tmp_path / "model")
+    error = fails(tmp_path / "model", toolbox, tmp_path / "output")
+    assert "does not compute what it does as " in error
+    assert re.search(message, error)
+
+
+def test_attention_without_biases_is_named(tmp_path):
+    randomize(TwinsForImageClassification(small_config(qkv_bias=False))).save_pretrained(tmp_path / "model")
+    assert "timm has no models with qkv_bias=False" in fails(tmp_path / "model", "timm", tmp_path / "timm")
 
 
 def test_preprocessing_that_cannot_be_read_is_not_replaced_by_timms(tmp_path):

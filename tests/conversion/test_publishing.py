@@ -92,6 +92,90 @@ def test_private_and_revision(hub, source, tmp_path):
         TwinsForImageClassification.from_pretrained("somebody/twins", revision="v1")
 
 
+def test_private_is_not_published_publicly(hub, source, tmp_path):
+    HfApi().create_repo("somebody/twins")
+    error = fails(source, "--output", tmp_path / "converted", *push_options(), "--private")
+    assert "somebody/twins is public, nothing was published: make it private in its settings" in error
+    assert set(hub.repository("somebody/twins").branches["main"].files) == {".gitattributes"}
+    # Without converting again.
+    hub.repository("somebody/twins").private = True
+    run(source, "--output", tmp_path / "converted", *push_options(), "--private")
+    assert model_info("somebody/twins").private
+
+
+def test_old_weights_do_not_stay_beside_the_new_ones(hub, source, tmp_path, capsys):
+    api = HfApi()
+    api.create_repo("somebody/twins")
+    old = ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json", "tf_model.h5"]
+    old += [
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "adapter_config.json",
+        "model.fp16.bin",
+    ]
+    others = ["notes.txt", "results/model.bin", "onnx/model.onnx", "modeling.py"]
+    for name in [*old, *others, "model.safetensors"]:
+        api.upload_file(path_or_fileobj=b"old", path_in_repo=name, repo_id="somebody/twins")
+    run(source, "--output", tmp_path / "converted", *push_options())
+    files = set(hub.repository("somebody/twins").branches["main"].files)
+    written = {file.name for file in (tmp_path / "converted").iterdir()}
+    assert files == {".gitattributes", *others, *written}
+    assert f"removes   {', '.join(sorted(old))} from somebody/twins" in capsys.readouterr().out
+    TwinsForImageClassification.from_pretrained("somebody/twins")
+
+
+def test_card_that_its_owner_has_written_is_kept(hub, source, tmp_path, capsys):
+    api = HfApi()
+    api.create_repo("somebody/twins")
+    mine = b"---\nlicense: mit\n---\n# My model"
+    api.upload_file(path_or_fileobj=mine, path_in_repo="README.md", repo_id="somebody/twins")
+    run(source, "--output", tmp_path / "first", *push_options())
+    assert ModelCard.load("somebody/twins").text.strip() == "# My model"
+    assert "kept      README.md of somebody/twins" in capsys.readouterr().out
+    assert "model.safetensors" in hub.repository("somebody/twins").branches["main"].files
+    run(source, "--output", tmp_path / "first", *push_options(), "--replace-card")
+    assert "converted from source.pth" in ModelCard.load("somebody/twins").text
+
+    # A card that was generated is replaced, until somebody edits it.
+    weights = source_weights("official", TINY["svt"])
+    for name, is_edited in (("second", False), ("third", True)):
+        weights["head.bias"] += 1
+        torch.save(weights, source)
+        card = ModelCard.load("somebody/twins")
+        if is_edited:
+            card.data.license = "mit"
+            api.upload_file(path_or_fileobj=str(card).encode(), path_in_repo="README.md", repo_id="somebody/twins")
+        run(source, "--output", tmp_path / name, *push_options())
+        digest = hashlib.sha256(source.read_bytes()).hexdigest()
+        assert (digest in ModelCard.load("somebody/twins").text) is not is_edited
+    assert ModelCard.load("somebody/twins").data.license == "mit"
+
+
+def test_repository_of_somebody_else_gets_a_pull_request(hub, source, tmp_path, capsys):
+    hub.add_repository("other/twins")
+    hub.read_only.add("other/twins")
+    assert "other/twins was not published" in fails(
+        source, "--output", tmp_path / "converted", *push_options("other/twins")
+    )
+    run(source, "--output", tmp_path / "converted", *push_options("other/twins"), "--create-pr")
+    assert f"published {hub.endpoint}/other/twins/discussions/1" in capsys.readouterr().out
+    branches = hub.repository("other/twins").branches
+    assert set(branches["main"].files) == {".gitattributes"}
+    assert branches["refs/pr/1"].title == "Convert from source.pth"
+    TwinsForImageClassification.from_pretrained("other/twins", revision="refs/pr/1")
+    # Nothing is created for it.
+    error = fails(source, "--output", tmp_path / "converted", *push_options("other/none"), "--create-pr")
+    assert "other/none was not published" in error
+    assert not HfApi().repo_exists("other/none")
+
+
+@pytest.mark.parametrize("option", [("--private",), ("--revision", "v1")])
+def test_pull_request_goes_neither_with_private_nor_with_a_revision(option, source, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(source, "--output", tmp_path / "converted", *push_options(), "--create-pr", *option)
+    assert "--create_pr goes neither with --private nor with --revision" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("token", [None, "hf_wrong"])
 def test_without_a_valid_token_nothing_is_even_converted(token, hub, source, tmp_path):
     with hub.in_process(tmp_path / "stranger", token=token):

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from huggingface_hub import ModelCardData
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -28,13 +27,13 @@ from torchvision.transforms import v2
 from transformers import PreTrainedModel
 
 from hf_twins import TWINS_VARIANTS, TwinsForImageClassification, TwinsImageProcessor, load_model
-from hf_twins._utils.cards import model_card, quoted
+from hf_twins._utils.cards import model_card, origin_fields, quoted
 from hf_twins._utils.files import write_json
 from hf_twins._utils.labels import label_fields, label_names
+from hf_twins.checkpoints.channels import adapt_channels, adapt_stem
 from hf_twins.loading import (
     ADAPTER_LABELS_NAME,
     MissingProcessorError,
-    can_be_hub_id,
     load_image_processor,
     load_pretrained,
 )
@@ -124,17 +123,6 @@ def load_trained(arguments: TrainedModelArguments) -> tuple[Any, TwinsImageProce
     return model, adapt_processor(processor, arguments.image_size, model.config.num_channels)
 
 
-def adapt_stem(model: PreTrainedModel, num_channels: int) -> None:
-    """Let a trained model take images of other channels, with the sum of what its patches gave before."""
-    projection: Any = model.get_input_embeddings()
-    if projection.in_channels == num_channels:
-        return
-    # Each new channel is the mean of the old ones, so that a grey picture gives what it gave as three equal channels.
-    weight = projection.weight.detach().mean(1, keepdim=True) * projection.in_channels / num_channels
-    projection.weight = nn.Parameter(weight.repeat(1, num_channels, 1, 1))
-    projection.in_channels = model.config.num_channels = num_channels
-
-
 def create_processor(arguments: TrainedModelArguments, num_channels: int) -> TwinsImageProcessor:
     """The image processor to train with: the checkpoint's or, where it has none, the one that the authors evaluate with."""
     processor: Any = TwinsImageProcessor()
@@ -156,11 +144,7 @@ def adapt_processor(processor: Any, image_size: int | None, num_channels: int) -
         share = processor.size.shortest_edge / processor.crop_size.height
         changes["crop_size"] = {"height": image_size, "width": image_size}
         changes["size"] = {"shortest_edge": round(image_size * share)}
-    if num_channels != len(processor.image_mean):
-        changes["do_convert_rgb"] = False
-        for name in ("image_mean", "image_std"):
-            changes[name] = num_channels * [float(np.mean(getattr(processor, name)))]
-    return TwinsImageProcessor.from_dict(processor.to_dict() | changes)
+    return TwinsImageProcessor.from_dict(adapt_channels(processor, num_channels).to_dict() | changes)
 
 
 class BatchMixer:
@@ -264,8 +248,7 @@ def save_adapter(model: PeftModel, processor: TwinsImageProcessor, folder: Path)
         library_name="peft",
         pipeline_tag="image-classification",
         tags=["twins", "lora"],
-        # The Hub refuses what cannot be a model there.
-        base_model=base if can_be_hub_id(base) and not Path(base).exists() else None,
+        **origin_fields(adapter.base_model_name_or_path, dataset=None),
     )
     description = f"A LoRA adapter of a Twins image classifier ({base}), for {len(labels)} labels."
     card = model_card(metadata, folder.parent.name, description, ADAPTER_USAGE.format(folder=quoted(str(folder))))

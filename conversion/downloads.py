@@ -1,0 +1,230 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Files at addresses, kept on this machine; each time, the address is asked whether it has another file by now."""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.message import Message
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+from huggingface_hub.utils import httpx, tqdm
+
+from hf_twins._utils.files import locked, remove, write_json
+from hf_twins.configuration_twins import WEIGHTS_SUFFIXES
+
+
+# Seconds in which nothing comes, after which a download is given up.
+STALLED_AFTER = 30
+# Says which file an address had, in the folder of that address.
+RECORD_NAME = "download.json"
+# Begins the name of a folder for what is not complete.
+PARTIAL = ".partial-"
+# Parameters of addresses that tell files apart. All others may be signatures, tokens or passwords.
+PUBLIC_PARAMETERS = ("dl", "download", "export", "id", "raw", "ref", "rev", "revision", "version", "versionid")
+# Statuses of a server that is out of order, not of a file that is gone.
+TEMPORARY_STATUSES = (408, 425, 429, 500, 502, 503, 504)
+
+
+class UnreachableError(Exception):
+    """A server does not answer, or not now."""
+
+
+@dataclass(frozen=True)
+class KeptFile:
+    """A file that an address had.
+
+    Args:
+        path: where it is kept.
+        record: `file` and `sha256`, when it was `fetched`, and what the server tells versions by, `etag` and `last_modified`.
+    """
+
+    path: Path
+    record: dict[str, Any]
+
+
+def is_address(source: str) -> bool:
+    return source.lower().startswith(("http://", "https://"))
+
+
+def public_address(address: str) -> str:
+    """An address without what may be secret in it: user name and password, fragment, and all but a few parameters."""
+    try:
+        parts = urlsplit(address)
+    except ValueError as error:
+        raise ValueError(f"The address cannot be read: {error}.") from error
+    path = re.sub(r";[^/]*", ";...", parts.path)
+    parameters = []
+    for parameter in parts.query.split("&") if parts.query else []:
+        name, _, value = parameter.partition("=")
+        if not value:
+            # It may be a token without a name.
+            name = ""
+        parameters.append(parameter if name.lower() in PUBLIC_PARAMETERS else f"{name}=..." if name else "...")
+    query = f"?{'&'.join(parameters)}" if parameters else ""
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{path}{query}"
+
+
+def download(address: str, sha256: str | None) -> Path:
+    """The file that an address has now, complete, in PyTorch's folder of checkpoints (`TORCH_HOME`).
+
+    A file that is kept is fetched again if the server has another one, by its ETag or the time of its last change. It is not
+    asked for if it has the hash that is required. If the server does not answer, the file that is kept is used, and that is
+    printed.
+
+    Args:
+        address: with http or https; a user name and a password in it are sent to the server.
+        sha256: what the file's SHA-256 must begin with, in lower case; None if it is not known.
+
+    Raises:
+        ValueError: if the file has another hash.
+        OSError: if it cannot be fetched or kept.
+    """
+    shown = public_address(address)
+    folder = cache_folder(address)
+    kept = read_kept(folder)
+    if kept is not None and sha256 is not None and kept.record["sha256"].startswith(sha256):
+        return kept.path
+    try:
+        return fetch(address, folder, kept, sha256)
+    except UnreachableError as error:
+        if kept is None:
+            raise OSError(f"{shown} cannot be fetched: {error}.") from error
+        if sha256 is not None:
+            raise OSError(
+                f"{shown} cannot be fetched, and the file that is kept has another hash: {error}."
+            ) from error
+        print(
+            f"note      {shown} cannot be asked for changes ({error}): this is the file that it had on "
+            f"{kept.record['fetched']}, with the SHA-256 {kept.record['sha256']}"
+        )
+        return kept.path
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+        # What the client says may have the whole address in it.
+        reason = " ".join(str(error).replace(address, shown).split()) or type(error).__name__
+        raise OSError(f"{shown} cannot be fetched: {reason}.") from error
+
+
+def fetch(address: str, folder: Path, kept: KeptFile | None, sha256: str | None) -> Path:
+    headers = {"Accept-Encoding": "identity"}
+    for header, field in (("If-None-Match", "etag"), ("If-Modified-Since", "last_modified")):
+        if kept is not None and kept.record[field]:
+            headers[header] = kept.record[field]
+    with httpx.Client(follow_redirects=True, timeout=STALLED_AFTER) as client:
+        request = client.build_request("GET", address, headers=headers)
+        try:
+            response = client.send(request, stream=True)
+        except httpx.TransportError as error:
+            raise UnreachableError(str(error) or type(error).__name__) from error
+        try:
+            status = f"HTTP status {response.status_code} {response.reason_phrase}".strip()
+            if response.status_code in TEMPORARY_STATUSES:
+                raise UnreachableError(status)
+            if response.status_code == httpx.codes.NOT_MODIFIED and kept is not None:
+                return kept.path
+            if response.status_code != httpx.codes.OK:
+                raise OSError(status)
+            return keep(response, file_name(address, response), folder, public_address(address), sha256)
+        finally:
+            response.close()
+
+
+def keep(response: Any, name: str, folder: Path, shown: str, sha256: str | None) -> Path:
+    """Write the body of a response into a folder named by its hash, and then what the address has; drop what it had."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"{PARTIAL}*"):
+        # By a killed process.
+        with locked(left) as is_left:
+            if is_left:
+                remove(left)
+    digest = hashlib.sha256()
+    with (
+        tempfile.TemporaryDirectory(dir=folder, prefix=PARTIAL, ignore_cleanup_errors=True) as partial,
+        locked(Path(partial)),
+    ):
+        size = response.headers.get("Content-Length")
+        with (
+            Path(partial, name).open("wb") as file,
+            tqdm(total=int(size) if size else None, unit="B", unit_scale=True, desc=name) as progress,
+        ):
+            for block in response.iter_bytes():
+                file.write(block)
+                digest.update(block)
+                progress.update(len(block))
+        found = digest.hexdigest()
+        if sha256 is not None and not found.startswith(sha256):
+            raise ValueError(
+                f'{shown} is not the file it must be, or came in damaged: its SHA-256 is {found}, expected "{sha256}".'
+            )
+        path = folder / found / name
+        # Another process may have fetched the same.
+        path.parent.mkdir(exist_ok=True)
+        Path(partial, name).replace(path)
+    record = {
+        "file": name,
+        "sha256": found,
+        "etag": response.headers.get("ETag"),
+        "last_modified": response.headers.get("Last-Modified"),
+        "fetched": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_json(folder / RECORD_NAME, record)
+    for other in folder.iterdir():
+        if re.fullmatch(r"[0-9a-f]{64}", other.name) and other.name != found:
+            remove(other)
+    return path
+
+
+def forget(path: Path) -> None:
+    """Remove a file that `download` has returned: what cannot be read is not to be taken for complete the next time."""
+    remove(path.parent)
+
+
+def read_kept(folder: Path) -> KeptFile | None:
+    """The file that an address had; None if there is none, or it was damaged since."""
+    try:
+        record = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
+        path = folder / record["sha256"] / record["file"]
+        if record.keys() >= {"etag", "last_modified", "fetched"} and file_sha256(path) == record["sha256"]:
+            return KeptFile(path, record)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return None
+
+
+def cache_folder(address: str) -> Path:
+    """The folder for what an address has, named by a hash: the address may be too long, or hold a token or a password."""
+    return Path(torch.hub.get_dir(), "checkpoints", hashlib.sha256(address.encode()).hexdigest())
+
+
+def file_name(address: str, response: Any) -> str:
+    """What the server calls the file, or the end of the address, or of the one that it leads to."""
+    header = Message()
+    header["Content-Disposition"] = response.headers.get("Content-Disposition", "")
+    names = [header.get_filename() or "", urlsplit(address).path, urlsplit(str(response.url)).path]
+    names = [PurePosixPath(name.replace("\\", "/")).name for name in names]
+    # It may be no name at all, and lead out of the folder.
+    names = [re.sub(r"[^\w.+-]", "_", name, flags=re.ASCII)[-150:] for name in names if name.strip(".")]
+    return next((name for name in names if name.endswith(WEIGHTS_SUFFIXES)), names[0] if names else "checkpoint")
+
+
+def file_sha256(file: str | os.PathLike) -> str:
+    with Path(file).open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -1,0 +1,106 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Publishing a model folder: nothing public that was to be private, no owner's card overwritten, no old weights left behind."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, HfApi, RepoUrl
+
+from .cards import is_generated
+
+
+CARD_NAME = "README.md"
+# What transformers loads in place of new weights, or on top of them: weights in other formats and other numbers of files,
+# their indices, adapters.
+WEIGHTS = re.compile(
+    r"(pytorch_model|model|tf_model|flax_model|adapter_model)([.-][\w.-]+)?\.(bin|safetensors|h5|msgpack)(\.index\.json)?"
+    r"|adapter_config\.json"
+)
+
+
+def create_repository(api: HfApi, repo_id: str, private: bool, repo_type: str = "model", **options: Any) -> RepoUrl:
+    """Create a repository if it does not exist.
+
+    Raises:
+        ValueError: if it is to be private and exists as a public one.
+    """
+    url = api.create_repo(repo_id, private=private or None, repo_type=repo_type, exist_ok=True, **options)
+    if private and not api.repo_info(url.repo_id, repo_type=repo_type).private:
+        raise ValueError(
+            f"{url.repo_id} is public, nothing was published: make it private in its settings on the Hub, publish under "
+            "another name, or do not ask for a private one."
+        )
+    return url
+
+
+def publish_folder(
+    api: HfApi,
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    replace_card: bool = False,
+    ignore_patterns: Sequence[str] = (),
+    commit_message: str | None = None,
+) -> CommitInfo:
+    """Publish a model folder as one commit; what was kept or removed in the repository is printed.
+
+    Args:
+        api: the Hub's client.
+        folder: the model folder.
+        repo_id: id of the repository.
+        private: whether nobody else is to see it.
+        revision: branch; created if there is none.
+        create_pr: whether to open a pull request, in a repository that exists and may be somebody else's.
+        replace_card: whether to replace a README.md that was written or edited by hand, which is kept otherwise.
+        ignore_patterns: files that are not published.
+        commit_message: message of the commit, and title of the pull request.
+
+    Raises:
+        ValueError: if the repository is to be private and is public.
+        httpx.HTTPError, RuntimeError, OSError: what the client raises if the Hub refuses, or cannot be reached.
+    """
+    if not create_pr:
+        repo_id = create_repository(api, repo_id, private).repo_id
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+    info = api.model_info(repo_id, revision=revision)
+    remote = {sibling.rfilename for sibling in info.siblings or []}
+    ignored = list(ignore_patterns)
+    if CARD_NAME in remote and (folder / CARD_NAME).is_file() and not replace_card:
+        card = Path(api.hf_hub_download(repo_id, CARD_NAME, revision=info.sha))
+        if not is_generated(card.read_text(encoding="utf-8", errors="replace")):
+            ignored.append(CARD_NAME)
+            print(
+                f"kept      {CARD_NAME} of {repo_id}, which was not generated; the generated one is {folder / CARD_NAME}"
+            )
+    obsolete = sorted(name for name in remote if WEIGHTS.fullmatch(name) and not (folder / name).is_file())
+    if obsolete:
+        print(f"removes   {', '.join(obsolete)} from {repo_id}, beside the weights that are published")
+    return api.upload_folder(
+        repo_id=repo_id,
+        folder_path=folder,
+        revision=revision,
+        # What somebody else publishes meanwhile is not to be overwritten.
+        parent_commit=info.sha,
+        create_pr=create_pr,
+        ignore_patterns=ignored or None,
+        delete_patterns=obsolete or None,
+        commit_message=commit_message,
+    )

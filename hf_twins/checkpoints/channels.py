@@ -1,0 +1,59 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Trained models for images with other channels: the first convolution is adapted, and the image processor."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+STEM_WEIGHT = "patch_embeddings.0.projection.weight"
+
+
+def adapt_stem_weight(weight: torch.Tensor, num_channels: int) -> torch.Tensor:
+    """The weights of the first convolution for so many channels, `(out_channels, num_channels, height, width)`.
+
+    All channels get the same weights, which add up to the sum over the old ones, as timm does it for one channel: a gray
+    image gives what it gave as equal channels.
+
+    Args:
+        weight: trained weights, `(out_channels, in_channels, height, width)`.
+        num_channels: number of channels of the images.
+    """
+    total = weight.float().sum(1, keepdim=True) / num_channels
+    return total.to(weight.dtype).repeat(1, num_channels, 1, 1)
+
+
+def adapt_stem(model: Any, num_channels: int) -> None:
+    """Let a trained model, or one with a Twins backbone, take images of so many channels, see `adapt_stem_weight`."""
+    encoder = getattr(model, "backbone", model)
+    projection = encoder.get_input_embeddings()
+    if projection.in_channels != num_channels:
+        weight = adapt_stem_weight(projection.weight.detach(), num_channels)
+        projection.weight = nn.Parameter(weight, requires_grad=projection.weight.requires_grad)
+        projection.in_channels = num_channels
+        encoder.config.num_channels = num_channels
+        getattr(model.config, "backbone_config", model.config).num_channels = num_channels
+
+
+def adapt_channels(processor: Any, num_channels: int) -> Any:
+    """An image processor for images of so many channels, all normalized by the mean of the old means and deviations."""
+    if num_channels == len(processor.image_mean):
+        return processor
+    changes: dict[str, Any] = {"do_convert_rgb": False}
+    for name in ("image_mean", "image_std"):
+        values = getattr(processor, name)
+        changes[name] = num_channels * [float(sum(values) / len(values))]
+    return type(processor).from_dict(processor.to_dict() | changes)
