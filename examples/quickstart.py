@@ -50,7 +50,7 @@ from hf_twins._utils.cards import model_card, usage_code
 from hf_twins._utils.command_line import parse_arguments
 from hf_twins._utils.extras import MissingExtraError
 from hf_twins._utils.files import write_atomically
-from hf_twins._utils.images import ImageError, check_shape
+from hf_twins._utils.images import ImageError, check_shape, convert_image
 from hf_twins._utils.labels import label_fields
 
 
@@ -301,7 +301,8 @@ def main() -> None:
         model=AutoModelForImageClassification.from_pretrained(output_dir),
         image_processor=AutoImageProcessor.from_pretrained(output_dir),
     )
-    images = list(dataset["test"]["image"])
+    # By the package's rules: transformers' pipelines would cut off what has 16 bits a pixel.
+    images = [convert_image(image) for image in dataset["test"]["image"]]
     true_labels = [labels[index] for index in dataset["test"]["label"]]
     predictions = [best for (best,) in classifier(images, top_k=1, batch_size=arguments.batch_size)]
     num_right = sum(best["label"] == label for best, label in zip(predictions, true_labels))

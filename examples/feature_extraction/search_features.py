@@ -19,6 +19,7 @@ Prints them, nearest first, and draws them. One batch of vectors is held in memo
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,7 @@ from matplotlib.figure import Figure
 from hf_twins._utils.command_line import run
 from hf_twins._utils.features import POOLED, FeatureExtractor
 from hf_twins._utils.files import write_atomically
-from hf_twins._utils.images import convert_image, open_image
+from hf_twins._utils.images import ImageError, log_applied_rules, read_image
 from hf_twins._utils.run_settings import read_settings
 
 
@@ -114,8 +115,8 @@ def draw_image(axes: Axes, path: Path, title: str) -> None:
     lines = [line if len(line) <= 28 else f"...{line[-25:]}" for line in title.splitlines()]
     axes.set_title("\n".join(lines), fontsize=8)
     try:
-        axes.imshow(convert_image(open_image(path)))
-    except OSError:
+        axes.imshow(read_image(path))
+    except ImageError:
         axes.text(0.5, 0.5, "no longer there", ha="center", va="center")
 
 
@@ -124,7 +125,9 @@ def search_features(arguments: SearchArguments) -> list[tuple[float, str]]:
         raise ValueError(f"--top_k must be at least 1, got {arguments.top_k}.")
     features, query = Path(arguments.features), Path(arguments.query)
     settings, shards = check_settings(features), find_shards(features)
-    image = convert_image(open_image(query))
+    applied: Counter[str] = Counter()
+    image = read_image(query, applied=applied)
+    log_applied_rules(applied)
     extractor = FeatureExtractor(settings["model_name_or_path"], settings["features"])
     if extractor.digest != settings["model_digest"]:
         raise ValueError(

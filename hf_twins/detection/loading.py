@@ -22,6 +22,7 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
 from transformers.utils import CONFIG_NAME
 
+from ..image_processing_twins import convert_image
 from ..pixel_mask import pass_pixel_mask_to_backbone
 from .image_processing import TwinsDetectorImageProcessor
 from .modeling import TwinsForObjectDetection
@@ -45,7 +46,7 @@ class Detector:
         """Detect objects.
 
         Args:
-            images: RGB images.
+            images: images in any mode, not turned by their EXIF orientation.
             threshold: objects with this score or a lower one are discarded, in [0, 1).
 
         Returns:
@@ -53,6 +54,7 @@ class Detector:
             `labels` `(num_objects,)`, best first, and, for Mask R-CNN, `masks` `(num_objects, height, width)`, True on the
             object.
         """
+        images = [convert_image(image) for image in images]
         inputs = self.processor(images, return_tensors="pt").to(self.model.device)
         sizes = torch.tensor([(image.height, image.width) for image in images])
         return self.detect(inputs, sizes, threshold)

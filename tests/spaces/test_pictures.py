@@ -71,12 +71,15 @@ def test_16_bits_keep_their_range(scene, image_format):
     assert difference(read_picture(sent(image, image_format)), scene.convert("L").convert("RGB")) < 1
 
 
-def test_palette_with_transparency_keeps_its_colours(scene):
+def test_palette_with_transparency_is_composited_on_white(scene):
     palette = scene.quantize(16)
     file = sent(palette, "PNG", transparency=bytes(range(0, 256, 16)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert difference(read_picture(file), palette.convert("RGB")) < 1
+        image = read_picture(file)
+    palette.info["transparency"] = bytes(range(0, 256, 16))
+    layers = PIL.Image.new("RGBA", palette.size, "white"), palette.convert("RGBA")
+    assert difference(image, PIL.Image.alpha_composite(*layers).convert("RGB")) < 1
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
@@ -139,8 +142,10 @@ def test_truncated_picture_is_refused_with_a_sentence(image_format):
 
 
 def test_fractions_are_refused_with_a_sentence():
-    with pytest.raises(PictureError, match="fractions for pixels"):
-        read_picture(sent(PIL.Image.new("F", (20, 20)), "TIFF"))
+    with pytest.raises(PictureError, match="fractions from 255 to 255 for pixels, where 0 to 1 are read"):
+        read_picture(sent(PIL.Image.new("F", (20, 20), 255), "TIFF"))
+    gray = read_picture(sent(PIL.Image.new("F", (20, 20), 0.5), "TIFF"))
+    assert gray.getpixel((0, 0)) == (128, 128, 128)
 
 
 def test_large_file_is_refused(monkeypatch, scene):

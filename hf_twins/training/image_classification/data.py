@@ -21,6 +21,7 @@ sees what it would have seen.
 import glob
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ from datasets import (
     Features,
     Image,
     IterableDataset,
+    List,
     Value,
     load_dataset,
 )
@@ -44,7 +46,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode, v2
 
-from hf_twins._utils.images import convert_image, decode_image, is_image_file
+from hf_twins._utils.images import checked_image, convert_image, decode_image, is_image_file, log_applied_rules
 from hf_twins.training.data import load_hub_splits, only_column, renamed_columns
 from hf_twins.training.image_classification.arguments import ClassificationRecipe, DataArguments, ImageArguments
 from hf_twins.training.trainer import mixed_seed
@@ -187,11 +189,14 @@ def without_corrupt_images(split: Dataset, name: str) -> Dataset:
     if not isinstance(split.features["image"], Image):
         return split
     undecoded = split.cast_column("image", Image(decode=False))
-    is_readable = undecoded.map(
-        lambda example: {"is_readable": decode_image(example["image"]) is not None},
+    checked = undecoded.map(
+        lambda example: checked_image(example["image"]),
         remove_columns=undecoded.column_names,
+        features=Features({"is_readable": Value("bool"), "applied": List(Value("string"))}),
         desc=f"Checking the images of {name}",
-    )["is_readable"]
+    )
+    log_applied_rules(Counter(rule for rules in checked["applied"] for rule in rules), f"images of {name}")
+    is_readable = list(checked["is_readable"])
     corrupt = [index for index, readable in enumerate(is_readable) if not readable]
     if corrupt:
         names = [undecoded[index]["image"]["path"] or f"image {index}" for index in corrupt]
