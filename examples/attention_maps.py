@@ -43,7 +43,7 @@ from hf_twins import (
 )
 from hf_twins._utils.command_line import run
 from hf_twins._utils.drawing import denormalize
-from hf_twins._utils.files import write_atomically
+from hf_twins._utils.files import check_is_apart, write_atomically
 from hf_twins._utils.images import log_applied_rules, read_image
 
 
@@ -176,6 +176,7 @@ def write_figures(arguments: AttentionMapsArguments) -> list[Path]:
     stages = arguments.stages or stage_names
     if not set(stages) <= set(stage_names):
         raise ValueError(f"--stages must be some of {', '.join(stage_names)}, got {', '.join(stages)}.")
+    check_is_apart(arguments.output_dir, [arguments.image], is_recursive=False)
     applied: Counter[str] = Counter()
     image = read_image(arguments.image, applied=applied)
     log_applied_rules(applied)

@@ -49,7 +49,7 @@ from hf_twins import TwinsConfig, TwinsForImageClassification, TwinsImageProcess
 from hf_twins._utils.cards import model_card, usage_code
 from hf_twins._utils.command_line import parse_arguments
 from hf_twins._utils.extras import MissingExtraError
-from hf_twins._utils.files import write_atomically
+from hf_twins._utils.files import check_is_apart, write_atomically
 from hf_twins._utils.images import ImageError, check_shape, convert_image
 from hf_twins._utils.labels import label_fields
 
@@ -272,6 +272,7 @@ def main() -> None:
     (arguments,) = parse_arguments(QuickstartArguments)
     set_seed(arguments.seed)
     try:
+        check_is_apart(arguments.output_dir, [arguments.dataset])
         dataset = load_images(arguments.dataset, arguments.seed)
     except (OSError, ValueError) as error:
         sys.exit(

@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from hf_twins._utils.command_line import run
 from hf_twins._utils.features import POOLED, FeatureExtractor
-from hf_twins._utils.files import exclusive_folder, write_atomically, write_json
+from hf_twins._utils.files import check_is_apart, exclusive_folder, write_atomically, write_json
 from hf_twins._utils.images import ImageError, is_image_file, log_applied_rules, read_image
 from hf_twins._utils.run_settings import record_settings
 
@@ -142,6 +142,7 @@ def extract_features(arguments: ExtractionArguments) -> None:
             raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}.")
     check_features(arguments.features)
     input_dir, output_dir = Path(arguments.input_dir), Path(arguments.output_dir)
+    check_is_apart(output_dir, [input_dir])
     paths = find_images(input_dir)
     extractor = FeatureExtractor(arguments.model_name_or_path, arguments.features)
     settings = {

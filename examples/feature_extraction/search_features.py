@@ -33,7 +33,7 @@ from matplotlib.figure import Figure
 
 from hf_twins._utils.command_line import run
 from hf_twins._utils.features import POOLED, FeatureExtractor
-from hf_twins._utils.files import write_atomically
+from hf_twins._utils.files import check_is_apart, write_atomically
 from hf_twins._utils.images import ImageError, log_applied_rules, read_image
 from hf_twins._utils.run_settings import read_settings
 
@@ -124,7 +124,11 @@ def search_features(arguments: SearchArguments) -> list[tuple[float, str]]:
     if arguments.top_k < 1:
         raise ValueError(f"--top_k must be at least 1, got {arguments.top_k}.")
     features, query = Path(arguments.features), Path(arguments.query)
+    contact_sheet = Path(arguments.contact_sheet)
     settings, shards = check_settings(features), find_shards(features)
+    check_is_apart(contact_sheet.parent, [settings["input_dir"]], option="The folder of --contact_sheet")
+    if contact_sheet.resolve() == query.resolve():
+        raise ValueError(f"--contact_sheet must be another file than --query, got {query}.")
     applied: Counter[str] = Counter()
     image = read_image(query, applied=applied)
     log_applied_rules(applied)
@@ -135,7 +139,7 @@ def search_features(arguments: SearchArguments) -> list[tuple[float, str]]:
             "extract them again."
         )
     neighbours = nearest_neighbours(extractor([image])[0]["pooled"], shards, arguments.top_k)
-    draw_contact_sheet(query, Path(settings["input_dir"]), neighbours, Path(arguments.contact_sheet))
+    draw_contact_sheet(query, Path(settings["input_dir"]), neighbours, contact_sheet)
     return neighbours
 
 

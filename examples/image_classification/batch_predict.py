@@ -43,7 +43,7 @@ from tqdm.auto import tqdm
 
 from hf_twins._utils.command_line import run
 from hf_twins._utils.digests import model_digest
-from hf_twins._utils.files import write_atomically
+from hf_twins._utils.files import check_is_apart, write_atomically
 from hf_twins._utils.images import log_applied_rules
 from hf_twins._utils.run_settings import record_settings
 from hf_twins._utils.shards import DatasetShard, Shard, ShardError, ShardImages, TarShard, find_shards
@@ -94,6 +94,7 @@ def predict(model_arguments: TrainedModelArguments, args: PredictionArguments) -
     for name in ("shard_size", "top_k", "per_device_eval_batch_size"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}.")
+    check_is_apart(args.output_dir, [args.input_dir, args.dataset_name])
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=not torch.accelerator.is_available())
     model, processor = load_trained(model_arguments)
     model.to(accelerator.device)

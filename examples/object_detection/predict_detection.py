@@ -33,7 +33,7 @@ from torchvision.transforms.v2 import functional
 from tqdm import tqdm
 
 from hf_twins._utils.command_line import run
-from hf_twins._utils.files import write_json
+from hf_twins._utils.files import check_is_apart, write_json
 from hf_twins._utils.images import ImageError, find_images, log_applied_rules, read_image
 from hf_twins._utils.labels import label_names
 from hf_twins.detection import Detector, load_detector
@@ -64,8 +64,7 @@ def predict(options: PredictionArguments) -> None:
         raise ValueError(f"--threshold must be in [0, 1), got {options.threshold}.")
     files = find_images(Path(options.images))
     output_dir = Path(options.output_dir)
-    if output_dir.resolve() == files[0].resolve().parent:
-        raise ValueError(f"--output_dir must be another folder than that of the images, got {output_dir}.")
+    check_is_apart(output_dir, [options.images], is_recursive=False)
     detector = load_detector(options.model_name_or_path)
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     detector.model.to(options.device or accelerator)

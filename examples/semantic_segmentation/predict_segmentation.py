@@ -30,6 +30,7 @@ from hf_twins import load_model
 from hf_twins._utils.command_line import run
 from hf_twins._utils.devices import default_device
 from hf_twins._utils.drawing import mask_image
+from hf_twins._utils.files import check_is_apart
 from hf_twins._utils.images import ImageError, find_images, log_applied_rules, read_image
 from hf_twins._utils.labels import label_names
 from hf_twins.training.semantic_segmentation.drawing import class_shares, draw_prediction
@@ -58,6 +59,7 @@ def predict(options: PredictionArguments, how: InferenceArguments) -> dict[str, 
     """
     files = find_images(Path(options.images))
     check_names(files)
+    check_is_apart(options.output_dir, [options.images], is_recursive=False)
     model, processor = load_model(options.model_name_or_path, "semantic-segmentation")
     model.to(options.device or default_device())
     names = label_names(model.config)

@@ -17,12 +17,14 @@ Every script, Space and evaluation reads images by [`read_image`], or by `open_i
 turned upright as its EXIF orientation says, with the pixels of [`~hf_twins.image_processing_twins.convert_image`].
 """
 
+import contextlib
 import io
 import logging
 import os
 import re
 import stat
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -156,9 +158,15 @@ def read_image(
     Raises:
         ImageError: if it cannot be used, whatever the reason; the message begins with the name of the file.
     """
-    name = str(source) if isinstance(source, str | Path) else "The image"
-    try:
+    with image_errors(str(source) if isinstance(source, str | Path) else "The image"):
         return convert_image(open_image(source, applied=applied, **limits), mode)
+
+
+@contextlib.contextmanager
+def image_errors(name: str) -> Iterator[None]:
+    """Raise an ImageError that begins with the name of an image, whatever error reading it raises."""
+    try:
+        yield
     except ImageError as error:
         sentence = str(error)
         raise ImageError(sentence if sentence.startswith(name) else f"{name} cannot be used: {sentence}") from error

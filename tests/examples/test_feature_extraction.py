@@ -313,7 +313,7 @@ def test_search_names_bad_input_without_a_traceback(prepared, extract, search):
     for options, message in (
         (["--top_k", "0"], "--top_k must be at least 1, got 0"),
         (["--query", "not-here.png"], "error: .*not-here.png"),
-        (["--query", "features/settings.json"], "error: cannot identify image file"),
+        (["--query", "features/settings.json"], "error: features/settings.json cannot be decoded: it is not an image"),
     ):
         with pytest.raises(SystemExit, match=message):
             search(query, *options)

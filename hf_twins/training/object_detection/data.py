@@ -37,6 +37,7 @@ from hf_twins._utils.images import (
     check_is_file,
     convert_image,
     decoding_fault,
+    image_errors,
     log_applied_rules,
     open_image,
 )
@@ -86,11 +87,9 @@ class CocoImages:
         """
         image = self.images[index]
         path, size = self.folder / image["file_name"], (image["width"], image["height"])
-        try:
+        with image_errors(str(path)):
             stored = open_image(path, is_upright=False)
             return convert_image(turn_as_annotated(stored, size, self.exif, self.convention))
-        except ImageError as error:
-            raise ImageError(f"{path} cannot be used: {str(error).rstrip('.')}.") from error
 
     def select(self, indices: list[int]) -> "CocoImages":
         return replace(self, images=[self.images[index] for index in indices])

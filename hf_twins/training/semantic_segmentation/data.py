@@ -36,6 +36,7 @@ from torchvision.transforms import v2
 from hf_twins._utils.images import (
     ImageError,
     convert_image,
+    image_errors,
     image_source,
     is_image_file,
     log_applied_rules,
@@ -78,11 +79,13 @@ class ImageMaskPairs(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, PIL.Image.Image]:
         pair = self.split[index]
-        image, mask = (open_image(image_source(pair[name]), is_upright=False) for name in ("image", "label"))
+        name = file_of(self.split, index)
+        with image_errors(name):
+            image, mask = (open_image(image_source(pair[part]), is_upright=False) for part in ("image", "label"))
         try:
             return matched_pair(image, mask, self.exif, self.convention)
         except ImageError as error:
-            raise ImageError(f"{file_of(self.split, index)} and its mask do not fit: {error}.") from error
+            raise ImageError(f"{name} and its mask do not fit: {error}.") from error
 
     def select(self, indices: Iterable[int]) -> "ImageMaskPairs":
         return ImageMaskPairs(self.split.select(indices), self.exif, self.convention)
