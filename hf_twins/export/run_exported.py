@@ -346,6 +346,13 @@ def read_image(file: Path, applied: Counter[str] | None = None) -> PIL.Image.Ima
         raise ImageError(f"{file} cannot be used: {reason}.") from error
 
 
+def say_applied_rules(applied: Counter[str]) -> None:
+    """Say once how many images were not taken as they are stored, and what was done instead."""
+    for rule, count in applied.items():
+        if count:
+            print(f"note: {count} images {rule}.", file=sys.stderr)
+
+
 def softmax(logits: np.ndarray) -> np.ndarray:
     exponentials = np.exp(logits - logits.max())
     return exponentials / exponentials.sum()
@@ -407,9 +414,7 @@ def run(args: argparse.Namespace) -> None:
             print(json.dumps({"image": os.fspath(file), "labels": labels}))
         else:
             print(file, *(f"  {entry['score']:7.2%}  {entry['label']}" for entry in labels), sep="\n")
-    for rule, count in applied.items():
-        if count:
-            print(f"note: {count} of {len(args.images)} images {rule}.", file=sys.stderr)
+    say_applied_rules(applied)
 
 
 if __name__ == "__main__":

@@ -646,7 +646,11 @@ def test_published_result_is_that_of_the_same_source_and_the_same_way(tmp_path, 
 
 def test_evaluation_names_what_is_wrong(trained, scenes, tmp_path):
     good = ["--validation_dir", str(scenes / "validation"), "--model_name_or_path"]
+    many = tmp_path / "many"
+    TwinsForSemanticSegmentation(tiny_config(num_labels=300)).save_pretrained(many)
+    processor_of().save_pretrained(many)
     for arguments, message in (
+        ([*good, str(many)], "many has 300 classes, of which masks can have 255: the number 255 means no class"),
         ([*good, str(tmp_path / "none")], "error: .*none"),
         (
             ["--model_name_or_path", str(trained), "--validation_dir", str(tmp_path)],

@@ -14,6 +14,7 @@
 """Pictures as strangers send them: each is read as what it is, or refused with a sentence."""
 
 import io
+import os
 import struct
 import warnings
 from pathlib import Path
@@ -21,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from hostile_files import archive, png_of, saved
+from hostile_files import archive, many_scans, png_of, saved
 from twins_space import pictures
 from twins_space.pictures import PictureError, list_pictures, read_picture, read_pictures
 
@@ -146,6 +147,34 @@ def test_fractions_are_refused_with_a_sentence():
         read_picture(sent(PIL.Image.new("F", (20, 20), 255), "TIFF"))
     gray = read_picture(sent(PIL.Image.new("F", (20, 20), 0.5), "TIFF"))
     assert gray.getpixel((0, 0)) == (128, 128, 128)
+
+
+def test_pictures_of_32_bits_may_have_a_quarter_of_the_pixels(monkeypatch):
+    """They take four bytes a pixel, from a file that may have some hundred thousand."""
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 400)
+    assert read_picture(sent(PIL.Image.new("L", (20, 20)), "TIFF")).size == (20, 20)
+    assert read_picture(sent(PIL.Image.new("I", (10, 10)), "TIFF")).size == (10, 10)
+    for mode in ("I", "F"):
+        with pytest.raises(PictureError, match="20 x 20 has too many pixels"):
+            read_picture(sent(PIL.Image.new(mode, (20, 20)), "TIFF"))
+
+
+def test_pictures_of_many_scans_are_refused_alone_and_in_an_archive(scene, tmp_path):
+    """Each scan takes a pass over all pixels, and a few bytes."""
+    progressive = many_scans(saved(scene, "JPEG", progressive=True), 1000)
+    with pytest.raises(PictureError, match=r"a JPEG of 10\d\d scans, of which at most 50 are read"):
+        read_picture(io.BytesIO(progressive))
+    archive = write_zip(tmp_path / "scans.zip", {"good.jpg": saved(scene, "JPEG"), "scans.jpg": progressive})
+    good, scans = read_pictures(list_pictures([archive]))
+    assert good[1].size == scene.size
+    assert "scans" in str(scans[1])
+
+
+def test_what_is_no_file_is_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", tmp_path, tmp_path / "gone.png"):
+        with pytest.raises(PictureError, match="This is not a file"):
+            read_picture(path)
 
 
 def test_large_file_is_refused(monkeypatch, scene):

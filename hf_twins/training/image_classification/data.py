@@ -297,6 +297,7 @@ class StreamedImages(torch.utils.data.IterableDataset):
     def examples(self) -> Iterator[dict[str, Any]]:
         """Those that can be decoded, without an end."""
         num_corrupt = 0
+        said: Counter[str] = Counter()
         for repetition in itertools.count():
             is_empty = True
             # The stream of epoch 1 is not what epoch 0 has when it is read again.
@@ -304,7 +305,11 @@ class StreamedImages(torch.utils.data.IterableDataset):
             for example in self.stream:
                 image = example["image"]
                 if isinstance(image, dict):
-                    path, image = image["path"], decode_image(image)
+                    applied: Counter[str] = Counter()
+                    path, image = image["path"], decode_image(image, applied)
+                    # How many there will be is not known: each is said at its first image.
+                    log_applied_rules(applied - said, "images or more of the stream")
+                    said |= applied
                     if image is None:
                         num_corrupt += 1
                         logger.warning(f"left out, because it cannot be decoded: {path} ({num_corrupt} so far)")
