@@ -142,8 +142,9 @@ def extract_features(arguments: ExtractionArguments) -> None:
             raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}.")
     check_features(arguments.features)
     input_dir, output_dir = Path(arguments.input_dir), Path(arguments.output_dir)
-    check_is_apart(output_dir, [input_dir])
     paths = find_images(input_dir)
+    # Below it, features are no images.
+    check_is_apart(output_dir, [input_dir], is_recursive=False)
     extractor = FeatureExtractor(arguments.model_name_or_path, arguments.features)
     settings = {
         "model_name_or_path": arguments.model_name_or_path,

@@ -94,7 +94,8 @@ def predict(model_arguments: TrainedModelArguments, args: PredictionArguments) -
     for name in ("shard_size", "top_k", "per_device_eval_batch_size"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}.")
-    check_is_apart(args.output_dir, [args.input_dir, args.dataset_name])
+    # Its .parquet files would be the next run's input; below it, they would not.
+    check_is_apart(args.output_dir, [args.input_dir, args.dataset_name], is_recursive=False)
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=not torch.accelerator.is_available())
     model, processor = load_trained(model_arguments)
     model.to(accelerator.device)

@@ -171,7 +171,7 @@ SCRIPTS = {
     "run_segmentation": run_segmentation.main,
     "run_detection": run_detection.main,
 }
-RECURSIVE = {"batch_predict", "run_trainer", "run_accelerate", "run_segmentation"}
+RECURSIVE = {"run_trainer", "run_accelerate", "run_segmentation"}
 
 
 @pytest.mark.usefixtures("one_process")
