@@ -22,6 +22,7 @@ stage's own.
     ... --query 0.3 0.7 --label "tabby"         # of another token, for another class
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -43,8 +44,8 @@ from hf_twins import (
     load_model,
 )
 from hf_twins._utils.drawing import denormalize
-from hf_twins._utils.files import write_atomically
-from hf_twins._utils.images import convert_image, open_image
+from hf_twins._utils.files import check_is_apart, write_atomically
+from hf_twins._utils.images import log_applied_rules, read_image
 
 
 @dataclass
@@ -176,7 +177,10 @@ def write_figures(arguments: AttentionMapsArguments) -> list[Path]:
     stages = arguments.stages or stage_names
     if not set(stages) <= set(stage_names):
         raise ValueError(f"--stages must be some of {', '.join(stage_names)}, got {', '.join(stages)}.")
-    image = convert_image(open_image(arguments.image))
+    check_is_apart(arguments.output_dir, [arguments.image], is_recursive=False)
+    applied: Counter[str] = Counter()
+    image = read_image(arguments.image, applied=applied)
+    log_applied_rules(applied)
     pixel_values = processor(image, return_tensors="pt")["pixel_values"]
     label = choose_label(arguments.label, model, pixel_values)
     layers = attention_maps(model, pixel_values)

@@ -24,6 +24,7 @@ cores. The output folder is a complete repository: weights, image processor, mod
 """
 
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -50,8 +51,8 @@ from transformers import (
 from hf_twins import TwinsConfig, TwinsForImageClassification, TwinsImageProcessor, load_model
 from hf_twins._utils.cards import model_card, origin_fields, usage_code
 from hf_twins._utils.extras import MissingExtraError, require_extra
-from hf_twins._utils.files import write_atomically
-from hf_twins._utils.images import ImageError, check_shape
+from hf_twins._utils.files import check_is_apart, write_atomically
+from hf_twins._utils.images import ImageError, applied_rules, check_shape, convert_image, log_applied_rules
 from hf_twins._utils.labels import label_fields
 
 
@@ -276,6 +277,7 @@ def main() -> None:
     require_extra("train")
     set_seed(arguments.seed)
     try:
+        check_is_apart(arguments.output_dir, [arguments.dataset])
         dataset = load_images(arguments.dataset, arguments.seed)
     except (OSError, ValueError) as error:
         sys.exit(
@@ -306,6 +308,9 @@ def main() -> None:
         image_processor=AutoImageProcessor.from_pretrained(output_dir),
     )
     images = list(dataset["test"]["image"])
+    log_applied_rules(Counter(rule for image in images for rule in applied_rules(image)), "held-out images")
+    # By the package's rules: transformers' pipelines would cut off what has 16 bits a pixel.
+    images = [convert_image(image) for image in images]
     true_labels = [labels[index] for index in dataset["test"]["label"]]
     predictions = [best for (best,) in classifier(images, top_k=1, batch_size=arguments.batch_size)]
     num_right = sum(best["label"] == label for best, label in zip(predictions, true_labels))

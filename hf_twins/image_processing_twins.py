@@ -17,6 +17,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import PIL.Image
 import torch
 from torch import nn
 from transformers.image_processing_backends import TorchvisionBackend
@@ -62,6 +64,71 @@ class TwinsImageProcessorKwargs(ImagesKwargs, total=False):
     """
 
     do_reduce_labels: bool
+
+
+class ImageError(ValueError):
+    """An image cannot be used; the message is a sentence that says why."""
+
+
+# What becomes of modes that are not channels from 0 to 255 where channels are kept as they are.
+KEPT_CHANNELS = {"1": "L", "LA": "L", "La": "L", "P": "RGB", "PA": "RGB", "RGBa": "RGBA"}
+
+
+def convert_image(image: PIL.Image.Image, mode: str | None = "RGB") -> PIL.Image.Image:
+    """Convert an image to channels from 0 to 255, by the rules by which the whole package reads images.
+
+    16 bits a pixel (`I;16`) are divided by 257 and rounded, so that 65535 becomes 255; 32-bit integers (`I`) too, if they
+    are from 0 to 65535. Fractions (`F`) from 0 to 1 are multiplied by 255. What is transparent is composited on white.
+    Color profiles are ignored.
+
+    Args:
+        image: the image, in any mode of Pillow.
+        mode: "L", "RGB" or "RGBA", which keeps transparency; None keeps the number of channels, with a palette resolved.
+
+    Raises:
+        ImageError: if 32-bit integers are not from 0 to 65535, or fractions not from 0 to 1.
+    """
+    if image.mode.startswith(("I", "F")):
+        image = to_eight_bits(image)
+    if image.mode in ("La", "LAB"):
+        # Pillow converts them to no other modes than these.
+        image = image.convert("LA" if image.mode == "La" else "RGB")
+    mode = mode or KEPT_CHANNELS.get(image.mode, image.mode)
+    if image.has_transparency_data and (mode != "RGBA" or image.mode != "RGBA"):
+        key = image.info.get("transparency")
+        if isinstance(key, tuple) and max(key) > 255:
+            # The transparent color of a PNG with 16 bits a channel, which Pillow reads as their upper 8.
+            image = image.copy()
+            image.info["transparency"] = tuple(value >> 8 for value in key)
+        image = image.convert("RGBA")
+        if mode != "RGBA" and image.getchannel("A").getextrema() != (255, 255):
+            image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def to_eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+    """The gray image, of mode `L`, for one of integers with more bits or of fractions.
+
+    Raises:
+        ImageError: as for [`convert_image`].
+    """
+    gray = np.empty((image.height, image.width), np.uint8)
+    transparent = image.info.get("transparency")
+    # In strips, so that numbers of more bytes take little memory.
+    height = max(2**20 // max(image.width, 1), 1)
+    for top in range(0, image.height, height):
+        pixels = np.asarray(image.crop((0, top, image.width, min(top + height, image.height))))
+        largest = 1 if image.mode == "F" else 65535
+        # Also false for NaN.
+        if not (pixels.min() >= 0 and pixels.max() <= largest):
+            kind = "fractions" if image.mode == "F" else "32-bit integers"
+            raise ImageError(
+                f"An image has {kind} from {pixels.min():g} to {pixels.max():g} for pixels, where 0 to {largest} are read: "
+                "save it with 8 or 16 bits a channel."
+            )
+        scaled = np.rint(255 * pixels) if image.mode == "F" else (pixels.astype(np.uint32) + 128) // 257
+        gray[top : top + height] = scaled if transparent is None else np.where(pixels == transparent, 255, scaled)
+    return PIL.Image.fromarray(gray)
 
 
 def read_segmentation_maps(segmentation_maps: Any) -> list[torch.Tensor]:
@@ -169,6 +236,12 @@ class TwinsImageProcessorMixin(BaseImageProcessor):
     def __init__(self, **kwargs: Unpack[TwinsImageProcessorKwargs]):
         # Defined for its annotation, from which `auto_docstring` takes the arguments.
         super().__init__(**kwargs)  # type: ignore[misc]  # whose annotation lacks those of this class
+
+    def process_image(self, image: Any, do_convert_rgb: bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """The image as an array or tensor, its channels first; a PIL image by the rules of [`convert_image`]."""
+        if is_pil_image(image):
+            image = convert_image(image, "RGB" if do_convert_rgb else None)
+        return super().process_image(image, do_convert_rgb, *args, **kwargs)
 
     @auto_docstring
     def preprocess(

@@ -13,7 +13,10 @@
 # limitations under the License.
 """Files as strangers send them to a server."""
 
+import contextlib
 import io
+import os
+import socket
 import struct
 import zipfile
 import zlib
@@ -25,15 +28,60 @@ import PIL.Image
 
 def png_of(width: int, height: int, num_rows: int | None = None) -> bytes:
     """A black PNG that says it is of that size, and has all of its rows, or so many."""
+    row = bytes(width + 1)
+    packed = zlib.compressobj(9)
+    data = b"".join(packed.compress(row) for _ in range(height if num_rows is None else num_rows)) + packed.flush()
+    return png_of_chunks(width, height, {b"IDAT": data})
+
+
+def png_of_chunks(width: int, height: int, chunks: dict[bytes, bytes], bits: int = 8, color_type: int = 0) -> bytes:
+    """A PNG with these chunks between its header and its end; the fifth letter of a name and those after are left out."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    row = bytes(width + 1)
-    packed = zlib.compressobj(9)
-    data = b"".join(packed.compress(row) for _ in range(height if num_rows is None else num_rows)) + packed.flush()
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, 0)
+    inner = b"".join(chunk(kind[:4], data) for kind, data in chunks.items())
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + inner + chunk(b"IEND", b"")
+
+
+def many_scans(jpeg: bytes, number: int = 60) -> bytes:
+    """The JPEG with its last scan repeated."""
+    last = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    return jpeg[:-2] + number * last + jpeg[-2:]
+
+
+def write_no_images(folder: Path) -> dict[str, str]:
+    """What is called an image and cannot be used as one, and what is said of it."""
+    noise = PIL.Image.effect_noise((64, 64), 80)
+    png, jpeg = saved(noise, "PNG"), saved(noise, "JPEG")
+    texts = {f"zTXt{index}".encode(): b"a\0\0" + zlib.compress(bytes(2**20 - 9)) for index in range(70)}
+    contents = {
+        "empty.png": (b"", "not an image"),
+        "page.jpg": (b"<!DOCTYPE html><html>404</html>", "not an image"),
+        "pointer.png": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "not an image"),
+        "zeros.webp": (bytes(4000), "not an image"),
+        "cut.png": (png[: len(png) // 2], "broken or incomplete"),
+        "cut.jpg": (jpeg[: len(jpeg) // 2], "broken or incomplete"),
+        "no_pixels.png": (png_of(64, 64, num_rows=0), "broken or incomplete"),
+        "texts.png": (png_of_chunks(1, 1, texts | {b"IDAT": zlib.compress(b"\0\0")}), "broken or incomplete"),
+        "bomb.png": (png_of(20_000, 20_000, num_rows=1), "too many pixels"),
+        "long.png": (long_png(), "too long, 1 x 65535 pixels"),
+        "scans.jpg": (many_scans(saved(noise, "JPEG", progressive=True)), "scans, of which at most 50 are read"),
+        "sequential.jpg": (many_scans(jpeg), "61 scans"),
+        "scans.tif": (many_scans(saved(noise, "TIFF", compression="jpeg")), "scans"),
+    }
+    for name, (content, _) in contents.items():
+        (folder / name).write_bytes(content)
+    os.mkfifo(folder / "pipe.png")
+    (folder / "folder.png").mkdir()
+    (folder / "device.png").symlink_to("/dev/zero")
+    (folder / "gone.png").symlink_to(folder / "nothing")
+    # Paths of sockets are short.
+    with socket.socket(socket.AF_UNIX) as opened, contextlib.chdir(folder):
+        opened.bind("socket.png")
+    others = {"pipe.png": "a named pipe", "folder.png": "a folder", "device.png": "a device", "socket.png": "a socket"}
+    return {name: sentence for name, (_, sentence) in contents.items()} | others | {"gone.png": "does not exist"}
 
 
 def saved(image: PIL.Image.Image, image_format: str, **options) -> bytes:

@@ -24,6 +24,7 @@ that the same command after an interruption does what is missing.
 import hashlib
 import itertools
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,8 +40,8 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from hf_twins._utils.features import POOLED, FeatureExtractor
-from hf_twins._utils.files import exclusive_folder, write_atomically, write_json
-from hf_twins._utils.images import convert_image, is_image_file, open_image
+from hf_twins._utils.files import check_is_apart, exclusive_folder, write_atomically, write_json
+from hf_twins._utils.images import ImageError, is_image_file, log_applied_rules, read_image
 from hf_twins._utils.run_settings import record_settings
 
 
@@ -67,15 +68,16 @@ def check_features(features: list[str]) -> None:
         raise ValueError(f"--features must be pooled, or stages in their order such as stage1 stage4, got {features}.")
 
 
-def readable_images(folder: Path, paths: list[str], progress: tqdm) -> Iterator[tuple[str, PIL.Image.Image]]:
+def readable_images(
+    folder: Path, paths: list[str], progress: tqdm, applied: Counter[str]
+) -> Iterator[tuple[str, PIL.Image.Image]]:
     """The images that can be decoded, with their paths."""
     for path in paths:
         progress.update()
         try:
-            image = convert_image(open_image(folder / path))
-        except Exception as error:
-            # Pillow's decoders raise all kinds of errors.
-            tqdm.write(f"{path} cannot be decoded and is left out: {error}", file=sys.stderr)
+            image = read_image(folder / path, applied=applied)
+        except ImageError as error:
+            tqdm.write(f"{path} is left out: {error}", file=sys.stderr)
             continue
         yield path, image
 
@@ -91,11 +93,17 @@ def find_images(folder: Path) -> list[str]:
 
 
 def write_shard(
-    extractor: FeatureExtractor, folder: Path, paths: list[str], batch_size: int, shard: Path, progress: tqdm
+    extractor: FeatureExtractor,
+    folder: Path,
+    paths: list[str],
+    batch_size: int,
+    shard: Path,
+    progress: tqdm,
+    applied: Counter[str],
 ) -> None:
     """The features of these images as one file, .parquet or .safetensors."""
     features: dict[str, dict[str, torch.Tensor]] = {}
-    images = readable_images(folder, paths, progress)
+    images = readable_images(folder, paths, progress, applied)
     while batch := list(itertools.islice(images, batch_size)):
         features.update(zip([path for path, _ in batch], extractor([image for _, image in batch])))
     if shard.suffix == ".parquet":
@@ -136,6 +144,8 @@ def extract_features(arguments: ExtractionArguments) -> None:
     check_features(arguments.features)
     input_dir, output_dir = Path(arguments.input_dir), Path(arguments.output_dir)
     paths = find_images(input_dir)
+    # Below it, features are no images.
+    check_is_apart(output_dir, [input_dir], is_recursive=False)
     extractor = FeatureExtractor(arguments.model_name_or_path, arguments.features)
     settings = {
         "model_name_or_path": arguments.model_name_or_path,
@@ -158,20 +168,22 @@ def write_features(extractor: FeatureExtractor, arguments: ExtractionArguments, 
     shards = [
         output_dir / f"features-{number:05}-of-{len(chunks):05}.{suffix}" for number in range(1, len(chunks) + 1)
     ]
+    applied: Counter[str] = Counter()
     with tqdm(total=len(paths), desc="Extracting features", unit="image") as progress:
         for shard, chunk in zip(shards, chunks):
             if shard.exists():
                 progress.update(len(chunk))
             else:
-                write_shard(extractor, input_dir, chunk, arguments.batch_size, shard, progress)
+                write_shard(extractor, input_dir, chunk, arguments.batch_size, shard, progress, applied)
     if suffix == "safetensors":
         write_index(shards, output_dir)
+    log_applied_rules(applied)
 
     # From the files, because some may be an earlier run's.
     left_out = sorted(set(paths).difference(*(read_paths(shard) for shard in shards)))
     print(f"{len(paths) - len(left_out)} of {len(paths)} images have their features in {output_dir}.")
     if left_out:
-        print(f"Left out, because they cannot be decoded, {len(left_out)}: {', '.join(left_out)}.")
+        print(f"Left out, because they cannot be used, {len(left_out)}: {', '.join(left_out)}.")
 
 
 def main() -> None:

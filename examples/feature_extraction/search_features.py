@@ -19,6 +19,7 @@ Prints them, nearest first, and draws them. One batch of vectors is held in memo
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,8 +34,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hf_twins._utils.features import POOLED, FeatureExtractor
-from hf_twins._utils.files import write_atomically
-from hf_twins._utils.images import convert_image, open_image
+from hf_twins._utils.files import check_is_apart, write_atomically
+from hf_twins._utils.images import ImageError, log_applied_rules, read_image
 from hf_twins._utils.run_settings import read_settings
 
 
@@ -115,8 +116,8 @@ def draw_image(axes: Axes, path: Path, title: str) -> None:
     lines = [line if len(line) <= 28 else f"...{line[-25:]}" for line in title.splitlines()]
     axes.set_title("\n".join(lines), fontsize=8)
     try:
-        axes.imshow(convert_image(open_image(path)))
-    except OSError:
+        axes.imshow(read_image(path))
+    except ImageError:
         axes.text(0.5, 0.5, "no longer there", ha="center", va="center")
 
 
@@ -124,8 +125,14 @@ def search_features(arguments: SearchArguments) -> list[tuple[float, str]]:
     if arguments.top_k < 1:
         raise ValueError(f"--top_k must be at least 1, got {arguments.top_k}.")
     features, query = Path(arguments.features), Path(arguments.query)
+    contact_sheet = Path(arguments.contact_sheet)
     settings, shards = check_settings(features), find_shards(features)
-    image = convert_image(open_image(query))
+    check_is_apart(contact_sheet.parent, [settings["input_dir"]], option="The folder of --contact_sheet")
+    if contact_sheet.resolve() == query.resolve():
+        raise ValueError(f"--contact_sheet must be another file than --query, got {query}.")
+    applied: Counter[str] = Counter()
+    image = read_image(query, applied=applied)
+    log_applied_rules(applied)
     extractor = FeatureExtractor(settings["model_name_or_path"], settings["features"])
     if extractor.digest != settings["model_digest"]:
         raise ValueError(
@@ -133,7 +140,7 @@ def search_features(arguments: SearchArguments) -> list[tuple[float, str]]:
             "extract them again."
         )
     neighbours = nearest_neighbours(extractor([image])[0]["pooled"], shards, arguments.top_k)
-    draw_contact_sheet(query, Path(settings["input_dir"]), neighbours, Path(arguments.contact_sheet))
+    draw_contact_sheet(query, Path(settings["input_dir"]), neighbours, contact_sheet)
     return neighbours
 
 

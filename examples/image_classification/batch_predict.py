@@ -25,6 +25,7 @@ predicted exactly once.
 import hashlib
 import os
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -43,7 +44,8 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from hf_twins._utils.digests import model_digest
-from hf_twins._utils.files import write_atomically
+from hf_twins._utils.files import check_is_apart, write_atomically
+from hf_twins._utils.images import log_applied_rules
 from hf_twins._utils.run_settings import record_settings
 from hf_twins._utils.shards import DatasetShard, Shard, ShardError, ShardImages, TarShard, find_shards
 from hf_twins.training.data import only_column
@@ -93,6 +95,8 @@ def predict(model_arguments: TrainedModelArguments, args: PredictionArguments) -
     for name in ("shard_size", "top_k", "per_device_eval_batch_size"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}.")
+    # Its .parquet files would be the next run's input; below it, they would not.
+    check_is_apart(args.output_dir, [args.input_dir, args.dataset_name], is_recursive=False)
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=not torch.accelerator.is_available())
     model, processor = load_trained(model_arguments)
     model.to(accelerator.device)
@@ -125,17 +129,19 @@ def predict(model_arguments: TrainedModelArguments, args: PredictionArguments) -
     own = pending[0][accelerator.process_index :: accelerator.num_processes]
 
     started = time.perf_counter()
+    applied: Counter[str] = Counter()
     progress = tqdm(desc="predicting", unit=" images", disable=not accelerator.is_local_main_process)
     for done, index in enumerate(own):
         progress.set_postfix_str(f"file {done + 1} of {len(own)}")
         try:
-            rows = predict_shard(accelerator, model, ShardImages(shards[index], prepare), args, progress)
+            rows = predict_shard(accelerator, model, ShardImages(shards[index], prepare), args, progress, applied)
         except ShardError:
             # The others first. It is seen at the end that this one has no file.
             continue
         table = pa.Table.from_pylist(rows, SCHEMA)
         write_atomically(files[index], partial(pq.write_table, table))
     progress.close()
+    log_applied_rules(applied)
     accelerator.wait_for_everyone()
     seconds = time.perf_counter() - started
     missing = [shard for shard, file in zip(shards, files) if not file.is_file()]
@@ -180,7 +186,12 @@ def fingerprint(shards: list[Shard]) -> str:
 
 @torch.inference_mode()
 def predict_shard(
-    accelerator: Accelerator, model: Any, images: ShardImages, args: PredictionArguments, progress: tqdm
+    accelerator: Accelerator,
+    model: Any,
+    images: ShardImages,
+    args: PredictionArguments,
+    progress: tqdm,
+    applied: Counter[str],
 ) -> list[dict[str, Any]]:
     """A row for every image of the shard, in their order."""
     loader = DataLoader(
@@ -194,6 +205,7 @@ def predict_shard(
     top_k = min(args.top_k, model.config.num_labels)
     for examples in loader:
         progress.update(len(examples))
+        applied.update(rule for example in examples for rule in example.get("applied", ()))
         readable = [example for example in examples if example["pixel_values"] is not None]
         rows += [
             (example["place"], {"path": printable(example["path"]), "error": printable(example["error"])})

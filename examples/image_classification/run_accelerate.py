@@ -38,6 +38,7 @@ from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from hf_twins import parameter_groups
+from hf_twins._utils.files import check_is_apart
 from hf_twins.training.data import LabelledImages
 from hf_twins.training.image_classification.arguments import (
     RECIPES,
@@ -130,6 +131,7 @@ def train(
 ) -> dict[str, float]:
     """Train, evaluate, and write the model, its processor, and what was measured, into the output folder."""
     output_dir = Path(args.output_dir)
+    check_is_apart(output_dir, [data_arguments.train_dir, data_arguments.validation_dir, data_arguments.dataset_name])
     checkpoint_files = [STATE_FILE] + ([WeightAverage.FILE] if recipe.ema_decay > 0 else [])
     checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir, "step_", checkpoint_files)
     accelerator = Accelerator(

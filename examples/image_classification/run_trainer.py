@@ -28,6 +28,7 @@ from hf_twins._utils.command_line import run
 import torch
 from transformers import TrainingArguments, set_seed
 
+from hf_twins._utils.files import check_is_apart
 from hf_twins.training.data import LabelledImages
 from hf_twins.training.image_classification.arguments import (
     RECIPES,
@@ -106,6 +107,7 @@ def train(
     """Train, evaluate, and write the model, its processor, and what was measured, into the output folder."""
     set_seed(args.seed)
     output_dir = Path(str(args.output_dir))
+    check_is_apart(output_dir, [data_arguments.train_dir, data_arguments.validation_dir, data_arguments.dataset_name])
     checkpoint = trainer_checkpoint(args, recipe)
     with args.main_process_first(desc="loading images"):
         images = load_images(data_arguments, args.seed)

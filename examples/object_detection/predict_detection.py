@@ -22,6 +22,7 @@ lengths).
 """
 
 import logging
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,8 @@ import torch
 from torchvision.transforms.v2 import functional
 from tqdm import tqdm
 
-from hf_twins._utils.files import write_json
-from hf_twins._utils.images import ImageError, convert_image, find_images, open_image
+from hf_twins._utils.files import check_is_apart, write_json
+from hf_twins._utils.images import ImageError, find_images, log_applied_rules, read_image
 from hf_twins._utils.labels import label_names
 from hf_twins.detection import Detector, load_detector
 from hf_twins.training.object_detection.reports import draw_objects, mask_run_lengths
@@ -64,37 +65,28 @@ def predict(options: PredictionArguments) -> None:
         raise ValueError(f"--threshold must be in [0, 1), got {options.threshold}.")
     files = find_images(Path(options.images))
     output_dir = Path(options.output_dir)
-    if output_dir.resolve() == files[0].resolve().parent:
-        raise ValueError(f"--output_dir must be another folder than that of the images, got {output_dir}.")
+    check_is_apart(output_dir, [options.images], is_recursive=False)
     detector = load_detector(options.model_name_or_path)
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     detector.model.to(options.device or accelerator)
     output_dir.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[dict[str, Any]]] = {}
     unreadable = []
+    applied: Counter[str] = Counter()
     for file in tqdm(files, desc="Images", disable=len(files) == 1):
-        image = read_image(file)
-        if image is None:
+        try:
+            image = read_image(file, applied=applied)
+        except ImageError as error:
+            logger.warning(str(error))
             unreadable.append(file.name)
             continue
         found[file.name] = detect_and_draw(detector, image, options.threshold, output_dir / drawn_name(file))
     write_json(output_dir / "predictions.json", found)
+    log_applied_rules(applied)
     if unreadable:
         logger.warning(
             f"{len(unreadable)} of {len(files)} images cannot be used and are left out: {', '.join(unreadable)}."
         )
-
-
-def read_image(file: Path) -> PIL.Image.Image | None:
-    """Read an image in RGB; None if it cannot be used."""
-    try:
-        return convert_image(open_image(file))
-    except ImageError as error:
-        logger.warning(f"{file.name}: {error}")
-        return None
-    except Exception:
-        # Pillow's decoders raise all kinds of errors.
-        return None
 
 
 def drawn_name(file: Path) -> str:

@@ -33,6 +33,7 @@ from tqdm import tqdm
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
+from hf_twins._utils.files import check_is_apart
 from hf_twins.detection import Detector, TwinsForObjectDetection
 from hf_twins.training.object_detection.arguments import RECIPES, DataArguments, DetectionRecipe, ModelArguments
 from hf_twins.training.object_detection.data import (
@@ -140,6 +141,7 @@ def train(
     """Train, evaluate, and write the model, its image processor and the results into the output folder."""
     set_seed(args.seed)
     output_dir = Path(str(args.output_dir))
+    check_is_apart(output_dir, [data_arguments.train_dir, data_arguments.validation_dir], is_recursive=False)
     checkpoint = trainer_checkpoint(args, recipe)
     needs_masks = model_arguments.detector == "mask-rcnn"
     with args.main_process_first(desc="loading annotations"):

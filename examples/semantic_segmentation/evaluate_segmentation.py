@@ -21,6 +21,7 @@ r"""Measure a segmentation model: mIoU, IoU of each class, accuracy; beside what
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hf_twins._utils.command_line import run
 
@@ -28,7 +29,13 @@ from hf_twins import load_model
 from hf_twins._utils.devices import default_device
 from hf_twins._utils.files import write_json
 from hf_twins._utils.labels import label_names
-from hf_twins.training.semantic_segmentation.data import checked_pairs, load_folder
+from hf_twins.training.orientation import EXIF_HELP, ExifOption
+from hf_twins.training.semantic_segmentation.data import (
+    IGNORE_INDEX,
+    checked_pairs,
+    load_folder,
+    warn_of_unused_classes,
+)
 from hf_twins.training.semantic_segmentation.inference import InferenceArguments
 from hf_twins.training.semantic_segmentation.metrics import evaluate_pairs, published_miou, segmentation_metrics
 from hf_twins.training.semantic_segmentation.reports import per_class
@@ -37,11 +44,14 @@ from hf_twins.training.semantic_segmentation.reports import per_class
 @dataclass
 class EvaluationArguments:
     model_name_or_path: str = field(metadata={"help": "Folder or Hub id of a segmentation model."})
-    validation_dir: str = field(metadata={"help": "Folder with images/ and annotations/, PNG masks with their names."})
+    validation_dir: str = field(
+        metadata={"help": "Folder with images/ and annotations/, lossless masks (PNG) with their names."}
+    )
     do_reduce_labels: bool | None = field(
         default=None,
         metadata={"help": "Masks have 0 where there is no class; if not given, as the image processor says."},
     )
+    exif: ExifOption = field(default="auto", metadata={"help": EXIF_HELP})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use only so many images, from the first."})
     output_file: str | None = field(default=None, metadata={"help": "File of JSON to write the results into."})
     device: str | None = field(default=None, metadata={"help": "Of PyTorch; the accelerator, if there is one."})
@@ -56,14 +66,19 @@ def evaluate(options: EvaluationArguments, how: InferenceArguments) -> dict[str,
     model, processor = load_model(options.model_name_or_path, "semantic-segmentation")
     model.to(options.device or default_device())
     names = label_names(model.config)
+    if len(names) > IGNORE_INDEX:
+        raise ValueError(
+            f"{options.model_name_or_path} has {len(names)} classes, of which masks can have {IGNORE_INDEX}: the number "
+            f"{IGNORE_INDEX} means no class."
+        )
     if options.do_reduce_labels is not None:
         processor.do_reduce_labels = options.do_reduce_labels
-    pairs = load_folder(options.validation_dir)
+    pairs: Any = load_folder(options.validation_dir)
     if options.max_eval_samples is not None:
         pairs = pairs.select(range(min(options.max_eval_samples, len(pairs))))
-    pairs, _ = checked_pairs(pairs, "validation", processor.do_reduce_labels, names)
-    if len(pairs) == 0:
-        raise ValueError(f"No pair of image and mask in {options.validation_dir} can be used.")
+    checked, used = checked_pairs({"validation": pairs}, processor.do_reduce_labels, names, options.exif)
+    warn_of_unused_classes(used, names)
+    pairs = checked["validation"]
     matrix = evaluate_pairs(model, processor, pairs, how)
     classes, metrics = per_class(matrix, names), segmentation_metrics(matrix)
     width = max(map(len, names))

@@ -20,6 +20,7 @@ writes `street_overlay.png` and `street_mask.png`, whose pixels are the numbers 
 """
 
 import logging
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +31,8 @@ from tqdm import tqdm
 from hf_twins import load_model
 from hf_twins._utils.devices import default_device
 from hf_twins._utils.drawing import mask_image
-from hf_twins._utils.images import decode_image, find_images
+from hf_twins._utils.files import check_is_apart
+from hf_twins._utils.images import ImageError, find_images, log_applied_rules, read_image
 from hf_twins._utils.labels import label_names
 from hf_twins.training.semantic_segmentation.drawing import class_shares, draw_prediction
 from hf_twins.training.semantic_segmentation.inference import InferenceArguments, segment
@@ -58,15 +60,19 @@ def predict(options: PredictionArguments, how: InferenceArguments) -> dict[str, 
     """
     files = find_images(Path(options.images))
     check_names(files)
+    check_is_apart(options.output_dir, [options.images], is_recursive=False)
     model, processor = load_model(options.model_name_or_path, "semantic-segmentation")
     model.to(options.device or default_device())
     names = label_names(model.config)
     output_dir = Path(options.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     shares, unreadable = {}, []
+    applied: Counter[str] = Counter()
     for file in tqdm(files, desc="Segmenting", disable=len(files) == 1):
-        image = decode_image({"bytes": None, "path": str(file)})
-        if image is None:
+        try:
+            image = read_image(file, applied=applied)
+        except ImageError as error:
+            logger.warning(str(error))
             unreadable.append(file.name)
             continue
         mask = segment(model, processor, image, how).argmax(0).cpu().numpy()
@@ -75,9 +81,10 @@ def predict(options: PredictionArguments, how: InferenceArguments) -> dict[str, 
         shares[file.name] = class_shares(mask, names)
     for name, classes in shares.items():
         print(f"{name}: {', '.join(f'{label} {100 * share:.1f} %' for label, share in classes.items())}")
+    log_applied_rules(applied)
     if unreadable:
         logger.warning(
-            f"{len(unreadable)} of {len(files)} pictures cannot be decoded and are left out: {', '.join(unreadable)}."
+            f"{len(unreadable)} of {len(files)} pictures cannot be used and are left out: {', '.join(unreadable)}."
         )
     return shares
 

@@ -29,6 +29,7 @@ import torch
 from transformers import TrainingArguments, set_seed
 from transformers.training_args import ParallelMode
 
+from hf_twins._utils.files import check_is_apart
 from hf_twins.training.data import LabelledImages
 from hf_twins.training.reports import finish_run, run_settings
 from hf_twins.training.semantic_segmentation.arguments import (
@@ -112,6 +113,11 @@ def train(
     """Train, evaluate, and write the model, its processor, and what was measured, into the output folder."""
     set_seed(args.seed)
     output_dir = Path(str(args.output_dir))
+    folders = [data_arguments.train_dir, data_arguments.validation_dir]
+    check_is_apart(
+        output_dir, [Path(folder, part) for folder in folders if folder for part in ("images", "annotations")]
+    )
+    check_is_apart(output_dir, [data_arguments.dataset_name])
     checkpoint = trainer_checkpoint(args, recipe)
     fields = checkpoint_config(model_arguments)
     with args.main_process_first(desc="loading images"):

@@ -21,7 +21,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,30 @@ def check_is_new(output: Path) -> None:
         return
     if output.exists() or output.is_symlink():
         raise ValueError(f"{output} exists: remove it, or give another output.")
+
+
+def check_is_apart(
+    output: str | Path, inputs: Iterable[str | Path | None], is_recursive: bool = True, option: str = "--output_dir"
+) -> None:
+    """Raise a ValueError if what is written could replace what is read, or be read as input by the next run.
+
+    Args:
+        output: folder to write into.
+        inputs: folders that are read, or single files; None, and names on the Hub, count for nothing.
+        is_recursive: whether the folders are read with their sub-folders.
+        option: what the output is called.
+    """
+    written = Path(output).resolve()
+    for source in inputs:
+        if source is None or not Path(source).exists():
+            continue
+        is_folder = Path(source).is_dir()
+        folder = Path(source).resolve() if is_folder else Path(source).resolve().parent
+        if written == folder or (is_folder and is_recursive and folder in written.parents):
+            raise ValueError(
+                f"{option} must be another folder than {folder}, where the input is{', and not below it' * is_recursive}: what "
+                f"is written there could replace input, or become input of the next run. Got {output}."
+            )
 
 
 @contextlib.contextmanager

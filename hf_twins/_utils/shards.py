@@ -16,6 +16,7 @@
 import lzma
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -26,7 +27,7 @@ import PIL.Image
 import pyarrow.parquet
 import torch
 
-from .images import ImageError, image_source, is_image_file, list_images, open_image
+from .images import ImageError, decoding_fault, image_source, is_image_file, list_images, open_image
 
 
 class ShardError(ValueError):
@@ -156,7 +157,8 @@ def image_column(file: str, schema: Any) -> str:
 class ShardImages(torch.utils.data.IterableDataset):
     """The images of a shard, prepared, each with its place and what it is called; divided among a loader's workers.
 
-    Those that cannot be used have None for `pixel_values`, and an `error` that says why.
+    Those that cannot be used have None for `pixel_values`, and an `error` that says why; `applied` are the rules by which an
+    image is not taken as it is stored.
     """
 
     def __init__(self, shard: Shard, prepare: Callable[[PIL.Image.Image], torch.Tensor]):
@@ -170,13 +172,14 @@ class ShardImages(torch.utils.data.IterableDataset):
 
     def prepared(self, image: dict[str, Any]) -> dict[str, Any]:
         decoded = None
+        applied: Counter[str] = Counter()
         try:
-            decoded = open_image(image_source(image))
+            decoded = open_image(image_source(image), applied=applied)
             pixel_values = self.prepare(decoded)
         except ImageError as error:
             return {"pixel_values": None, "error": str(error)}
         # Pillow's decoders raise all kinds of errors, and what follows those of its own on unusual pictures.
         except Exception as error:
-            reason = "cannot be decoded" if decoded is None else f"cannot be prepared: {error!r}"
+            reason = decoding_fault(error) if decoded is None else f"cannot be prepared: {error!r}"
             return {"pixel_values": None, "error": reason}
-        return {"pixel_values": pixel_values, "error": None}
+        return {"pixel_values": pixel_values, "error": None, "applied": list(applied)}

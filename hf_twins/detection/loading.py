@@ -22,6 +22,7 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
+from ..image_processing_twins import convert_image
 from ..loading.sources import find_file, naming_source, quiet, read_json
 from ..loading.weights import check_weights, new_weights
 from ..pixel_mask import pass_pixel_mask_to_backbone
@@ -47,7 +48,7 @@ class Detector:
         """Detect objects.
 
         Args:
-            images: RGB images.
+            images: images in any mode, not turned by their EXIF orientation.
             threshold: objects with this score or a lower one are discarded, in [0, 1).
 
         Returns:
@@ -55,6 +56,7 @@ class Detector:
             `labels` `(num_objects,)`, best first, and, for Mask R-CNN, `masks` `(num_objects, height, width)`, True on the
             object.
         """
+        images = [convert_image(image) for image in images]
         inputs = self.processor(images, return_tensors="pt").to(self.model.device)
         sizes = torch.tensor([(image.height, image.width) for image in images])
         return self.detect(inputs, sizes, threshold)

@@ -29,6 +29,7 @@ import json
 import math
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -208,8 +209,7 @@ class Preprocessing:
     def __call__(self, image: PIL.Image.Image) -> np.ndarray:
         """`(1, num_channels, height, width)`, float32."""
         settings = self.settings
-        if settings["do_convert_rgb"]:
-            image = to_rgb(image)
+        image = convert_image(image, "RGB" if settings["do_convert_rgb"] else None)
         if settings["do_resize"]:
             image = image.resize(self.resized(image.size), resample=settings["resample"])
         pixels = np.asarray(image)
@@ -235,12 +235,70 @@ class Preprocessing:
         return (edge, int(edge * height / width)) if width <= height else (int(edge * width / height), edge)
 
 
-def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """The image on white, as transformers converts what is transparent."""
-    if "A" in image.getbands() or image.info.get("transparency") is not None:
+# The rules by which hf_twins reads images, written out here, because this file imports nothing of it.
+class ImageError(ValueError):
+    """An image cannot be used; the message is a sentence that says why."""
+
+
+# What becomes of modes that are not channels from 0 to 255 where channels are kept as they are.
+KEPT_CHANNELS = {"1": "L", "LA": "L", "La": "L", "P": "RGB", "PA": "RGB", "RGBa": "RGBA"}
+
+
+def convert_image(image: PIL.Image.Image, mode: str | None = "RGB") -> PIL.Image.Image:
+    """Convert an image to channels from 0 to 255, by the rules by which the whole package reads images.
+
+    16 bits a pixel (`I;16`) are divided by 257 and rounded, so that 65535 becomes 255; 32-bit integers (`I`) too, if they
+    are from 0 to 65535. Fractions (`F`) from 0 to 1 are multiplied by 255. What is transparent is composited on white.
+    Color profiles are ignored.
+
+    Args:
+        image: the image, in any mode of Pillow.
+        mode: "L", "RGB" or "RGBA", which keeps transparency; None keeps the number of channels, with a palette resolved.
+
+    Raises:
+        ImageError: if 32-bit integers are not from 0 to 65535, or fractions not from 0 to 1.
+    """
+    if image.mode.startswith(("I", "F")):
+        image = to_eight_bits(image)
+    if image.mode in ("La", "LAB"):
+        # Pillow converts them to no other modes than these.
+        image = image.convert("LA" if image.mode == "La" else "RGB")
+    mode = mode or KEPT_CHANNELS.get(image.mode, image.mode)
+    if image.has_transparency_data and (mode != "RGBA" or image.mode != "RGBA"):
+        key = image.info.get("transparency")
+        if isinstance(key, tuple) and max(key) > 255:
+            # The transparent color of a PNG with 16 bits a channel, which Pillow reads as their upper 8.
+            image = image.copy()
+            image.info["transparency"] = tuple(value >> 8 for value in key)
         image = image.convert("RGBA")
-        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
-    return image.convert("RGB")
+        if mode != "RGBA" and image.getchannel("A").getextrema() != (255, 255):
+            image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def to_eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+    """The gray image, of mode `L`, for one of integers with more bits or of fractions.
+
+    Raises:
+        ImageError: as for [`convert_image`].
+    """
+    gray = np.empty((image.height, image.width), np.uint8)
+    transparent = image.info.get("transparency")
+    # In strips, so that numbers of more bytes take little memory.
+    height = max(2**20 // max(image.width, 1), 1)
+    for top in range(0, image.height, height):
+        pixels = np.asarray(image.crop((0, top, image.width, min(top + height, image.height))))
+        largest = 1 if image.mode == "F" else 65535
+        # Also false for NaN.
+        if not (pixels.min() >= 0 and pixels.max() <= largest):
+            kind = "fractions" if image.mode == "F" else "32-bit integers"
+            raise ImageError(
+                f"An image has {kind} from {pixels.min():g} to {pixels.max():g} for pixels, where 0 to {largest} are read: "
+                "save it with 8 or 16 bits a channel."
+            )
+        scaled = np.rint(255 * pixels) if image.mode == "F" else (pixels.astype(np.uint32) + 128) // 257
+        gray[top : top + height] = scaled if transparent is None else np.where(pixels == transparent, 255, scaled)
+    return PIL.Image.fromarray(gray)
 
 
 def center_crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -253,20 +311,47 @@ def center_crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     return pixels[:, top : top + height, left : left + width]
 
 
-def read_image(file: Path) -> PIL.Image.Image:
-    """The image in a file, turned as its EXIF orientation says.
+def read_image(file: Path, applied: Counter[str] | None = None) -> PIL.Image.Image:
+    """The first image in a file, turned as its EXIF orientation says.
+
+    Args:
+        file: the file.
+        applied: counts the rules by which the image is not taken as it is stored.
 
     Raises:
-        OSError: if Pillow cannot read it.
-        ValueError: if one side is more than `MAX_ASPECT_RATIO` times the other.
+        ImageError: if it cannot be used, whatever the reason; the message begins with the name of the file.
     """
-    with PIL.Image.open(file) as opened:
-        if max(opened.size) > MAX_ASPECT_RATIO * min(opened.size):
-            raise ValueError(
-                f"{file} is too long, {opened.width} x {opened.height} pixels: one side may be at most {MAX_ASPECT_RATIO} "
-                "times the other, crop it."
+    applied = Counter() if applied is None else applied
+    try:
+        if file.exists() and not file.is_file():
+            raise ImageError("it is not a file")
+        with PIL.Image.open(file) as opened:
+            if max(opened.size) > MAX_ASPECT_RATIO * min(opened.size):
+                raise ImageError(
+                    f"it is too long, {opened.width} x {opened.height} pixels: one side may be at most {MAX_ASPECT_RATIO} "
+                    "times the other, crop it"
+                )
+            opened.load()
+            size, before = opened.size, opened.im
+            PIL.ImageOps.exif_transpose(opened, in_place=True)
+            applied["are turned upright, as their EXIF orientation says"] += (
+                opened.im is not before or opened.size != size
             )
-        return PIL.ImageOps.exif_transpose(opened)
+            applied["have another range than 0 to 255 and are scaled to it"] += opened.mode.startswith(("I", "F"))
+            applied["have transparent pixels, which are composited on white"] += opened.has_transparency_data
+            # Now, so that one that cannot be converted is named.
+            return to_eight_bits(opened) if opened.mode.startswith(("I", "F")) else opened
+    # Pillow's decoders raise all kinds of errors.
+    except Exception as error:
+        reason = str(error).rstrip(".") or type(error).__name__
+        raise ImageError(f"{file} cannot be used: {reason}.") from error
+
+
+def say_applied_rules(applied: Counter[str]) -> None:
+    """Say once how many images were not taken as they are stored, and what was done instead."""
+    for rule, count in applied.items():
+        if count:
+            print(f"note: {count} images {rule}.", file=sys.stderr)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -274,9 +359,11 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return exponentials / exponentials.sum()
 
 
-def classify(runtime: Runtime, preprocessing: Preprocessing, file: Path, labels: dict[str, str], top_k: int) -> Any:
+def classify(
+    runtime: Runtime, preprocessing: Preprocessing, image: PIL.Image.Image, labels: dict[str, str], top_k: int
+) -> Any:
     """The likeliest labels of an image, best first, with their scores in [0, 1]."""
-    scores = softmax(runtime(preprocessing(read_image(file)))[0])
+    scores = softmax(runtime(preprocessing(image))[0])
     best = np.argsort(-scores, kind="stable")[:top_k]
     return [{"label": labels[str(index)], "score": float(scores[index])} for index in best]
 
@@ -321,12 +408,14 @@ def run(args: argparse.Namespace) -> None:
         )
     preprocessing = Preprocessing(read_json(Path(args.model_dir, PREPROCESSING_NAME)))
     runtime = load_runtime(args.model_dir, args.threads, args.inference_precision)
+    applied: Counter[str] = Counter()
     for file in args.images:
-        labels = classify(runtime, preprocessing, file, config["id2label"], args.top_k)
+        labels = classify(runtime, preprocessing, read_image(file, applied), config["id2label"], args.top_k)
         if args.json:
             print(json.dumps({"image": os.fspath(file), "labels": labels}))
         else:
             print(file, *(f"  {entry['score']:7.2%}  {entry['label']}" for entry in labels), sep="\n")
+    say_applied_rules(applied)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@
 """OpenVINO, for images of any number, height and width, in float32 or int8."""
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from hf_twins.export.run_exported import (
     load_runtime,
     read_image,
     read_json,
+    say_applied_rules,
 )
 from hf_twins.export.source import Source, dynamic_program
 
@@ -115,7 +117,10 @@ def load_images(folder: Path, preprocessing: Preprocessing, max_samples: int) ->
     if len(files) < 10:
         raise ValueError(f"--calibration_dir must have ten images or more, better hundreds, got {len(files)}.")
     order = np.random.default_rng(0).permutation(len(files))[:max_samples]
-    return [preprocessing(read_image(files[index])) for index in tqdm(order, desc="reading", unit="image")]
+    applied: Counter[str] = Counter()
+    images = [preprocessing(read_image(files[index], applied)) for index in tqdm(order, desc="reading", unit="image")]
+    say_applied_rules(applied)
+    return images
 
 
 def quantize(model: Any, images: Sequence[np.ndarray]) -> Any:

@@ -17,9 +17,9 @@ from typing import Any
 
 import PIL.Image
 import torch
-from datasets import Dataset, Features, get_dataset_split_names, load_dataset
+from datasets import Dataset, Features, Image, get_dataset_split_names, load_dataset
 
-from hf_twins._utils.images import check_shape
+from hf_twins._utils.images import check_shape, image_errors, image_source, open_image
 
 
 # By which a data set's own evaluation images are known.
@@ -71,11 +71,13 @@ class LabelledImages(torch.utils.data.Dataset):
     """A data set of images, prepared when they are asked for, by their place, or by epoch and place.
 
     Args:
-        split: the examples.
+        split: the examples; images are decoded here, and not by `datasets`, which knows no limits.
         preparation: called with an example, the epoch and the example's place.
     """
 
-    def __init__(self, split: Dataset, preparation: Any):
+    def __init__(self, split: Any, preparation: Any):
+        if isinstance(split, Dataset) and isinstance(split.features["image"], Image):
+            split = split.cast_column("image", Image(decode=False))
         self.split, self.preparation = split, preparation
 
     def __len__(self) -> int:
@@ -84,7 +86,11 @@ class LabelledImages(torch.utils.data.Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         example = self.split[index]
-        if isinstance(example["image"], PIL.Image.Image):
-            # Where images are not checked before, the run ends with a sentence, and not for want of memory.
-            check_shape(example["image"])
+        image = example["image"]
+        # Where images are not checked before, the run ends with a sentence, and not for want of memory.
+        if isinstance(image, PIL.Image.Image):
+            check_shape(image)
+        elif isinstance(image, dict):
+            with image_errors(image["path"] or f"Image {index}"):
+                example = example | {"image": open_image(image_source(image))}
         return self.preparation(example, epoch, index)

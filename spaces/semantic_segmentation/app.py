@@ -67,6 +67,7 @@ print(legend["data"], mask)
 | `/describe_model` | model | what it is, and which models are in memory |
 
 The mask is as large as the picture. It is a palette PNG: its pixels are the classes' indices, its colors those of the page.
+Of a model with more than 256 classes, it is a gray PNG with 16 bits a pixel.
 
 {page.LIMITS}
 

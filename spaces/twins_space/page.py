@@ -43,7 +43,9 @@ CONCURRENCY, BATCH_CONCURRENCY, QUEUE_SIZE = 16, 2, 256
 # Seconds after which the files of the page's visitors are deleted.
 FILE_LIFETIME = 3600
 LIMITS = (
-    f"Pictures: {FORMAT_NAMES}, at most {MAX_FILE_SIZE >> 20} MB and {MAX_PIXELS // 10**6} megapixels each. Batches: at most "
+    f"Pictures: {FORMAT_NAMES}, at most {MAX_FILE_SIZE >> 20} MB and {MAX_PIXELS // 10**6} megapixels each (a quarter of these with "
+    "32 bits a pixel). The first frame is read, upright; 16 bits a pixel are scaled to 8, and what is transparent is composited "
+    "on white. Batches: at most "
     f"{MAX_PICTURES} pictures, also in zip archives. What is sent is deleted after {FILE_LIFETIME // 3600} hour."
 )
 

@@ -21,7 +21,7 @@ from typing import BinaryIO
 import PIL.features
 import PIL.Image
 
-from hf_twins._utils.images import ImageError, convert_image, open_image
+from hf_twins._utils.images import ImageError, check_is_file, convert_image, open_image
 
 
 MAX_FILE_SIZE = 20 * 2**20
@@ -45,7 +45,7 @@ class PictureError(ValueError):
 def read_picture(source: Path | BinaryIO) -> PIL.Image.Image:
     """The first frame of a picture, upright, in RGB, with no side longer than `MAX_SIDE`.
 
-    What is transparent gets the color that lies under it, as models are trained on it.
+    16 bits a pixel are scaled to 8, and what is transparent is composited on white, as everywhere in hf_twins.
 
     Args:
         source: a file, or an open one that can be sought in.
@@ -54,6 +54,10 @@ def read_picture(source: Path | BinaryIO) -> PIL.Image.Image:
         PictureError: if it is no picture, broken, too large or too long.
     """
     if isinstance(source, Path):
+        try:
+            check_is_file(source)
+        except (ImageError, OSError) as error:
+            raise PictureError("This is not a file: send one with a picture in it.") from error
         with source.open("rb") as file:
             return read_picture(file)
     start = source.read(4096)

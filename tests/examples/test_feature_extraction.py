@@ -194,7 +194,7 @@ def test_corrupt_images_are_counted_named_and_left_out(prepared, tmp_path, extra
             assert "1 of 4 images have their features in" in printed.out
             # The bar, which counts images.
             assert "4/4" in printed.err
-            assert "Left out, because they cannot be decoded, 3: cut.png, long.png, sub/empty.jpg." in printed.out
+            assert "Left out, because they cannot be used, 3: cut.png, long.png, sub/empty.jpg." in printed.out
         assert Path(f"{features}/features-0000{shard}").exists()
 
 
@@ -313,7 +313,7 @@ def test_search_names_bad_input_without_a_traceback(prepared, extract, search):
     for options, message in (
         (["--top_k", "0"], "--top_k must be at least 1, got 0"),
         (["--query", "not-here.png"], "error: .*not-here.png"),
-        (["--query", "features/settings.json"], "error: cannot identify image file"),
+        (["--query", "features/settings.json"], "error: features/settings.json cannot be decoded: it is not an image"),
     ):
         with pytest.raises(SystemExit, match=message):
             search(query, *options)

@@ -561,8 +561,8 @@ def test_images_with_other_channels_are_learnt(num_channels, script, start, tmp_
 def test_channels_that_are_not_the_models_are_named(start, tmp_path):
     features = Features({"image": Array3D((8, 8, 5), "uint8"), "label": Value("string")})
     columns = {"image": [np.zeros((8, 8, 5), "uint8")] * 20, "label": ["a", "b"] * 10}
-    Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "train.parquet")
-    arguments = plain_options(tmp_path, start, tmp_path / "run")
+    Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "data" / "train.parquet")
+    arguments = plain_options(tmp_path / "data", start, tmp_path / "run")
     with pytest.raises(
         SystemExit, match=r"Images must be \(height, width, 3\), .* got \(8, 8, 5\): give --num_channels"
     ):

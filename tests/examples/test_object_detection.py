@@ -125,7 +125,7 @@ def test_script_trains_evaluates_and_writes_what_predicts(scenes, start, tmp_pat
     for seed in (50, 51):
         digit_scene(seed, (48, 60 + seed)).image.save(pictures / f"{seed}.png")
     (pictures / "bad.png").write_text("no picture")
-    Image.new("F", (40, 40)).save(pictures / "fractions.tif")
+    Image.new("F", (40, 40), 255).save(pictures / "fractions.tif")
     predict_detection.main(
         [
             *("--model_name_or_path", str(output), "--images", str(pictures)),

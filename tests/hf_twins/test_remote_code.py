@@ -216,13 +216,16 @@ def test_package_uses_its_own_code_and_saves_no_map_to_code_it_does_not_save(pub
 
 
 def test_code_files_need_no_package_and_no_extra():
-    # transformers refuses remote code whose imports are not installed: these are what a user has anyway.
+    # transformers refuses remote code whose imports are not installed: these are what a user has anyway. It needs Pillow for
+    # every image processor.
     for file in Path(hf_twins.__file__).parent.glob("*_twins.py"):
         for line in file.read_text().splitlines():
             if line.startswith(("import ", "from ")):
                 module = line.split()[1]
                 root = module.split(".")[0]
-                assert root in {"", "torch", "transformers", "huggingface_hub", *sys.stdlib_module_names}, line
+                assert root in {"", "torch", "transformers", "huggingface_hub", *sys.stdlib_module_names} or (
+                    root in ("numpy", "PIL") and file.stem == "image_processing_twins"
+                ), line
                 # A relative import names one file: "from . import x" is not found.
                 assert not module.startswith(".") or (module.count(".") == 1 and len(module) > 1), line
 

@@ -14,6 +14,7 @@
 """Pictures as strangers send them: each is read as what it is, or refused with a sentence."""
 
 import io
+import os
 import struct
 import warnings
 from pathlib import Path
@@ -21,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from hostile_files import archive, png_of, saved
+from hostile_files import archive, many_scans, png_of, saved
 from twins_space import pictures
 from twins_space.pictures import PictureError, list_pictures, read_picture, read_pictures
 
@@ -71,12 +72,15 @@ def test_16_bits_keep_their_range(scene, image_format):
     assert difference(read_picture(sent(image, image_format)), scene.convert("L").convert("RGB")) < 1
 
 
-def test_palette_with_transparency_keeps_its_colours(scene):
+def test_palette_with_transparency_is_composited_on_white(scene):
     palette = scene.quantize(16)
     file = sent(palette, "PNG", transparency=bytes(range(0, 256, 16)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert difference(read_picture(file), palette.convert("RGB")) < 1
+        image = read_picture(file)
+    palette.info["transparency"] = bytes(range(0, 256, 16))
+    layers = PIL.Image.new("RGBA", palette.size, "white"), palette.convert("RGBA")
+    assert difference(image, PIL.Image.alpha_composite(*layers).convert("RGB")) < 1
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
@@ -139,8 +143,38 @@ def test_truncated_picture_is_refused_with_a_sentence(image_format):
 
 
 def test_fractions_are_refused_with_a_sentence():
-    with pytest.raises(PictureError, match="fractions for pixels"):
-        read_picture(sent(PIL.Image.new("F", (20, 20)), "TIFF"))
+    with pytest.raises(PictureError, match="fractions from 255 to 255 for pixels, where 0 to 1 are read"):
+        read_picture(sent(PIL.Image.new("F", (20, 20), 255), "TIFF"))
+    gray = read_picture(sent(PIL.Image.new("F", (20, 20), 0.5), "TIFF"))
+    assert gray.getpixel((0, 0)) == (128, 128, 128)
+
+
+def test_pictures_of_32_bits_may_have_a_quarter_of_the_pixels(monkeypatch):
+    """They take four bytes a pixel, from a file that may have some hundred thousand."""
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 400)
+    assert read_picture(sent(PIL.Image.new("L", (20, 20)), "TIFF")).size == (20, 20)
+    assert read_picture(sent(PIL.Image.new("I", (10, 10)), "TIFF")).size == (10, 10)
+    for mode in ("I", "F"):
+        with pytest.raises(PictureError, match="20 x 20 has too many pixels"):
+            read_picture(sent(PIL.Image.new(mode, (20, 20)), "TIFF"))
+
+
+def test_pictures_of_many_scans_are_refused_alone_and_in_an_archive(scene, tmp_path):
+    """Each scan takes a pass over all pixels, and a few bytes."""
+    progressive = many_scans(saved(scene, "JPEG", progressive=True), 1000)
+    with pytest.raises(PictureError, match=r"a JPEG of 10\d\d scans, of which at most 50 are read"):
+        read_picture(io.BytesIO(progressive))
+    archive = write_zip(tmp_path / "scans.zip", {"good.jpg": saved(scene, "JPEG"), "scans.jpg": progressive})
+    good, scans = read_pictures(list_pictures([archive]))
+    assert good[1].size == scene.size
+    assert "scans" in str(scans[1])
+
+
+def test_what_is_no_file_is_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", tmp_path, tmp_path / "gone.png"):
+        with pytest.raises(PictureError, match="This is not a file"):
+            read_picture(path)
 
 
 def test_large_file_is_refused(monkeypatch, scene):

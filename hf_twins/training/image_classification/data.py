@@ -21,6 +21,7 @@ sees what it would have seen.
 import glob
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ from datasets import (
     Features,
     Image,
     IterableDataset,
+    List,
     Value,
     load_dataset,
 )
@@ -44,7 +46,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode, v2
 
-from hf_twins._utils.images import convert_image, decode_image, is_image_file
+from hf_twins._utils.images import checked_image, convert_image, decode_image, is_image_file, log_applied_rules
 from hf_twins.training.data import load_hub_splits, only_column, renamed_columns
 from hf_twins.training.image_classification.arguments import ClassificationRecipe, DataArguments, ImageArguments
 from hf_twins.training.trainer import mixed_seed
@@ -187,11 +189,14 @@ def without_corrupt_images(split: Dataset, name: str) -> Dataset:
     if not isinstance(split.features["image"], Image):
         return split
     undecoded = split.cast_column("image", Image(decode=False))
-    is_readable = undecoded.map(
-        lambda example: {"is_readable": decode_image(example["image"]) is not None},
+    checked = undecoded.map(
+        lambda example: checked_image(example["image"]),
         remove_columns=undecoded.column_names,
+        features=Features({"is_readable": Value("bool"), "applied": List(Value("string"))}),
         desc=f"Checking the images of {name}",
-    )["is_readable"]
+    )
+    log_applied_rules(Counter(rule for rules in checked["applied"] for rule in rules), f"images of {name}")
+    is_readable = list(checked["is_readable"])
     corrupt = [index for index, readable in enumerate(is_readable) if not readable]
     if corrupt:
         names = [undecoded[index]["image"]["path"] or f"image {index}" for index in corrupt]
@@ -292,6 +297,7 @@ class StreamedImages(torch.utils.data.IterableDataset):
     def examples(self) -> Iterator[dict[str, Any]]:
         """Those that can be decoded, without an end."""
         num_corrupt = 0
+        said: Counter[str] = Counter()
         for repetition in itertools.count():
             is_empty = True
             # The stream of epoch 1 is not what epoch 0 has when it is read again.
@@ -299,7 +305,11 @@ class StreamedImages(torch.utils.data.IterableDataset):
             for example in self.stream:
                 image = example["image"]
                 if isinstance(image, dict):
-                    path, image = image["path"], decode_image(image)
+                    applied: Counter[str] = Counter()
+                    path, image = image["path"], decode_image(image, applied)
+                    # How many there will be is not known: each is said at its first image.
+                    log_applied_rules(applied - said, "images or more of the stream")
+                    said |= applied
                     if image is None:
                         num_corrupt += 1
                         logger.warning(f"left out, because it cannot be decoded: {path} ({num_corrupt} so far)")

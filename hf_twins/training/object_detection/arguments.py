@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from hf_twins.training.orientation import EXIF_HELP, ExifOption
 from hf_twins.training.trainer import RecipeArguments
 
 
@@ -65,6 +66,7 @@ class DataArguments:
     train_val_split: float = field(
         default=0.15, metadata={"help": "Share of the training images to evaluate on where there are no others."}
     )
+    exif: ExifOption = field(default="auto", metadata={"help": EXIF_HELP})
     check_images: bool = field(
         default=True,
         metadata={"help": "Decode every image once, before training, and leave out those that cannot be."},

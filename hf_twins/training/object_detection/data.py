@@ -17,9 +17,8 @@ https://cocodataset.org/#format-data: a folder of images, and a JSON file with `
 Random augmentation depends on the seed, the epoch and the index of the image alone.
 """
 
-import json
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,19 +32,28 @@ from torchvision.ops import box_convert
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from hf_twins._utils.images import ImageError, convert_image, open_image
+from hf_twins._utils.images import (
+    ImageError,
+    check_is_file,
+    convert_image,
+    decoding_fault,
+    image_errors,
+    log_applied_rules,
+    open_image,
+)
+from hf_twins.training.object_detection.annotations import find_fault, first_names, read_annotations
 from hf_twins.training.object_detection.arguments import DataArguments, DetectionRecipe
+from hf_twins.training.orientation import (
+    UNKNOWN_ORIENTATION,
+    ExifOption,
+    common_convention,
+    decided_convention,
+    turn_as_annotated,
+)
 from hf_twins.training.trainer import mixed_seed
 
 
 logger = logging.getLogger(__name__)
-NUM_NAMED = 10
-# What the lists of a file of annotations cannot do without; of single annotations, `find_fault` says what is wrong.
-FIELDS: dict[str, set[str]] = {
-    "images": {"id", "file_name", "height", "width"},
-    "categories": {"id", "name"},
-    "annotations": set(),
-}
 
 
 @dataclass
@@ -56,21 +64,32 @@ class CocoImages:
         folder: folder of the images.
         images: COCO's entries, with `id`, `file_name`, `height` and `width`.
         names: names of the categories, in the order of their ids; an object's label is an index into them.
-        annotations: COCO's entries by the id of their image, each with a `label`.
+        annotations: COCO's entries by the id of their image, each with a `label`, `area` and `iscrowd`.
+        exif, convention: see [`~hf_twins.training.orientation.turn_as_annotated`].
     """
 
     folder: Path
     images: list[dict[str, Any]]
     names: list[str]
     annotations: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+    exif: ExifOption = "auto"
+    convention: str | None = None
 
     def objects(self, image_id: int) -> list[dict[str, Any]]:
         """The annotations of single objects, without those of crowds."""
-        return [each for each in self.annotations.get(image_id, []) if not each.get("iscrowd", 0)]
+        return [each for each in self.annotations.get(image_id, []) if not each["iscrowd"]]
 
     def open(self, index: int) -> PIL.Image.Image:
-        """Read an image of the data set."""
-        return read_image(self.folder / self.images[index]["file_name"])
+        """Read an image of the data set in RGB, turned as its annotations are.
+
+        Raises:
+            ImageError: if it has another size than it is said to have, or it is not known which way up it is annotated.
+        """
+        image = self.images[index]
+        path, size = self.folder / image["file_name"], (image["width"], image["height"])
+        with image_errors(str(path)):
+            stored = open_image(path, is_upright=False)
+            return convert_image(turn_as_annotated(stored, size, self.exif, self.convention))
 
     def select(self, indices: list[int]) -> "CocoImages":
         return replace(self, images=[self.images[index] for index in indices])
@@ -89,9 +108,11 @@ def load_splits(arguments: DataArguments, seed: int, needs_masks: bool = False) 
     ):
         if (given[0] is None) != (given[1] is None) or (option == "train" and None in given):
             raise ValueError(f"Give both --{option}_dir and --{option}_annotations.")
-    train = load_coco(str(arguments.train_dir), str(arguments.train_annotations), needs_masks)
+    train = load_coco(str(arguments.train_dir), str(arguments.train_annotations), needs_masks, arguments.exif)
     if arguments.validation_dir is not None:
-        held_out = load_coco(arguments.validation_dir, str(arguments.validation_annotations), needs_masks)
+        held_out = load_coco(
+            arguments.validation_dir, str(arguments.validation_annotations), needs_masks, arguments.exif
+        )
         if held_out.names != train.names:
             raise ValueError(
                 f"{arguments.validation_annotations} must have the categories of {arguments.train_annotations}, "
@@ -105,7 +126,7 @@ def load_splits(arguments: DataArguments, seed: int, needs_masks: bool = False) 
     for name, limit in (("train", arguments.max_train_samples), ("validation", arguments.max_eval_samples)):
         if limit is not None:
             splits[name] = splits[name].select(list(range(min(limit, len(splits[name].images)))))
-        splits[name] = without_corrupt_images(splits[name], name, arguments.check_images)
+    splits = without_corrupt_images(splits, arguments.check_images)
     # As in the authors' toolbox.
     shown = [index for index, image in enumerate(splits["train"].images) if splits["train"].objects(image["id"])]
     if len(shown) < len(splits["train"].images):
@@ -117,15 +138,13 @@ def load_splits(arguments: DataArguments, seed: int, needs_masks: bool = False) 
     return splits
 
 
-def load_coco(folder: str, file: str, needs_masks: bool = False) -> CocoImages:
+def load_coco(folder: str, file: str, needs_masks: bool = False, exif: ExifOption = "auto") -> CocoImages:
     """Load the images and annotations of a JSON file; annotations that cannot be used are left out, counted and named."""
     if not Path(folder).is_dir():
         raise ValueError(f"{folder} must be a folder of images.")
-    content = read_annotations(file)
+    content = read_annotations(file, folder)
     categories = sorted(content["categories"], key=lambda category: category["id"])
     labels = {category["id"]: label for label, category in enumerate(categories)}
-    if not labels:
-        raise ValueError(f"{file} must have at least one category, got none.")
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     annotations: dict[int, list[dict[str, Any]]] = defaultdict(list)
     left_out: dict[str, list[str]] = defaultdict(list)
@@ -134,96 +153,69 @@ def load_coco(folder: str, file: str, needs_masks: bool = False) -> CocoImages:
         if fault is not None:
             left_out[fault].append(str(annotation.get("id")))
         else:
-            annotation = annotation | {"label": labels[annotation["category_id"]]}
-            annotations[annotation["image_id"]].append(annotation)
+            annotations[annotation["image_id"]].append(
+                annotation
+                | {
+                    "label": labels[annotation["category_id"]],
+                    "iscrowd": int(annotation.get("iscrowd") or 0),
+                    "area": box_area(annotation) if annotation.get("area") is None else annotation["area"],
+                }
+            )
     for fault, ids in left_out.items():
         logger.warning(f"{len(ids)} annotations of {file} are left out, because they have {fault}: {first_names(ids)}")
     names = [str(category["name"]) for category in categories]
-    return CocoImages(Path(folder), content["images"], names, dict(annotations))
+    return CocoImages(Path(folder), content["images"], names, dict(annotations), exif)
 
 
-def read_annotations(file: str) -> dict[str, Any]:
+def box_area(annotation: dict[str, Any]) -> float:
+    return annotation["bbox"][2] * annotation["bbox"][3]
+
+
+def without_corrupt_images(splits: dict[str, CocoImages], is_decoded: bool) -> dict[str, CocoImages]:
+    """Leave out images that are missing or, if asked to decode them, broken or not as annotated; count and name them."""
+    applied: dict[str, Counter[str]] = {name: Counter() for name in splits}
+    checks = {
+        name: [
+            check_image(split, image, is_decoded, applied[name])
+            for image in tqdm(split.images, desc=f"Checking the images of {name}", disable=not is_decoded)
+        ]
+        for name, split in splits.items()
+    }
+    convention = common_convention(decided for check in checks.values() for _, decided in check)
+    results = {}
+    for name, split in splits.items():
+        faults = [
+            "" if fault == UNKNOWN_ORIENTATION and convention is not None else fault for fault, _ in checks[name]
+        ]
+        bad = [f"{image['file_name']} ({fault})" for image, fault in zip(split.images, faults) if fault]
+        if bad:
+            logger.warning(f"{len(bad)} images of {name} are left out: {first_names(bad)}")
+        log_applied_rules(applied[name], f"images of {name}")
+        usable = split.select([index for index, fault in enumerate(faults) if not fault])
+        results[name] = replace(usable, convention=convention)
+    return results
+
+
+def check_image(
+    split: CocoImages, image: dict[str, Any], is_decoded: bool, applied: Counter[str]
+) -> tuple[str, str | None]:
+    """What is wrong with an image, or nothing, and the convention of its EXIF orientation that its size tells."""
+    path, size = split.folder / image["file_name"], (image["width"], image["height"])
+    if not path.exists():
+        return "not there", None
+    decided = None
     try:
-        content = json.loads(Path(file).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} must be a JSON file as COCO's: {error}.") from error
-    for key, fields in FIELDS.items():
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise ValueError(f"{file} must have a list of {key}, as COCO's files do.")
-        for entry in content[key]:
-            if not isinstance(entry, dict) or not fields <= entry.keys():
-                raise ValueError(f"{file} must have {', '.join(sorted(fields))} for each of its {key}, got {entry}.")
-    return content
-
-
-def find_fault(
-    annotation: dict[str, Any], labels: dict[Any, int], sizes: dict[Any, tuple[int, int]], needs_masks: bool
-) -> str | None:
-    """Say why an annotation cannot be used; None if it can."""
-    if annotation.get("category_id") not in labels:
-        return "an unknown category"
-    if annotation.get("image_id") not in sizes:
-        return "an unknown image"
-    box = annotation.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, int | float) for side in box):
-        return "no box of four numbers"
-    height, width = sizes[annotation["image_id"]]
-    left, top, right, bottom = (
-        max(box[0], 0),
-        max(box[1], 0),
-        min(box[0] + box[2], width),
-        min(box[1] + box[3], height),
-    )
-    if not (right > left and bottom > top):
-        return "a box of no area within the image"
-    if needs_masks and not is_segmentation(annotation.get("segmentation"), [height, width]):
-        return "no segmentation of the image's size"
-    return None
-
-
-def is_segmentation(segmentation: Any, size: list[int]) -> bool:
-    """Whether a segmentation is polygons of at least three corners, or run lengths of this height and width."""
-    if isinstance(segmentation, dict):
-        return segmentation.get("size") == size and "counts" in segmentation
-    return bool(segmentation) and all(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in segmentation)
-
-
-def without_corrupt_images(split: CocoImages, name: str, is_decoded: bool) -> CocoImages:
-    """Leave out images that are missing or, if asked to decode them, broken; they are counted and named."""
-    usable, corrupt = [], []
-    for index, image in enumerate(tqdm(split.images, desc=f"Checking the images of {name}", disable=not is_decoded)):
-        if is_readable(split.folder / image["file_name"], (image["width"], image["height"]), is_decoded):
-            usable.append(index)
-        else:
-            corrupt.append(image["file_name"])
-    if corrupt:
-        logger.warning(
-            f"{len(corrupt)} images of {name} are not there, cannot be decoded or have another size than they are said to, "
-            f"and are left out: {first_names(corrupt)}"
-        )
-    return split.select(usable)
-
-
-def is_readable(path: Path, size: tuple[int, int], is_decoded: bool) -> bool:
-    if not is_decoded:
-        return path.is_file()
-    try:
-        return read_image(path).size == size
+        check_is_file(path)
+        if is_decoded:
+            stored = open_image(path, is_upright=False, applied=applied)
+            decided = decided_convention(stored, size) if split.exif == "auto" else None
+            convert_image(turn_as_annotated(stored, size, split.exif))
+        return "", decided
     except ImageError as error:
-        logger.warning(str(error))
-        return False
-    except Exception:
-        # Pillow's decoders raise all kinds of errors.
-        return False
-
-
-def read_image(path: Path) -> PIL.Image.Image:
-    """Read an image in RGB, not rotated: annotations are in its pixels as they are stored."""
-    return convert_image(open_image(path, is_upright=False))
-
-
-def first_names(names: list[str]) -> str:
-    return ", ".join(names[:NUM_NAMED]) + (", ..." if len(names) > NUM_NAMED else "")
+        return str(error).rstrip("."), decided
+    # Pillow's decoders raise all kinds of errors.
+    except Exception as error:
+        return decoding_fault(error), None
 
 
 def binary_mask(segmentation: Any, height: int, width: int) -> np.ndarray:

@@ -127,12 +127,11 @@ def targets(split: CocoImages, index: int, has_masks: bool) -> dict[str, torch.T
     objects = split.annotations.get(image["id"], [])
     # In double precision, as in the file.
     boxes = torch.tensor([each["bbox"] for each in objects], dtype=torch.float64).reshape(-1, 4)
-    areas = [each.get("area", each["bbox"][2] * each["bbox"][3]) for each in objects]
     target = {
         "boxes": boxes,
         "labels": torch.tensor([each["label"] for each in objects], dtype=torch.long),
-        "iscrowd": torch.tensor([each.get("iscrowd", 0) for each in objects], dtype=torch.long),
-        "area": torch.tensor(areas, dtype=torch.float64),
+        "iscrowd": torch.tensor([each["iscrowd"] for each in objects], dtype=torch.long),
+        "area": torch.tensor([each["area"] for each in objects], dtype=torch.float64),
     }
     if has_masks:
         target["masks"] = stacked_masks(

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from hf_twins.training.orientation import EXIF_HELP, ExifOption
 from hf_twins.training.trainer import RecipeArguments
 
 
@@ -78,7 +79,7 @@ class DataArguments:
     )
     train_dir: str | None = field(
         default=None,
-        metadata={"help": "Folder with images/ and annotations/, PNG masks with the names of the images."},
+        metadata={"help": "Folder with images/ and annotations/, lossless masks (PNG) with the names of the images."},
     )
     validation_dir: str | None = field(default=None, metadata={"help": "The same, of images to evaluate on."})
     train_val_split: float = field(
@@ -90,6 +91,7 @@ class DataArguments:
         default=False,
         metadata={"help": "Masks have 0 where there is no class, and the classes from 1, as in ADE20K."},
     )
+    exif: ExifOption = field(default="auto", metadata={"help": EXIF_HELP})
     class_names_file: str | None = field(
         default=None, metadata={"help": "File with the name of a class a line, in the order of their numbers."}
     )

@@ -19,42 +19,109 @@ about it depends on nothing but the seed, the epoch and the picture's place in t
 """
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import torch
-from datasets import Dataset, Features, Image, Value
+from datasets import Dataset, Features, Image, List, Value
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from hf_twins._utils.images import convert_image, decode_image, is_image_file
+from hf_twins._utils.images import (
+    ImageError,
+    convert_image,
+    image_errors,
+    image_source,
+    is_image_file,
+    log_applied_rules,
+    open_image,
+    orientation,
+)
 from hf_twins.training.data import load_hub_splits, only_column, renamed_columns
+from hf_twins.training.orientation import (
+    UNKNOWN_ORIENTATION,
+    ExifOption,
+    common_convention,
+    decided_convention,
+    turn_as_annotated,
+)
 from hf_twins.training.semantic_segmentation.arguments import DataArguments, SegmentationRecipe
 from hf_twins.training.trainer import mixed_seed
 
 
 logger = logging.getLogger(__name__)
 IGNORE_INDEX = 255
+# Formats that keep the numbers of classes: JPEG and WebP blur them.
+MASK_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm")
 # Crops to draw for one that is not nearly all of one class.
 NUM_TRIES = 10
 
 
+class ImageMaskPairs(torch.utils.data.Dataset):
+    """Pairs of `image` and `label`, the mask, that are decoded when they are asked for, the image turned as its mask is.
+
+    Args:
+        split: the pairs, undecoded.
+        exif, convention: see [`~hf_twins.training.orientation.turn_as_annotated`].
+    """
+
+    def __init__(self, split: Dataset, exif: ExifOption = "auto", convention: str | None = None):
+        self.split, self.exif, self.convention = undecoded(split), exif, convention
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> dict[str, PIL.Image.Image]:
+        pair = self.split[index]
+        name = file_of(self.split, index)
+        with image_errors(name):
+            image, mask = (open_image(image_source(pair[part]), is_upright=False) for part in ("image", "label"))
+        try:
+            return matched_pair(image, mask, self.exif, self.convention)
+        except ImageError as error:
+            raise ImageError(f"{name} and its mask do not fit: {error}.") from error
+
+    def select(self, indices: Iterable[int]) -> "ImageMaskPairs":
+        return ImageMaskPairs(self.split.select(indices), self.exif, self.convention)
+
+
+def matched_pair(
+    image: PIL.Image.Image, mask: PIL.Image.Image, exif: ExifOption = "auto", convention: str | None = None
+) -> dict[str, PIL.Image.Image]:
+    """An image and its mask, both as they are stored, turned to fit each other.
+
+    Raises:
+        ImageError: if they do not.
+    """
+    if orientation(mask) != 1:
+        if orientation(mask) != orientation(image):
+            raise ImageError("mask with an EXIF orientation of its own")
+        for each in (image, mask):
+            PIL.ImageOps.exif_transpose(each, in_place=True)
+    return {"image": turn_as_annotated(image, mask.size, exif, convention), "label": mask}
+
+
+def undecoded(split: Dataset) -> Dataset:
+    return split.cast_column("image", Image(decode=False)).cast_column("label", Image(decode=False))
+
+
 def load_pairs(
     arguments: DataArguments, seed: int, class_names: Sequence[str] | None = None
-) -> tuple[dict[str, Dataset], list[str]]:
+) -> tuple[dict[str, ImageMaskPairs], list[str]]:
     """The data set as `train` and `validation`, and the names of its classes.
 
-    Both have the columns `image` and `label`, pictures. Pairs that cannot be decoded, of two sizes, or without the number of
-    a class, are left out, counted and named.
+    Pairs that cannot be decoded, of two sizes, or without the number of a class, are left out, counted and named.
 
     Args:
         arguments: where the data is.
         seed: random seed of the images that are held out.
-        class_names: those that the model knows; taken if the data has no names, nor more classes.
+        class_names: those that the model knows; taken if the data has no names, and as many classes.
 
     Raises:
         ValueError: if there is no data set, or it lacks what is needed. The message says what.
@@ -64,23 +131,57 @@ def load_pairs(
         held_out = splits["train"].train_test_split(arguments.train_val_split, seed=seed)
         splits = {"train": held_out["train"], "validation": held_out["test"]}
     names = named_classes(arguments)
-    num_classes = 0
     for split, limit in (("train", arguments.max_train_samples), ("validation", arguments.max_eval_samples)):
         if limit is not None:
             splits[split] = splits[split].shuffle(seed=seed).select(range(min(limit, len(splits[split]))))
-        if arguments.check_images:
-            splits[split], largest = checked_pairs(splits[split], split, arguments.do_reduce_labels, names)
-            num_classes = max(num_classes, largest + 1)
-        if len(splits[split]) == 0:
-            raise ValueError(f"No pair of image and mask of the split {split} can be used.")
-    if names is not None:
-        return splits, names
-    if class_names is not None and num_classes <= len(class_names):
-        return splits, list(class_names)
     if not arguments.check_images:
-        raise ValueError("How many classes there are is only known from --class_names_file or --check_images true.")
-    # A model needs two classes, even if all pixels are of one.
-    return splits, [str(number) for number in range(max(num_classes, 2))]
+        if names is None:
+            raise ValueError(
+                "How many classes there are is only known from --class_names_file or --check_images true."
+            )
+        return {name: ImageMaskPairs(split, arguments.exif) for name, split in splits.items()}, names
+    pairs, used = checked_pairs(splits, arguments.do_reduce_labels, names, arguments.exif)
+    if names is None:
+        names = inferred_names(used, class_names)
+    warn_of_unused_classes(used, names)
+    return pairs, names
+
+
+def inferred_names(used: Collection[int], class_names: Sequence[str] | None) -> list[str]:
+    """The names of classes of which nothing is known but the numbers in use, in masks.
+
+    Raises:
+        ValueError: if most likely these are not the numbers of classes.
+    """
+    num_classes = max(used) + 1
+    numbers = ", ".join(map(str, sorted(used)))
+    if len(used) < 2:
+        raise ValueError(
+            f"The masks have no class but {numbers}, beside {IGNORE_INDEX}, which means no class: number the classes 0, 1, 2, "
+            "..., for example with 1 for a foreground, or name them with --class_names_file."
+        )
+    if 2 * len(used) < num_classes:
+        raise ValueError(
+            f"The masks use {len(used)} of the numbers 0 to {max(used)}: {numbers}. Number the classes 0, 1, 2, ... without "
+            "gaps, or name all of them with --class_names_file."
+        )
+    if class_names is not None and num_classes == len(class_names):
+        return list(class_names)
+    if class_names is not None:
+        logger.warning(
+            f"The model knows {len(class_names)} classes and the masks have {num_classes}: it gets a new head, without their "
+            "names. To keep both, give the names with --class_names_file."
+        )
+    return [str(number) for number in range(num_classes)]
+
+
+def warn_of_unused_classes(used: Collection[int], names: Sequence[str]) -> None:
+    unused = [name for number, name in enumerate(names) if number not in used]
+    if unused:
+        logger.warning(
+            f"{len(unused)} of {len(names)} classes have no pixel in the masks ({IGNORE_INDEX} means no class): "
+            f"{', '.join(unused)}"
+        )
 
 
 def load_splits(arguments: DataArguments) -> dict[str, Dataset]:
@@ -105,23 +206,42 @@ def load_folder(folder: str) -> Dataset:
     """The pictures of `images/`, each with the mask of the same name in `annotations/`; those without one are left out.
 
     Raises:
-        ValueError: if there is no such folder, or nothing in it.
+        ValueError: if there is no such folder, or nothing in it, or two images have one mask or one image two.
     """
     images, annotations = Path(folder, "images"), Path(folder, "annotations")
     if not images.is_dir() or not annotations.is_dir():
         raise ValueError(f"{folder} must be a folder with the folders images and annotations in it.")
-    pictures = sorted(file for file in images.iterdir() if is_image_file(file))
-    pairs = [(picture, annotations / f"{picture.stem}.png") for picture in pictures]
-    alone = [picture.name for picture, mask in pairs if not mask.is_file()]
+    pictures = by_stem(file for file in images.iterdir() if is_image_file(file))
+    masks = by_stem(
+        file for file in annotations.iterdir() if file.suffix.lower() in MASK_EXTENSIONS and file.is_file()
+    )
+    alone = [files[0].name for stem, files in pictures.items() if stem not in masks]
     if alone:
-        logger.warning(f"{len(alone)} images of {folder} have no mask and are left out: {', '.join(alone)}")
-    pairs = [(picture, mask) for picture, mask in pairs if mask.is_file()]
+        logger.warning(
+            f"{len(alone)} images of {folder} have no mask, a lossless one such as PNG, and are left out: {', '.join(alone)}"
+        )
+    for stem in pictures.keys() & masks.keys():
+        for files in (pictures[stem], masks[stem]):
+            if len(files) > 1:
+                raise ValueError(
+                    f"Which image has which mask? {files[0].parent} has {', '.join(file.name for file in files)}: images and "
+                    "masks need names of their own, also without the extension."
+                )
+    pairs = [(pictures[stem][0], masks[stem][0]) for stem in pictures if stem in masks]
     if not pairs:
         raise ValueError(
             f"{folder} has no image with a mask of the same name, images/NAME.jpg and annotations/NAME.png."
         )
     columns = {"image": [str(picture) for picture, _ in pairs], "label": [str(mask) for _, mask in pairs]}
     return Dataset.from_dict(columns, features=Features({"image": Image(), "label": Image()}))
+
+
+def by_stem(files: Iterable[Path]) -> dict[str, list[Path]]:
+    """Files by their names without the extension, in the order of their names."""
+    found: dict[str, list[Path]] = {}
+    for file in sorted(files):
+        found.setdefault(file.stem, []).append(file)
+    return found
 
 
 def named_classes(arguments: DataArguments) -> list[str] | None:
@@ -139,11 +259,18 @@ def class_numbers(mask: PIL.Image.Image, do_reduce_labels: bool) -> np.ndarray:
     """The class of each pixel of a mask, `(height, width)`, int64.
 
     Raises:
-        ValueError: if the mask has more than one number a pixel.
+        ValueError: if the mask has more than one number a pixel, or numbers that are not whole or not from 0 to 255.
     """
     numbers = np.asarray(mask)
     if numbers.ndim != 2:
         raise ValueError(f"A mask must have one number a pixel, that of its class, got a picture of mode {mask.mode}.")
+    if numbers.dtype not in (np.bool_, np.uint8):
+        whole = numbers.astype(np.int64)
+        if (whole != numbers).any() or whole.min() < 0 or whole.max() > IGNORE_INDEX:
+            raise ValueError(
+                f"A mask must have whole numbers from 0 to {IGNORE_INDEX}, which means no class, got {numbers.min():g} to "
+                f"{numbers.max():g}."
+            )
     numbers = numbers.astype(np.int64)
     if do_reduce_labels:
         numbers = np.where((numbers == 0) | (numbers == IGNORE_INDEX), IGNORE_INDEX, numbers - 1)
@@ -151,53 +278,99 @@ def class_numbers(mask: PIL.Image.Image, do_reduce_labels: bool) -> np.ndarray:
 
 
 def checked_pairs(
-    split: Dataset, name: str, do_reduce_labels: bool, names: Sequence[str] | None = None
-) -> tuple[Dataset, int]:
-    """The pairs that can be used, and the largest number of a class in them; the others are counted and named.
+    splits: dict[str, Dataset],
+    do_reduce_labels: bool,
+    names: Sequence[str] | None = None,
+    exif: ExifOption = "auto",
+) -> tuple[dict[str, ImageMaskPairs], set[int]]:
+    """The pairs that can be used, and the numbers of the classes in them; the others are counted and named.
 
     Raises:
-        ValueError: if a mask has the number of a class that is not among `names`.
+        ValueError: if a mask has the number of a class that is not among `names`, or no pair of a split can be used.
     """
-    undecoded = split.cast_column("image", Image(decode=False)).cast_column("label", Image(decode=False))
-    checked = undecoded.map(
-        lambda pair: checked_pair(pair, do_reduce_labels),
-        remove_columns=undecoded.column_names,
-        features=Features({"fault": Value("string"), "largest": Value("int64")}),
+    checks = {name: checked_split(undecoded(split), name, do_reduce_labels, exif) for name, split in splits.items()}
+    convention = common_convention(decided for check in checks.values() for decided in check["convention"])
+    pairs, used = {}, set()
+    for name, check in checks.items():
+        split, faults = undecoded(splits[name]), list(check["fault"])
+        if convention is None:
+            faults = [fault or unknown for fault, unknown in zip(faults, check["unknown"])]
+        bad = [f"{file_of(split, index)} ({fault})" for index, fault in enumerate(faults) if fault]
+        if bad:
+            logger.warning(f"{len(bad)} images of {name} are left out: {', '.join(bad)}")
+        usable = [index for index, fault in enumerate(faults) if not fault]
+        if not usable:
+            raise ValueError(f"No pair of image and mask of the split {name} can be used.")
+        for index in usable:
+            numbers = check[index]["numbers"]
+            limit = IGNORE_INDEX if names is None else len(names)
+            if max(numbers) >= limit:
+                raise ValueError(
+                    f"The mask of {file_of(split, index)} has the class {max(numbers)}, where the largest is {limit - 1}: do "
+                    "the names fit, and --do_reduce_labels?"
+                )
+            used.update(numbers)
+        log_applied_rules(Counter(rule for rules in check["applied"] for rule in rules), f"images of {name}")
+        pairs[name] = ImageMaskPairs(split.select(usable), exif, convention)
+    return pairs, used
+
+
+def checked_split(split: Dataset, name: str, do_reduce_labels: bool, exif: ExifOption) -> Dataset:
+    """What `checked_pair` says of each pair; the answer is kept by `datasets`' cache."""
+    text, texts = Value("string"), List(Value("string"))
+    features = {"fault": text, "unknown": text, "convention": text, "numbers": List(Value("int64")), "applied": texts}
+    return split.map(
+        lambda pair: checked_pair(pair, do_reduce_labels, exif),
+        remove_columns=split.column_names,
+        features=Features(features),
         desc=f"Checking the images of {name}",
     )
-    faults, largest = list(checked["fault"]), list(checked["largest"])
-    bad = [f"{file_of(undecoded, index)} ({fault})" for index, fault in enumerate(faults) if fault]
-    if bad:
-        logger.warning(f"{len(bad)} images of {name} are left out: {', '.join(bad)}")
-    limit = IGNORE_INDEX if names is None else len(names)
-    for index, number in enumerate(largest):
-        if number >= limit:
-            raise ValueError(
-                f"The mask of {file_of(undecoded, index)} has the class {number}, where the largest is {limit - 1}: do "
-                "the names fit, and --do_reduce_labels?"
-            )
-    return split.select([index for index, fault in enumerate(faults) if not fault]), max(largest, default=-1)
 
 
-def checked_pair(pair: dict[str, Any], do_reduce_labels: bool) -> dict[str, Any]:
-    """What is wrong with a pair, or nothing, and the largest number of a class in it."""
-    image, mask = decode_image(pair["image"]), decode_image(pair["label"])
-    if image is None or mask is None:
-        return {"fault": f"{'image' if image is None else 'mask'} cannot be decoded", "largest": -1}
-    if image.size != mask.size:
-        return {"fault": f"image of {image.size}, mask of {mask.size}", "largest": -1}
+def checked_pair(pair: dict[str, Any], do_reduce_labels: bool, exif: ExifOption = "auto") -> dict[str, Any]:
+    """What is wrong with a pair, or nothing, and what there is to know about it.
+
+    Returns:
+        A dictionary with the `fault`; one that it has if no `convention` of the EXIF orientation is known, as `unknown`; the
+        `convention` that its sizes tell; the `numbers` of classes in its mask; the rules that were `applied` to its image.
+    """
+    result: dict[str, Any] = {"fault": "", "unknown": "", "convention": None, "numbers": [], "applied": []}
+    applied: Counter[str] = Counter()
+    decoded = {}
+    for name, column in (("image", "image"), ("mask", "label")):
+        try:
+            counted = applied if name == "image" else None
+            decoded[name] = open_image(image_source(pair[column]), is_upright=False, applied=counted)
+            if name == "image":
+                convert_image(decoded[name])
+        except ImageError as error:
+            return result | {"fault": f"{name} cannot be used: {error}"}
+        except Exception:
+            # Pillow's decoders raise all kinds of errors.
+            return result | {"fault": f"{name} cannot be decoded"}
+    image, mask = decoded["image"], decoded["mask"]
+    if exif == "auto":
+        result["convention"] = decided_convention(image, mask.size)
+    try:
+        matched_pair(image.copy() if orientation(image) != 1 else image, mask, exif)
+    except ImageError as error:
+        fits = orientation(image) != 1 and str(error) == UNKNOWN_ORIENTATION
+        result["unknown" if fits else "fault"] = str(error).replace("annotation of", "mask of")
+        if not fits:
+            return result
     try:
         numbers = class_numbers(mask, do_reduce_labels)
-    except ValueError:
-        return {"fault": f"mask of mode {mask.mode}", "largest": -1}
-    numbers = numbers[numbers != IGNORE_INDEX]
-    if numbers.size == 0:
-        return {"fault": "no pixel with a class", "largest": -1}
-    return {"fault": "", "largest": int(numbers.max())}
+    except ValueError as error:
+        is_color = np.asarray(mask).ndim != 2
+        return result | {"fault": f"mask of mode {mask.mode}" if is_color else str(error)}
+    counts = np.bincount(numbers.ravel(), minlength=IGNORE_INDEX + 1)[:IGNORE_INDEX]
+    if not counts.any():
+        return result | {"fault": "no pixel with a class"}
+    return result | {"numbers": np.flatnonzero(counts).tolist(), "applied": list(applied)}
 
 
-def file_of(undecoded: Dataset, index: int) -> str:
-    return undecoded[index]["image"]["path"] or f"image {index}"
+def file_of(split: Dataset, index: int) -> str:
+    return split[index]["image"]["path"] or f"image {index}"
 
 
 class RandomClassCrop(v2.Transform):

@@ -23,14 +23,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from datasets import Dataset
 from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from hf_twins import TWINS_VARIANTS, published_variant
 from hf_twins.checkpoints import published_checkpoints
-from hf_twins.training.semantic_segmentation.data import IGNORE_INDEX, class_numbers
+from hf_twins.training.semantic_segmentation.data import IGNORE_INDEX, ImageMaskPairs, class_numbers
 from hf_twins.training.semantic_segmentation.inference import MULTI_SCALES, InferenceArguments, segment
 
 
@@ -78,7 +77,7 @@ def segmentation_metrics(matrix: torch.Tensor) -> dict[str, float]:
 def evaluate_pairs(
     model: PreTrainedModel,
     processor: Any,
-    pairs: Dataset,
+    pairs: ImageMaskPairs,
     how: InferenceArguments,
     accelerator: Accelerator | None = None,
 ) -> torch.Tensor:
@@ -87,7 +86,7 @@ def evaluate_pairs(
     Args:
         model: for semantic segmentation; in evaluation mode afterwards as before, or not.
         processor: its image processor, whose `do_reduce_labels` is that of the masks.
-        pairs: data set with the columns `image` and `label`.
+        pairs: images and masks.
         how: pictures are segmented.
         accelerator: the processes that share the work; each holds the whole model.
     """

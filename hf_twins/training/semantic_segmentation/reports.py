@@ -21,13 +21,13 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
-from datasets import Dataset
 from matplotlib.figure import Figure
 
 from hf_twins._utils.cards import usage_code
+from hf_twins._utils.images import convert_image
 from hf_twins._utils.labels import label_names
 from hf_twins.training.reports import draw_curves, write_report_and_card
-from hf_twins.training.semantic_segmentation.data import class_numbers
+from hf_twins.training.semantic_segmentation.data import ImageMaskPairs, class_numbers
 from hf_twins.training.semantic_segmentation.drawing import draw_rows
 from hf_twins.training.semantic_segmentation.inference import InferenceArguments, segment
 from hf_twins.training.semantic_segmentation.metrics import class_accuracy, class_iou, segmentation_metrics
@@ -94,13 +94,16 @@ def write_report(
     )
 
 
-def draw_predictions(model: Any, processor: Any, pairs: Dataset, how: InferenceArguments, path: Path) -> None:
+def draw_predictions(model: Any, processor: Any, pairs: ImageMaskPairs, how: InferenceArguments, path: Path) -> None:
     """A few pictures, with the truth and what the model says."""
     model.eval()
     rows = []
-    for pair in pairs.select(range(min(NUM_PICTURES, len(pairs)))):
+    for index in range(min(NUM_PICTURES, len(pairs))):
+        pair = pairs[index]
         prediction = segment(model, processor, pair["image"], how).argmax(0).cpu().numpy()
-        rows.append((pair["image"], prediction, class_numbers(pair["label"], processor.do_reduce_labels)))
+        rows.append(
+            (convert_image(pair["image"]), prediction, class_numbers(pair["label"], processor.do_reduce_labels))
+        )
     draw_rows(rows, label_names(model.config), path)
 
 

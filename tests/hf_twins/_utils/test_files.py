@@ -167,3 +167,33 @@ def test_processes_that_load_data_do_not_keep_a_folder(tmp_path):
     finally:
         os.kill(loader, signal.SIGKILL)
         os.waitpid(loader, 0)
+
+
+@pytest.mark.parametrize(
+    ("output", "source", "is_recursive", "is_refused"),
+    [
+        ("images", "images", True, True),
+        ("images/", "./images", False, True),
+        ("images/run", "images", True, True),
+        ("images/a/b", "images", True, True),
+        ("images/run", "images", False, False),
+        ("link", "images", False, True),
+        ("link/run", "images", True, True),
+        ("images", "images/a.png", False, True),
+        ("images/run", "images/a.png", True, False),
+        ("images-2", "images", True, False),
+        (".", "images", True, False),
+        ("images", "user/name", True, False),
+        ("images", None, True, False),
+    ],
+)
+def test_output_is_apart_from_input(output, source, is_recursive, is_refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    (tmp_path / "images" / "a.png").touch()
+    (tmp_path / "link").symlink_to("images")
+    if is_refused:
+        with pytest.raises(ValueError, match=r"--output_dir must be another folder than .*images, where the input is"):
+            files.check_is_apart(output, [None, source], is_recursive)
+    else:
+        files.check_is_apart(output, [None, source], is_recursive)

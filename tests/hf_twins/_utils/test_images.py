@@ -13,16 +13,27 @@
 # limitations under the License.
 """Tests of what all examples that open pictures do with them."""
 
+import inspect
 import os
 import subprocess
 import sys
+import zlib
+from collections import Counter
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
-from hostile_files import leave_trace_for_ghostscript, long_png, png_of
-from PIL import ExifTags, Image
+from hostile_files import (
+    leave_trace_for_ghostscript,
+    long_png,
+    png_of,
+    png_of_chunks,
+    saved,
+    write_no_images,
+)
+from PIL import ExifTags, Image, ImageCms
+from twins_space.pictures import PictureError, read_picture
 
 import hf_twins
 from hf_twins._utils import images
@@ -34,12 +45,22 @@ from hf_twins._utils.images import (
     is_image_file,
     list_images,
     open_image,
+    read_image,
 )
+from hf_twins.export import run_exported
+from hf_twins.image_processing_twins import to_eight_bits
 
 
-# What imports nothing of the others, and the slow ones of each kind that do.
-ALONE = [images.__file__, str(Path(hf_twins.__file__).parent / "export" / "run_exported.py")]
-SCRIPTS = ["attention_maps", "quickstart", "extract_features", "batch_predict", "run_detection"]
+# What imports little, and the slow ones of each kind that import more.
+ALONE = [str(Path(hf_twins.__file__).parent / "export" / "run_exported.py")]
+SCRIPTS = [
+    "hf_twins._utils.images",
+    "attention_maps",
+    "quickstart",
+    "extract_features",
+    "batch_predict",
+    "run_detection",
+]
 
 
 def opens_with_ghostscript(folder: Path, script: str) -> bool:
@@ -104,12 +125,221 @@ def test_pictures_are_told_by_their_names():
     assert not any(map(is_image_file, ("a.pdf", "b.txt", "c")))
 
 
-def test_sixteen_bits_become_eight_and_fractions_are_refused():
-    gray = Image.fromarray(np.array([[0, 257, 65535]], dtype=np.uint16))
-    assert np.asarray(convert_image(gray))[0].tolist() == [[0] * 3, [1] * 3, [255] * 3]
-    assert np.asarray(convert_image(gray, "L"))[0].tolist() == [0, 1, 255]
-    with pytest.raises(ImageError, match="fractions for pixels: save it with 8 or 16 bits"):
-        convert_image(Image.fromarray(np.zeros((2, 2), dtype=np.float32)))
+DEEP = [0, 1, 128, 129, 257, 32768, 65535]
+EIGHT = [0, 0, 0, 1, 1, 128, 255]
+
+
+def image_of_mode(mode: str) -> Image.Image:
+    """Three rows of colors, transparent in the middle where the mode can be."""
+    pixels = np.zeros((3, 4, 4), np.uint8)
+    pixels[..., :3] = [[[255, 0, 0]], [[0, 128, 0]], [[30, 60, 250]]]
+    pixels[..., 3] = [[255], [0], [128]]
+    if mode.startswith("I"):
+        values = np.array([[0, 257, 65535], [128, 129, 32768]], np.int32)
+        if mode == "I":
+            return Image.fromarray(values)
+        return Image.frombytes(mode, (3, 2), values.astype(">u2" if mode == "I;16B" else "<u2").tobytes())
+    if mode == "F":
+        return Image.fromarray(np.array([[0, 0.5, 1], [0.25, 0.1, 0.9]], np.float32))
+    image = Image.fromarray(pixels)
+    if mode == "LAB":
+        return Image.frombytes("LAB", (2, 1), bytes([200, 10, 20, 90, 250, 3]))
+    if mode == "P":
+        palette = image.convert("RGB").quantize(3)
+        palette.info["transparency"] = bytes([0, 255, 128])
+        return palette
+    if mode in ("La", "PA"):
+        return image.convert("LA" if mode == "La" else "P").convert(mode)
+    return image.convert(mode)
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """Composited by arithmetic of its own."""
+    pixels = np.asarray(image.convert("RGBA")).astype(float)
+    share = pixels[..., 3:] / 255
+    return Image.fromarray(np.rint(pixels[..., :3] * share + 255 * (1 - share)).astype(np.uint8))
+
+
+MODES = ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"]
+MODES += ["I", "I;16", "I;16B", "I;16L", "F"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_has_the_same_pixels_everywhere(mode, tmp_path):
+    """Scripts and Spaces, both image processors, detectors' input and the program beside an export."""
+    image = image_of_mode(mode)
+    assert image.mode == mode
+    converted = convert_image(image)
+    pixels = np.asarray(converted)
+    assert (converted.mode, image.mode) == ("RGB", mode)
+    options = {"do_resize": False, "do_center_crop": False, "do_rescale": False, "do_normalize": False}
+    for num_channels in (3, None):
+        kept = convert_image(image, "RGB" if num_channels else None)
+        assert kept.mode in ("L", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
+        assert kept.tobytes() == run_exported.convert_image(image, "RGB" if num_channels else None).tobytes()
+        for processor_class in (hf_twins.TwinsImageProcessor, hf_twins.TwinsImageProcessorPil):
+            processor = processor_class(**options, do_convert_rgb=num_channels == 3)
+            if len(kept.getbands()) in (1, 3):
+                values = np.asarray(processor(image, return_tensors="pt").pixel_values[0])
+                assert values.transpose(1, 2, 0).tobytes() == kept.tobytes()
+    if mode in ("LA", "PA", "P", "RGBA"):
+        assert abs(pixels.astype(int) - np.asarray(on_white(image))).max() <= 1
+        assert (pixels[1] == 255).all() or mode == "P"
+        assert (np.asarray(convert_image(image, "L")).ndim, convert_image(image, "RGBA").mode) == (2, "RGBA")
+    if mode.startswith("I"):
+        assert pixels[..., 0].tolist() == [[0, 1, 255], [0, 1, 128]]
+    if mode == "F":
+        assert pixels[..., 0].tolist() == [[0, 128, 255], [64, 26, 230]]
+
+
+def test_copy_of_the_rules_beside_an_export_is_the_same():
+    for function in (convert_image, to_eight_bits, images.ImageError):
+        assert inspect.getsource(function) == inspect.getsource(getattr(run_exported, function.__name__))
+
+
+def test_sixteen_bits_are_divided_by_257_and_rounded():
+    for dtype in (np.uint16, np.int32):
+        gray = Image.fromarray(np.array([DEEP], dtype=dtype))
+        assert np.asarray(convert_image(gray, "L"))[0].tolist() == EIGHT
+    # More than a strip.
+    tall = np.linspace(0, 65535, 3 * 2**20, dtype=np.uint16).reshape(-1, 3)
+    assert np.array_equal(np.asarray(convert_image(Image.fromarray(tall), "L")), (tall.astype(int) + 128) // 257)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.int32([[-1, 5]]), "32-bit integers from -1 to 5 for pixels, where 0 to 65535 are read"),
+        (np.int32([[0, 65536]]), "32-bit integers from 0 to 65536"),
+        (np.float32([[0, 255]]), "fractions from 0 to 255 for pixels, where 0 to 1 are read"),
+        (np.float32([[-0.1, 1]]), "fractions from -0.1 to 1"),
+        (np.float32([[np.nan, 1]]), "fractions from nan to nan"),
+        (np.float32([[0, np.inf]]), "fractions from 0 to inf"),
+    ],
+    ids=["negative", "beyond 16 bits", "255", "negative fraction", "NaN", "infinite"],
+)
+def test_numbers_without_a_known_white_are_refused_by_name(values, message, tmp_path, capsys):
+    image = Image.fromarray(values)
+    for convert in (convert_image, hf_twins.TwinsImageProcessor(), hf_twins.TwinsImageProcessorPil()):
+        with pytest.raises(ValueError, match=message):
+            convert(image)
+    image.save(tmp_path / "deep.tif")
+    with pytest.raises(ImageError, match=rf"^{tmp_path}/deep.tif cannot be used: An image has {message}"):
+        read_image(tmp_path / "deep.tif")
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/deep.tif cannot be used: An image has {message}"):
+        run_exported.read_image(tmp_path / "deep.tif")
+    assert decode_image({"path": str(tmp_path / "deep.tif"), "bytes": None}) is None
+
+
+@pytest.mark.parametrize("deep", [False, True], ids=["gray", "color"])
+def test_transparent_color_of_16_bits_is_white(deep, tmp_path):
+    """PNG's tRNS chunk, which Pillow hands on with 16 bits."""
+    values = [[1000, 2000, 3000], [40000, 5, 60000]] if deep else [[1000], [40000]]
+    raw = np.array(values, ">u2").tobytes()
+    chunks = {b"tRNS": raw[: len(raw) // 2], b"IDAT": zlib.compress(b"\0" + raw)}
+    (tmp_path / "key.png").write_bytes(png_of_chunks(2, 1, chunks, 16, 2 if deep else 0))
+    pixels = np.asarray(read_image(tmp_path / "key.png"))
+    assert pixels[0, 0].tolist() == [255, 255, 255]
+    assert pixels[0, 1].tolist() == ([156, 0, 234] if deep else [156, 156, 156])
+
+
+# Pillow warns of the sizes that it does not refuse yet.
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_what_is_no_image_is_refused_by_name_by_every_reader(tmp_path):
+    """Without waiting for a pipe, or for hours."""
+    for name, sentence in write_no_images(tmp_path).items():
+        with pytest.raises(ImageError, match=rf"^{tmp_path}/{name} .*{sentence}"):
+            read_image(tmp_path / name)
+        assert decode_image({"path": str(tmp_path / name), "bytes": None}) is None
+        if "scans" not in sentence:
+            with pytest.raises(ValueError, match=rf"^{tmp_path}/{name} cannot be used: "):
+                run_exported.read_image(tmp_path / name)
+        with pytest.raises(PictureError):
+            read_picture(tmp_path / name)
+
+
+def test_scans_are_those_of_the_image_alone(tmp_path):
+    """Not of its preview, its profile or the video behind it, whose bytes may look like markers."""
+    noise = Image.effect_noise((64, 64), 80)
+    exif = Image.Exif()
+    exif[ExifTags.Base.MakerNote] = 60 * b"\xff\xda"
+    content = saved(noise, "JPEG", progressive=True, exif=exif, icc_profile=60 * b"\xff\xda\0")
+    (tmp_path / "motion.jpg").write_bytes(content + 60 * b"\xff\xda")
+    assert read_image(tmp_path / "motion.jpg").size == (64, 64)
+    assert images.count_scans(content) == 6
+    # 128 strips, each of which is a JPEG.
+    Image.effect_noise((64, 1024), 80).save(tmp_path / "strips.tif", compression="jpeg", strip_size=64 * 8)
+    assert (tmp_path / "strips.tif").read_bytes().count(b"\xff\xda") > images.MAX_JPEG_SCANS
+    assert read_image(tmp_path / "strips.tif").size == (64, 1024)
+
+
+# Of the broken metadata.
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("number", range(10))
+def test_orientation_is_that_of_exif(number, tmp_path):
+    """With and without a preview; numbers that EXIF does not know, and broken metadata, turn nothing."""
+    stored = Image.fromarray(np.arange(32 * 48 * 3, dtype=np.uint8).reshape(32, 48, 3))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = number
+    stored.save(tmp_path / "turned.png", exif=exif)
+    stored.save(tmp_path / "broken.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    turn = {2: "mlr", 3: "180", 4: "mtb", 5: "transpose", 6: "270", 7: "transverse", 8: "90"}
+    turns = {
+        "mlr": Image.Transpose.FLIP_LEFT_RIGHT,
+        "mtb": Image.Transpose.FLIP_TOP_BOTTOM,
+        "transpose": Image.Transpose.TRANSPOSE,
+        "transverse": Image.Transpose.TRANSVERSE,
+        **{str(degrees): Image.Transpose[f"ROTATE_{degrees}"] for degrees in (90, 180, 270)},
+    }
+    expected = stored.transpose(turns[turn[number]]) if number in turn else stored
+    applied: Counter[str] = Counter()
+    assert np.array_equal(read_image(tmp_path / "turned.png", applied=applied), expected)
+    assert applied == ({images.TURNED: 1} if number in turn else {})
+    assert np.array_equal(run_exported.read_image(tmp_path / "turned.png"), expected)
+    assert np.array_equal(read_picture(tmp_path / "turned.png"), expected)
+    assert read_image(tmp_path / "broken.jpg").size == (48, 32)
+
+
+def test_rules_that_were_applied_are_said_once_with_their_count(tmp_path, caplog):
+    deep = Image.fromarray(np.full((4, 4), 40000, np.uint16))
+    files = {
+        "deep.png": saved(deep, "PNG"),
+        "deep.tif": saved(deep.convert("I"), "TIFF"),
+        "fractions.tif": saved(Image.new("F", (4, 4), 0.5), "TIFF"),
+        "opaque.png": saved(Image.new("RGBA", (4, 4), "red"), "PNG"),
+        "clear.png": saved(Image.new("RGBA", (4, 4)), "PNG"),
+        "clear.gif": saved(Image.new("P", (4, 4)), "GIF", transparency=0),
+        "moving.gif": saved(
+            Image.new("L", (4, 4)), "GIF", save_all=True, append_images=[Image.new("L", (4, 4), 9)], duration=9
+        ),
+        "pages.tif": saved(Image.new("L", (4, 4)), "TIFF", save_all=True, append_images=[Image.new("L", (4, 4), 9)]),
+        "plain.jpg": saved(Image.new("RGB", (4, 4)), "JPEG"),
+    }
+    applied: Counter[str] = Counter()
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        read_image(tmp_path / name, applied=applied)
+    assert applied == {images.SIXTEEN_BITS: 2, images.FRACTIONS: 1, images.TRANSPARENT: 2, images.ANIMATED: 2}
+    images.log_applied_rules(applied)
+    assert [record.getMessage().split()[0] for record in caplog.records] == ["2", "1", "2", "2"]
+    assert "2 images have more than 8 bits a pixel: 0 to 65535 is scaled to 0 to 255." in caplog.text
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "WEBP", "PNG", "TIFF"])
+def test_color_profiles_are_ignored(image_format, tmp_path):
+    """As by torchvision and `datasets`, with which models are trained."""
+    red = Image.new("RGB", (4, 4), "red")
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    (tmp_path / "plain").write_bytes(saved(red, image_format))
+    (tmp_path / "profile").write_bytes(saved(red, image_format, icc_profile=profile))
+    assert np.array_equal(read_image(tmp_path / "plain"), read_image(tmp_path / "profile"))
+
+
+def test_inverted_cmyk_of_adobe_is_read_as_it_looks(tmp_path):
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "red.jpg")
+    # Pillow writes, as Photoshop does, numbers inverted, and says so by the marker of Adobe.
+    assert b"Adobe" in (tmp_path / "red.jpg").read_bytes()
+    assert np.abs(np.asarray(read_image(tmp_path / "red.jpg"))[0, 0].astype(int) - [255, 0, 0]).max() < 6
 
 
 def test_large_images_are_reduced_and_too_large_ones_refused(tmp_path):

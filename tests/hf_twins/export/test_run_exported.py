@@ -85,17 +85,42 @@ def test_preprocessing_gives_the_processors_pixels(tmp_path, settings, mode):
         np.testing.assert_array_equal(preprocessing(image), expected)
 
 
+def test_rules_that_were_applied_are_said_once_with_their_count(folder, tmp_path, capsys):
+    deep = Image.fromarray(np.full((300, 300), 65535, np.uint16))
+    clear = Image.new("RGBA", (300, 300))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    images = {
+        "deep.png": deep,
+        "deep.tif": deep,
+        "clear.png": clear,
+        "plain.png": Image.new("RGB", (300, 300), "white"),
+    }
+    for name, image in images.items():
+        image.save(tmp_path / name)
+    Image.new("RGB", (300, 300), "white").save(tmp_path / "turned.png", exif=exif)
+    files = [str(tmp_path / name) for name in [*images, "turned.png"]]
+    run_exported.main([*files, "--model_dir", str(folder), "--json"])
+    printed = capsys.readouterr()
+    # All of them are white.
+    assert len({line.partition("labels")[2] for line in printed.out.splitlines()}) == 1
+    assert [line.split()[1] for line in printed.err.splitlines()] == ["1", "2", "1"]
+    assert "note: 2 images have another range than 0 to 255 and are scaled to it." in printed.err
+
+
 def test_faults_are_one_sentence(folder, tmp_path, monkeypatch):
     options = ["--model_dir", str(folder)]
     with pytest.raises(SystemExit, match="must be a folder that an export wrote, with config"):
         run_exported.main(["picture.png", "--model_dir", str(tmp_path)])
-    with pytest.raises(SystemExit, match=r"error: .* No such file or directory: 'picture.png'"):
+    with pytest.raises(SystemExit, match=r"error: picture.png cannot be used: .*No such file or directory"):
         run_exported.main(["picture.png", *options])
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(SystemExit, match="error: cannot identify image file"):
+    with pytest.raises(SystemExit, match=r"error: .*text.png cannot be used: cannot identify image file"):
         run_exported.main([str(tmp_path / "text.png"), *options])
     (tmp_path / "long.png").write_bytes(long_png())
-    with pytest.raises(SystemExit, match=r"error: .*long.png is too long, 1 x 65535 pixels: .* crop it"):
+    with pytest.raises(
+        SystemExit, match=r"error: .*long.png cannot be used: it is too long, 1 x 65535 pixels: .* crop it"
+    ):
         run_exported.main([str(tmp_path / "long.png"), *options])
     with pytest.raises(SystemExit, match="bf16 is chosen when an OpenVINO model is run, got one for onnx"):
         run_exported.main(["picture.png", *options, "--inference_precision", "bf16"])

@@ -20,11 +20,12 @@ import numpy as np
 import pytest
 import torch
 from detection_utils import small_detector, write_scenes
-from hostile_files import long_png
-from PIL import Image
+from hostile_files import long_png, write_no_images
+from PIL import ExifTags, Image
 from pycocotools import mask as coco_mask
 from torchvision.ops import masks_to_boxes
 
+from hf_twins.training.object_detection.annotations import decompressed_counts
 from hf_twins.training.object_detection.arguments import DataArguments, DetectionRecipe
 from hf_twins.training.object_detection.data import (
     CocoImages,
@@ -37,6 +38,7 @@ from hf_twins.training.object_detection.data import (
     load_splits,
     training_transform,
 )
+from hf_twins.training.object_detection.reports import average_precision
 
 
 def test_image_depends_on_seed_epoch_and_place_alone(scenes, start):
@@ -119,7 +121,7 @@ def test_images_of_16_bits_are_not_cut_off(tmp_path):
     pixels = np.full((8, 9), 40000, np.uint16)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     split = CocoImages(tmp_path, [{"id": 0, "file_name": "a.png", "height": 8, "width": 9}], ["cat"])
-    assert np.asarray(split.open(0))[0, 0].tolist() == 3 * [40000 // 257]
+    assert np.asarray(split.open(0))[0, 0].tolist() == 3 * [round(40000 / 257)]
 
 
 def write_json(folder: Path, content: dict) -> Path:
@@ -132,13 +134,53 @@ def test_annotations_that_cannot_be_used_are_left_out_counted_and_named(scenes, 
     good = content["annotations"][0]
     bad = {
         "a box of no area within the image": [{"bbox": [5, 5, 0, 9]}, {"bbox": [70, 5, 9, 9]}],
-        "an unknown category": [{"category_id": 99}],
-        "an unknown image": [{"image_id": 1}],
-        "no box of four numbers": [{"bbox": [1, 2, 3]}, {"bbox": None}, {"bbox": ["1", 2, 3, 4]}],
-        "no segmentation of the image's size": [
-            {"segmentation": []},
+        "an unknown category": [
+            {"category_id": 99},
+            {"category_id": [3]},
+            {"category_id": None},
+            {"category_id": "3"},
+        ],
+        "an unknown image": [{"image_id": 1}, {"image_id": {}}],
+        "no box of four numbers": [
+            {"bbox": [1, 2, 3]},
+            {"bbox": None},
+            {"bbox": ["1", 2, 3, 4]},
+            {"bbox": [1, 2, float("inf"), 3]},
+            {"bbox": [float("nan"), 2, 3, 3]},
+            {"bbox": [1, 2, 10**400, 3]},
+            {"bbox": {"x": 1}},
+        ],
+        "an area that is no number": [{"area": "big"}, {"area": -1}, {"area": float("nan")}, {"area": True}],
+        "an iscrowd that is neither 0 nor 1": [{"iscrowd": "0"}, {"iscrowd": 2}],
+        "no segmentation": [{"segmentation": []}, {"segmentation": None}, {"segmentation": "polygon"}],
+        "polygons that are not x and y of at least three corners": [
             {"segmentation": [[1, 1, 9, 9]]},
+            {"segmentation": [[1, 1, 9, 9, 1, 9, 5]]},
+            {"segmentation": [[1, 1, 9, 9, 1, None]]},
+            {"segmentation": [[1, 1, 9, float("nan"), 1, 9]]},
+            {"segmentation": [[1, 1, 9, float("inf"), 1, 9]]},
+        ],
+        "a segmentation that is no list of polygons, each a list of numbers": [
+            {"segmentation": [1, 1, 9, 9, 1, 9]},
+            {"segmentation": [{"x": 1, "y": 2}]},
+        ],
+        "polygons far outside the image": [
+            {"segmentation": [[1, 1, 1e9, 1e9, 1, 9]]},
+            {"segmentation": [[1, 1, 9, 9, 1, -65]]},
+        ],
+        "run lengths of another size than the image's": [
             {"segmentation": {"size": [9, 9], "counts": "04"}},
+            {"segmentation": {"counts": "04"}},
+        ],
+        "run lengths that are no whole numbers": [
+            {"segmentation": {"size": [64, 64], "counts": "~~"}},
+            {"segmentation": {"size": [64, 64], "counts": None}},
+            {"segmentation": {"size": [64, 64], "counts": [0.5, 4095.5]}},
+            {"segmentation": {"size": [64, 64], "counts": [-1, 4097]}},
+        ],
+        "run lengths of fewer or more pixels than the image's": [
+            {"segmentation": {"size": [64, 64], "counts": "04"}},
+            {"segmentation": {"size": [64, 64], "counts": [0, 10**9]}},
         ],
     }
     num_good, next_id = len(content["annotations"]), 1000
@@ -170,11 +212,195 @@ def test_images_that_cannot_be_used_are_left_out_counted_and_named(tmp_path, cap
         *(str(folder), file, str(folder), file),
     )
     splits = load_splits(arguments, seed=0)
-    assert "4 images of train are not there, cannot be decoded or have another size" in caplog.text
-    assert "are left out: 3.png, 5.png, 7.png, 9.png" in caplog.text
+    assert "4 images of train are left out: 3.png (cannot be decoded: it is broken or incomplete" in caplog.text
+    assert "5.png (not there), 7.png (image of (9, 9), annotation of (64, 64)), 9.png (" in caplog.text
     assert "9.png is too long, 1 x 65535 pixels" in caplog.text
     assert "1 images of train show no object and are left out" in caplog.text
     assert [len(splits[name].images) for name in ("train", "validation")] == [5, 6]
+
+
+def edited(folder: Path, **lists) -> str:
+    """The annotations with other lists."""
+    content = json.loads((folder / "annotations.json").read_text())
+    return str(write_json(folder, content | lists))
+
+
+IMAGE = {"id": 0, "file_name": "0.png", "height": 64, "width": 64}
+CATEGORY = {"id": 3, "name": "digit"}
+REFUSED = {
+    "image ids": ({"images": [IMAGE, IMAGE | {"file_name": "1.png"}]}, "several images of the same id, got 0: number"),
+    "file names": ({"images": [IMAGE, IMAGE | {"id": 1}]}, "several images of the same file_name, got 0.png"),
+    "category ids": ({"categories": [CATEGORY, CATEGORY | {"name": "x"}]}, "several categories of the same id, got 3"),
+    "category names": (
+        {"categories": [CATEGORY, CATEGORY | {"id": 4}]},
+        "several categories of the same name, got digit",
+    ),
+    "no category": ({"categories": []}, "at least one category"),
+    "category id of text": (
+        {"categories": [CATEGORY | {"id": "3"}]},
+        "a whole number as id and a name for each category",
+    ),
+    "category without a name": ({"categories": [CATEGORY | {"name": None}]}, "a name for each category"),
+    "list as image id": ({"images": [IMAGE | {"id": [0]}]}, "a number as id and a file_name for each image"),
+    "width of text": ({"images": [IMAGE | {"width": "64"}]}, "pixels as width and height of each image"),
+    "no height": ({"images": [IMAGE | {"height": 0}]}, "pixels as width and height"),
+    "half a pixel": ({"images": [IMAGE | {"height": 64.5}]}, "pixels as width and height"),
+    "huge image": ({"images": [IMAGE | {"height": 10**6, "width": 10**6}]}, "pixels as width and height"),
+    "null as name": ({"images": [IMAGE | {"file_name": None}]}, "a file_name for each image"),
+    "parent folder": (
+        {"images": [IMAGE | {"file_name": "../private.png"}]},
+        r"names 1 files outside .*: \.\./private.png",
+    ),
+    "inner parent": ({"images": [IMAGE | {"file_name": "a/../../private.png"}]}, "names 1 files outside"),
+    "parent of Windows": ({"images": [IMAGE | {"file_name": "..\\private.png"}]}, "names 1 files outside"),
+    "absolute": ({"images": [IMAGE | {"file_name": "/etc/passwd"}]}, "names 1 files outside .*: /etc/passwd"),
+    "link": ({"images": [IMAGE | {"file_name": "link.png"}]}, "names 1 files outside .*: link.png"),
+    "linked folder": ({"images": [IMAGE | {"file_name": "up/private.png"}]}, "names 1 files outside"),
+    "end of a text": ({"images": [IMAGE | {"file_name": "a\0.png"}]}, "names 1 files outside"),
+}
+
+
+@pytest.mark.parametrize(("lists", "message"), REFUSED.values(), ids=REFUSED)
+def test_files_that_cannot_be_used_as_a_whole_are_refused(lists, message, tmp_path):
+    folder = write_scenes(tmp_path / "scenes", range(2))
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "private.png")
+    (folder / "link.png").symlink_to(tmp_path / "private.png")
+    (folder / "up").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        load_coco(str(folder), edited(folder, **lists))
+
+
+def test_deep_json_is_refused(tmp_path):
+    (tmp_path / "deep.json").write_text(100_000 * "[")
+    with pytest.raises(ValueError, match=r"deep.json must be a JSON file as COCO's: "):
+        load_coco(str(tmp_path), str(tmp_path / "deep.json"))
+
+
+def test_names_within_the_folder_are_read_however_they_are_written(tmp_path):
+    folder = write_scenes(tmp_path / "real" / "scenes", range(3))
+    (folder / "sub").mkdir()
+    (folder / "1.png").rename(folder / "sub" / "1.png")
+    (folder / "linked.png").symlink_to("2.png")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    linked = tmp_path / "link" / "scenes"
+    names = [str(linked / "0.png"), "sub\\1.png", "linked.png"]
+    images = [IMAGE | {"id": 7 * index, "file_name": name} for index, name in enumerate(names)]
+    split = load_coco(str(linked), edited(folder, images=images))
+    assert [split.open(index).size for index in range(3)] == [(64, 64)] * 3
+
+
+BOXES = {
+    "corners": ([[2, 3, 30, 40], [20, 30, 60, 62]], "got 20, 30, 60, 62, as if left, top, right and bottom"),
+    "relative": ([[0.1, 0.2, 0.5, 0.5], [0, 0, 1, 1]], "got 0.1, 0.2, 0.5, 0.5, as if relative to the image"),
+    "relative corners": ([[0.1, 0.2, 0.5, 0.9]], "as if relative"),
+}
+
+
+@pytest.mark.parametrize(("boxes", "message"), BOXES.values(), ids=BOXES)
+def test_boxes_of_another_kind_are_refused(boxes, message, tmp_path):
+    folder = write_scenes(tmp_path / "scenes", range(2))
+    annotations = [{"id": index, "image_id": 0, "category_id": 3, "bbox": box} for index, box in enumerate(boxes)]
+    with pytest.raises(ValueError, match=message):
+        load_coco(str(folder), edited(folder, annotations=annotations))
+
+
+def test_boxes_beyond_their_image_are_said(tmp_path, caplog):
+    folder = write_scenes(tmp_path / "scenes", range(2))
+    boxes = [[2, 3, 10, 10], [30, 2, 10, 80], [0, 0, 64.5, 64]]
+    annotations = [{"id": index, "image_id": 0, "category_id": 3, "bbox": box} for index, box in enumerate(boxes)]
+    load_coco(str(folder), edited(folder, annotations=annotations))
+    assert "1 of 3 boxes of" in caplog.text
+    assert "reach beyond their image: are they left, top, width and height" in caplog.text
+
+
+def test_missing_area_and_crowd_are_those_of_the_box_and_a_single_object(tmp_path):
+    folder = write_scenes(tmp_path / "scenes", range(2))
+    good = {"image_id": 0, "category_id": 3, "bbox": [2, 3, 10, 20]}
+    annotations = [good, good | {"area": None, "iscrowd": None}, good | {"area": 7.5, "iscrowd": True}]
+    split = load_coco(str(folder), edited(folder, annotations=annotations))
+    assert [(each["area"], each["iscrowd"]) for each in split.annotations[0]] == [(200, 0), (200, 0), (7.5, 1)]
+    prediction = {"boxes": torch.tensor([[2.0, 3, 12, 23]]), "scores": torch.ones(1), "labels": torch.zeros(1).long()}
+    assert average_precision(split, {0: prediction})[0]["ap"] > 0
+
+
+def test_compressed_run_lengths_are_those_of_pycocotools():
+    rng = np.random.default_rng(0)
+    for shape in ((1, 1), (7, 300), (640, 480)):
+        mask = np.asfortranarray(rng.random(shape) < 0.3).astype(np.uint8, order="F")
+        mask[: shape[0] // 2] = 0
+        counts = decompressed_counts(coco_mask.encode(mask)["counts"].decode())
+        pixels = np.repeat(np.arange(len(counts)) % 2, counts)
+        assert np.array_equal(pixels, mask.flatten(order="F"))
+    for broken in ("o", "é", " ", 9 * "o"):
+        assert decompressed_counts(broken) is None
+
+
+@pytest.mark.parametrize("annotated", ["stored", "upright"])
+@pytest.mark.parametrize("number", [3, 6])
+def test_image_is_turned_as_its_boxes_are(annotated, number, tmp_path, caplog):
+    """Half a turn as the others are, a quarter by its size; alone, half a turn cannot be told and is left out."""
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[5:10, 10:30] = 255
+    stored = Image.fromarray(pixels)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = number
+    stored.save(tmp_path / "a.png", exif=exif)
+    exif[ExifTags.Base.Orientation] = 6
+    stored.save(tmp_path / "b.png", exif=exif)
+    images, annotations = [], []
+    for index, orientation in enumerate((number, 6)):
+        turn = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_270}[orientation]
+        shown = stored if annotated == "stored" else stored.transpose(turn)
+        left, top, right, bottom = shown.getbbox()
+        name, (width, height) = "ab"[index] + ".png", shown.size
+        images.append({"id": index, "file_name": name, "height": height, "width": width})
+        annotations.append({"image_id": index, "category_id": 3, "bbox": [left, top, right - left, bottom - top]})
+    for file, entries in (("both", images), ("alone", images[:1])):
+        content = {"images": entries, "annotations": annotations, "categories": [CATEGORY]}
+        (tmp_path / f"{file}.json").write_text(json.dumps(content))
+
+    def usable(file: str, exif: str = "auto") -> CocoImages:
+        annotations = str(tmp_path / f"{file}.json")
+        arguments = DataArguments(str(tmp_path), annotations, str(tmp_path), annotations, exif=exif)
+        split = load_splits(arguments, seed=0)["train"]
+        for index, image in enumerate(split.images):
+            (entry,) = split.annotations[image["id"]]
+            left, top, width, height = entry["bbox"]
+            shown = np.asarray(split.open(index))
+            is_right = shown[top : top + height, left : left + width].min() == 255
+            assert is_right == (exif in ("auto", annotated))
+        return split
+
+    assert len(usable("both").images) == 2
+    assert caplog.text == ""
+    if number == 3:
+        with pytest.raises(ValueError, match="No image of the split train"):
+            usable("alone")
+        assert "a.png (EXIF orientation, where the size does not tell whether the annotation is turned" in caplog.text
+        for exif in ("stored", "upright"):
+            assert len(usable("alone", exif).images) == 1
+    else:
+        assert len(usable("alone").images) == 1
+
+
+# Pillow warns of the sizes that it does not refuse yet.
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("is_decoded", [True, False])
+def test_what_is_no_image_is_left_out_by_name(is_decoded, tmp_path, caplog):
+    folder = write_scenes(tmp_path / "scenes", range(2))
+    unusable = write_no_images(folder)
+    # A link to a device leads outside.
+    (folder / "device.png").unlink()
+    names = ["0.png", *(name for name in unusable if name != "device.png")]
+    images = [IMAGE | {"id": index, "file_name": name} for index, name in enumerate(names)]
+    annotations = [{"image_id": 0, "category_id": 3, "bbox": [1, 1, 9, 9]}]
+    file = edited(folder, images=images, annotations=annotations)
+    arguments = DataArguments(str(folder), file, str(folder), file, check_images=is_decoded)
+    splits = load_splits(arguments, seed=0)
+    left_out = names[1:] if is_decoded else ["pipe.png", "folder.png", "socket.png", "gone.png"]
+    assert len(splits["validation"].images) == len(names) - len(left_out)
+    assert f"{len(left_out)} images of validation are left out" in caplog.text
+    assert all(f"{name} (" in caplog.text or len(left_out) > 10 for name in left_out)
 
 
 def test_held_out_images_are_split_off(scenes):

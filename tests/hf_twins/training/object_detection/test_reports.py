@@ -36,6 +36,7 @@ def constructed(objects: list[list[tuple]], names=("cat",), crowds=()) -> CocoIm
             {
                 "label": label,
                 "bbox": [left, top, width, height],
+                "area": width * height,
                 "iscrowd": int((index, place) in crowds),
                 "segmentation": [[left, top, left + width, top, left + width, top + height, left, top + height]],
             }

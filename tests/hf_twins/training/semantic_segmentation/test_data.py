@@ -1,0 +1,283 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+import itertools
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hostile_files import write_no_images
+from PIL import ExifTags, Image, ImageOps
+
+from hf_twins.training.semantic_segmentation.arguments import DataArguments
+from hf_twins.training.semantic_segmentation.data import (
+    IGNORE_INDEX,
+    ImageMaskPairs,
+    Preparation,
+    class_numbers,
+    inferred_names,
+    load_folder,
+    load_pairs,
+)
+
+
+def write_pair(folder: Path, name: str, mask: np.ndarray, image: Image.Image | None = None, **options) -> None:
+    for part in ("images", "annotations"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    if image is None:
+        image = Image.new("RGB", mask.shape[::-1])
+    image.save(folder / "images" / f"{name}.png", **options)
+    Image.fromarray(mask).save(folder / "annotations" / f"{name}.png")
+
+
+def mask_of(*numbers: int, size: tuple[int, int] = (4, 6)) -> np.ndarray:
+    """Rows of these classes, in `size` height and width."""
+    return np.resize(np.repeat(np.array(numbers), size[1]), size).astype(np.uint8)
+
+
+def exif_of(number: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = number
+    return exif
+
+
+def write_turned_pairs(folder: Path, annotated: str, orientations: dict[str, int], side: int = 6) -> None:
+    """Images whose pixels are their masks' numbers times 100, in the pixels that the annotation tool showed."""
+    for name, number in orientations.items():
+        stored = Image.fromarray(np.random.default_rng(ord(name[0])).integers(0, 3, (4, side), dtype=np.uint8))
+        picture = stored.point(lambda value: 100 * value)
+        picture.info["exif"] = exif_of(number).tobytes()
+        mask = stored if annotated == "stored" else ImageOps.exif_transpose(with_exif(stored, number))
+        write_pair(folder, name, np.asarray(mask), picture, exif=exif_of(number))
+
+
+def with_exif(image: Image.Image, number: int) -> Image.Image:
+    image = image.copy()
+    image.getexif()[ExifTags.Base.Orientation] = number
+    return image
+
+
+def load(folder: Path, **options) -> tuple[dict[str, ImageMaskPairs], list[str]]:
+    arguments = DataArguments(train_dir=str(folder), validation_dir=str(folder), **options)
+    return load_pairs(arguments, seed=0)
+
+
+def fits(pairs: ImageMaskPairs) -> bool:
+    return all(np.array_equal(np.asarray(pair["image"]), 100 * np.asarray(pair["label"])) for pair in pairs)
+
+
+@pytest.mark.parametrize("annotated", ["stored", "upright"])
+@pytest.mark.parametrize("number", range(2, 9))
+def test_image_is_turned_as_its_mask_is(annotated, number, tmp_path, caplog):
+    """By the sizes, or, where these do not tell, as the other images are."""
+    write_turned_pairs(tmp_path, annotated, {"a": number, "b": 6, "c": 1})
+    pairs, _ = load(tmp_path)
+    assert [len(pairs["train"]), fits(pairs["train"]), caplog.text] == [3, True, ""]
+    assert fits(pairs["train"].select([0]))
+
+
+@pytest.mark.parametrize("annotated", ["stored", "upright"])
+def test_option_says_what_sizes_do_not(annotated, tmp_path, caplog):
+    # Half a turn, and a square that is turned.
+    write_turned_pairs(tmp_path, annotated, {"a": 3, "plain": 1})
+    write_turned_pairs(tmp_path, annotated, {"b": 6}, side=4)
+    pairs, _ = load(tmp_path)
+    assert [len(pairs["train"]), fits(pairs["train"])] == [1, True]
+    assert "2 images of train are left out: " in caplog.text
+    for name in ("a", "b"):
+        assert f"{name}.png (EXIF orientation, where the size does not tell whether" in caplog.text
+    pairs, _ = load(tmp_path, exif=annotated)
+    assert [len(pairs["train"]), fits(pairs["train"])] == [3, True]
+    pairs, _ = load(tmp_path, exif="stored" if annotated == "upright" else "upright")
+    assert [len(pairs["train"]), fits(pairs["train"])] == [3, False]
+
+
+def test_images_of_both_conventions_are_told_by_their_sizes(tmp_path, caplog):
+    write_turned_pairs(tmp_path, "stored", {"a": 6, "b": 8})
+    write_turned_pairs(tmp_path, "upright", {"c": 6, "d": 3})
+    pairs, _ = load(tmp_path)
+    assert [len(pairs["train"]), fits(pairs["train"])] == [3, True]
+    assert "d.png (EXIF orientation" in caplog.text
+    pairs, _ = load(tmp_path, exif="stored")
+    assert len(pairs["train"]) == 3
+    assert "c.png (image of (6, 4), mask of (4, 6))" in caplog.text
+
+
+def test_pair_that_was_not_checked_is_refused_by_name(tmp_path):
+    write_turned_pairs(tmp_path, "upright", {"a": 3, "b": 6})
+    (tmp_path / "names.txt").write_text("x\ny\nz\n")
+    pairs, _ = load(tmp_path, check_images=False, class_names_file=str(tmp_path / "names.txt"))
+    with pytest.raises(ValueError, match=r"a\.png and its mask do not fit: EXIF orientation, .* give --exif"):
+        pairs["train"][0]
+    assert fits(pairs["train"].select([1]))
+
+
+@pytest.mark.parametrize(("number", "usable"), [(6, True), (8, False)])
+def test_orientation_of_a_mask_must_be_its_images(number, usable, tmp_path, caplog):
+    write_turned_pairs(tmp_path, "stored", {"a": 6})
+    write_turned_pairs(tmp_path, "stored", {"plain": 1})
+    with Image.open(tmp_path / "annotations" / "a.png") as mask:
+        mask.load()
+    mask.save(tmp_path / "annotations" / "a.png", exif=exif_of(number))
+    pairs, _ = load(tmp_path)
+    assert [len(pairs["train"]), fits(pairs["train"])] == [1 + usable, True]
+    assert ("a.png (mask with an EXIF orientation of its own)" in caplog.text) is not usable
+
+
+def test_turned_tiff_is_refused_by_name(tmp_path, caplog):
+    """Pillow turns it before anybody can ask for the pixels that are stored."""
+    write_pair(tmp_path, "a", mask_of(0, 1))
+    for name, number in (("b", 6), ("c", 1)):
+        write_pair(tmp_path, name, mask_of(0, 1))
+        (tmp_path / "images" / f"{name}.png").unlink()
+        Image.new("RGB", (6, 4)).save(tmp_path / "images" / f"{name}.tif", tiffinfo={274: number})
+    pairs, _ = load(tmp_path)
+    assert len(pairs["train"]) == 2
+    assert "b.tif is a TIFF with an orientation, which cannot be read as it is stored" in caplog.text
+
+
+UNUSABLE_NUMBERS = {
+    "0 and 255": ([(0, 255)], r"no class but 0, beside 255, .* with 1 for a foreground"),
+    "only 255 and 1": ([(1, 255)], "no class but 1"),
+    "one class": ([(0, 0)], "no class but 0"),
+    "0 and 128": ([(0, 128)], r"use 2 of the numbers 0 to 128: 0, 128\. Number the classes 0, 1, 2"),
+    "gray levels": ([(0, 85), (170, 0)], "use 3 of the numbers 0 to 170"),
+    "0 and 254": ([(0, 254)], "use 2 of the numbers 0 to 254"),
+}
+
+
+@pytest.mark.parametrize(("masks", "message"), UNUSABLE_NUMBERS.values(), ids=UNUSABLE_NUMBERS)
+def test_numbers_that_are_no_classes_are_refused(masks, message, tmp_path):
+    for index, numbers in enumerate(masks):
+        write_pair(tmp_path, str(index), mask_of(*numbers))
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path)
+
+
+def test_classes_without_a_pixel_are_named_where_names_are_given(tmp_path, caplog):
+    write_pair(tmp_path, "a", mask_of(0, 255))
+    (tmp_path / "names.txt").write_text("background\ncat\ndog\n")
+    _, names = load(tmp_path, class_names_file=str(tmp_path / "names.txt"))
+    assert names == ["background", "cat", "dog"]
+    assert "2 of 3 classes have no pixel in the masks (255 means no class): cat, dog" in caplog.text
+
+
+def test_model_lends_its_names_to_as_many_classes_alone(caplog):
+    names = ["sky", "road", "tree"]
+    assert inferred_names({0, 2}, names) == names
+    assert caplog.text == ""
+    assert inferred_names({0, 1}, names) == ["0", "1"]
+    assert "The model knows 3 classes and the masks have 2: it gets a new head" in caplog.text
+    assert inferred_names({0, 1, 3}, names) == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("extension", ["png", "PNG", "tif", "TIFF", "bmp", "gif"])
+def test_masks_of_every_lossless_format_are_found(extension, tmp_path):
+    write_pair(tmp_path, "a", mask_of(0, 1))
+    with Image.open(tmp_path / "annotations" / "a.png") as mask:
+        mask.load()
+    (tmp_path / "annotations" / "a.png").unlink()
+    mask.save(tmp_path / "annotations" / f"a.{extension}")
+    pairs, names = load(tmp_path)
+    assert [len(pairs["train"]), names] == [1, ["0", "1"]]
+
+
+@pytest.mark.parametrize(
+    ("mask", "numbers"),
+    [
+        (Image.fromarray(mask_of(0, 1).astype(bool)), [0, 1]),
+        (Image.fromarray(mask_of(0, 7)), [0, 7]),
+        (Image.fromarray(mask_of(0, 2).astype(np.uint16)), [0, 2]),
+        (Image.fromarray(mask_of(0, 255).astype(np.int32)), [0, 255]),
+        (Image.fromarray(mask_of(0, 3).astype(np.float32)), [0, 3]),
+        (Image.fromarray(mask_of(0, 1)).convert("P"), [0, 1]),
+    ],
+    ids=["1", "L", "I;16", "I", "F", "P"],
+)
+def test_numbers_of_a_mask_are_read_in_every_mode(mask, numbers):
+    assert np.unique(class_numbers(mask, False)).tolist() == numbers
+
+
+@pytest.mark.parametrize("reduce", [False, True])
+@pytest.mark.parametrize(
+    "mask",
+    [
+        Image.fromarray(np.array([[0, 256]], np.uint16)),
+        Image.fromarray(np.array([[0, 299]], np.int32)),
+        Image.fromarray(np.array([[-1, 0]], np.int32)),
+        Image.fromarray(np.array([[0, 0.5]], np.float32)),
+        Image.fromarray(np.array([[0, np.nan]], np.float32)),
+    ],
+    ids=["256", "299", "-1", "half", "NaN"],
+)
+# Of NaN as a whole number.
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
+def test_numbers_that_are_no_class_are_refused(mask, reduce):
+    with pytest.raises(ValueError, match="whole numbers from 0 to 255, which means no class, got"):
+        class_numbers(mask, reduce)
+    with pytest.raises(ValueError, match="whole numbers from 0 to 255"):
+        Preparation(None, reduce)({"image": Image.new("RGB", mask.size), "label": mask}, 0)
+
+
+@pytest.mark.parametrize("part", ["images", "annotations"])
+@pytest.mark.parametrize("extension", ["bmp", "tif"])
+def test_two_files_of_one_name_are_refused(part, extension, tmp_path):
+    write_pair(tmp_path, "a", mask_of(0, 1))
+    Image.new("L", (6, 4)).save(tmp_path / part / f"a.{extension}")
+    with pytest.raises(
+        ValueError, match=rf"Which image has which mask\? .*{part} has a\.\w+, a\.\w+: images and masks need"
+    ):
+        load_folder(str(tmp_path))
+
+
+def test_lossy_masks_are_no_masks(tmp_path, caplog):
+    for name in ("a", "b"):
+        write_pair(tmp_path, name, mask_of(0, 1))
+    (tmp_path / "annotations" / "a.png").unlink()
+    Image.fromarray(mask_of(0, 1)).save(tmp_path / "annotations" / "a.jpg")
+    assert len(load_folder(str(tmp_path))) == 1
+    assert "1 images of" in caplog.text
+    assert "have no mask, a lossless one such as PNG, and are left out: a.png" in caplog.text
+
+
+# Pillow warns of the sizes that it does not refuse yet.
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_what_is_no_image_is_left_out_by_name(tmp_path, caplog):
+    write_pair(tmp_path, "whole", mask_of(0, 1))
+    unusable = write_no_images(tmp_path / "images")
+    for number, name in enumerate(unusable):
+        (tmp_path / "images" / name).rename(tmp_path / "images" / f"{number}{name[name.rindex('.') :]}")
+        Image.fromarray(mask_of(0, 1)).save(tmp_path / "annotations" / f"{number}.png")
+    with caplog.at_level(logging.WARNING):
+        pairs, _ = load(tmp_path)
+    assert len(pairs["train"]) == 1
+    for number in range(len(unusable)):
+        assert f"images/{number}." in caplog.text
+
+
+def test_pixels_are_those_of_the_one_reader(tmp_path, caplog):
+    deep = Image.fromarray(np.full((4, 6), 40000, np.uint16))
+    clear = Image.new("RGBA", (6, 4), (255, 0, 0, 0))
+    for name, image in (("deep", deep), ("clear", clear), ("plain", Image.new("RGB", (6, 4)))):
+        write_pair(tmp_path, name, mask_of(0, 1), image)
+    pairs, _ = load(tmp_path)
+    assert "1 images of train have more than 8 bits a pixel" in caplog.text
+    assert "1 images of train are transparent" in caplog.text
+    seen = [
+        int(255 * Preparation(lambda *both: both, False)(pair, 0)["pixel_values"].float().mean() / 255)
+        for pair in itertools.islice(pairs["train"], 3)
+    ]
+    assert seen == [255, 156, 0]
+    assert IGNORE_INDEX == 255
