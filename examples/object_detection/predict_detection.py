@@ -33,7 +33,8 @@ from tqdm import tqdm
 
 from hf_twins._utils.command_line import run
 from hf_twins._utils.files import write_json
-from hf_twins._utils.images import ImageError, convert_image, find_images, open_image
+from hf_twins._utils.image_folders import find_images
+from hf_twins._utils.images import ImageError, convert_image, open_image
 from hf_twins._utils.labels import label_names
 from hf_twins.detection import Detector, load_detector
 from hf_twins.training.object_detection.reports import draw_objects, mask_run_lengths

@@ -29,7 +29,8 @@ from hf_twins import load_model
 from hf_twins._utils.command_line import run
 from hf_twins._utils.devices import default_device
 from hf_twins._utils.drawing import mask_image
-from hf_twins._utils.images import decode_image, find_images
+from hf_twins._utils.image_folders import find_images
+from hf_twins._utils.images import decode_image
 from hf_twins._utils.labels import label_names
 from hf_twins.training.semantic_segmentation.drawing import class_shares, draw_prediction
 from hf_twins.training.semantic_segmentation.inference import InferenceArguments, segment

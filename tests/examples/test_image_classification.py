@@ -59,11 +59,11 @@ from hf_twins.training.image_classification.arguments import (
 from hf_twins.training.image_classification.data import (
     Preparation,
     StreamedImages,
-    load_folder,
     load_images,
     stream_loader,
     training_transform,
 )
+from hf_twins.training.image_classification.folders import load_folder
 from hf_twins.training.image_classification.models import (
     BatchMixer,
     ClassificationLoss,

@@ -31,8 +31,10 @@ from datasets import Dataset, Features, Image, Value
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from hf_twins._utils.images import convert_image, decode_image, is_image_file
-from hf_twins.training.data import load_hub_splits, only_column, renamed_columns
+from hf_twins._utils.image_folders import list_images
+from hf_twins._utils.images import convert_image, decode_image
+from hf_twins._utils.labels import read_label_names
+from hf_twins.training.data import image_names, load_hub_splits, only_column, renamed_columns
 from hf_twins.training.semantic_segmentation.arguments import DataArguments, SegmentationRecipe
 from hf_twins.training.trainer import mixed_seed
 
@@ -110,7 +112,7 @@ def load_folder(folder: str) -> Dataset:
     images, annotations = Path(folder, "images"), Path(folder, "annotations")
     if not images.is_dir() or not annotations.is_dir():
         raise ValueError(f"{folder} must be a folder with the folders images and annotations in it.")
-    pictures = sorted(file for file in images.iterdir() if is_image_file(file))
+    pictures = list_images(images, recursive=False)
     pairs = [(picture, annotations / f"{picture.stem}.png") for picture in pictures]
     alone = [picture.name for picture, mask in pairs if not mask.is_file()]
     if alone:
@@ -127,7 +129,7 @@ def load_folder(folder: str) -> Dataset:
 def named_classes(arguments: DataArguments) -> list[str] | None:
     if arguments.class_names_file is None:
         return None
-    names = Path(arguments.class_names_file).read_text(encoding="utf-8").splitlines()
+    names = read_label_names(arguments.class_names_file)
     if not 2 <= len(names) <= IGNORE_INDEX:
         raise ValueError(
             f"{arguments.class_names_file} must name from 2 to {IGNORE_INDEX} classes, one a line, got {len(names)}."
@@ -197,7 +199,7 @@ def checked_pair(pair: dict[str, Any], do_reduce_labels: bool) -> dict[str, Any]
 
 
 def file_of(undecoded: Dataset, index: int) -> str:
-    return undecoded[index]["image"]["path"] or f"image {index}"
+    return image_names(undecoded, [index])[0]
 
 
 class RandomClassCrop(v2.Transform):
