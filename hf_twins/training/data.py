@@ -20,7 +20,7 @@ from typing import Any
 
 import PIL.Image
 import torch
-from datasets import Array3D, Dataset, Features, Image, get_dataset_split_names, load_dataset
+from datasets import Array3D, Dataset, Features, Image, IterableDataset, get_dataset_split_names, load_dataset
 
 from hf_twins._utils.image_folders import list_folder
 from hf_twins._utils.images import check_shape
@@ -98,6 +98,9 @@ def renamed_columns(split: Any, image: str, label: str) -> Any:
     if image == label:
         raise ValueError(f"--image_column_name and --label_column_name must be two columns, got {image} for both.")
     split = split.select_columns([image, label])
+    if isinstance(split, IterableDataset) and isinstance(split.features[image], Image):
+        # Each step of a stream would decode and encode all images, lose their names, and end at one that is broken.
+        split = split.cast_column(image, Image(decode=False))
     # One of them may have the other's name.
     split = split.rename_columns({image: "image_", label: "label_"}).rename_columns(
         {"image_": "image", "label_": "label"}

@@ -225,14 +225,15 @@ class StreamedImages(torch.utils.data.IterableDataset):
             # The stream of epoch 1 is not what epoch 0 has when it is read again.
             self.stream.set_epoch(mixed_seed(self.epoch, repetition))
             for example in self.stream:
-                image, label, fault, path = example["image"], example["label"], None, None
+                image, label, fault = example["image"], example["label"], None
+                path = image["path"] if isinstance(image, dict) else None
                 if image is None:
                     fault = "there is no image"
                 elif label is None or label == NO_LABEL:
                     fault = "it has no label"
-                if isinstance(image, dict):
-                    path, image = image["path"], decode_image(image) if fault is None else None
-                    fault = fault or ("it cannot be decoded" if image is None else None)
+                elif isinstance(image, dict):
+                    image = decode_image(image)
+                    fault = "it cannot be decoded" if image is None else None
                 if fault is not None:
                     num_left_out += 1
                     logger.warning(f"left out, because {fault}: {path} ({num_left_out} so far)")
