@@ -72,7 +72,6 @@ from hf_twins.training.image_classification.models import (
     create_model,
     create_processor,
 )
-from hf_twins.training.image_classification.reports import draw_confusion_matrix
 from hf_twins.training.reports import write_report_and_card
 from hf_twins.training.trainer import EpochSampler, check_sharding, find_checkpoint
 
@@ -843,8 +842,3 @@ def test_adapter_that_would_lose_its_base_model_is_refused(digits, start, tmp_pa
     arguments[0] = "--model_name_or_path"
     with pytest.raises(SystemExit, match="--output_dir must be another folder than the model that is adapted"):
         run_trainer.main([*arguments, *lora])
-
-
-def test_names_are_drawn_as_they_are(tmp_path):
-    draw_confusion_matrix(np.eye(2, dtype=int), ["$x_1^{$", r"\\frac{"], tmp_path / "matrix.png")
-    assert (tmp_path / "matrix.png").is_file()
