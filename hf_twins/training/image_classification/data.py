@@ -40,6 +40,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode, v2
 
+from hf_twins._utils.image_folders import listed
 from hf_twins._utils.images import convert_image, decode_image
 from hf_twins.training.data import image_names, load_hub_splits, only_column, renamed_columns
 from hf_twins.training.image_classification.arguments import ClassificationRecipe, DataArguments, ImageArguments
@@ -86,6 +87,11 @@ def load_images(arguments: DataArguments, seed: int) -> dict[str, Any]:
             splits[name] = without_corrupt_images(splits[name], name)
         if len(splits[name]) == 0:
             raise ValueError(f"No image of the split {name} can be used.")
+    if not isinstance(splits["train"], IterableDataset):
+        used = set(splits["train"]["label"])
+        unused = [label for number, label in enumerate(names) if number not in used]
+        if unused:
+            logger.warning(f"{len(unused)} labels have no image to learn them from: {listed(unused)}.")
     return splits
 
 

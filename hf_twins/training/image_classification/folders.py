@@ -92,10 +92,13 @@ def load_folders(train_dir: str, validation_dir: str | None = None, streaming: b
         streaming: whether `train` is a stream.
 
     Raises:
-        ValueError: if there is nothing to train on.
+        ValueError: if there is nothing to train on, or the images to evaluate on are among those to train on.
     """
     parts = folder_parts(train_dir)
-    splits = {"train": training_part(train_dir, parts).load(streaming)}
+    train = training_part(train_dir, parts)
+    if validation_dir is not None:
+        check_is_apart(train, Path(validation_dir))
+    splits = {"train": train.load(streaming)}
     if validation_dir is not None:
         splits["validation"] = evaluation_part(validation_dir, folder_parts(validation_dir)).load()
     elif set(parts) & {"validation", "test"}:
@@ -139,6 +142,20 @@ def folder_parts(folder: str) -> dict[str, FolderPart]:
     if "all" not in parts:
         logger.warning(f"{folder} is divided into {', '.join(parts)}, as its names say.")
     return parts
+
+
+def check_is_apart(train: FolderPart, validation: Path) -> None:
+    """Raise a ValueError if the images to evaluate on lie in a folder to train on; warn of it if they are the same."""
+    if train.files or not validation.is_dir():
+        return
+    folder, validation = train.folder.resolve(), validation.resolve()
+    if folder in validation.parents:
+        raise ValueError(
+            f"--validation_dir must not be in --train_dir, whose folders are labels to train on, got {validation} in {folder}: "
+            "move it, or give the folder of the training images alone."
+        )
+    if folder == validation:
+        logger.warning(f"The images to evaluate on are those to train on, all of {folder}.")
 
 
 def training_part(folder: str, parts: dict[str, FolderPart]) -> FolderPart:

@@ -107,6 +107,31 @@ def test_tables_in_split_folders_are_the_splits(tmp_path):
     assert {name: len(split) for name, split in load(tmp_path).items()} == {"train": 8, "validation": 2}
 
 
+def test_images_to_evaluate_on_are_not_trained_on(tmp_path, caplog):
+    write(tmp_path, *(f"{label}/{index}.png" for label in ("cat", "dog", "val/cat", "val/dog") for index in range(3)))
+    with pytest.raises(
+        ValueError, match=f"--validation_dir must not be in --train_dir, .*, got {tmp_path}/val in {tmp_path}:"
+    ):
+        load(tmp_path, validation_dir=str(tmp_path / "val"))
+    (tmp_path / "link").symlink_to(tmp_path / "val")
+    with pytest.raises(ValueError, match="--validation_dir must not be in --train_dir"):
+        load(tmp_path, validation_dir=str(tmp_path / "link"))
+    load(tmp_path / "val", validation_dir=str(tmp_path / "val"))
+    assert f"The images to evaluate on are those to train on, all of {tmp_path}/val." in caplog.messages
+    # The splits of one folder lie beside each other.
+    write(tmp_path / "split", *(f"{name}/1.png" for name in ("train/cat", "train/dog", "val/cat", "val/dog")))
+    splits = load(tmp_path / "split", validation_dir=str(tmp_path / "split" / "val"))
+    assert {name: len(split) for name, split in splits.items()} == {"train": 2, "validation": 2}
+
+
+def test_label_whose_images_all_are_broken_is_named(tmp_path, caplog):
+    write(tmp_path, "cat/1.png", "dog/2.png")
+    (tmp_path / "cow").mkdir()
+    (tmp_path / "cow" / "3.png").write_text("no picture")
+    load(tmp_path, validation_dir=str(tmp_path))
+    assert "1 labels have no image to learn them from: cow." in caplog.messages
+
+
 def test_what_is_beside_tables_is_named(tmp_path, caplog):
     write(write_table(tmp_path / "0.parquet", 8), "cat/1.png")
     (tmp_path / "1.tar").touch()
