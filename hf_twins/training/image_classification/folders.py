@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
@@ -47,6 +48,8 @@ from hf_twins._utils.image_folders import (
 logger = logging.getLogger(__name__)
 # The times and sizes of the files, no column but a part of the fingerprint.
 VERSIONS = "versions"
+# At most so many are the parts of a stream, which workers and processes divide among them.
+NUM_SHARDS = 1024
 BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
 
 
@@ -189,19 +192,27 @@ def evaluation_part(folder: str, parts: dict[str, FolderPart], split: str | None
 def from_columns(columns: dict[str, list[Any]], features: Features, streaming: bool) -> Any:
     """A data set of these columns, in `datasets`' cache, where what is found out about its images stays, too."""
     if streaming:
-        # Of lists, each row is a shard, so that a stream is shuffled as a whole.
-        return IterableDataset.from_generator(rows, features, gen_kwargs=columns)
+        # `datasets` shuffles shards, and rows within a buffer: sorted by label, a shard would have one label alone.
+        num_rows = len(columns["image"])
+        is_mixed = num_rows > NUM_SHARDS
+        order = np.random.default_rng(0).permutation(num_rows) if is_mixed else np.arange(num_rows)
+        shards = [shard.tolist() for shard in np.array_split(order, min(num_rows, NUM_SHARDS))]
+        # Lists are divided into shards, and tuples are not.
+        parts = {name: [[column[row] for row in shard] for shard in shards] for name, column in columns.items()}
+        return IterableDataset.from_generator(rows, features, gen_kwargs=parts)
     # A file that was changed is not the one that was checked.
     status = [Path(file).stat() for file in columns["image"]]
     versions = tuple((each.st_mtime_ns, each.st_size) for each in status)
-    values = {name: tuple(column) for name, column in columns.items()}
+    values = {name: (tuple(column),) for name, column in columns.items()}
     return Dataset.from_generator(rows, features, gen_kwargs=values | {VERSIONS: versions})
 
 
 def rows(**columns: Any) -> Iterator[dict[str, Any]]:
+    """The rows of shards, whose columns are sequences of values for each shard."""
     columns.pop(VERSIONS, None)
-    for values in zip(*columns.values()):
-        yield dict(zip(columns, values))
+    for shard in zip(*columns.values()):
+        for values in zip(*shard):
+            yield dict(zip(columns, values))
 
 
 def read_metadata(file: Path) -> pa.Table:

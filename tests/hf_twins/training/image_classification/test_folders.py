@@ -25,6 +25,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 
 from hf_twins.training.data import check_is_no_image_folder, load_hub_splits
+from hf_twins.training.image_classification import folders
 from hf_twins.training.image_classification.arguments import DataArguments
 from hf_twins.training.image_classification.data import load_images
 from hf_twins.training.image_classification.folders import evaluation_part, folder_parts, load_folder
@@ -166,6 +167,18 @@ def test_names_with_patterns_and_splits_are_all_read(streaming, tmp_path):
     assert Counter(labels[row["label"]] for row in split) == dict.fromkeys(labels, 3)
     # Each image is that of its path.
     assert sorted(row["image"].getpixel((0, 0)) for row in split) == sorted([1, 2, 3] * 3)
+
+
+def test_long_stream_is_read_in_shards_of_all_labels(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "NUM_SHARDS", 4)
+    write(tmp_path, *(f"{label}/{index}.png" for label in ("cat", "dog") for index in range(8)))
+    stream = load_folder(str(tmp_path), streaming=True)
+    assert stream.num_shards == 4
+    labels = [row["label"] for row in stream]
+    assert Counter(labels) == {0: 8, 1: 8}
+    assert labels != sorted(labels)
+    # The same in every process.
+    assert labels == [row["label"] for row in load_folder(str(tmp_path), streaming=True)]
 
 
 def test_folder_that_was_changed_is_read_again(tmp_path):
