@@ -46,6 +46,7 @@ from hf_twins import (
 from hf_twins._utils.drawing import denormalize
 from hf_twins._utils.files import check_is_apart, write_atomically
 from hf_twins._utils.images import log_applied_rules, read_image
+from hf_twins._utils.labels import label_names
 
 
 @dataclass
@@ -86,7 +87,11 @@ def choose_label(label: str | None, model: Any, pixel_values: torch.Tensor) -> i
         with torch.inference_mode():
             logits = model(pixel_values).logits
         return int(logits.flatten(2).sum(2).argmax() if logits.ndim == 4 else logits.argmax())
-    index = model.config.label2id.get(label, int(label) if label.isdecimal() else -1)
+    # Not by `label2id`, in which one of two labels of the same name is missing.
+    found = [number for number, name in enumerate(label_names(model.config)) if name == label]
+    if len(found) > 1:
+        raise ValueError(f"--label {label} is the name of the labels {' and '.join(map(str, found))}: give a number.")
+    index = found[0] if found else int(label) if label.isdecimal() else -1
     if not 0 <= index < model.config.num_labels:
         raise ValueError(
             f"--label must be a label of the model or an index below {model.config.num_labels}, got {label}."

@@ -23,6 +23,7 @@ cores. The output folder is a complete repository: weights, image processor, mod
     python examples/quickstart.py --model_name_or_path path/or/hub-id   # trained weights to start from
 """
 
+import shlex
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ from hf_twins._utils.command_line import parse_arguments
 import matplotlib
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from huggingface_hub import EvalResult, ModelCardData
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
@@ -54,6 +55,8 @@ from hf_twins._utils.extras import MissingExtraError, require_extra
 from hf_twins._utils.files import check_is_apart, write_atomically
 from hf_twins._utils.images import ImageError, applied_rules, check_shape, convert_image, log_applied_rules
 from hf_twins._utils.labels import label_fields
+from hf_twins.training.image_classification.arguments import DataArguments
+from hf_twins.training.image_classification.data import load_images as load_labeled_images
 
 
 @dataclass
@@ -96,29 +99,13 @@ def load_digits_images() -> Dataset:
 def load_images(dataset: str | None, seed: int) -> DatasetDict:
     """The data set as `train` and `test`, with the columns `image` and `label`."""
     if dataset is None:
-        splits = DatasetDict({"train": load_digits_images()})
-    elif Path(dataset).is_dir():
-        splits = load_dataset("imagefolder", data_dir=dataset)
-    else:
-        splits = load_dataset(dataset)
-    if "train" not in splits:
-        raise ValueError(f"The data set must have a split named train, got {', '.join(splits)}.")
-    features = splits["train"].features
-    for name, feature_type in (("image", Image), ("label", ClassLabel)):
-        columns = [column for column, feature in features.items() if isinstance(feature, feature_type)]
-        if len(columns) != 1:
-            raise ValueError(f"The data set must have one column of {feature_type.__name__}, got {dict(features)}.")
-        if columns[0] != name:
-            splits = splits.rename_column(columns[0], name)
-    held_out = next((name for name in ("test", "validation") if name in splits), None)
-    if held_out is None:
-        try:
-            return splits["train"].train_test_split(test_size=0.2, stratify_by_column="label", seed=seed)
-        except ValueError as error:
-            raise ValueError(
-                f"A fifth of {len(splits['train'])} images cannot be held out, with some of every label. {error}"
-            ) from error
-    return DatasetDict({"train": splits["train"], "test": splits[held_out]})
+        return load_digits_images().train_test_split(test_size=0.2, stratify_by_column="label", seed=seed)
+    is_folder = Path(dataset).exists()
+    source = DataArguments(
+        train_dir=dataset if is_folder else None, dataset_name=None if is_folder else dataset, train_val_split=0.2
+    )
+    splits = load_labeled_images(source, seed)
+    return DatasetDict({"train": splits["train"], "test": splits["validation"]})
 
 
 def create_model(
@@ -283,7 +270,8 @@ def main() -> None:
         sys.exit(
             f"Cannot load the data set {arguments.dataset!r}: {error}\n"
             "Give a folder with a sub-folder of images for each label, or the Hub id of an image classification data set "
-            "(which needs a network, unless it was downloaded before)."
+            "(which needs a network, unless it was downloaded before). Options that are named here are those of "
+            "image_classification/run_trainer.py, which does the same with all of them."
         )
     labels = dataset["train"].features["label"].names
     try:
@@ -317,15 +305,19 @@ def main() -> None:
     draw_results(images, true_labels, predictions, history, output_dir / "results.png")
     write_model_card(arguments, model, num_right / len(images), output_dir)
 
+    code = (
+        "import hf_twins; from transformers import pipeline; "
+        f"print(pipeline('image-classification', {str(output_dir)!r})('picture.png'))"
+    )
+    script, folder = shlex.quote(sys.argv[0]), shlex.quote(str(output_dir))
     print(
         f"\n{num_right} of {len(images)} held-out images right ({num_right / len(images):.1%}), classified by the model "
         f"loaded back from {output_dir}.\n"
         f"Look at {output_dir / 'results.png'}. Then:\n"
-        f'  classify a picture   python -c "import hf_twins; from transformers import pipeline; '
-        f"print(pipeline('image-classification', '{output_dir}')('picture.png'))\"\n"
-        f"  your own images      python {sys.argv[0]} --dataset path/to/images --output_dir outputs/mine\n"
-        f"  go on from here      python {sys.argv[0]} --model_name_or_path {output_dir} --dataset path/to/images\n"
-        f"  publish it           hf upload YOUR-NAME/{output_dir.name} {output_dir}"
+        f"  classify a picture   python -c {shlex.quote(code)}\n"
+        f"  your own images      python {script} --dataset path/to/images --output_dir outputs/mine\n"
+        f"  go on from here      python {script} --model_name_or_path {folder} --dataset path/to/images\n"
+        f"  publish it           hf upload {shlex.quote(f'YOUR-NAME/{output_dir.name}')} {folder}"
     )
 
 

@@ -41,7 +41,8 @@ from tqdm import tqdm
 
 from hf_twins._utils.features import POOLED, FeatureExtractor
 from hf_twins._utils.files import check_is_apart, exclusive_folder, write_atomically, write_json
-from hf_twins._utils.images import ImageError, is_image_file, log_applied_rules, read_image
+from hf_twins._utils.image_folders import list_folder
+from hf_twins._utils.images import ImageError, log_applied_rules, read_image
 from hf_twins._utils.run_settings import record_settings
 
 
@@ -86,10 +87,13 @@ def find_images(folder: Path) -> list[str]:
     """Paths in the folder of all files that are images by their names, sorted."""
     if not folder.is_dir():
         raise ValueError(f"--input_dir must be a folder of images, {folder} is none.")
-    paths = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if is_image_file(file))
-    if not paths:
+    listing = list_folder(folder)
+    # Paths are written beside the features, and are what the images are found by.
+    listing.leave_out_unreadable_names()
+    listing.warn()
+    if not listing.files:
         raise ValueError(f"--input_dir must be a folder of images, {folder} has none.")
-    return paths
+    return listing.files
 
 
 def write_shard(

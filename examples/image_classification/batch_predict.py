@@ -23,7 +23,6 @@ predicted exactly once.
 """
 
 import hashlib
-import os
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -45,10 +44,11 @@ from tqdm.auto import tqdm
 
 from hf_twins._utils.digests import model_digest
 from hf_twins._utils.files import check_is_apart, write_atomically
+from hf_twins._utils.image_folders import printable
 from hf_twins._utils.images import log_applied_rules
 from hf_twins._utils.run_settings import record_settings
 from hf_twins._utils.shards import DatasetShard, Shard, ShardError, ShardImages, TarShard, find_shards
-from hf_twins.training.data import only_column
+from hf_twins.training.data import check_is_no_image_folder, only_column
 from hf_twins.training.image_classification.arguments import TrainedModelArguments
 from hf_twins.training.image_classification.data import Preparation, evaluation_transform
 from hf_twins.training.image_classification.models import load_trained
@@ -167,6 +167,7 @@ def load_shards(args: PredictionArguments) -> list[Shard]:
         raise ValueError("Give either --input_dir or --dataset_name.")
     if args.input_dir is not None:
         return find_shards(args.input_dir, args.shard_size, args.image_column_name)
+    check_is_no_image_folder(str(args.dataset_name), "--input_dir")
     split: Any = load_dataset(args.dataset_name, args.dataset_config_name, split=args.split)
     column = args.image_column_name or only_column(split.features, "image", (Image,))
     if column not in split.features:
@@ -223,11 +224,6 @@ def predict_shard(
             row = {"path": printable(example["path"]), "label": labels[0], "score": image_scores[0]}
             rows.append((example["place"], row | {"labels": labels, "scores": image_scores, "error": None}))
     return [row for _, row in sorted(rows, key=lambda item: item[0])]
-
-
-def printable(text: str) -> str:
-    """Names of files need not be text."""
-    return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
 def summarize(files: list[Path]) -> dict[str, Any]:

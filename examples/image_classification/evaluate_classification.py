@@ -20,8 +20,10 @@ The folder has a sub-folder for each label: ImageNet's WordNet ids (n01440764), 
 numbers. With several processes (`accelerate launch`, `torchrun`) each evaluates its share.
 """
 
+import hashlib
 import re
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,17 +38,18 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from hf_twins import TWINS_VARIANTS, TwinsImageProcessor, published_variant
-from hf_twins.training.data import LabelledImages
+from hf_twins._utils.image_folders import label_name, listed
+from hf_twins.training.data import LabelledImages, check_is_no_image_folder
 from hf_twins.training.image_classification.arguments import ImageArguments, TrainedModelArguments
 from hf_twins.training.image_classification.data import (
     Preparation,
     collate,
     evaluation_transform,
-    load_folder,
     with_columns,
-    with_label_names,
     without_corrupt_images,
 )
+from hf_twins.training.image_classification.folders import evaluation_part, folder_parts
+from hf_twins.training.image_classification.labels import with_label_names
 from hf_twins.training.image_classification.models import load_trained
 from hf_twins.training.reports import write_results
 
@@ -54,6 +57,8 @@ from hf_twins.training.reports import write_results
 # The shorter side of the picture, of which a square of 224 is looked at: the authors' (main.py), and timm's crop of 0.9.
 PROTOCOLS = {"authors": 256, "timm": 248}
 NUM_IMAGENET_IMAGES = 50_000
+# SHA-256 of the WordNet ids of ImageNet-1k's thousand classes, sorted, with a blank between.
+IMAGENET_SYNSETS = "791ce0333040dd249d13133f90d28ef0263ffc01e5de0afd85b3e32048d7d456"
 
 
 @dataclass
@@ -63,7 +68,10 @@ class EvaluationArguments:
         default=None,
         metadata={"help": "Folder with a sub-folder of images for each label, or with .parquet or .tar files."},
     )
-    split: str = field(default="validation", metadata={"help": "Split of --dataset_name."})
+    split: str | None = field(
+        default=None,
+        metadata={"help": "Split to measure on; validation if not given, or what a folder has for evaluation."},
+    )
     protocol: str = field(
         default="checkpoint",
         metadata={"help": "Preprocessing: the checkpoint's own, or that of a published evaluation: authors, timm."},
@@ -140,55 +148,83 @@ def load_evaluation_images(data_arguments: ImageArguments, args: EvaluationArgum
     if (args.dataset_dir is None) == (data_arguments.dataset_name is None):
         raise ValueError("Give either --dataset_dir or --dataset_name.")
     if args.dataset_dir is not None:
-        split: Any = load_folder(args.dataset_dir)
+        split: Any = evaluation_part(args.dataset_dir, folder_parts(args.dataset_dir), args.split).load()
     else:
-        split = load_dataset(data_arguments.dataset_name, data_arguments.dataset_config_name, split=args.split)
-    split = with_label_names({"split": with_columns(split, data_arguments)}, data_arguments)["split"]
+        name = str(data_arguments.dataset_name)
+        check_is_no_image_folder(name, "--dataset_dir")
+        split = load_dataset(name, data_arguments.dataset_config_name, split=args.split or "validation")
+    title = "the data set"
+    split = with_columns(split, data_arguments)
+    split = with_label_names({title: split}, data_arguments.class_names_file, allow_unused=True)[title]
     if data_arguments.max_eval_samples is not None:
         split = split.shuffle(seed=0).select(range(min(data_arguments.max_eval_samples, len(split))))
-    images = without_corrupt_images(split, "the data set") if data_arguments.check_images else split
+    images = without_corrupt_images(split, title) if data_arguments.check_images else split
     if len(images) == 0:
         raise ValueError("No image of the data set can be used.")
     return images, len(split) - len(images)
 
 
 def label_numbers(names: Sequence[str], id2label: dict[int, str]) -> list[int]:
-    """The number that the model has for each label of the data set.
+    """The number that the model has for each label of the data set: that of its name, its number, or that of its WordNet id.
+
+    Args:
+        names: names of the data set's labels.
+        id2label: names of the model's labels by their numbers.
 
     Raises:
-        ValueError: if a label is none of the model's.
+        ValueError: if a label is none of the model's, or it is not clear which.
     """
-    numbers = {label.lower(): number for number, label in id2label.items()}
-    if all(name.lower() in numbers for name in names):
-        return [numbers[name.lower()] for name in names]
+    for spelling in (label_name, lambda name: label_name(name).casefold()):
+        numbers = defaultdict(list)
+        for number, label in id2label.items():
+            numbers[spelling(label)].append(number)
+        found = [numbers.get(spelling(name), []) for name in names]
+        if all(found):
+            # Names that differ in their case alone are two labels.
+            several = [(name, found_numbers) for name, found_numbers in zip(names, found) if len(found_numbers) > 1]
+            if several:
+                name, found_numbers = several[0]
+                raise ValueError(
+                    f"{name} is the name of several labels of the model, {' and '.join(map(str, found_numbers))}: call "
+                    "the data set's labels by the model's numbers."
+                )
+            return [number for (number,) in found]
     if all(re.fullmatch(r"n\d{8}", name) for name in names) and len(id2label) == 1000:
-        if len(names) == 1000:
-            # ImageNet's classes are in the order of these.
-            return sorted(range(1000), key=sorted(range(1000), key=lambda index: names[index]).__getitem__)
-        return [imagenet_number(name) for name in names]
-    if all(name.isdecimal() and int(name) < len(id2label) for name in names):
+        return imagenet_numbers(names)
+    if all(is_number_below(name, len(id2label)) for name in names):
         return [int(name) for name in names]
-    unknown = [
-        name for name in names if name.lower() not in numbers and not (name.isdecimal() and int(name) < len(id2label))
-    ]
+    unknown = [name for name, each in zip(names, found) if not each and not is_number_below(name, len(id2label))]
     raise ValueError(
-        f"{len(unknown)} labels of the data set are none of the model's, such as {unknown[0]}: sub-folders must have the "
-        f"names of the model's labels, such as {id2label[0]}, their numbers, or ImageNet's WordNet ids."
+        f"{len(unknown) or len(names)} labels of the data set are none of the model's, such as {listed((unknown or names)[:1])}: "
+        f"sub-folders must have the names of the model's labels, such as {id2label[0]}, their numbers, or ImageNet's WordNet ids."
     )
 
 
-def imagenet_number(synset: str) -> int:
-    """The number of an ImageNet-1k class, by its WordNet id: a part of them does not tell by its order."""
+def is_number_below(name: str, limit: int) -> bool:
+    return name.isascii() and name.isdecimal() and int(name) < limit
+
+
+def imagenet_numbers(synsets: Sequence[str]) -> list[int]:
+    """The numbers of ImageNet-1k's classes by their WordNet ids.
+
+    Raises:
+        ValueError: if one is none of them, or they are a part of them and timm, which knows each, is not installed.
+    """
+    in_order = sorted(synsets)
+    if hashlib.sha256(" ".join(in_order).encode()).hexdigest() == IMAGENET_SYNSETS:
+        # The classes are in the order of their ids.
+        return [in_order.index(synset) for synset in synsets]
     try:
         from timm.data import ImageNetInfo
     except ImportError:
         raise ValueError(
             "A part of ImageNet's classes, by their WordNet ids, needs timm to know them: pip install timm."
         ) from None
-    known = ImageNetInfo().label_names()
-    if synset not in known:
-        raise ValueError(f"{synset} is none of ImageNet-1k's classes.")
-    return known.index(synset)
+    known = {synset: number for number, synset in enumerate(ImageNetInfo().label_names())}
+    unknown = [synset for synset in synsets if synset not in known]
+    if unknown:
+        raise ValueError(f"{listed(unknown)} {'is' if len(unknown) == 1 else 'are'} none of ImageNet-1k's classes.")
+    return [known[synset] for synset in synsets]
 
 
 @torch.inference_mode()

@@ -35,7 +35,8 @@ from torchvision.transforms.v2 import functional
 from tqdm import tqdm
 
 from hf_twins._utils.files import check_is_apart, write_json
-from hf_twins._utils.images import ImageError, find_images, log_applied_rules, read_image
+from hf_twins._utils.image_folders import find_images
+from hf_twins._utils.images import ImageError, log_applied_rules, read_image
 from hf_twins._utils.labels import label_names
 from hf_twins.detection import Detector, load_detector
 from hf_twins.training.object_detection.reports import draw_objects, mask_run_lengths

@@ -32,7 +32,8 @@ from hf_twins import load_model
 from hf_twins._utils.devices import default_device
 from hf_twins._utils.drawing import mask_image
 from hf_twins._utils.files import check_is_apart
-from hf_twins._utils.images import ImageError, find_images, log_applied_rules, read_image
+from hf_twins._utils.image_folders import find_images
+from hf_twins._utils.images import ImageError, log_applied_rules, read_image
 from hf_twins._utils.labels import label_names
 from hf_twins.training.semantic_segmentation.drawing import class_shares, draw_prediction
 from hf_twins.training.semantic_segmentation.inference import InferenceArguments, segment

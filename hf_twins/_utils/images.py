@@ -20,7 +20,6 @@ turned upright as its EXIF orientation says, with the pixels of [`~hf_twins.imag
 import contextlib
 import io
 import logging
-import os
 import re
 import stat
 from collections import Counter
@@ -61,35 +60,6 @@ PIL.EpsImagePlugin.gs_binary = False
 def is_image_file(path: str | Path) -> bool:
     """Whether a file has the extension of a format that Pillow reads, which are fewer than those it writes."""
     return PIL.Image.registered_extensions().get(Path(path).suffix.lower()) in PIL.Image.OPEN
-
-
-def list_images(folder: str | Path, recursive: bool = True) -> list[Path]:
-    """The image files in a folder, by their extensions, sorted by path; links to folders are not followed.
-
-    Args:
-        folder: the folder, which the paths begin with.
-        recursive: whether sub-folders are searched too.
-    """
-    files = []
-    for parent, folders, names in os.walk(folder):
-        files += [Path(parent, name) for name in names if is_image_file(name)]
-        if not recursive:
-            folders.clear()
-    return sorted(files)
-
-
-def find_images(path: str | Path, option: str = "--images") -> list[Path]:
-    """The image file that `path` is, or the image files in the folder that it is.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    if Path(path).is_file():
-        return [Path(path)]
-    files = list_images(path, recursive=False)
-    if not files:
-        raise ValueError(f"{option} must be an image or a folder of images, got {path}.")
-    return files
 
 
 def open_image(

@@ -13,7 +13,11 @@
 # limitations under the License.
 """Label names in the form of a configuration."""
 
+import re
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -32,3 +36,44 @@ def label_names(config: Any) -> list[str]:
     if sorted(id2label) != list(range(len(id2label))):
         raise ValueError(f"id2label must have the keys 0 to {len(id2label) - 1}, got {', '.join(map(str, id2label))}.")
     return [str(id2label[index]) for index in range(len(id2label))]
+
+
+def distinct_names(names: Sequence[str]) -> list[str]:
+    """The names, with its number behind each that several labels have: ImageNet has a bird and a machine called crane."""
+    counts = Counter(names)
+    return [f"{name} ({index})" if counts[name] > 1 else name for index, name in enumerate(names)]
+
+
+def read_label_names(file: str | Path) -> list[str]:
+    """The names in a file that has one a line, in the order of their numbers.
+
+    A byte-order mark, blanks around a name and blank lines at the end are no part of it.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is not UTF-8, or has an empty line, the same name twice, numbers before the names, or fewer than two names.
+    """
+    try:
+        text = Path(file).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} must be text in UTF-8, with one name a line: save it so. {error}") from error
+    # Not `splitlines`, which takes characters within a name for ends of lines.
+    names = [unicodedata.normalize("NFC", line.strip()) for line in text.rstrip().split("\n")]
+    if len(names) < 2:
+        raise ValueError(f"{file} must have two names or more, one a line, got {names[0] or 'nothing'}.")
+    for number, name in enumerate(names, 1):
+        if not name:
+            raise ValueError(f"{file} must have one name a line, got none in line {number}: remove the line.")
+    if len(set(names)) < len(names):
+        name, _ = Counter(names).most_common(1)[0]
+        lines = " and ".join(str(number) for number, other in enumerate(names, 1) if other == name)
+        raise ValueError(
+            f"{file} must have a name of its own for each label, got {name} in lines {lines}: tell them apart."
+        )
+    for first in (0, 1):
+        if all(re.match(rf"{number}[\s:,;.)=-]+\S", name) for number, name in enumerate(names, first)):
+            raise ValueError(
+                f"{file} must have names alone, in the order of their numbers, got a number before each, as in {names[0]!r}: "
+                "remove the numbers."
+            )
+    return names

@@ -27,7 +27,8 @@ import PIL.Image
 import pyarrow.parquet
 import torch
 
-from .images import ImageError, decoding_fault, image_source, is_image_file, list_images, open_image
+from .image_folders import list_folder
+from .images import ImageError, decoding_fault, image_source, is_image_file, open_image
 
 
 class ShardError(ValueError):
@@ -82,7 +83,7 @@ class ParquetShard:
                 for row in batch.column(0)
             )
             for number, image in islice(enumerate(rows, self.first_row), start, None, step):
-                yield f"{Path(self.file).name}#{number}", image if isinstance(image, dict) else {"bytes": image}
+                yield f"{Path(self.file).name}#{number}", {"bytes": image} if isinstance(image, bytes) else image
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,9 @@ def find_shards(folder: str, shard_size: int, column: str | None = None) -> list
     tar_files = sorted(str(file) for file in Path(folder).glob("*.tar"))
     if tar_files:
         return [TarShard(file) for file in tar_files]
-    files = sorted(str(file.relative_to(folder)) for file in list_images(folder))
+    listing = list_folder(folder)
+    listing.warn()
+    files = listing.files
     if not files:
         raise ValueError(f"{folder} has no images, no .parquet and no .tar files.")
     return [FileShard(folder, tuple(files[start : start + shard_size])) for start in range(0, len(files), shard_size)]
@@ -170,7 +173,9 @@ class ShardImages(torch.utils.data.IterableDataset):
         for index, (path, image) in enumerate(self.shard.images(start, step)):
             yield {"place": start + index * step, "path": path, **self.prepared(image)}
 
-    def prepared(self, image: dict[str, Any]) -> dict[str, Any]:
+    def prepared(self, image: dict[str, Any] | None) -> dict[str, Any]:
+        if image is None or (image.get("bytes") is None and image.get("path") is None):
+            return {"pixel_values": None, "error": "there is no image"}
         decoded = None
         applied: Counter[str] = Counter()
         try:

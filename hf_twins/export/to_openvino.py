@@ -26,7 +26,7 @@ from tqdm import tqdm
 from hf_twins import TwinsForImageClassification
 from hf_twins._utils.extras import require_extra
 from hf_twins._utils.files import new_output
-from hf_twins._utils.images import list_images
+from hf_twins._utils.image_folders import list_images
 from hf_twins.export.folder import TOLERANCES, check_dtype, describe, relative_distance, verification_shapes, verify
 from hf_twins.export.run_exported import (
     PREPROCESSING_NAME,

@@ -13,29 +13,61 @@
 # limitations under the License.
 """What data sets of pictures have in common, whatever is to be learned of them."""
 
+import logging
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import PIL.Image
 import torch
-from datasets import Dataset, Features, Image, get_dataset_split_names, load_dataset
+from datasets import Array3D, Dataset, Features, Image, IterableDataset, get_dataset_split_names, load_dataset
 
+from hf_twins._utils.image_folders import list_folder
 from hf_twins._utils.images import check_shape, image_errors, image_source, open_image
 
 
+logger = logging.getLogger(__name__)
 # By which a data set's own evaluation images are known.
-EVALUATION_SPLITS = ("validation", "test")
+EVALUATION_SPLITS = ("validation", "valid", "val", "dev", "test")
 
 
 def load_hub_splits(name: str, config: str | None = None, streaming: bool = False) -> dict[str, Any]:
     """`train`, a stream if that is asked for, and, if it is there, `validation` of a data set on the Hub or in a folder."""
+    check_is_no_image_folder(name, "--train_dir")
     names = get_dataset_split_names(name, config)
     if "train" not in names:
         raise ValueError(f"The data set must have a split named train, got {', '.join(names)}.")
     splits = {"train": load_dataset(name, config, split="train", streaming=streaming)}
     held_out = next((split for split in EVALUATION_SPLITS if split in names), None)
     if held_out is not None:
+        logger.warning(f"The images of {name} to evaluate on are those of its split {held_out}.")
         splits["validation"] = load_dataset(name, config, split=held_out)
     return splits
+
+
+def check_is_no_image_folder(name: str, option: str) -> None:
+    """Raise a ValueError if the name is that of a folder of images: `datasets` would guess its splits and labels from words.
+
+    A folder whose README.md says what is in it, as data sets on the Hub do, is a data set, and so is one of tables.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return
+    card = folder / "README.md"
+    if card.is_file() and card.read_text(encoding="utf-8", errors="replace").startswith("---"):
+        return
+    suffixes = {file.suffix for file in folder.rglob("*")}
+    if not suffixes & {".parquet", ".arrow", ".tar"} and list_folder(folder).files:
+        raise ValueError(f"{name} is a folder of images: give it as {option} instead of --dataset_name.")
+
+
+def image_names(split: Dataset, rows: Sequence[int]) -> list[str]:
+    """What to call the images of these rows: their file or, where they have none, their row, counted from 0."""
+    if isinstance(split.features["image"], Image):
+        split = split.cast_column("image", Image(decode=False))
+        images = split.select_columns(["image"]).select(rows)[:]["image"]
+        return [(image or {}).get("path") or f"image {row}" for row, image in zip(rows, images)]
+    return [f"image {row}" for row in rows]
 
 
 def only_column(features: Features, name: str, types: tuple[type, ...]) -> str:
@@ -48,6 +80,9 @@ def only_column(features: Features, name: str, types: tuple[type, ...]) -> str:
         columns = [column for column in columns if not column.startswith("__")]
         if len(columns) == 1:
             return columns[0]
+        # One of another type is not meant because there are several of this one.
+        if columns:
+            break
     raise ValueError(f"Which column is the {name}? Say --{name}_column_name, one of {', '.join(features)}.")
 
 
@@ -60,11 +95,26 @@ def renamed_columns(split: Any, image: str, label: str) -> Any:
     for option, column in (("--image_column_name", image), ("--label_column_name", label)):
         if column not in split.features:
             raise ValueError(f"{option} must be one of {', '.join(split.features)}, got {column}.")
+    if image == label:
+        raise ValueError(f"--image_column_name and --label_column_name must be two columns, got {image} for both.")
     split = split.select_columns([image, label])
+    if isinstance(split, IterableDataset) and isinstance(split.features[image], Image):
+        # Each step of a stream would decode and encode all images, lose their names, and end at one that is broken.
+        split = split.cast_column(image, Image(decode=False))
     # One of them may have the other's name.
-    return split.rename_columns({image: "image_", label: "label_"}).rename_columns(
+    split = split.rename_columns({image: "image_", label: "label_"}).rename_columns(
         {"image_": "image", "label_": "label"}
     )
+    feature = split.features["image"]
+    if isinstance(feature, Image | Array3D):
+        return split
+    # What other programs than `datasets` have written is not marked as images.
+    if (isinstance(feature, dict) and "bytes" in feature) or getattr(feature, "dtype", "") in (
+        "binary",
+        "large_binary",
+    ):
+        return split.cast_column("image", Image())
+    raise ValueError(f"--image_column_name must be a column of images, got {image}, a column of {feature}.")
 
 
 class LabelledImages(torch.utils.data.Dataset):

@@ -16,6 +16,7 @@
 import json
 import logging
 import platform
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -189,9 +190,10 @@ def push_folder(output_dir: Path, repo_id: str | None, is_private: bool) -> None
         publish_folder(api, output_dir, url.repo_id, private=is_private, ignore_patterns=UNPUBLISHED)
     # RuntimeError where an upload was tried often enough.
     except (httpx.HTTPError, RuntimeError, OSError) as error:
-        options = [*(["--private"] if is_private else []), *(f"--exclude '{pattern}'" for pattern in UNPUBLISHED)]
+        options = ["--private"] if is_private else []
+        options += [word for pattern in UNPUBLISHED for word in ("--exclude", pattern)]
         raise OSError(
             f"{output_dir} has the trained model, but {repo_id} was not published: {error or type(error).__name__} Publish "
-            f"it by hf upload {' '.join([repo_id, str(output_dir), *options])}"
+            f"it by {shlex.join(['hf', 'upload', repo_id, str(output_dir), *options])}"
         ) from error
     logger.info(f"published as {url}")

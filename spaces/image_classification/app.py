@@ -40,6 +40,7 @@ sys.path.append(str(HERE.parent))
 from twins_space import drawing, models, page, pictures
 
 from hf_twins import TWINS_VARIANTS, load_model
+from hf_twins._utils.labels import distinct_names
 
 
 TOP_K = 5
@@ -110,7 +111,9 @@ class Classification:
     def top_labels(self, model: models.LoadedModel, output: models.Output) -> dict[str, float]:
         probabilities = output.logits.softmax(-1)
         top = probabilities.topk(min(TOP_K, len(probabilities)))
-        return {model.labels[index]: value for value, index in zip(top.values.tolist(), top.indices.tolist())}
+        # By the name alone, one of two labels of the same name would be missing.
+        names = distinct_names(model.labels)
+        return {names[index]: value for value, index in zip(top.values.tolist(), top.indices.tolist())}
 
     def details(self, model: models.LoadedModel, output: models.Output) -> str:
         height, width = output.pixel_values.shape[1:]

@@ -20,6 +20,7 @@ import pytest
 import torch
 from classification_utils import write_digit_folder
 from PIL import Image
+from timm.data import ImageNetInfo
 
 from hf_twins import (
     TWINS_VARIANTS,
@@ -27,6 +28,7 @@ from hf_twins import (
     TwinsForImageClassification,
     TwinsImageProcessor,
 )
+from hf_twins.checkpoints import imagenet_class_names
 
 
 pytestmark = pytest.mark.usefixtures("one_process")
@@ -74,12 +76,52 @@ def test_labels_are_found_by_name_number_and_wordnet_id():
     with pytest.raises(ValueError, match="1 labels of the data set are none of the model's, such as 7"):
         evaluate_classification.label_numbers(["1", "7"], labels)
     imagenet = dict(enumerate(TwinsConfig(num_labels=1000).id2label.values()))
-    synsets = [f"n{10_000_000 + 37 * index:08}" for index in range(1000)]
+    synsets = ImageNetInfo().label_names()
     assert evaluate_classification.label_numbers(synsets, imagenet) == list(range(1000))
+    assert evaluate_classification.label_numbers(synsets[::-1], imagenet) == list(range(1000))[::-1]
+    others = [f"n{10_000_000 + 37 * index:08}" for index in range(1000)]
+    with pytest.raises(ValueError, match=r"n10000000, n10000037, .*, and 990 more are none of ImageNet-1k's classes"):
+        evaluate_classification.label_numbers(others, imagenet)
     # The tench, the first class, and a toilet tissue, the last; in any order.
     assert evaluate_classification.label_numbers(["n15075141", "n01440764"], imagenet) == [999, 0]
     with pytest.raises(ValueError, match="n00000001 is none of ImageNet-1k's classes"):
         evaluate_classification.label_numbers(["n00000001"], imagenet)
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "numbers"),
+    [
+        (["A", "B", "a", "b"], ["b", "a", "B", "A"], [3, 2, 1, 0]),
+        (["a", "B"], ["A", "b", "c"], [0, 1]),
+        (["cafe\N{COMBINING ACUTE ACCENT}"], ["tea", "caf\N{LATIN SMALL LETTER E WITH ACUTE}"], [1]),
+        # By their names, and not by their places.
+        (["0", "1", "10", "2"], ["0", "1", "10", "2"], [0, 1, 2, 3]),
+        (["0", "1", "10", "2"], [f"LABEL_{number}" for number in range(11)], [0, 1, 10, 2]),
+        (["134", "517"], imagenet_class_names(), [134, 517]),
+    ],
+)
+def test_labels_are_told_apart_by_case_and_number(names, labels, numbers):
+    assert evaluate_classification.label_numbers(names, dict(enumerate(labels))) == numbers
+    # Numbers are the keys of `id2label`, in whatever order.
+    assert evaluate_classification.label_numbers(names, dict(reversed([*enumerate(labels)]))) == numbers
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "message"),
+    [
+        (
+            ["crane", "tiger shark, Galeocerdo cuvieri"],
+            imagenet_class_names(),
+            "crane is the name of several labels of the model, 134 and 517: call",
+        ),
+        (["A"], ["a", "\N{LATIN SMALL LETTER A}", "b"], "A is the name of several labels of the model, 0 and 1"),
+        (["1", "cat"], ["a", "b"], "1 labels of the data set are none of the model's, such as cat"),
+        (["\N{SUPERSCRIPT TWO}"], ["a", "b", "c"], "1 labels of the data set are none of the model's"),
+    ],
+)
+def test_label_that_could_be_several_is_refused(names, labels, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate_classification.label_numbers(names, dict(enumerate(labels)))
 
 
 def test_labels_in_another_order_than_the_models_are_matched(start, folder, tmp_path):

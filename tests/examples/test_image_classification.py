@@ -60,11 +60,11 @@ from hf_twins.training.image_classification.arguments import (
 from hf_twins.training.image_classification.data import (
     Preparation,
     StreamedImages,
-    load_folder,
     load_images,
     stream_loader,
     training_transform,
 )
+from hf_twins.training.image_classification.folders import load_folder
 from hf_twins.training.image_classification.models import (
     BatchMixer,
     ClassificationLoss,
@@ -73,7 +73,6 @@ from hf_twins.training.image_classification.models import (
     create_model,
     create_processor,
 )
-from hf_twins.training.image_classification.reports import draw_confusion_matrix
 from hf_twins.training.reports import write_report_and_card
 from hf_twins.training.trainer import EpochSampler, check_sharding, find_checkpoint
 
@@ -844,8 +843,3 @@ def test_adapter_that_would_lose_its_base_model_is_refused(digits, start, tmp_pa
     arguments[0] = "--model_name_or_path"
     with pytest.raises(SystemExit, match="--output_dir must be another folder than the model that is adapted"):
         run_trainer.main([*arguments, *lora])
-
-
-def test_names_are_drawn_as_they_are(tmp_path):
-    draw_confusion_matrix(np.eye(2, dtype=int), ["$x_1^{$", r"\\frac{"], tmp_path / "matrix.png")
-    assert (tmp_path / "matrix.png").is_file()

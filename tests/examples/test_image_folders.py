@@ -13,6 +13,7 @@
 # limitations under the License.
 """All images of a folder are loaded, with the names of its sub-folders as labels, whatever words are in the names."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from hf_twins.training.image_classification.arguments import DataArguments
-from hf_twins.training.image_classification.data import load_folder, load_images
+from hf_twins.training.image_classification.data import load_images
+from hf_twins.training.image_classification.folders import load_folder
 
 
 pytestmark = pytest.mark.usefixtures("one_process")
@@ -92,18 +94,22 @@ def test_folder_is_found_however_it_is_named(tmp_path, monkeypatch):
     assert len(load_folder(".")) == 4
 
 
-@pytest.mark.parametrize("content", ["nothing", "labels", "text", "links"])
+@pytest.mark.parametrize("content", ["nothing", "labels", "text", "broken links"])
 def test_folder_without_images_is_named(content, tmp_path):
     folder = tmp_path / "images"
     (folder / ("cat" if content in ("labels", "text") else "")).mkdir(parents=True)
     if content == "text":
         (folder / "cat" / "readme.txt").write_text("none here")
-    if content == "links":
-        write_images(tmp_path / "elsewhere", {"cat": ["1.png"]})
+    if content == "broken links":
         (folder / "cat").symlink_to(tmp_path / "elsewhere" / "cat")
-    with pytest.raises(
-        ValueError, match=r"images must hold images in a sub-folder for each label.*, got none of them"
-    ):
+    found = {
+        "nothing": "none of them.",
+        "labels": "1 folders without images, which are no labels (cat).",
+        "text": "1 without the extension of an image (cat/readme.txt); 1 folders without images, which are no labels (cat).",
+        "broken links": "1 links that lead nowhere (cat).",
+    }
+    message = f"images must hold images in a sub-folder for each label, .parquet or .tar files, got {found[content]}"
+    with pytest.raises(ValueError, match=f"{re.escape(message)}$"):
         load_folder(str(folder))
 
 

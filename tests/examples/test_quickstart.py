@@ -15,6 +15,7 @@
 
 import importlib.util
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def test_quickstart_says_what_it_cannot_do_without_a_traceback(quickstart, tmp_p
 def test_quickstart_with_images_that_are_no_data_set_says_what_it_needs(quickstart, tmp_path):
     (tmp_path / "images").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "images" / "lonely.png")
-    with pytest.raises(SystemExit, match="must have one column of ClassLabel"):
+    with pytest.raises(SystemExit, match=r"1 images directly in it, in no folder of a label \(lonely.png\)"):
         quickstart("--dataset", str(tmp_path / "images"))
 
 
@@ -125,15 +126,34 @@ def test_quickstart_with_too_few_images_says_so(quickstart, tmp_path):
     for label in ("cat", "dog", "cow"):
         (tmp_path / "images" / label).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "images" / label / "1.png")
-    with pytest.raises(SystemExit, match="A fifth of 3 images cannot be held out, with some of every label"):
+    with pytest.raises(
+        SystemExit, match=r"0\.2 of 3 images cannot be held out for validation, with some of every label"
+    ):
         quickstart("--dataset", str(tmp_path / "images"))
 
 
-def test_quickstart_with_an_image_too_long_for_the_memory_names_it(quickstart, image_folder):
-    for file in (image_folder / "one").iterdir():
-        file.write_bytes(long_png())
-    with pytest.raises(SystemExit, match=r"\d+\.png is too long, 1 x 65535 pixels: .* crop it"):
-        quickstart("--dataset", str(image_folder))
+def test_quickstart_leaves_out_what_it_cannot_use_and_names_it(quickstart, image_folder, caplog, capsys):
+    (image_folder / "one" / "3.png").write_bytes(long_png())
+    (image_folder / "two" / ".ipynb_checkpoints").mkdir()
+    (image_folder / "two").rename(image_folder.parent / "linked")
+    (image_folder / "two").symlink_to(image_folder.parent / "linked")
+    (image_folder / "zero").rename(image_folder / "bullet train")
+    # Quoted, the printed commands are those for this folder.
+    folder = "it's $HOME; x"
+    quickstart("--dataset", str(image_folder), "--epochs", "1", "--output_dir", folder)
+    assert "3.png is too long, 1 x 65535 pixels" in caplog.text
+    assert "(two/.ipynb_checkpoints)" in caplog.text
+    config = AutoModelForImageClassification.from_pretrained(folder).config
+    assert list(config.id2label.values()) == ["bullet train", "one", "two"]
+    printed = capsys.readouterr().out
+    assert "of 8 held-out images right" in printed or "of 7 held-out images right" in printed
+    commands = [
+        shlex.split(line) for line in printed.splitlines() if "   " in line and ("python" in line or "hf up" in line)
+    ]
+    assert commands[-1][-2:] == [f"YOUR-NAME/{folder}", folder]
+    assert commands[-2][commands[-2].index("--model_name_or_path") + 1] == folder
+    assert repr(folder) in commands[0][-1]
+    compile(commands[0][-1], "command", "exec")
 
 
 @pytest.mark.slow

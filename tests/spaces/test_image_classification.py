@@ -21,6 +21,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 from hf_twins._utils.command_line import parse_arguments, run
 
@@ -320,6 +321,15 @@ def app():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_labels_of_one_name_are_told_apart(app):
+    labels = ["crane", "dog", "crane"]
+    model = SimpleNamespace(labels=labels)
+    logits = torch.tensor([3.0, 1.0, 2.0])
+    answer = app.Classification(None).top_labels(model, SimpleNamespace(logits=logits))
+    assert list(answer) == ["crane (0)", "crane (2)", "dog"]
+    assert list(answer.values()) == pytest.approx(logits.softmax(-1)[[0, 2, 1]].tolist())
 
 
 def test_selector_offers_what_is_there_and_says_so(app, monkeypatch, tmp_path):

@@ -18,13 +18,11 @@ image's place in the data set: not on how many workers prepare it, nor on what c
 sees what it would have seen.
 """
 
-import glob
 import itertools
 import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,15 +38,17 @@ from datasets import (
     IterableDataset,
     List,
     Value,
-    load_dataset,
 )
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode, v2
 
-from hf_twins._utils.images import checked_image, convert_image, decode_image, is_image_file, log_applied_rules
-from hf_twins.training.data import load_hub_splits, only_column, renamed_columns
+from hf_twins._utils.image_folders import listed
+from hf_twins._utils.images import checked_image, convert_image, decode_image, log_applied_rules
+from hf_twins.training.data import image_names, load_hub_splits, only_column, renamed_columns
 from hf_twins.training.image_classification.arguments import ClassificationRecipe, DataArguments, ImageArguments
+from hf_twins.training.image_classification.folders import load_folders
+from hf_twins.training.image_classification.labels import NO_LABEL, with_label_names
 from hf_twins.training.trainer import mixed_seed
 
 
@@ -60,14 +60,14 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 def load_images(arguments: DataArguments, seed: int) -> dict[str, Any]:
     """The data set as `train`, a stream if that is asked for, and `validation`.
 
-    Both have the columns `image` and `label`, a `ClassLabel`. Images that cannot be decoded are left out, counted and named;
-    of a stream, while it is read.
+    Both have the columns `image` and `label`, a `ClassLabel`. Images that cannot be decoded, and rows without an image or a
+    label, are left out, counted and named; of a stream, while it is read.
 
     Raises:
         ValueError: if there is no data set, or it lacks what is needed. The message says what.
     """
     splits = {name: with_columns(split, arguments) for name, split in load_splits(arguments).items()}
-    splits = with_label_names(splits, arguments)
+    splits = with_label_names(splits, arguments.class_names_file)
     names = splits["train"].features["label"].names
     if len(names) < 2:
         raise ValueError(f"There must be two labels to tell apart, got {', '.join(names)} alone.")
@@ -90,6 +90,11 @@ def load_images(arguments: DataArguments, seed: int) -> dict[str, Any]:
             splits[name] = without_corrupt_images(splits[name], name)
         if len(splits[name]) == 0:
             raise ValueError(f"No image of the split {name} can be used.")
+    if not isinstance(splits["train"], IterableDataset):
+        used = set(splits["train"]["label"])
+        unused = [label for number, label in enumerate(names) if number not in used]
+        if unused:
+            logger.warning(f"{len(unused)} labels have no image to learn them from: {listed(unused)}.")
     return splits
 
 
@@ -101,40 +106,10 @@ def load_splits(arguments: DataArguments) -> dict[str, Any]:
     if arguments.dataset_name is not None:
         splits = load_hub_splits(arguments.dataset_name, arguments.dataset_config_name, arguments.streaming)
     else:
-        splits["train"] = load_folder(str(arguments.train_dir), arguments.streaming)
-        if arguments.validation_dir is not None:
-            splits["validation"] = load_folder(arguments.validation_dir)
+        splits = load_folders(str(arguments.train_dir), arguments.validation_dir, arguments.streaming)
     if arguments.streaming and "validation" not in splits:
         raise ValueError("With --streaming, evaluation images must be apart from the others: give --validation_dir.")
     return splits
-
-
-def load_folder(folder: str, streaming: bool = False) -> Any:
-    """A folder of images in sub-folders, of .parquet files, or of .tar files (webdataset)."""
-    if not Path(folder).is_dir():
-        raise ValueError(
-            f"{folder} must be a folder, of images in a sub-folder for each label, of .parquet or of .tar files."
-        )
-    for pattern, builder in (("*.parquet", "parquet"), ("*.tar", "webdataset")):
-        files = sorted(str(file) for file in Path(folder).glob(pattern))
-        if files:
-            return load_dataset(builder, data_files={"train": files}, split="train", streaming=streaming)
-    if not any(is_image_file(file) or file.suffix.lower() == ".zip" for file in Path(folder).rglob("*")):
-        raise ValueError(
-            f"{folder} must hold images in a sub-folder for each label, .parquet or .tar files, got none of them: links to "
-            "folders are not followed."
-        )
-    # Every file below the folder. Given the folder alone, `datasets` divides its files into splits by words in their names
-    # and their folders', such as "val" in ImageNet's ILSVRC2012_val_00000293.JPEG. A name may have characters of a pattern.
-    pattern = str(Path(glob.escape(str(Path(folder).resolve())), "**"))
-    return load_dataset(
-        "imagefolder",
-        data_files={"train": [pattern]},
-        split="train",
-        streaming=streaming,
-        # Else it would take a single sub-folder for no label.
-        drop_labels=False,
-    )
 
 
 def with_columns(split: Any, arguments: ImageArguments) -> Any:
@@ -142,46 +117,6 @@ def with_columns(split: Any, arguments: ImageArguments) -> Any:
     image = arguments.image_column_name or only_column(split.features, "image", (Image, Array3D))
     label = arguments.label_column_name or only_column(split.features, "label", (ClassLabel, Value))
     return renamed_columns(split, image, label)
-
-
-def with_label_names(splits: dict[str, Any], arguments: ImageArguments) -> dict[str, Any]:
-    """Labels that are texts or numbers as a `ClassLabel` with their names, the same in all splits."""
-    features = [split.features["label"] for split in splits.values()]
-    if arguments.class_names_file is not None:
-        names = Path(arguments.class_names_file).read_text(encoding="utf-8").splitlines()
-    elif all(isinstance(feature, ClassLabel) for feature in features):
-        names = features[0].names
-        for feature in features[1:]:
-            unknown = sorted(set(feature.names) - set(names))
-            if unknown:
-                raise ValueError(f"Evaluation images have labels that training images lack: {', '.join(unknown)}.")
-    elif any(isinstance(split, IterableDataset) for split in splits.values()):
-        raise ValueError("The labels of a stream must be known before it is read: give --class_names_file.")
-    else:
-        labels = {label for split in splits.values() for label in split["label"]}
-        names = [str(label) for label in sorted(labels)]
-    return {name: with_names(split, names, arguments.class_names_file is not None) for name, split in splits.items()}
-
-
-def with_names(split: Any, names: list[str], are_numbered: bool) -> Any:
-    """The split with `ClassLabel` labels of these names; numbers are places among them, or else names themselves."""
-    feature = split.features["label"]
-    if isinstance(feature, ClassLabel):
-        if feature.names == names:
-            return split
-        if are_numbered:
-            return split.cast_column("label", ClassLabel(names=names))
-    target = ClassLabel(names=names)
-
-    def numbered(example: dict[str, Any]) -> dict[str, int]:
-        label = example["label"]
-        if isinstance(feature, ClassLabel):
-            label = feature.int2str(label)
-        elif are_numbered and not isinstance(label, str):
-            return {"label": label}
-        return {"label": target.str2int(str(label))}
-
-    return split.map(numbered, features=Features({"image": split.features["image"], "label": target}))
 
 
 def without_corrupt_images(split: Dataset, name: str) -> Dataset:
@@ -199,8 +134,8 @@ def without_corrupt_images(split: Dataset, name: str) -> Dataset:
     is_readable = list(checked["is_readable"])
     corrupt = [index for index, readable in enumerate(is_readable) if not readable]
     if corrupt:
-        names = [undecoded[index]["image"]["path"] or f"image {index}" for index in corrupt]
-        logger.warning(f"{len(corrupt)} images of {name} cannot be decoded and are left out: {', '.join(names)}")
+        names = ", ".join(image_names(split, corrupt))
+        logger.warning(f"{len(corrupt)} images of {name} cannot be decoded and are left out: {names}")
     return split.select([index for index, readable in enumerate(is_readable) if readable])
 
 
@@ -296,24 +231,30 @@ class StreamedImages(torch.utils.data.IterableDataset):
 
     def examples(self) -> Iterator[dict[str, Any]]:
         """Those that can be decoded, without an end."""
-        num_corrupt = 0
+        num_left_out = 0
         said: Counter[str] = Counter()
         for repetition in itertools.count():
             is_empty = True
             # The stream of epoch 1 is not what epoch 0 has when it is read again.
             self.stream.set_epoch(mixed_seed(self.epoch, repetition))
             for example in self.stream:
-                image = example["image"]
-                if isinstance(image, dict):
+                image, label, fault = example["image"], example["label"], None
+                path = image["path"] if isinstance(image, dict) else None
+                if image is None:
+                    fault = "there is no image"
+                elif label is None or label == NO_LABEL:
+                    fault = "it has no label"
+                elif isinstance(image, dict):
                     applied: Counter[str] = Counter()
-                    path, image = image["path"], decode_image(image, applied)
+                    image = decode_image(image, applied)
                     # How many there will be is not known: each is said at its first image.
                     log_applied_rules(applied - said, "images or more of the stream")
                     said |= applied
-                    if image is None:
-                        num_corrupt += 1
-                        logger.warning(f"left out, because it cannot be decoded: {path} ({num_corrupt} so far)")
-                        continue
+                    fault = "it cannot be decoded" if image is None else None
+                if fault is not None:
+                    num_left_out += 1
+                    logger.warning(f"left out, because {fault}: {path} ({num_left_out} so far)")
+                    continue
                 is_empty = False
                 yield example | {"image": image}
             if is_empty:

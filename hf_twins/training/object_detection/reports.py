@@ -27,6 +27,7 @@ from torchvision.transforms.v2 import functional
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks, make_grid
 
 from hf_twins._utils.cards import usage_code
+from hf_twins._utils.labels import distinct_names
 from hf_twins.training.object_detection.data import CocoImages, binary_mask
 from hf_twins.training.reports import draw_curves, write_report_and_card
 
@@ -96,7 +97,8 @@ def average_precision(
         metric.update([detections(prediction, has_masks)], [targets(split, index, has_masks)])
     results = metric.compute()
     metrics: dict[str, float] = {}
-    per_category: dict[str, dict[str, float]] = {name: {} for name in split.names}
+    names = distinct_names(split.names)
+    per_category: dict[str, dict[str, float]] = {name: {} for name in names}
     for prefix, ours in prefixes.items():
         values = {ours + METRICS[name]: float(results[prefix + name]) for name in METRICS}
         metrics |= {name: value for name, value in values.items() if value >= 0}
@@ -105,7 +107,7 @@ def average_precision(
         precisions = results[f"{prefix}precision"][:, :, :, 0, -1].unbind(2)
         for label, precision in zip(results["classes"].reshape(-1).tolist(), precisions):
             if (precision >= 0).any():
-                per_category[split.names[label]][f"{ours}ap"] = float(precision[precision >= 0].mean())
+                per_category[names[label]][f"{ours}ap"] = float(precision[precision >= 0].mean())
     return metrics, per_category
 
 

@@ -33,17 +33,18 @@ from datasets import Dataset, Features, Image, List, Value
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from hf_twins._utils.image_folders import list_images
 from hf_twins._utils.images import (
     ImageError,
     convert_image,
     image_errors,
     image_source,
-    is_image_file,
     log_applied_rules,
     open_image,
     orientation,
 )
-from hf_twins.training.data import load_hub_splits, only_column, renamed_columns
+from hf_twins._utils.labels import read_label_names
+from hf_twins.training.data import image_names, load_hub_splits, only_column, renamed_columns
 from hf_twins.training.orientation import (
     UNKNOWN_ORIENTATION,
     ExifOption,
@@ -211,7 +212,7 @@ def load_folder(folder: str) -> Dataset:
     images, annotations = Path(folder, "images"), Path(folder, "annotations")
     if not images.is_dir() or not annotations.is_dir():
         raise ValueError(f"{folder} must be a folder with the folders images and annotations in it.")
-    pictures = by_stem(file for file in images.iterdir() if is_image_file(file))
+    pictures = by_stem(list_images(images, recursive=False))
     masks = by_stem(
         file for file in annotations.iterdir() if file.suffix.lower() in MASK_EXTENSIONS and file.is_file()
     )
@@ -247,7 +248,7 @@ def by_stem(files: Iterable[Path]) -> dict[str, list[Path]]:
 def named_classes(arguments: DataArguments) -> list[str] | None:
     if arguments.class_names_file is None:
         return None
-    names = Path(arguments.class_names_file).read_text(encoding="utf-8").splitlines()
+    names = read_label_names(arguments.class_names_file)
     if not 2 <= len(names) <= IGNORE_INDEX:
         raise ValueError(
             f"{arguments.class_names_file} must name from 2 to {IGNORE_INDEX} classes, one a line, got {len(names)}."
@@ -370,7 +371,7 @@ def checked_pair(pair: dict[str, Any], do_reduce_labels: bool, exif: ExifOption 
 
 
 def file_of(split: Dataset, index: int) -> str:
-    return split[index]["image"]["path"] or f"image {index}"
+    return image_names(split, [index])[0]
 
 
 class RandomClassCrop(v2.Transform):

@@ -23,17 +23,19 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from hf_twins._utils.drawing import class_areas, label_colors, overlay_mask
+from hf_twins._utils.labels import distinct_names
 
 
 def class_shares(mask: np.ndarray, names: Sequence[str]) -> dict[str, float]:
     """The share of the picture that each class has which is there, largest first."""
-    return {names[index]: area / mask.size for index, area in class_areas(mask, len(names)).items()}
+    distinct = distinct_names(names)
+    return {distinct[index]: area / mask.size for index, area in class_areas(mask, len(names)).items()}
 
 
 def legend_entries(masks: Sequence[np.ndarray], names: Sequence[str], limit: int) -> list[Patch]:
     """The colours of the classes in the masks, largest first, with their shares of the last mask; at most `limit`."""
     colors = label_colors(names) / 255
-    number = {name: index for index, name in enumerate(names)}
+    number = {name: index for index, name in enumerate(distinct_names(names))}
     everything = class_shares(np.concatenate([mask.ravel() for mask in masks]), names)
     shares = class_shares(masks[-1], names)
     entries = [

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 
 from hf_twins._utils.cards import usage_code
 from hf_twins._utils.images import convert_image
-from hf_twins._utils.labels import label_names
+from hf_twins._utils.labels import distinct_names, label_names
 from hf_twins.training.reports import draw_curves, write_report_and_card
 from hf_twins.training.semantic_segmentation.data import ImageMaskPairs, class_numbers
 from hf_twins.training.semantic_segmentation.drawing import draw_rows
@@ -43,7 +43,9 @@ NUM_PICTURES = 4
 
 def per_class(matrix: torch.Tensor, names: Sequence[str]) -> dict[str, dict[str, float | int | None]]:
     """IoU, accuracy and number of pixels of each class; None where a class is not there."""
-    rows = zip(names, class_iou(matrix).tolist(), class_accuracy(matrix).tolist(), matrix.sum(1).tolist())
+    rows = zip(
+        distinct_names(names), class_iou(matrix).tolist(), class_accuracy(matrix).tolist(), matrix.sum(1).tolist()
+    )
     return {
         name: {
             "iou": None if math.isnan(iou) else iou,
@@ -115,6 +117,8 @@ def draw_class_iou(matrix: torch.Tensor, names: Sequence[str], path: Path) -> No
     order = [index for index in np.argsort(iou, kind="stable") if not np.isnan(iou[index])]
     figure = Figure(figsize=(7, min(max(2.0, 0.2 * len(order) + 1), 40.0)), layout="constrained")
     axes = figure.subplots()
+    # Bars of one name would be one bar.
+    names = distinct_names(names)
     bars = axes.barh([names[index] for index in order], iou[order], color="tab:blue")
     axes.bar_label(bars, fmt="%.2f", fontsize=7, padding=2)
     mean = float(np.nanmean(iou))

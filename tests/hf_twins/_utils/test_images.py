@@ -41,9 +41,7 @@ from hf_twins._utils.images import (
     ImageError,
     convert_image,
     decode_image,
-    find_images,
     is_image_file,
-    list_images,
     open_image,
     read_image,
 )
@@ -348,16 +346,3 @@ def test_large_images_are_reduced_and_too_large_ones_refused(tmp_path):
     assert open_image(tmp_path / "large.jpg").size == (400, 100)
     with pytest.raises(ImageError, match=r"400 x 100 has too many pixels"):
         open_image(tmp_path / "large.jpg", max_pixels=39_999)
-
-
-def test_images_of_a_folder_are_found_by_their_extensions_in_their_order(tmp_path):
-    for name in ("b.png", "a/c.JPG", "a/note.txt", "x.pdf", ".d.webp"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "link").symlink_to(tmp_path / "a")
-    names = [str(file.relative_to(tmp_path)) for file in list_images(tmp_path)]
-    assert names == [".d.webp", "a/c.JPG", "b.png"]
-    assert find_images(tmp_path) == [tmp_path / ".d.webp", tmp_path / "b.png"]
-    assert find_images(tmp_path / "b.png") == [tmp_path / "b.png"]
-    with pytest.raises(ValueError, match=r"--images must be an image or a folder of images, got .*none"):
-        find_images(tmp_path / "none")

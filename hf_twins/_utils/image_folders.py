@@ -1,0 +1,329 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Folders of images: which files are taken, with which label, and what is left out, counted and named."""
+
+import logging
+import os
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .images import is_image_file
+
+
+logger = logging.getLogger(__name__)
+# The split that a folder or a file with this word in its name is.
+SPLIT_WORDS = {
+    "train": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
+# Files that name the images and say more about them, as `datasets` knows them.
+METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+# What systems put into folders of images, which is not worth a word.
+SYSTEM_FILES = ("Thumbs.db", "desktop.ini")
+# Names that one message lists.
+MAX_NAMES = 10
+
+HIDDEN = "hidden (names that begin with a dot, and __MACOSX)"
+BROKEN = "links that lead nowhere"
+CIRCULAR = "links to a folder that they are in"
+SPECIAL = "neither files nor folders"
+OTHER = "without the extension of an image"
+IN_ROOT = "images directly in it, in no folder of a label"
+EMPTY = "folders without images, which are no labels"
+NOT_TEXT = "images whose names are not UTF-8: rename them"
+
+
+@dataclass
+class Listing:
+    """The image files of a folder.
+
+    Attributes:
+        folder: the folder.
+        files: paths of the images below it, with `/` between their parts, sorted.
+        folders: names of the folders directly in it that were searched, sorted.
+        left_out: paths of what is no part of it, by the reason.
+    """
+
+    folder: str
+    files: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    def leave_out(self, reason: str, path: str) -> None:
+        self.left_out.setdefault(reason, []).append(path)
+
+    def leave_out_unreadable_names(self) -> None:
+        """Leave out the images whose paths cannot be written into tables of text."""
+        for path in self.files:
+            if not is_text(path):
+                self.leave_out(NOT_TEXT, path)
+        self.files = [path for path in self.files if is_text(path)]
+
+    def reasons(self) -> str:
+        """What is left out, counted and named."""
+        return "; ".join(f"{len(paths)} {reason} ({listed(paths)})" for reason, paths in self.left_out.items())
+
+    def warn(self) -> None:
+        """Say what is left out, if anything is."""
+        if self.left_out:
+            logger.warning(f"Left out of {one_line(self.folder)}: {self.reasons()}.")
+
+
+def listed(names: Sequence[Any]) -> str:
+    """The first names, and how many more there are."""
+    more = [f"and {len(names) - MAX_NAMES} more"] if len(names) > MAX_NAMES else []
+    return ", ".join([*(one_line(str(name)) for name in names[:MAX_NAMES]), *more])
+
+
+def printable(text: str) -> str:
+    """A name of a file as text, which it need not be."""
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
+
+
+def one_line(text: str) -> str:
+    """A name for a message, without the line breaks and terminal codes that it may have."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in printable(text))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether file managers and notebooks put this file or folder beside the user's own."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def list_folder(folder: str | Path, recursive: bool = True) -> Listing:
+    """The image files in a folder, by their extensions. Links are followed, except into a folder that they are in.
+
+    Args:
+        folder: the folder.
+        recursive: whether sub-folders are searched too.
+
+    Raises:
+        OSError: if a folder cannot be read.
+    """
+    listing = Listing(str(folder))
+    pending: list[tuple[str, str, frozenset]] = [(str(folder), "", frozenset())]
+    while pending:
+        parent, path, above = pending.pop()
+        status = Path(parent).stat()
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            listing.leave_out(CIRCULAR, path)
+            continue
+        if path and "/" not in path:
+            listing.folders.append(path)
+        with os.scandir(parent) as entries:
+            for entry in entries:
+                entry_path = f"{path}/{entry.name}" if path else entry.name
+                kind = kind_of(entry)
+                if kind in ("folder", HIDDEN) and not recursive:
+                    continue
+                if kind == "folder":
+                    pending.append((entry.path, entry_path, above | {identity}))
+                elif kind == "image":
+                    listing.files.append(entry_path)
+                elif kind is not None:
+                    listing.leave_out(kind, entry_path)
+    listing.files.sort()
+    listing.folders.sort()
+    for paths in listing.left_out.values():
+        paths.sort()
+    return listing
+
+
+def kind_of(entry: os.DirEntry) -> str | None:
+    """What an entry of a folder is: "folder", "image", the reason why it is left out, or None for nothing to mention."""
+    is_link = entry.is_symlink()
+    try:
+        if is_link:
+            entry.stat()
+        is_folder = entry.is_dir()
+        is_image = not is_folder and is_image_file(entry.name)
+        if is_hidden(entry.name):
+            return HIDDEN if is_folder or is_image else None
+        if is_folder:
+            return "folder"
+        if not is_image:
+            return None if entry.name in SYSTEM_FILES else OTHER
+        return "image" if entry.is_file() else SPECIAL
+    # Also of links in a circle.
+    except OSError:
+        if not is_link:
+            raise
+        return BROKEN
+
+
+def list_images(folder: str | Path, recursive: bool = True) -> list[Path]:
+    """The image files in a folder, sorted by path, which begins with the folder's; what is left out is logged."""
+    listing = list_folder(folder, recursive)
+    listing.warn()
+    return [Path(folder, file) for file in listing.files]
+
+
+def find_images(path: str | Path, option: str = "--images") -> list[Path]:
+    """The image file that `path` is, or the image files in the folder that it is.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if Path(path).is_file():
+        return [Path(path)]
+    files = list_images(path, recursive=False) if Path(path).is_dir() else []
+    if not files:
+        raise ValueError(f"{option} must be an image or a folder of images, got {path}.")
+    return files
+
+
+def list_labeled_images(folder: str | Path) -> tuple[list[str], list[int], list[str]]:
+    """The images of a folder with a sub-folder for each label: the first folder below it, however deep the image is.
+
+    Images directly in the folder, hidden files and folders, and folders without images are left out, which is logged.
+
+    Returns:
+        The paths below the folder, sorted, the number of the label of each, and the names of the labels, sorted.
+
+    Raises:
+        ValueError: if there is no image in a sub-folder.
+    """
+    listing = list_folder(folder)
+    listing.leave_out_unreadable_names()
+    for file in listing.files:
+        if "/" not in file:
+            listing.leave_out(IN_ROOT, file)
+    files = [file for file in listing.files if "/" in file]
+    used = {file.partition("/")[0] for file in files}
+    for name in listing.folders:
+        if name not in used:
+            listing.leave_out(EMPTY, name)
+    if not files:
+        raise ValueError(
+            f"{folder} must hold images in a sub-folder for each label, .parquet or .tar files, got "
+            f"{listing.reasons() or 'none of them'}.{archive_hint(listing.left_out.get(OTHER, []))}"
+        )
+    listing.warn()
+    names = sorted({label_name(name) for name in used})
+    if len(names) == 1:
+        hint_at_inner_folder(folder, min(used), files)
+    numbers = {name: names.index(label_name(name)) for name in used}
+    return files, [numbers[file.partition("/")[0]] for file in files], names
+
+
+def hint_at_inner_folder(folder: str | Path, label: str, files: list[str]) -> None:
+    """Say that the only folder may be the data set, where it has folders of its own."""
+    inner = sorted({file.split("/")[1] for file in files if file.count("/") > 1})
+    if len(inner) > 1:
+        logger.warning(
+            f"{folder} has the one folder {one_line(label)}, whose folders ({listed(inner)}) are no labels: if they are "
+            f"meant, give {one_line(str(Path(folder, label)))}."
+        )
+
+
+def archive_hint(names: list[str]) -> str:
+    archives = [name for name in names if name.lower().endswith((".zip", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz"))]
+    return f" Unpack {listed(archives)} first." if archives else ""
+
+
+def label_name(name: str) -> str:
+    """The name of a label as it is compared: macOS writes accents of file names as letters of their own."""
+    return unicodedata.normalize("NFC", name)
+
+
+def is_text(path: str) -> bool:
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def visible_folders(folder: str | Path) -> list[Path]:
+    """The folders directly in a folder, links to folders among them, without hidden ones, sorted."""
+    return sorted(path for path in Path(folder).iterdir() if path.is_dir() and not is_hidden(path.name))
+
+
+def split_folders(folder: str | Path) -> dict[str, Path]:
+    """The folders `train`, `validation` and `test` of a data set that is divided into them; none if it is not.
+
+    It is if all its folders are called train, val, valid, validation or test, in any case, and train holds folders with images,
+    or a file of `METADATA_NAMES`, .parquet or .tar files. Otherwise these words are names of labels.
+
+    Raises:
+        ValueError: if two folders are the same split.
+    """
+    folders = visible_folders(folder)
+    splits: dict[str, Path] = {}
+    for path in folders:
+        split = SPLIT_WORDS.get(path.name.lower())
+        if split is None:
+            return {}
+        if split in splits:
+            raise ValueError(
+                f"{folder} has the folders {splits[split].name} and {path.name} for one split, {split}: keep one of them."
+            )
+        splits[split] = path
+    if "train" not in splits:
+        return {}
+    if not holds_data_set(splits["train"]):
+        logger.warning(
+            f"{folder} has the folders {listed([path.name for path in folders])}, which are taken as labels, because "
+            f"{splits['train'].name} holds no folders of labels."
+        )
+        return {}
+    return splits
+
+
+def holds_data_set(folder: Path) -> bool:
+    """Whether a folder has folders with images, or files of a data set."""
+    if any(Path(folder, name).is_file() for name in METADATA_NAMES) or data_files(folder):
+        return True
+    return any(list_folder(path).files for path in visible_folders(folder))
+
+
+def data_files(folder: str | Path) -> list[Path]:
+    """The .parquet files directly in a folder, or else the .tar files, sorted."""
+    files = sorted(path for path in Path(folder).iterdir() if path.is_file() and not is_hidden(path.name))
+    for suffix in (".parquet", ".tar"):
+        found = [path for path in files if path.suffix.lower() == suffix and path.stem.lower() != "metadata"]
+        if found:
+            return found
+    return []
+
+
+def split_files(files: list[Path]) -> dict[str, list[Path]]:
+    """The files of each split, by the words in their names; of the split "all" if no name says one.
+
+    Raises:
+        ValueError: if a name says two splits, or only some names say one.
+    """
+    splits: dict[str, list[Path]] = {}
+    for file in files:
+        letters = "".join(character if character.isascii() and character.isalpha() else " " for character in file.stem)
+        said = {SPLIT_WORDS[word] for word in letters.lower().split() if word in SPLIT_WORDS}
+        if len(said) > 1:
+            raise ValueError(
+                f"The name of {file} says both {' and '.join(sorted(said))}: rename it, so that it says one split."
+            )
+        splits.setdefault(said.pop() if said else "all", []).append(file)
+    if "all" in splits and len(splits) > 1:
+        others = [name for name in splits if name != "all"]
+        raise ValueError(
+            f"The names of some files say which split they are ({', '.join(others)}), those of {listed(splits['all'])} do "
+            "not: rename them, or move them elsewhere."
+        )
+    return splits

@@ -1,0 +1,211 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What is taken from a folder of images, and what is left out, is said."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hf_twins._utils.image_folders import (
+    find_images,
+    list_folder,
+    list_images,
+    list_labeled_images,
+    listed,
+    split_files,
+    split_folders,
+)
+
+
+def touch(folder: Path, *names: str) -> Path:
+    """Empty files: the lister goes by their names."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def labels(folder: Path) -> dict[str, str]:
+    files, numbers, names = list_labeled_images(folder)
+    return {file: names[number] for file, number in zip(files, numbers)}
+
+
+def test_images_of_a_folder_are_found_by_their_extensions_in_their_order(tmp_path, caplog):
+    touch(tmp_path, "b.png", "a/c.JPG", "a/note.txt", "x.pdf", ".d.webp", "Thumbs.db", ".DS_Store")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    names = [str(file.relative_to(tmp_path)) for file in list_images(tmp_path)]
+    assert names == ["a/c.JPG", "b.png", "link/c.JPG"]
+    assert caplog.messages == [
+        f"Left out of {tmp_path}: 1 hidden (names that begin with a dot, and __MACOSX) (.d.webp); 3 without the extension of an "
+        "image (a/note.txt, link/note.txt, x.pdf)."
+    ]
+    assert find_images(tmp_path) == [tmp_path / "b.png"]
+    assert find_images(tmp_path / ".d.webp") == [tmp_path / ".d.webp"]
+    with pytest.raises(ValueError, match=r"--images must be an image or a folder of images, got .*none"):
+        find_images(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        "bullet train",
+        "test",
+        "Validation",
+        "cat.v2",
+        "100%",
+        "$x_1",
+        "猫",
+        "cat\N{GRINNING FACE}",
+        "two\nlines",
+        "img[1]",
+        "a*?{b}",
+        "#1",
+        " blank ",
+        "-1",
+    ],
+)
+def test_label_is_the_first_folder_whatever_it_is_called(label, tmp_path):
+    expected = {f"{label}/1.png": label, f"{label}/2021/train/x test 3.PNG": label, "dog/val.jpeg": "dog"}
+    assert labels(touch(tmp_path, *expected)) == expected
+
+
+def test_links_are_followed_and_circles_are_not(tmp_path, caplog):
+    root = touch(tmp_path / "root", "cat/1.png")
+    touch(tmp_path / "elsewhere", "2.png", "deep/3.png")
+    (root / "dog").symlink_to(tmp_path / "elsewhere")
+    (root / "cat" / "4.png").symlink_to(tmp_path / "elsewhere" / "2.png")
+    (root / "cat" / "up").symlink_to(root)
+    (root / "round").symlink_to(root)
+    (root / "self").symlink_to(root / "self")
+    (root / "cat" / "gone.png").symlink_to(tmp_path / "gone.png")
+    assert labels(root) == {"cat/1.png": "cat", "cat/4.png": "cat", "dog/2.png": "dog", "dog/deep/3.png": "dog"}
+    assert "2 links to a folder that they are in (cat/up, round)" in caplog.text
+    assert "2 links that lead nowhere (cat/gone.png, self)" in caplog.text
+
+
+def test_link_to_a_folder_that_another_link_leads_to_is_no_circle(tmp_path):
+    touch(tmp_path / "elsewhere", "1.png")
+    (tmp_path / "root").mkdir()
+    for label in ("cat", "dog"):
+        (tmp_path / "root" / label).symlink_to(tmp_path / "elsewhere")
+    assert labels(tmp_path / "root") == {"cat/1.png": "cat", "dog/1.png": "dog"}
+
+
+def test_what_is_no_image_of_a_label_is_counted_and_named(tmp_path, caplog):
+    touch(tmp_path, "cat/1.png", "dog/2.png", "3.png", "4.jpg", "cat/.ipynb_checkpoints/1-checkpoint.png")
+    touch(tmp_path, "__MACOSX/cat/._1.png", ".git/x", "dog/._2.png", "dog/photo.heic", "dog/photo", "empty/notes.md")
+    os.mkfifo(tmp_path / "cat" / "pipe.png")
+    assert labels(tmp_path) == {"cat/1.png": "cat", "dog/2.png": "dog"}
+    for part in (
+        "2 images directly in it, in no folder of a label (3.png, 4.jpg)",
+        "4 hidden (names that begin with a dot, and __MACOSX) (.git, __MACOSX, cat/.ipynb_checkpoints, dog/._2.png)",
+        "3 without the extension of an image (dog/photo, dog/photo.heic, empty/notes.md)",
+        "1 folders without images, which are no labels (empty)",
+        "1 neither files nor folders (cat/pipe.png)",
+    ):
+        assert part in caplog.text
+
+
+def test_name_that_is_not_utf8_is_left_out_alone(tmp_path, caplog):
+    touch(tmp_path, "cat/1.png", "dog/2.png", os.fsdecode(b"cat/caf\xe9.png"), os.fsdecode(b"k\xf6ter/3.png"))
+    assert labels(tmp_path) == {"cat/1.png": "cat", "dog/2.png": "dog"}
+    assert r"2 images whose names are not UTF-8: rename them (cat/caf\xe9.png, k\xf6ter/3.png)" in caplog.text
+    assert len(list_folder(tmp_path).files) == 4
+
+
+def test_accents_of_macos_are_the_same_label(tmp_path):
+    touch(tmp_path, "cafe\N{COMBINING ACUTE ACCENT}/1.png", "dog/2.png")
+    assert set(labels(tmp_path).values()) == {"caf\N{LATIN SMALL LETTER E WITH ACUTE}", "dog"}
+
+
+def test_folders_with_one_folder_around_them_are_named(tmp_path, caplog):
+    assert set(labels(touch(tmp_path, "pets/cat/1.png", "pets/dog/2.png")).values()) == {"pets"}
+    assert (
+        f"the one folder pets, whose folders (cat, dog) are no labels: if they are meant, give {tmp_path}/pets."
+        in (caplog.text)
+    )
+
+
+@pytest.mark.parametrize("names", [["1.png", "2.png"], ["cats.zip"], [".hidden/1.png"]])
+def test_folder_without_labels_is_refused_by_what_it_has(names, tmp_path):
+    expected = {
+        "1.png": "2 images directly in it, in no folder of a label (1.png, 2.png)",
+        "cats.zip": "1 without the extension of an image (cats.zip). Unpack cats.zip first.",
+        ".hidden/1.png": "1 hidden (names that begin with a dot, and __MACOSX) (.hidden)",
+    }
+    with pytest.raises(ValueError, match="must hold images in a sub-folder for each label") as error:
+        labels(touch(tmp_path, *names))
+    assert expected[names[0]] in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["train/cat/1.png", "val/cat/1.png", "test/1.png"], ["train", "validation", "test"]),
+        (["TRAIN/cat/1.png", "Valid/cat/1.png"], ["train", "validation"]),
+        (["train/cat/2021/1.png", "validation/1.png"], ["train", "validation"]),
+        (["train/metadata.csv", "test/metadata.csv"], ["train", "test"]),
+        (["train/0.parquet", "val/0.parquet"], ["train", "validation"]),
+        # Labels, because there is another folder, or none in train.
+        (["train/cat/1.png", "val/cat/1.png", "dog/1.png"], []),
+        (["train/1.png", "val/1.png"], []),
+        (["val/cat/1.png", "test/cat/1.png"], []),
+        (["train/cat/1.png", "trains/cat/1.png"], []),
+        (["train/.ipynb_checkpoints/1.png", "val/cat/1.png"], []),
+    ],
+)
+def test_folders_are_splits_if_all_are_called_so_and_train_has_labels(names, splits, tmp_path):
+    touch(tmp_path, *names, ".cache/1.png")
+    assert sorted(split_folders(tmp_path)) == sorted(splits)
+
+
+def test_folders_that_only_could_be_splits_are_named(tmp_path, caplog):
+    assert set(labels(touch(tmp_path, "train/1.png", "test/1.png")).values()) == {"train", "test"}
+    assert split_folders(tmp_path) == {}
+    assert (
+        "has the folders test, train, which are taken as labels, because train holds no folders of labels"
+        in caplog.text
+    )
+    touch(tmp_path, "train/cat/1.png", "val/cat/1.png", "valid/cat/1.png")
+    with pytest.raises(ValueError, match="has the folders val and valid for one split, validation: keep one of them"):
+        split_folders(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["train-00000-of-00001.parquet", "test-00000-of-00001.parquet"], {"train": 1, "test": 1}),
+        (["imagenet-train-0000.tar", "imagenet-train-0001.tar", "imagenet_val_0.tar"], {"train": 2, "validation": 1}),
+        (["TRAIN0.parquet", "valid.parquet"], {"train": 1, "validation": 1}),
+        (["0.parquet", "contest.parquet", "training.parquet"], {"all": 3}),
+        (["train.test.parquet"], "says both test and train: rename it"),
+        (
+            ["train.parquet", "more.parquet"],
+            "some files say which split they are (train), those of more.parquet do not",
+        ),
+    ],
+)
+def test_files_are_the_splits_that_their_names_say(names, splits):
+    files = [Path(name) for name in names]
+    if isinstance(splits, str):
+        with pytest.raises(ValueError, match="split") as error:
+            split_files(files)
+        assert splits in str(error.value)
+    else:
+        assert {name: len(part) for name, part in split_files(files).items()} == splits
+
+
+def test_long_lists_are_cut_and_names_stay_on_a_line():
+    assert listed(["a\nb\x1b[31m", *map(str, range(11))]) == r"a\nb\x1b[31m, 0, 1, 2, 3, 4, 5, 6, 7, 8, and 2 more"
