@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from digit_scenes import digit_scene
 from pycocotools import mask as coco_mask
@@ -104,3 +105,15 @@ def save_start(folder: Path) -> Path:
     torch.manual_seed(0)
     TwinsForImageClassification(TwinsConfig(**SMALL, num_labels=5)).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few scenes, of two sizes."""
+    return write_scenes(tmp_path_factory.mktemp("scenes") / "few", range(14), ((64, 64), (48, 80)))
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small classifier to start from."""
+    return save_start(tmp_path_factory.mktemp("start"))

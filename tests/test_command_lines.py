@@ -194,6 +194,14 @@ def test_script_starts_without_extras_or_says_in_one_sentence_which_to_install(s
         assert re.fullmatch(r'error: [\w, ]+ must be installed .*: pip install "hf_twins\[\w+\]"\n', process.stderr)
 
 
+def test_script_that_fails_ends_with_a_sentence_and_status_1(start, tmp_path):
+    output = tmp_path / "converted"
+    process = start(SCRIPTS["conversion/convert_twins_to_hf.py"], "missing.pth", "--output", str(output))
+    assert process.returncode == 1
+    assert re.fullmatch(r"error: .*missing\.pth.*\n", process.stderr)
+    assert not output.exists()
+
+
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_scripts_import_their_neighbours_by_name(folder):
     """An installation in editable mode puts the root on the search path, where users have installed a wheel."""

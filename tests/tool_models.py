@@ -15,6 +15,7 @@
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from testing_utils import FAMILIES, randomize, tiny_config
 from torch import nn
@@ -60,7 +61,17 @@ BUILDERS: dict[str, Callable[[str], PreTrainedModel]] = {
     "upernet": upernet,
     "detr": detr,
 }
-EVERY_MODEL = [(kind, family) for kind in BUILDERS for family in FAMILIES]
+# Twins-SVT has all that Twins-PCPVT has: fast, both families are tried on the classifier alone.
+EVERY_MODEL = [
+    pytest.param(
+        kind,
+        family,
+        marks=[pytest.mark.slow] if family == "pcpvt" and kind != "classifier" else [],
+        id=f"{kind}-{family}",
+    )
+    for kind in BUILDERS
+    for family in FAMILIES
+]
 
 
 def make_model(kind: str, family: str) -> PreTrainedModel:

@@ -139,7 +139,10 @@ def read_detector_config(name: str, revision: str) -> Any:
         ValueError: if it is another model's.
     """
     if Path(name).exists() and find_file(name, CONFIG_NAME, revision) is None:
-        raise OSError(f"cannot load {name}: a detector is a folder with a {CONFIG_NAME}, and a Hub id")
+        raise OSError(
+            f"cannot load {name}: it has no {CONFIG_NAME}; name a folder as examples/object_detection/run_detection.py writes "
+            "it, or a Hub id"
+        )
     fields = read_json(name, CONFIG_NAME, revision)
     expected = (
         f"{name} must be a detector with a Twins backbone, as examples/object_detection/run_detection.py writes it"

@@ -26,11 +26,12 @@ from types import SimpleNamespace
 
 from hf_twins._utils.command_line import parse_arguments
 
+import detection_utils
 import predict_detection
 import pytest
 import run_detection
 import torch
-from detection_utils import OPTIONS, save_start, small_detector, write_scenes
+from detection_utils import OPTIONS, small_detector, write_scenes
 from digit_scenes import digit_scene
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -43,16 +44,8 @@ from hf_twins.training.object_detection.arguments import RECIPES, DataArguments,
 from hf_twins.training.trainer import TRAINER_DEFAULTS
 
 
-@pytest.fixture(scope="session")
-def scenes(tmp_path_factory) -> Path:
-    """A few scenes, of two sizes."""
-    return write_scenes(tmp_path_factory.mktemp("scenes") / "few", range(14), ((64, 64), (48, 80)))
-
-
-@pytest.fixture(scope="session")
-def start(tmp_path_factory) -> Path:
-    """A small classifier to start from."""
-    return save_start(tmp_path_factory.mktemp("start"))
+# Fixtures.
+scenes, start = detection_utils.scenes, detection_utils.start
 
 
 @pytest.mark.parametrize("recipe", [file.stem for file in sorted(RECIPES.glob("*.toml"))])
@@ -249,7 +242,7 @@ def test_wrong_options_are_named(scenes, start, tmp_path, capsys):
         (
             scenes,
             [],
-            "must be a detector with a Twins backbone, as .*run_detection.py writes it, but it has no config.json",
+            "cannot load .*: it has no config.json; name a folder as examples/.*/run_detection.py writes it, or a Hub id",
         ),
         (tmp_path / "missing", [], "--images must be an image or a folder of images, got .*missing"),
         (scenes, ["--output_dir", str(scenes)], "--output_dir must be another folder"),

@@ -117,6 +117,7 @@ def test_something_that_is_no_image_is_named(processor_class):
         processor_class()("not-an-image", return_tensors="pt")
 
 
+@pytest.mark.slow
 def test_pil_backend_needs_no_torchvision(photographs, tmp_path):
     TwinsImageProcessorPil().save_pretrained(tmp_path)
     photographs[0].save(tmp_path / "picture.png")

@@ -63,62 +63,57 @@ LOAD_EVERYTHING = """
         AutoModelForSemanticSegmentation, pipeline
     )
 
-    source, target, result = {source!r}, {target!r}, {result!r}
-    trusted = {{"trust_remote_code": True}}
-    model = AutoModelForImageClassification.from_pretrained(source, **trusted)
-    processor = AutoImageProcessor.from_pretrained(source, **trusted)
-    backbone = AutoBackbone.from_config(AutoConfig.from_pretrained(source, **trusted), **trusted)
-    for loaded in (model, processor, backbone, AutoModel.from_pretrained(source, **trusted),
-                   AutoModelForSemanticSegmentation.from_pretrained(source, **trusted),
-                   AutoImageProcessor.from_pretrained(source, backend="pil", **trusted),
-                   pipeline("image-classification", source, **trusted).model):
-        assert type(loaded).__module__.startswith("transformers_modules."), type(loaded)
-        print(type(loaded).__name__)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        torch.save(model(torch.randn(2, 3, 29, 41)).logits, result)
+    for source, target, result in {cases!r}:
+        trusted = {{"trust_remote_code": True}}
+        model = AutoModelForImageClassification.from_pretrained(source, **trusted)
+        processor = AutoImageProcessor.from_pretrained(source, **trusted)
+        backbone = AutoBackbone.from_config(AutoConfig.from_pretrained(source, **trusted), **trusted)
+        for loaded in (model, processor, backbone, AutoModel.from_pretrained(source, **trusted),
+                       AutoModelForSemanticSegmentation.from_pretrained(source, **trusted),
+                       AutoImageProcessor.from_pretrained(source, backend="pil", **trusted),
+                       pipeline("image-classification", source, **trusted).model):
+            assert type(loaded).__module__.startswith("transformers_modules."), type(loaded)
+            print(type(loaded).__name__)
+        torch.manual_seed(1)
+        with torch.no_grad():
+            torch.save(model(torch.randn(2, 3, 29, 41)).logits, result)
 
-    # Saved again and again, it is a folder like the one it came from, whichever backend it was used with.
-    pixels = torch.randint(256, (3, 41, 53))
-    for backend in ("torchvision", "pil"):
-        last = source
-        for folder in (os.path.join(target, backend), os.path.join(target, backend + "-again")):
-            AutoModelForImageClassification.from_pretrained(last, **trusted).save_pretrained(folder)
-            AutoImageProcessor.from_pretrained(last, backend=backend, **trusted).save_pretrained(folder)
-            last = folder
-        for other in ("torchvision", "pil"):
-            reloaded = AutoImageProcessor.from_pretrained(last, backend=other, **trusted)
-            assert reloaded.backend == other, reloaded
-            original = AutoImageProcessor.from_pretrained(source, backend=other, **trusted)
-            assert torch.equal(*(each(pixels, return_tensors="pt").pixel_values for each in (reloaded, original)))
-        again = AutoModelForImageClassification.from_pretrained(last, **trusted)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        assert torch.equal(again(torch.randn(2, 3, 29, 41)).logits, torch.load(result, weights_only=True))
+        # Saved again and again, it is a folder like the one it came from, whichever backend it was used with.
+        pixels = torch.randint(256, (3, 41, 53))
+        for backend in ("torchvision", "pil"):
+            last = source
+            for folder in (os.path.join(target, backend), os.path.join(target, backend + "-again")):
+                AutoModelForImageClassification.from_pretrained(last, **trusted).save_pretrained(folder)
+                AutoImageProcessor.from_pretrained(last, backend=backend, **trusted).save_pretrained(folder)
+                last = folder
+            for other in ("torchvision", "pil"):
+                reloaded = AutoImageProcessor.from_pretrained(last, backend=other, **trusted)
+                assert reloaded.backend == other, reloaded
+                original = AutoImageProcessor.from_pretrained(source, backend=other, **trusted)
+                assert torch.equal(*(each(pixels, return_tensors="pt").pixel_values for each in (reloaded, original)))
+            again = AutoModelForImageClassification.from_pretrained(last, **trusted)
+        torch.manual_seed(1)
+        with torch.no_grad():
+            assert torch.equal(again(torch.randn(2, 3, 29, 41)).logits, torch.load(result, weights_only=True))
 
-    try:
-        AutoModel.from_pretrained(source, trust_remote_code=False)
-    except ValueError as error:
-        assert "trust_remote_code" in str(error), error
-    else:
-        raise AssertionError("code that was not trusted was run")
+        try:
+            AutoModel.from_pretrained(source, trust_remote_code=False)
+        except ValueError as error:
+            assert "trust_remote_code" in str(error), error
+        else:
+            raise AssertionError("code that was not trusted was run")
 """
 
 
-@pytest.mark.parametrize("source", ["folder", "hub"])
-def test_published_model_loads_without_the_package(published, tmp_path, source):
-    result = tmp_path / "logits.pt"
+def test_published_model_loads_without_the_package(published, tmp_path):
+    """From a folder and from the Hub."""
+    cases = [
+        (source, str(tmp_path / name), str(tmp_path / f"{name}.pt"))
+        for name, source in (("folder", str(published)), ("hub", "somebody/twins-tiny"))
+    ]
     with serve_models({"somebody/twins-tiny": published}) as hub:
-        environment = hub.environment(tmp_path / "home")
-        printed = run_without_package(
-            LOAD_EVERYTHING.format(
-                source="somebody/twins-tiny" if source == "hub" else str(published),
-                target=str(tmp_path / "saved-again"),
-                result=str(result),
-            ),
-            environment,
-        )
-    assert printed.split() == [
+        printed = run_without_package(LOAD_EVERYTHING.format(cases=cases), hub.environment(tmp_path / "home"))
+    assert printed.split() == 2 * [
         "TwinsForImageClassification",
         "TwinsImageProcessor",
         "TwinsBackbone",
@@ -130,13 +125,14 @@ def test_published_model_loads_without_the_package(published, tmp_path, source):
     torch.manual_seed(1)
     with torch.no_grad():
         expected = TwinsForImageClassification.from_pretrained(published)(torch.randn(2, 3, 29, 41)).logits
-    assert torch.equal(torch.load(result, weights_only=True), expected)
-    assert len(list((tmp_path / "saved-again").iterdir())) == 4
-    for folder in (tmp_path / "saved-again").iterdir():
-        assert {file.name for file in folder.iterdir()} == {file.name for file in published.iterdir()}
-        for name in ("config.json", "preprocessor_config.json"):
-            saved, original = (json.loads((each / name).read_text()) for each in (folder, published))
-            assert saved["auto_map"] == original["auto_map"]
+    for _, target, result in cases:
+        assert torch.equal(torch.load(result, weights_only=True), expected)
+        assert len(list(Path(target).iterdir())) == 4
+        for folder in Path(target).iterdir():
+            assert {file.name for file in folder.iterdir()} == {file.name for file in published.iterdir()}
+            for name in ("config.json", "preprocessor_config.json"):
+                saved, original = (json.loads((each / name).read_text()) for each in (folder, published))
+                assert saved["auto_map"] == original["auto_map"]
 
 
 REFUSE_FOREIGN_SOURCES = """

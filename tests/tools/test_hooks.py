@@ -148,9 +148,14 @@ SLOW_TO_TRACE = ("backbone", "segmentation", "upernet", "detr")
     ("kind", "family"),
     [
         pytest.param(
-            kind, family, marks=[*ignore_warnings_of_tracing, *([pytest.mark.slow] * (kind in SLOW_TO_TRACE))]
+            *case.values,
+            marks=[
+                *ignore_warnings_of_tracing,
+                *case.marks,
+                *([pytest.mark.slow] * (case.values[0] in SLOW_TO_TRACE)),
+            ],
         )
-        for kind, family in EVERY_MODEL
+        for case in EVERY_MODEL
     ],
 )
 def test_jit_trace_passes_its_own_check(kind, family):

@@ -53,7 +53,7 @@ def test_weights_offloaded_to_disk(kind, family, tmp_path):
     assert_same_outputs(model, expected, images)
 
 
-@pytest.mark.parametrize(("kind", "family"), [case for case in EVERY_MODEL if case[0] not in OFFLOADED])
+@pytest.mark.parametrize(("kind", "family"), [case for case in EVERY_MODEL if case.values[0] not in OFFLOADED])
 def test_device_map_with_too_little_memory_puts_the_rest_on_disk(kind, family, tmp_path: Path):
     model, images = make_model(kind, family), make_images()
     expected = outputs_of(model, images)

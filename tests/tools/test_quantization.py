@@ -107,7 +107,7 @@ def test_bitsandbytes_8_bit_is_as_exact_as_with_pvt_v2(family, tmp_path):
     assert sum(errors) <= sum(others)
 
 
-@pytest.mark.parametrize(("kind", "family"), [case for case in EVERY_MODEL if case[0] != "classifier"])
+@pytest.mark.parametrize(("kind", "family"), [case for case in EVERY_MODEL if case.values[0] != "classifier"])
 def test_bitsandbytes_8_bit_in_other_models(kind, family, tmp_path):
     pytest.importorskip("bitsandbytes")
     # An odd height and width, which windows pad.

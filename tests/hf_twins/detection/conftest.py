@@ -13,19 +13,7 @@
 # limitations under the License.
 """Data and a model to start from."""
 
-from pathlib import Path
-
-import pytest
-from detection_utils import save_start, write_scenes
+from detection_utils import scenes, start
 
 
-@pytest.fixture(scope="session")
-def scenes(tmp_path_factory) -> Path:
-    """A few scenes, of two sizes."""
-    return write_scenes(tmp_path_factory.mktemp("scenes") / "few", range(14), ((64, 64), (48, 80)))
-
-
-@pytest.fixture(scope="session")
-def start(tmp_path_factory) -> Path:
-    """A small classifier to start from."""
-    return save_start(tmp_path_factory.mktemp("start"))
+__all__ = ["scenes", "start"]

@@ -175,7 +175,7 @@ def test_what_does_not_fit_is_one_sentence(name, start, tmp_path):
     with pytest.raises(OSError, match=rf"^cannot load {folder}: .*no file named model\.safetensors"):
         load_detector(folder)
     (folder / "config.json").unlink()
-    with pytest.raises(OSError, match=rf"^cannot load {folder}: a detector is a folder with a config\.json"):
+    with pytest.raises(OSError, match=rf"^cannot load {folder}: it has no config\.json; name a folder as "):
         load_detector(folder)
 
 
