@@ -175,8 +175,6 @@ def test_types_that_are_mixed_become_what_is_asked_for(tmp_path, output):
     assert "say by --dtype" in error
     run(tmp_path / "mixed.pth", "--output", output, "--dtype", "float32")
     assert_converted(output, {name: weight.float() for name, weight in mixed.items()})
-    run(tmp_path / "mixed.pth", "--output", output / "half", "--dtype", "float16")
-    assert_converted(output / "half", {name: weight.half() for name, weight in mixed.items()})
 
 
 @pytest.mark.parametrize("meta", ["twins", None, 3, ["a"]])

@@ -397,7 +397,7 @@ def test_opcodes_that_reach_out_are_refused(content, message):
     assert torch._utils._rebuild_tensor_v2.__defaults__ == defaults
 
 
-def deep(opcode: bytes, depth: int = 50_000) -> bytes:
+def deep(opcode: bytes, depth: int = 30_000) -> bytes:
     return opcodes("K\x01", opcode * depth)
 
 
@@ -417,8 +417,8 @@ def deep(opcode: bytes, depth: int = 50_000) -> bytes:
         named("torch._utils._rebuild_sparse_tensor", None, (None, None, (10**9, 10**9))),
         deep(b"\x85"),
         opcodes("}K\x01", b"\x85" * 50_000, "K\x01s"),
-        opcodes("(" * 50_000),
-        opcodes("]" * 50_000, "a" * 49_999),
+        opcodes("(" * 30_000),
+        opcodes("]" * 30_000, "a" * 29_999),
         # A list that is used again and again.
         opcodes("]q\0(", "]" * 1000, "e0", ("ccollections\nOrderedDict\nh\0\x85R0" * 10_000), "N"),
     ],
