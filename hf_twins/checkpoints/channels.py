@@ -57,6 +57,6 @@ def adapt_channels(processor: Any, num_channels: int) -> Any:
         values = [value] * num_channels if isinstance(value, int | float) else list(value)
         if len(values) != num_channels:
             changes[name] = num_channels * [float(sum(values) / len(values))]
-    if not changes:
-        return processor
-    return type(processor).from_dict(processor.to_dict() | changes | {"do_convert_rgb": False})
+    if changes or (processor.do_convert_rgb and num_channels != 3):
+        changes["do_convert_rgb"] = num_channels == 3
+    return type(processor).from_dict(processor.to_dict() | changes) if changes else processor

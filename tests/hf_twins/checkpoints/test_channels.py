@@ -155,6 +155,9 @@ def test_image_processor_is_adapted_once_and_numbers_are_for_all_channels():
     assert (gray.image_mean, gray.image_std, gray.do_convert_rgb) == (0.5, pytest.approx([0.2]), False)
     assert adapt_channels(gray, 1) is gray
     assert adapt_channels(processor, 3) is processor
+    assert adapt_channels(TwinsImageProcessor(image_mean=0.5, image_std=0.5), 1).do_convert_rgb is False
+    assert adapt_channels(TwinsImageProcessor(do_convert_rgb=False), 3).do_convert_rgb is False
+    assert adapt_channels(adapt_channels(TwinsImageProcessor(), 1), 3).do_convert_rgb
 
 
 def test_upernet_adapts(tmp_path):
