@@ -50,10 +50,13 @@ def adapt_stem(model: Any, num_channels: int) -> None:
 
 def adapt_channels(processor: Any, num_channels: int) -> Any:
     """An image processor for images of so many channels, all normalized by the mean of the old means and deviations."""
-    if num_channels == len(processor.image_mean):
-        return processor
-    changes: dict[str, Any] = {"do_convert_rgb": False}
+    changes: dict[str, Any] = {}
     for name in ("image_mean", "image_std"):
-        values = getattr(processor, name)
-        changes[name] = num_channels * [float(sum(values) / len(values))]
-    return type(processor).from_dict(processor.to_dict() | changes)
+        value = getattr(processor, name)
+        # One number is for all channels, however many.
+        values = [value] * num_channels if isinstance(value, int | float) else list(value)
+        if len(values) != num_channels:
+            changes[name] = num_channels * [float(sum(values) / len(values))]
+    if changes or (processor.do_convert_rgb and num_channels != 3):
+        changes["do_convert_rgb"] = num_channels == 3
+    return type(processor).from_dict(processor.to_dict() | changes) if changes else processor

@@ -124,6 +124,7 @@ def test_old_weights_do_not_stay_beside_the_new_ones(hub, source, tmp_path, caps
     TwinsForImageClassification.from_pretrained("somebody/twins")
 
 
+@pytest.mark.slow
 def test_card_that_its_owner_has_written_is_kept(hub, source, tmp_path, capsys):
     api = HfApi()
     api.create_repo("somebody/twins")

@@ -19,6 +19,7 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData
 from loopback_hub import serve_hub
 
 from hf_twins._utils.cards import model_card, usage_code
+from hf_twins._utils.publishing import publish_folder
 from hf_twins.training.reports import push_folder
 
 
@@ -62,3 +63,18 @@ def test_run_that_is_published_again_replaces_its_card_and_its_weights(hub, run)
     assert "Another run." in ModelCard.load("somebody/twins").text
     files = set(hub.repository("somebody/twins").branches["main"].files)
     assert files == {".gitattributes", "README.md", "model-00001-of-00001.safetensors"}
+
+
+def test_card_that_its_owner_has_edited_is_kept_until_told_otherwise(hub, run, capsys):
+    publish_folder(HfApi(), run, "somebody/twins")
+    card = ModelCard.load("somebody/twins")
+    card.data.license = "apache-2.0"
+    HfApi().upload_file(path_or_fileobj=str(card).encode(), path_in_repo="README.md", repo_id="somebody/twins")
+    (run / "model.safetensors").write_bytes(b"other weights")
+    publish_folder(HfApi(), run, "somebody/twins")
+    assert "kept      README.md of somebody/twins" in capsys.readouterr().out
+    assert ModelCard.load("somebody/twins").data.license == "apache-2.0"
+    blob = hub.repository("somebody/twins").branches["main"].files["model.safetensors"]
+    assert blob.content.read_bytes() == b"other weights"
+    publish_folder(HfApi(), run, "somebody/twins", replace_card=True)
+    assert ModelCard.load("somebody/twins").data.license == "mit"
