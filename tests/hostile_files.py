@@ -138,7 +138,7 @@ def write_unusual(folder: Path, picture: PIL.Image.Image) -> dict[str, Path]:
     contents = {
         "cmyk.jpg": saved(picture.convert("CMYK"), "JPEG", quality=95),
         "16_bits.png": saved(PIL.Image.fromarray(np.asarray(picture).astype(np.uint16) * 257), "PNG"),
-        "palette.png": saved(picture.convert("P"), "PNG", transparency=0),
+        "palette.png": saved(picture.convert("P"), "PNG", transparency=255),
         "turned.jpg": saved(picture.transpose(PIL.Image.Transpose.ROTATE_90), "JPEG", quality=95, exif=exif),
         "animated.gif": saved(
             picture, "GIF", save_all=True, append_images=[PIL.Image.new("L", picture.size, 128)], duration=50

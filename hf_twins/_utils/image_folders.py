@@ -44,6 +44,7 @@ HIDDEN = "hidden (names that begin with a dot, and __MACOSX)"
 BROKEN = "links that lead nowhere"
 CIRCULAR = "links to a folder that they are in"
 SPECIAL = "neither files nor folders"
+NOT_SEARCHED = "sub-folders, which are not searched"
 OTHER = "without the extension of an image"
 IN_ROOT = "images directly in it, in no folder of a label"
 EMPTY = "folders without images, which are no labels"
@@ -132,9 +133,9 @@ def list_folder(folder: str | Path, recursive: bool = True) -> Listing:
             for entry in entries:
                 entry_path = f"{path}/{entry.name}" if path else entry.name
                 kind = kind_of(entry)
-                if kind in ("folder", HIDDEN) and not recursive:
-                    continue
-                if kind == "folder":
+                if kind == "folder" and not recursive:
+                    listing.leave_out(NOT_SEARCHED, entry_path)
+                elif kind == "folder":
                     pending.append((entry.path, entry_path, above | {identity}))
                 elif kind == "image":
                     listing.files.append(entry_path)

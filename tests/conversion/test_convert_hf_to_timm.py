@@ -38,7 +38,6 @@ from hf_twins import (
     TwinsForSemanticSegmentation,
     TwinsImageProcessor,
     TwinsImageProcessorPil,
-    loading,
 )
 
 
@@ -277,7 +276,7 @@ def test_hub_that_cannot_be_reached_is_an_error_in_one_line(tmp_path, monkeypatc
     def cut(*args, **kwargs):
         raise httpx.ReadTimeout("")
 
-    monkeypatch.setattr(loading, "cached_file", cut)
+    monkeypatch.setattr("hf_twins.loading.sources.cached_file", cut)
     assert fails("somebody/twins", "timm", tmp_path / "timm") == "error: somebody/twins cannot be fetched: ReadTimeout"
 
 

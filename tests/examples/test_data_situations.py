@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What users bring, through the scripts: used as it is meant, or refused by name. `tests/situations_folders.md` lists it all."""
+"""What users bring, through the scripts: used as it is meant, or refused by name. `tests/situations.md` lists it all."""
 
 import json
 import os

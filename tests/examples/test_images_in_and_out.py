@@ -44,7 +44,8 @@ from hf_twins._utils.shards import FileShard, ShardImages
 from hf_twins.detection import Detector
 from hf_twins.export import run_exported
 from hf_twins.training.data import LabelledImages
-from hf_twins.training.image_classification.data import Preparation, load_folder
+from hf_twins.training.image_classification.data import Preparation
+from hf_twins.training.image_classification.folders import load_folder
 from hf_twins.training.object_detection.data import CocoImages
 from hf_twins.training.semantic_segmentation import data as segmentation
 from hf_twins.training.semantic_segmentation.inference import InferenceArguments, segment
