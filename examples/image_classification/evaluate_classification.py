@@ -191,9 +191,15 @@ def label_numbers(names: Sequence[str], id2label: dict[int, str]) -> list[int]:
             return [number for (number,) in found]
     if all(re.fullmatch(r"n\d{8}", name) for name in names) and len(id2label) == 1000:
         return imagenet_numbers(names)
-    if all(is_number_below(name, len(id2label)) for name in names):
+    # Where some are names, a number is not the place of another.
+    are_numbers = not any(found)
+    if are_numbers and all(is_number_below(name, len(id2label)) for name in names):
         return [int(name) for name in names]
-    unknown = [name for name, each in zip(names, found) if not each and not is_number_below(name, len(id2label))]
+    unknown = [
+        name
+        for name, each in zip(names, found)
+        if not each and not (are_numbers and is_number_below(name, len(id2label)))
+    ]
     raise ValueError(
         f"{len(unknown) or len(names)} labels of the data set are none of the model's, such as {listed((unknown or names)[:1])}: "
         f"sub-folders must have the names of the model's labels, such as {id2label[0]}, their numbers, or ImageNet's WordNet ids."

@@ -116,6 +116,7 @@ def test_labels_are_told_apart_by_case_and_number(names, labels, numbers):
         ),
         (["A"], ["a", "\N{LATIN SMALL LETTER A}", "b"], "A is the name of several labels of the model, 0 and 1"),
         (["1", "cat"], ["a", "b"], "1 labels of the data set are none of the model's, such as cat"),
+        (["0", "1", "2"], ["1", "2", "3", "4", "5"], "1 labels of the data set are none of the model's, such as 0"),
         (["\N{SUPERSCRIPT TWO}"], ["a", "b", "c"], "1 labels of the data set are none of the model's"),
     ],
 )

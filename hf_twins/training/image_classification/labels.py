@@ -69,6 +69,9 @@ def with_label_names(
         if name not in labels and isinstance(split.features["label"], ClassLabel):
             known[name] = [label_name(label) for label in split.features["label"].names]
     names = choose_names(splits, known, class_names_file, allow_unused)
+    # Names in one split and numbers in another would be no less mixed than in one.
+    all_known = list(dict.fromkeys(label for each in known.values() for label in each))
+    match_names(all_known, names, class_names_file, " and ".join(known))
     result = {}
     for name, split in splits.items():
         target = None if name not in known else match_names(known[name], names, class_names_file, name)
@@ -167,16 +170,17 @@ def choose_names(
 
 
 def match_names(labels: Sequence[str], names: Sequence[str], class_names_file: str | None, split: str) -> list[int]:
-    """The place of each label among the names: that of its name or, where all labels are numbers, its number.
+    """The place of each label among the names: that of its name or, where all labels are numbers and none is a name, its number.
 
     Raises:
-        ValueError: if a label is neither.
+        ValueError: if a label is neither, or some are names and others numbers.
     """
     places = {name: place for place, name in enumerate(names)}
     unknown = [label for label in labels if label not in places]
     if not unknown:
         return [places[label] for label in labels]
-    if all(label.isascii() and label.isdecimal() for label in labels) and len({*map(int, labels)}) == len(labels):
+    are_numbers = all(label.isascii() and label.isdecimal() for label in labels)
+    if are_numbers and len(unknown) == len(labels) and len({*map(int, labels)}) == len(labels):
         too_large = [label for label in labels if int(label) >= len(names)]
         if not too_large:
             return [int(label) for label in labels]
@@ -233,7 +237,7 @@ def stream_with_numbers(
     feature = split.features["label"]
     if isinstance(feature, ClassLabel) and feature.names == names:
         return split
-    places = {name: place for place, name in enumerate(names)}
+    places: dict[str, int] = {}
 
     def numbered(example: dict[str, Any]) -> dict[str, int]:
         label = example["label"]
@@ -243,7 +247,8 @@ def stream_with_numbers(
         if text is None or (text == "-1" and not isinstance(label, str)):
             return {"label": NO_LABEL}
         if text not in places:
-            (places[text],) = match_names([text], names, class_names_file, "the stream")
+            # With those before it: names and numbers are not mixed.
+            places[text] = match_names([*places, text], names, class_names_file, "the stream")[-1]
         return {"label": places[text]}
 
     return split.map(numbered, features=Features({"image": split.features["image"], "label": ClassLabel(names=names)}))

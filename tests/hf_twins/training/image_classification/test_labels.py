@@ -240,6 +240,7 @@ def test_names_of_a_file_belong_to_the_labels_of_their_name_or_number(kind, tmp_
         (["1", "2"], "a\nb\n", "a name for every label, counted from 0, got 2 names, and in train the labels 2"),
         (["1", "01"], "a\nb\nc\n", "got no name for 01, 1 of train"),
         (["cat", "1"], "a\nb\n", "got no name for 1, cat of train"),
+        (["0", "1", "2", "3", "4"], "1\n2\n3\n4\n5\n", "got no name for 0 of train"),
         (["Cat", "dog"], "cat\ndog\n", "got no name for Cat of train"),
     ],
 )
@@ -249,6 +250,18 @@ def test_names_that_do_not_fit_are_refused(labels, text, message, tmp_path):
         (tmp_path / "images" / label / "1.png").write_bytes(png())
     with pytest.raises(ValueError, match=message):
         load(tmp_path / "images", class_names_file=write_names(tmp_path, text))
+
+
+def test_names_and_numbers_are_not_mixed(tmp_path):
+    names = write_names(tmp_path, "1\n2\n3")
+    splits = {"train": table([1, 2], Value("int64")), "validation": table([0], Value("int64"))}
+    with pytest.raises(ValueError, match="got no name for 0 of train and validation"):
+        with_label_names(splits, names)
+    (tmp_path / "images").mkdir()
+    table(["1", "0"], Value("string")).to_parquet(tmp_path / "images" / "a.parquet")
+    stream = load_folder(str(tmp_path / "images"), streaming=True)
+    with pytest.raises(ValueError, match="got no name for 0 of the stream"):
+        list(with_label_names({"train": stream}, names, allow_unused=True)["train"])
 
 
 def test_names_of_numbers_without_images_are_named(tmp_path, caplog):
