@@ -28,13 +28,19 @@ logger = logging.getLogger(__name__)
 # The split that a folder or a file with this word in its name is.
 SPLIT_WORDS = {
     "train": "train",
+    "training": "train",
     "val": "validation",
     "valid": "validation",
     "validation": "validation",
+    "dev": "validation",
+    "eval": "validation",
+    "evaluation": "validation",
     "test": "test",
+    "testing": "test",
 }
 # Files that name the images and say more about them, as `datasets` knows them.
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+OTHER_TABLES = ("metadata.tsv", "metadata.xls", "metadata.xlsx")
 # What systems put into folders of images, which is not worth a word.
 SYSTEM_FILES = ("Thumbs.db", "desktop.ini")
 # Names that one message lists.
@@ -216,23 +222,56 @@ def list_labeled_images(folder: str | Path) -> tuple[list[str], list[int], list[
         raise ValueError(
             f"{folder} must hold images in a sub-folder for each label, .parquet or .tar files, got "
             f"{listing.reasons() or 'none of them'}.{archive_hint(listing.left_out.get(OTHER, []))}"
+            f"{table_hint(folder)}"
         )
     listing.warn()
     names = sorted({label_name(name) for name in used})
-    if len(names) == 1:
-        hint_at_inner_folder(folder, min(used), files)
+    check_are_no_splits(folder, sorted(used), files)
     numbers = {name: names.index(label_name(name)) for name in used}
     return files, [numbers[file.partition("/")[0]] for file in files], names
 
 
-def hint_at_inner_folder(folder: str | Path, label: str, files: list[str]) -> None:
-    """Say that the only folder may be the data set, where it has folders of its own."""
-    inner = sorted({file.split("/")[1] for file in files if file.count("/") > 1})
-    if len(inner) > 1:
-        logger.warning(
-            f"{folder} has the one folder {one_line(label)}, whose folders ({listed(inner)}) are no labels: if they are "
-            f"meant, give {one_line(str(Path(folder, label)))}."
+def check_are_no_splits(folder: str | Path, labels: list[str], files: list[str]) -> None:
+    """Say that the folders of the labels may be splits, or one that is around the data set, where they have folders of their own.
+
+    Raises:
+        ValueError: if all their names have words of splits, as `seg_train` and `seg_test` do.
+    """
+    inner: dict[str, set[str]] = {label: set() for label in labels}
+    for label, *below in (file.split("/", 2) for file in files):
+        if len(below) > 1:
+            inner[label].add(below[0])
+    said = {label: said_splits(label) for label in labels}
+    training = [label for label in labels if "train" in said[label] and inner[label]]
+    splits = [label for label in labels if said[label]]
+    if training and len(set().union(*said.values())) > 1:
+        message = (
+            f"{folder} has the folders {listed(splits)}: if they are splits, give "
+            f"{one_line(str(Path(folder, training[0])))}"
         )
+        if len(splits) == len(labels):
+            raise ValueError(f"{message}; if they are labels, rename them.")
+        logger.warning(f"{message}. They are taken as labels.")
+        return
+    shared = sorted(set.intersection(*inner.values()))
+    if len(shared) > 1 and all(len(each) == len(shared) for each in inner.values()):
+        inner_folder = one_line(str(Path(folder, labels[0])))
+        if len(labels) == 1:
+            logger.warning(
+                f"{folder} has the one folder {one_line(labels[0])}, whose folders ({listed(shared)}) are no labels: if they "
+                f"are meant, give {inner_folder}."
+            )
+        else:
+            logger.warning(
+                f"The labels {listed(labels)} of {folder} all have the folders {listed(shared)}, which are no labels: if they "
+                f"are meant, give one folder that has them, such as {inner_folder}."
+            )
+
+
+def table_hint(folder: str | Path) -> str:
+    """Where the tables are, as in a copy of a data set of the Hub."""
+    inner = [path for path in visible_folders(folder) if data_files(path)]
+    return f" Give {listed(inner)}, which has {data_files(inner[0])[0].suffix} files." if inner else ""
 
 
 def archive_hint(names: list[str]) -> str:
@@ -258,42 +297,76 @@ def visible_folders(folder: str | Path) -> list[Path]:
     return sorted(path for path in Path(folder).iterdir() if path.is_dir() and not is_hidden(path.name))
 
 
+def said_splits(text: str) -> set[str]:
+    """The splits that the words in a name say."""
+    letters = "".join(character if character.isascii() and character.isalpha() else " " for character in text)
+    return {SPLIT_WORDS[word] for word in letters.lower().split() if word in SPLIT_WORDS}
+
+
 def split_folders(folder: str | Path) -> dict[str, Path]:
     """The folders `train`, `validation` and `test` of a data set that is divided into them; none if it is not.
 
-    It is if all its folders are called train, val, valid, validation or test, in any case, and train holds folders with images,
-    or a file of `METADATA_NAMES`, .parquet or .tar files. Otherwise these words are names of labels.
+    It is if all its folders with images or tables are called by a word of `SPLIT_WORDS`, in any case, and train holds folders with
+    images, or a file of `METADATA_NAMES`, .parquet or .tar files. Otherwise these words are names of labels. Other splits without
+    those are left out, which is logged.
 
     Raises:
         ValueError: if two folders are the same split.
     """
     folders = visible_folders(folder)
+    if "train" not in [SPLIT_WORDS.get(path.name.lower()) for path in folders]:
+        return {}
     splits: dict[str, Path] = {}
+    empty = []
     for path in folders:
         split = SPLIT_WORDS.get(path.name.lower())
         if split is None:
-            return {}
+            if holds_data_set(path) or list_folder(path).files:
+                return {}
+            empty.append(path.name)
+            continue
         if split in splits:
             raise ValueError(
                 f"{folder} has the folders {splits[split].name} and {path.name} for one split, {split}: keep one of them."
             )
         splits[split] = path
-    if "train" not in splits:
-        return {}
     if not holds_data_set(splits["train"]):
         logger.warning(
             f"{folder} has the folders {listed([path.name for path in folders])}, which are taken as labels, because "
             f"{splits['train'].name} holds no folders of labels."
         )
         return {}
-    return splits
+    if empty:
+        logger.warning(f"Left out of {one_line(str(folder))}, as without images: {listed(empty)}.")
+    unlabeled = [path.name for path in splits.values() if not holds_data_set(path)]
+    if unlabeled:
+        logger.warning(f"Left out of {one_line(str(folder))}, as without folders of labels: {listed(unlabeled)}.")
+    return {split: path for split, path in splits.items() if path.name not in unlabeled}
 
 
 def holds_data_set(folder: Path) -> bool:
     """Whether a folder has folders with images, or files of a data set."""
-    if any(Path(folder, name).is_file() for name in METADATA_NAMES) or data_files(folder):
+    if metadata_file(folder) is not None or data_files(folder):
         return True
     return any(list_folder(path).files for path in visible_folders(folder))
+
+
+def metadata_file(folder: str | Path) -> Path | None:
+    """The table of `METADATA_NAMES` directly in a folder, in any case, or None.
+
+    Raises:
+        ValueError: if there are several, or one of another format.
+    """
+    files = sorted(path for path in Path(folder).iterdir() if path.is_file())
+    others = [path.name for path in files if path.name.lower() in OTHER_TABLES]
+    if others:
+        raise ValueError(
+            f"{folder} must have its metadata as one of {', '.join(METADATA_NAMES)}, got {listed(others)}."
+        )
+    found = [path for path in files if path.name.lower() in METADATA_NAMES]
+    if len(found) > 1:
+        raise ValueError(f"{folder} must have one table of metadata, got {listed(found)}.")
+    return found[0] if found else None
 
 
 def data_files(folder: str | Path) -> list[Path]:
@@ -314,8 +387,7 @@ def split_files(files: list[Path]) -> dict[str, list[Path]]:
     """
     splits: dict[str, list[Path]] = {}
     for file in files:
-        letters = "".join(character if character.isascii() and character.isalpha() else " " for character in file.stem)
-        said = {SPLIT_WORDS[word] for word in letters.lower().split() if word in SPLIT_WORDS}
+        said = said_splits(file.stem)
         if len(said) > 1:
             raise ValueError(
                 f"The name of {file} says both {' and '.join(sorted(said))}: rename it, so that it says one split."

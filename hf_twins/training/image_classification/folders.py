@@ -27,18 +27,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, load_dataset
 
 from hf_twins._utils.image_folders import (
-    METADATA_NAMES,
+    SPLIT_WORDS,
     archive_hint,
     data_files,
     list_folder,
     list_labeled_images,
     listed,
+    metadata_file,
+    one_line,
+    said_splits,
     split_files,
     split_folders,
     visible_folders,
@@ -48,6 +52,8 @@ from hf_twins._utils.image_folders import (
 logger = logging.getLogger(__name__)
 # The times and sizes of the files, no column but a part of the fingerprint.
 VERSIONS = "versions"
+# Says of each row of a table which split it is.
+SPLIT_COLUMN = "split"
 # At most so many are the parts of a stream, which workers and processes divide among them.
 NUM_SHARDS = 1024
 BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
@@ -55,10 +61,17 @@ BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
 
 @dataclass(frozen=True)
 class FolderPart:
-    """A folder of images, or those of its .parquet or .tar files that are one split."""
+    """A folder of images, or those of its .parquet or .tar files that are one split.
+
+    Attributes:
+        folder: the folder.
+        files: the .parquet or .tar files.
+        split: the rows of the tables that are meant, by their column `SPLIT_COLUMN`; all if None.
+    """
 
     folder: Path
     files: tuple[Path, ...] = ()
+    split: str | None = None
 
     def load(self, streaming: bool = False) -> Any:
         """The images and whatever columns there are beside them.
@@ -70,12 +83,18 @@ class FolderPart:
             builder = BUILDERS[self.files[0].suffix.lower()]
             # A name may have characters of a pattern.
             files = [glob.escape(str(file.absolute())) for file in self.files]
-            return load_dataset(builder, data_files={"train": files}, split="train", streaming=streaming)
-        metadata = [self.folder / name for name in METADATA_NAMES if (self.folder / name).is_file()]
-        if len(metadata) > 1:
-            raise ValueError(f"{self.folder} must have one table of metadata, got {listed(metadata)}.")
-        if metadata:
-            table = read_metadata(metadata[0])
+            images = load_dataset(builder, data_files={"train": files}, split="train", streaming=streaming)
+            if self.split is None:
+                return images
+            rows = images.filter(lambda text: said_split(text) == self.split, input_columns=SPLIT_COLUMN)
+            return rows.remove_columns(SPLIT_COLUMN)
+        metadata = metadata_file(self.folder)
+        if metadata is not None:
+            table = read_metadata(metadata)
+            if self.split is not None:
+                is_meant = [said_split(text) == self.split for text in split_column(table, self.folder)]
+                table = table.filter(pa.array(is_meant))
+                table = table.drop_columns([name for name in table.column_names if name == SPLIT_COLUMN])
             columns = {name: table[name].to_pylist() for name in table.column_names}
             types = Features.from_arrow_schema(table.schema)
             features = Features({name: Image() if name == "image" else types[name] for name in columns})
@@ -99,13 +118,15 @@ def load_folders(train_dir: str, validation_dir: str | None = None, streaming: b
     """
     parts = folder_parts(train_dir)
     train = training_part(train_dir, parts)
+    validation = None
     if validation_dir is not None:
-        check_is_apart(train, Path(validation_dir))
-    splits = {"train": train.load(streaming)}
-    if validation_dir is not None:
-        splits["validation"] = evaluation_part(validation_dir, folder_parts(validation_dir)).load()
+        validation = evaluation_part(validation_dir, folder_parts(validation_dir))
+        check_is_apart(train, validation)
     elif set(parts) & {"validation", "test"}:
-        splits["validation"] = evaluation_part(train_dir, parts).load()
+        validation = evaluation_part(train_dir, parts)
+    splits = {"train": train.load(streaming)}
+    if validation is not None:
+        splits["validation"] = validation.load()
     return splits
 
 
@@ -127,6 +148,7 @@ def folder_parts(folder: str) -> dict[str, FolderPart]:
             + archive_hint([folder])
         )
     files = data_files(path)
+    metadata = None if files else metadata_file(path)
     if files:
         parts = {name: FolderPart(path, tuple(part)) for name, part in split_files(files).items()}
         beside = [other.name for other in [*visible_folders(path), *path.glob("*.tar")] if other not in files]
@@ -134,8 +156,14 @@ def folder_parts(folder: str) -> dict[str, FolderPart]:
             logger.warning(
                 f"The {files[0].suffix} files of {folder} are read, and not what is beside them: {listed(beside)}."
             )
-    elif any((path / name).is_file() for name in METADATA_NAMES):
-        parts = {"all": FolderPart(path)}
+        if "all" in parts and files[0].suffix.lower() == ".parquet":
+            texts = [text for file in files for text in read_split_column(file)]
+            parts = {split: FolderPart(path, tuple(files), split) for split in row_splits(texts, path)} or parts
+    elif metadata is not None:
+        texts = split_column(read_metadata(metadata, is_said=False), path)
+        parts = {split: FolderPart(path, split=split) for split in row_splits(texts, path)} or {
+            "all": FolderPart(path)
+        }
     else:
         parts = {}
         for name, part in split_folders(path).items():
@@ -147,18 +175,75 @@ def folder_parts(folder: str) -> dict[str, FolderPart]:
     return parts
 
 
-def check_is_apart(train: FolderPart, validation: Path) -> None:
-    """Raise a ValueError if the images to evaluate on lie in a folder to train on; warn of it if they are the same."""
-    if train.files or not validation.is_dir():
-        return
-    folder, validation = train.folder.resolve(), validation.resolve()
-    if folder in validation.parents:
+def read_split_column(file: Path) -> list[Any]:
+    """The column `SPLIT_COLUMN` of a .parquet file; empty if it has none, or one of other values than texts."""
+    try:
+        schema = pa.parquet.read_schema(file)
+        is_there = SPLIT_COLUMN in schema.names and is_text_type(schema.field(SPLIT_COLUMN).type)
+        return pa.parquet.read_table(file, columns=[SPLIT_COLUMN])[SPLIT_COLUMN].to_pylist() if is_there else []
+    except pa.ArrowException as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+
+
+def split_column(table: pa.Table, folder: Path) -> list[Any]:
+    """What says the split of each row of metadata: the column `SPLIT_COLUMN` or, without it, the first folder of the image."""
+    if SPLIT_COLUMN in table.column_names:
+        return table[SPLIT_COLUMN].to_pylist() if is_text_type(table.schema.field(SPLIT_COLUMN).type) else []
+    folders = [Path(path).relative_to(folder.absolute()).parts[0] for path in table["image"].to_pylist()]
+    # One folder is no division, and words in the names of labels' folders are none either.
+    is_divided = len({*map(said_split, folders)}) > 1 and all(name.lower() in SPLIT_WORDS for name in {*folders})
+    return folders if is_divided else []
+
+
+def is_text_type(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def said_split(text: Any) -> str | None:
+    """The split that a value of a table says, or None."""
+    said = said_splits(str(text))
+    return said.pop() if len(said) == 1 else None
+
+
+def row_splits(texts: list[Any], folder: Path) -> list[str]:
+    """The splits that the values of a table say; none if they say none.
+
+    Raises:
+        ValueError: if only some of them say one.
+    """
+    values = {text: said_split(text) for text in dict.fromkeys(texts)}
+    others = [text for text, split in values.items() if split is None]
+    if others and len(others) < len(values):
         raise ValueError(
-            f"--validation_dir must not be in --train_dir, whose folders are labels to train on, got {validation} in {folder}: "
+            f"The column {SPLIT_COLUMN} of {folder} must say train, validation or test in every row, got {listed(others)}: "
+            "correct it, or rename the column."
+        )
+    return list(dict.fromkeys(split for split in values.values() if split is not None))
+
+
+def check_is_apart(train: FolderPart, validation: FolderPart) -> None:
+    """Raise a ValueError if the images to evaluate on lie in a folder to train on; warn of it if some are the same."""
+    folder, other = train.folder.resolve(), validation.folder.resolve()
+    if not train.files and folder in other.parents:
+        raise ValueError(
+            f"--validation_dir must not be in --train_dir, whose folders are labels to train on, got {other} in {folder}: "
             "move it, or give the folder of the training images alone."
         )
-    if folder == validation:
+    if train.files or validation.files:
+        shared = {file.resolve() for file in train.files} & {file.resolve() for file in validation.files}
+        is_same = bool(shared) and train.split == validation.split
+    else:
+        is_same = folder == other and train.split == validation.split
+        shared = set()
+        if folder != other:
+            # Labels may be links.
+            shared = {path.resolve() for path in visible_folders(folder)} & {
+                path.resolve() for path in visible_folders(other)
+            }
+    if is_same and folder == other:
         logger.warning(f"The images to evaluate on are those to train on, all of {folder}.")
+    elif shared and (is_same or not train.files):
+        logger.warning(f"Images to evaluate on are among those to train on, those of {listed(sorted(shared))}.")
 
 
 def training_part(folder: str, parts: dict[str, FolderPart]) -> FolderPart:
@@ -215,17 +300,21 @@ def rows(**columns: Any) -> Iterator[dict[str, Any]]:
             yield dict(zip(columns, values))
 
 
-def read_metadata(file: Path) -> pa.Table:
+def read_metadata(file: Path, is_said: bool = True) -> pa.Table:
     """The rows of a table of metadata whose images are there, with the paths of the images in a column `image`.
 
+    Args:
+        file: the table.
+        is_said: whether what is left out is logged.
+
     Raises:
-        ValueError: if it cannot be read, has no column with the names of the files, or names files outside its folder.
+        ValueError: if it cannot be read, has no column with the names of the files, names files outside its folder or none that is
+            there, or says different things of one image.
     """
     try:
-        if file.suffix == ".csv":
-            options = pa.csv.ParseOptions(newlines_in_values=True)
-            table = pa.csv.read_csv(file, parse_options=options)
-        elif file.suffix == ".jsonl":
+        if file.suffix.lower() == ".csv":
+            table = read_csv(file)
+        elif file.suffix.lower() == ".jsonl":
             # Notepad begins files with a byte-order mark.
             table = pa.json.read_json(pa.BufferReader(file.read_bytes().removeprefix(b"\xef\xbb\xbf")))
         else:
@@ -239,25 +328,72 @@ def read_metadata(file: Path) -> pa.Table:
         )
     if table.num_columns == 1:
         raise ValueError(f"{file} must have a column with the labels beside {names[0]}.")
-    listing = list_folder(file.parent)
-    found = set(listing.files)
-    used: list[tuple[int, str]] = []
-    missing: list[tuple[int, str]] = []
+    found = set(list_folder(file.parent).files)
+    rows_of: dict[str, int] = {}
+    missing: list[str] = []
+    repeated: list[str] = []
+    others = table.drop_columns(names)
     for index, name in enumerate(table[names[0]].to_pylist()):
         path = os.path.normpath(str(name)).replace(os.sep, "/")
-        if Path(path).is_absolute() or path.startswith("../"):
+        if path not in found:
+            # Windows divides folders by backslashes.
+            path = os.path.normpath(str(name).replace("\\", "/")).replace(os.sep, "/")
+        if Path(path).is_absolute() or path == ".." or path.startswith("../"):
             raise ValueError(f"{file} must name files in its folder or below, got {name}.")
-        (used if path in found else missing).append((index, path))
-    if missing:
-        names_of_missing = listed([path for _, path in missing])
-        logger.warning(f"{len(missing)} images that {file} names are not there and are left out: {names_of_missing}.")
-    unnamed = sorted(found - {path for _, path in used})
-    if unnamed:
+        if path not in found:
+            missing.append(path)
+        elif path not in rows_of:
+            rows_of[path] = index
+        elif others.slice(rows_of[path], 1).to_pylist() == others.slice(index, 1).to_pylist():
+            repeated.append(path)
+        else:
+            raise ValueError(
+                f"{file} must have one row for each image, got different ones for {one_line(path)}: keep one of them."
+            )
+    if not rows_of:
+        raise ValueError(
+            f"{file} must name images by their paths below its folder, got none that is there"
+            + (f", such as {listed(missing[:1])}" if missing else "")
+            + (f", and {listed(sorted(found)[:1])} is not named." if found else ", and there are none.")
+        )
+    unnamed = sorted(found - rows_of.keys())
+    if is_said and missing:
+        logger.warning(f"{len(missing)} images that {file} names are not there and are left out: {listed(missing)}.")
+    if is_said and repeated:
+        logger.warning(f"{len(repeated)} rows of {file} repeat others and are left out: {listed(repeated)}.")
+    if is_said and unnamed:
         logger.warning(
             f"{len(unnamed)} images of {file.parent} are not named in {file.name} and are left out: {listed(unnamed)}."
         )
-    paths = [str(file.parent.absolute() / path) for _, path in used]
-    table = table.take([index for index, _ in used]).drop_columns(names)
-    if "image" in table.column_names:
+    paths = [str(file.parent.absolute() / path) for path in rows_of]
+    if "image" in others.column_names:
         raise ValueError(f"{file} must have no column image, which is that of the images: rename it.")
-    return table.append_column("image", [pa.array(paths, pa.string())])
+    return others.take(list(rows_of.values())).append_column("image", [pa.array(paths, pa.string())])
+
+
+def read_csv(file: Path) -> pa.Table:
+    """The table with numbers as numbers, and as texts where these say more: `01` is not `1`, and `NA` alone may be a label.
+
+    Raises:
+        ValueError: if it is not UTF-8.
+    """
+    content = file.read_bytes()
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} must be text in UTF-8: save it so. {error}") from error
+    options = pa.csv.ParseOptions(newlines_in_values=True)
+    table = pa.csv.read_csv(pa.BufferReader(content), parse_options=options)
+    if len(set(table.column_names)) < table.num_columns:
+        return table
+    as_texts = pa.csv.ConvertOptions(column_types=dict.fromkeys(table.column_names, pa.string()))
+    texts = pa.csv.read_csv(pa.BufferReader(content), parse_options=options, convert_options=as_texts)
+    for place, field in enumerate(table.schema):
+        column, text = table[field.name], texts[field.name]
+        if pa.types.is_null(field.type) and any(text.to_pylist()):
+            table = table.set_column(place, field.name, text)
+        elif pa.types.is_integer(field.type):
+            text = pa.compute.if_else(column.is_null(), None, text)
+            if pa.compute.any(pa.compute.not_equal(text, column.cast(pa.string()))).as_py():
+                table = table.set_column(place, field.name, text)
+    return table

@@ -24,6 +24,7 @@ from hf_twins._utils.image_folders import (
     list_images,
     list_labeled_images,
     listed,
+    metadata_file,
     split_files,
     split_folders,
 )
@@ -153,9 +154,17 @@ def test_folder_without_labels_is_refused_by_what_it_has(names, tmp_path):
 @pytest.mark.parametrize(
     ("names", "splits"),
     [
-        (["train/cat/1.png", "val/cat/1.png", "test/1.png"], ["train", "validation", "test"]),
+        (["train/cat/1.png", "val/cat/1.png", "test/cat/1.png"], ["train", "validation", "test"]),
         (["TRAIN/cat/1.png", "Valid/cat/1.png"], ["train", "validation"]),
-        (["train/cat/2021/1.png", "validation/1.png"], ["train", "validation"]),
+        (["train/cat/2021/1.png", "validation/cat/1.png"], ["train", "validation"]),
+        (["Training/cat/1.png", "Testing/cat/1.png"], ["test", "train"]),
+        (["train/cat/1.png", "dev/cat/1.png"], ["train", "validation"]),
+        (["train/cat/1.png", "eval/cat/1.png"], ["train", "validation"]),
+        # Without images of labels, no splits: Kaggle's tests.
+        (["train/cat/1.png", "test/1.png"], ["train"]),
+        (["train/cat/1.png", "val/notes.txt"], ["train"]),
+        # Without images, no labels.
+        (["train/cat/1.png", "val/cat/1.png", "annotations/1.xml", "logs/run/1.log"], ["train", "validation"]),
         (["train/metadata.csv", "test/metadata.csv"], ["train", "test"]),
         (["train/0.parquet", "val/0.parquet"], ["train", "validation"]),
         # Labels, because there is another folder, or none in train.
@@ -169,6 +178,59 @@ def test_folder_without_labels_is_refused_by_what_it_has(names, tmp_path):
 def test_folders_are_splits_if_all_are_called_so_and_train_has_labels(names, splits, tmp_path):
     touch(tmp_path, *names, ".cache/1.png")
     assert sorted(split_folders(tmp_path)) == sorted(splits)
+
+
+def test_folders_that_are_no_part_of_the_splits_are_named(tmp_path, caplog):
+    touch(tmp_path, "train/cat/1.png", "train/dog/1.png", "test/1.png", "val/notes.txt", "logs/1.log")
+    assert list(split_folders(tmp_path)) == ["train"]
+    assert f"Left out of {tmp_path}, as without images: logs." in caplog.messages
+    assert f"Left out of {tmp_path}, as without folders of labels: test, val." in caplog.messages
+
+
+@pytest.mark.parametrize("names", [["training_set", "test_set"], ["seg_train", "seg_test"], ["train2017", "val2017"]])
+def test_folders_whose_names_have_words_of_splits_are_refused_as_labels(names, tmp_path):
+    touch(tmp_path, *(f"{name}/{label}/1.png" for name in names for label in ("cat", "dog")))
+    with pytest.raises(
+        ValueError, match=f"if they are splits, give {tmp_path}/{names[0]}; if they are labels, rename"
+    ):
+        labels(tmp_path)
+    # As they come with Intel's images of scenes, beside another.
+    touch(tmp_path, "seg_pred/seg_pred/1.png")
+    assert set(labels(tmp_path).values()) == {*names, "seg_pred"}
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["train", "val", "dog"],
+            "has the folders train, val: if they are splits, give {}/train. They are taken as labels.",
+        ),
+        (
+            ["a", "b"],
+            "The labels a, b of {} all have the folders cat, dog, which are no labels: if they are meant, give",
+        ),
+    ],
+)
+def test_labels_that_could_be_splits_are_named(names, message, tmp_path, caplog):
+    touch(tmp_path, *(f"{name}/{label}/1.png" for name in names for label in ("cat", "dog")))
+    assert set(labels(tmp_path).values()) == {*names}
+    assert message.format(tmp_path) in caplog.text
+
+
+def test_folder_of_tables_is_named(tmp_path):
+    touch(tmp_path, "README.md", "data/train-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match=rf"Give {tmp_path}/data, which has \.parquet files\.$"):
+        labels(tmp_path)
+
+
+def test_metadata_is_found_in_any_case_and_of_other_formats_refused(tmp_path):
+    assert metadata_file(touch(tmp_path, "cat/1.png")) is None
+    assert metadata_file(touch(tmp_path, "Metadata.CSV")) == tmp_path / "Metadata.CSV"
+    with pytest.raises(ValueError, match=r"must have one table of metadata, got .*Metadata.CSV, .*metadata.jsonl"):
+        metadata_file(touch(tmp_path, "metadata.jsonl"))
+    with pytest.raises(ValueError, match=r"must have its metadata as one of metadata.csv, .*, got metadata.tsv"):
+        metadata_file(touch(tmp_path, "metadata.tsv"))
 
 
 def test_folders_that_only_could_be_splits_are_named(tmp_path, caplog):
@@ -189,7 +251,9 @@ def test_folders_that_only_could_be_splits_are_named(tmp_path, caplog):
         (["train-00000-of-00001.parquet", "test-00000-of-00001.parquet"], {"train": 1, "test": 1}),
         (["imagenet-train-0000.tar", "imagenet-train-0001.tar", "imagenet_val_0.tar"], {"train": 2, "validation": 1}),
         (["TRAIN0.parquet", "valid.parquet"], {"train": 1, "validation": 1}),
-        (["0.parquet", "contest.parquet", "training.parquet"], {"all": 3}),
+        (["0.parquet", "contest.parquet", "constraint.parquet"], {"all": 3}),
+        (["training-0.parquet", "testing-0.parquet"], {"train": 1, "test": 1}),
+        (["training.parquet", "dev.parquet"], {"train": 1, "validation": 1}),
         (["train.test.parquet"], "says both test and train: rename it"),
         (
             ["train.parquet", "more.parquet"],

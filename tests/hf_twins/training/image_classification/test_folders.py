@@ -20,6 +20,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
@@ -236,11 +237,16 @@ def test_metadata_keeps_its_meaning(kind, streaming, tmp_path, caplog):
         ("file_name,kind\n/etc/1.png,a\n", "must name files in its folder or below, got /etc/1.png"),
         ("file_name,image\n1.png,a\n", "must have no column image"),
         ("file_name,kind\n1.png,a,b\n", "metadata.csv cannot be read: CSV parse error"),
+        ("file_name,kind\n..\\1.png,a\n", r"must name files in its folder or below, got \.\.\\1.png"),
+        ("file_name,kind\nx\\1.png,a\n", "got none that is there, such as x/1.png, and 1.png is not named"),
+        ("file_name,kind\n", "must name images by their paths below its folder, got none that is there, and 1.png"),
+        ("file_name,kind\n1.png,a\n./1.png,b\n", "must have one row for each image, got different ones for 1.png"),
+        (b"file_name,kind\n1.png,caf\xe9\n", "must be text in UTF-8: save it so"),
     ],
 )
 def test_metadata_that_cannot_be_meant_is_refused(text, message, tmp_path):
     write(tmp_path, "1.png")
-    (tmp_path / "metadata.csv").write_text(text)
+    (tmp_path / "metadata.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=message):
         load_folder(str(tmp_path))
 
@@ -250,6 +256,87 @@ def test_images_that_metadata_names_and_are_not_there_are_named(tmp_path, caplog
     (tmp_path / "metadata.csv").write_text("file_name,label\n1.png,0\n2.png,1\n3.png,1\n")
     assert len(load_folder(str(tmp_path))) == 2
     assert f"1 images that {tmp_path / 'metadata.csv'} names are not there and are left out: 3.png." in caplog.text
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("kind", ["folders", "column"])
+def test_rows_of_metadata_are_the_split_that_they_say(kind, streaming, tmp_path, caplog):
+    lines = ["file_name,label,split" if kind == "column" else "file_name,label"]
+    for index, split in enumerate(["train", "train", "test"] * 2):
+        name = f"images/{index}.png" if kind == "column" else f"{split}/{index}.png"
+        write(tmp_path, name)
+        lines.append(f"{name},{index % 2},{split}" if kind == "column" else f"{name},{index % 2}")
+    (tmp_path / "metadata.csv").write_text("\n".join(lines))
+    splits = folders.load_folders(str(tmp_path), streaming=streaming)
+    numbers = {name: sorted(row["image"].getpixel((0, 0)) for row in split) for name, split in splits.items()}
+    assert numbers == {"train": [0, 1, 3, 4], "validation": [2, 5]}
+    assert set(splits["train"].features) == {"image", "label"}
+    assert f"{tmp_path} is divided into train, test, as its names say." in caplog.messages
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["whole", "stream"])
+def test_rows_of_parquet_are_the_split_that_they_say(streaming, tmp_path):
+    write_table(tmp_path / "0.parquet", 6)
+    table = pq.read_table(tmp_path / "0.parquet")
+    for values, expected in (
+        (["Training", "train", "Test", "test", "train", "train"], {"train": 4, "validation": 2}),
+        (["a", "b", "a", "b", "a", "b"], None),
+        (
+            ["train", "train", "test", "other", "train", "train"],
+            "must say train, validation or test in every row, got other",
+        ),
+    ):
+        pq.write_table(table.append_column("split", [values]), tmp_path / "0.parquet")
+        if isinstance(expected, str):
+            with pytest.raises(ValueError, match=expected):
+                load(tmp_path, streaming=streaming)
+        elif expected is None:
+            assert list(folder_parts(str(tmp_path))) == ["all"]
+        else:
+            splits = load(tmp_path, streaming=streaming)
+            assert {name: len([*split]) for name, split in splits.items()} == expected
+
+
+def test_images_of_tables_and_links_to_evaluate_on_are_named(tmp_path, caplog):
+    tables = write_table(tmp_path / "tables" / "0.parquet", 40)
+    load(tables, validation_dir=str(tables))
+    assert f"The images to evaluate on are those to train on, all of {tables}." in caplog.messages
+    write(tmp_path / "data", *(f"{label}/{index}.png" for label in ("cat", "dog") for index in range(3)))
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "cat").symlink_to(tmp_path / "data" / "cat")
+    (tmp_path / "links" / "0.parquet").symlink_to(tables / "0.parquet")
+    load(tables, validation_dir=str(tmp_path / "links"))
+    assert f"Images to evaluate on are among those to train on, those of {tables}/0.parquet." in caplog.messages
+    (tmp_path / "links" / "0.parquet").unlink()
+    load(tmp_path / "data", validation_dir=str(tmp_path / "links"))
+    assert f"Images to evaluate on are among those to train on, those of {tmp_path}/data/cat." in caplog.messages
+
+
+def test_unlabeled_test_images_are_left_out_and_others_held_out(tmp_path, caplog):
+    write(tmp_path, *(f"train/{label}/{index}.png" for label in ("cat", "dog") for index in range(8)), "test/1.png")
+    (tmp_path / "val").mkdir()
+    splits = load(tmp_path)
+    assert sum(map(len, splits.values())) == 16
+    assert f"Left out of {tmp_path}, as without folders of labels: test, val." in caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("file_name,kind\nimg\\1.png,a\n.\\img\\2.png,b\n", ["a", "b"]),
+        ("file_name,kind\nimg/1.png,a\nimg/./1.png,a\nimg/2.png,b\n", ["a", "b"]),
+        ("file_name,kind\nimg/1.png,NA\nimg/2.png,null\n", ["NA", "null"]),
+        ("file_name,kind\nimg/1.png,01\nimg/2.png,1\n", ["01", "1"]),
+        ("file_name,kind\nimg/1.png,007\nimg/2.png,NA\n", ["007", None]),
+        ("file_name,kind\nimg/1.png,-1\nimg/2.png,\n", [-1, None]),
+    ],
+    ids=["backslashes", "repeated", "null", "zeros", "zeros and gaps", "numbers"],
+)
+def test_metadata_is_read_as_it_is_written(text, expected, tmp_path, caplog):
+    write(tmp_path, "img/1.png", "img/2.png")
+    (tmp_path / "Metadata.CSV").write_text(text)
+    assert load_folder(str(tmp_path))["kind"][:] == expected
+    assert ("1 rows of" in caplog.text) == ("./1" in text)
 
 
 @pytest.mark.parametrize("kind", ["file", "zip", "missing", "home"])
