@@ -70,6 +70,8 @@ class ImageError(ValueError):
     """An image cannot be used; the message is a sentence that says why."""
 
 
+# The tag by which a TIFF says whether its numbers have signs.
+TIFF_SAMPLE_FORMAT = 339
 # What becomes of modes that are not channels from 0 to 255 where channels are kept as they are.
 KEPT_CHANNELS = {"1": "L", "LA": "L", "La": "L", "P": "RGB", "PA": "RGB", "RGBa": "RGBA"}
 
@@ -118,6 +120,9 @@ def to_eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
     height = max(2**20 // max(image.width, 1), 1)
     for top in range(0, image.height, height):
         pixels = np.asarray(image.crop((0, top, image.width, min(top + height, image.height))))
+        if image.mode == "I" and getattr(image, "tag_v2", {}).get(TIFF_SAMPLE_FORMAT) == (1,):
+            # Pillow has no mode for the unsigned integers of a TIFF.
+            pixels = pixels.view(np.uint32)
         largest = 1 if image.mode == "F" else 65535
         # Also false for NaN.
         if not (pixels.min() >= 0 and pixels.max() <= largest):

@@ -127,7 +127,8 @@ def search_features(arguments: SearchArguments) -> list[tuple[float, str]]:
     features, query = Path(arguments.features), Path(arguments.query)
     contact_sheet = Path(arguments.contact_sheet)
     settings, shards = check_settings(features), find_shards(features)
-    check_is_apart(contact_sheet.parent, [settings["input_dir"]], option="The folder of --contact_sheet")
+    for folder, is_recursive in ((settings["input_dir"], True), (features, False)):
+        check_is_apart(contact_sheet.parent, [folder], is_recursive, "The folder of --contact_sheet")
     if contact_sheet.resolve() == query.resolve():
         raise ValueError(f"--contact_sheet must be another file than --query, got {query}.")
     applied: Counter[str] = Counter()

@@ -141,7 +141,9 @@ def train(
     """Train, evaluate, and write the model, its image processor and the results into the output folder."""
     set_seed(args.seed)
     output_dir = Path(str(args.output_dir))
-    check_is_apart(output_dir, [data_arguments.train_dir, data_arguments.validation_dir], is_recursive=False)
+    # Names of images in the annotations may have folders.
+    check_is_apart(output_dir, [data_arguments.train_dir, data_arguments.validation_dir])
+    check_is_apart(output_dir, [data_arguments.train_annotations, data_arguments.validation_annotations])
     checkpoint = trainer_checkpoint(args, recipe)
     needs_masks = model_arguments.detector == "mask-rcnn"
     with args.main_process_first(desc="loading annotations"):

@@ -27,7 +27,7 @@ from hf_twins._utils.command_line import run
 
 from hf_twins import load_model
 from hf_twins._utils.devices import default_device
-from hf_twins._utils.files import write_json
+from hf_twins._utils.files import check_is_apart, write_json
 from hf_twins._utils.labels import label_names
 from hf_twins.training.orientation import EXIF_HELP, ExifOption
 from hf_twins.training.semantic_segmentation.data import (
@@ -63,6 +63,12 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
 def evaluate(options: EvaluationArguments, how: InferenceArguments) -> dict[str, float]:
     """Measure, print, and return `segmentation_metrics`."""
+    if options.output_file is not None:
+        folder, option = Path(options.output_file).parent, "The folder of --output_file"
+        check_is_apart(
+            folder, [Path(options.validation_dir, part) for part in ("images", "annotations")], option=option
+        )
+        check_is_apart(folder, [options.model_name_or_path], is_recursive=False, option=option)
     model, processor = load_model(options.model_name_or_path, "semantic-segmentation")
     model.to(options.device or default_device())
     names = label_names(model.config)

@@ -64,21 +64,29 @@ def check_is_apart(
 
     Args:
         output: folder to write into.
-        inputs: folders that are read, or single files; None, and names on the Hub, count for nothing.
+        inputs: folders that are read, or single files; None, and names on the Hub, count for nothing. Where links in them
+            lead is read, too.
         is_recursive: whether the folders are read with their sub-folders.
         option: what the output is called.
     """
+    # Here, for processes that only write files: it imports PyTorch.
+    from .image_folders import list_folder
+
     written = Path(output).resolve()
     for source in inputs:
         if source is None or not Path(source).exists():
             continue
         is_folder = Path(source).is_dir()
-        folder = Path(source).resolve() if is_folder else Path(source).resolve().parent
-        if written == folder or (is_folder and is_recursive and folder in written.parents):
-            raise ValueError(
-                f"{option} must be another folder than {folder}, where the input is{', and not below it' * is_recursive}: what "
-                f"is written there could replace input, or become input of the next run. Got {output}."
-            )
+        links = list_folder(source, is_recursive).links if is_folder else [str(source)]
+        for real in dict.fromkeys(map(os.path.realpath, [source if is_folder else Path(source).parent, *links])):
+            path = Path(real)
+            is_searched = is_folder and is_recursive and path.is_dir()
+            folder = path if path.is_dir() else path.parent
+            if written == folder or (is_searched and folder in written.parents):
+                raise ValueError(
+                    f"{option} must be another folder than {folder}, where the input is{', and not below it' * is_searched}: "
+                    f"what is written there could replace input, or become input of the next run. Got {output}."
+                )
 
 
 @contextlib.contextmanager

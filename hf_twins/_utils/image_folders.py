@@ -66,12 +66,14 @@ class Listing:
         files: paths of the images below it, with `/` between their parts, sorted.
         folders: names of the folders directly in it that were searched, sorted.
         left_out: paths of what is no part of it, by the reason.
+        links: links to folders and to images that were followed, as paths.
     """
 
     folder: str
     files: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)
+    links: list[str] = field(default_factory=list)
 
     def leave_out(self, reason: str, path: str) -> None:
         self.left_out.setdefault(reason, []).append(path)
@@ -147,6 +149,8 @@ def list_folder(folder: str | Path, recursive: bool = True) -> Listing:
                     listing.files.append(entry_path)
                 elif kind is not None:
                     listing.leave_out(kind, entry_path)
+                if entry.is_symlink() and (kind == "image" or (kind == "folder" and recursive)):
+                    listing.links.append(entry.path)
     listing.files.sort()
     listing.folders.sort()
     for paths in listing.left_out.values():
@@ -191,10 +195,15 @@ def find_images(path: str | Path, option: str = "--images") -> list[Path]:
     """
     if Path(path).is_file():
         return [Path(path)]
-    files = list_images(path, recursive=False) if Path(path).is_dir() else []
-    if not files:
+    if not Path(path).is_dir():
         raise ValueError(f"{option} must be an image or a folder of images, got {path}.")
-    return files
+    listing = list_folder(path, recursive=False)
+    if not listing.files:
+        raise ValueError(
+            f"{option} must be an image or a folder of images, got {path} with {listing.reasons() or 'nothing in it'}."
+        )
+    listing.warn()
+    return [Path(path, file) for file in listing.files]
 
 
 def list_labeled_images(folder: str | Path) -> tuple[list[str], list[int], list[str]]:

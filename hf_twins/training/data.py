@@ -14,7 +14,8 @@
 """What data sets of pictures have in common, whatever is to be learned of them."""
 
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import PIL.Image
 import torch
 from datasets import Array3D, Dataset, Features, Image, IterableDataset, get_dataset_split_names, load_dataset
 
-from hf_twins._utils.image_folders import list_folder
+from hf_twins._utils.image_folders import list_folder, listed
 from hf_twins._utils.images import check_shape, image_errors, image_source, open_image
 
 
@@ -68,6 +69,17 @@ def image_names(split: Dataset, rows: Sequence[int]) -> list[str]:
         images = split.select_columns(["image"]).select(rows)[:]["image"]
         return [(image or {}).get("path") or f"image {row}" for row, image in zip(rows, images)]
     return [f"image {row}" for row in rows]
+
+
+def warn_of_shared_images(train: Iterable[str | Path], validation: Iterable[str | Path]) -> None:
+    """Say which files to evaluate on are files to train on, too, whatever links lead to them."""
+    trained, held_out = set(map(os.path.realpath, train)), list(validation)
+    shared = [Path(file).name for file in held_out if os.path.realpath(file) in trained]
+    if shared:
+        logger.warning(
+            f"{len(shared)} of {len(held_out)} images to evaluate on are images to train on, too: {listed(shared)}. The results "
+            "will be better than on other images."
+        )
 
 
 def only_column(features: Features, name: str, types: tuple[type, ...]) -> str:

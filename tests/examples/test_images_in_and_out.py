@@ -19,6 +19,7 @@ from pathlib import Path
 
 import attention_maps
 import batch_predict
+import evaluate_segmentation
 import extract_features
 import numpy as np
 import predict_detection
@@ -172,7 +173,7 @@ SCRIPTS = {
     "run_segmentation": run_segmentation.main,
     "run_detection": run_detection.main,
 }
-RECURSIVE = {"run_trainer", "run_accelerate", "run_segmentation"}
+RECURSIVE = {"run_trainer", "run_accelerate", "run_segmentation", "run_detection"}
 
 
 @pytest.mark.usefixtures("one_process")
@@ -220,6 +221,7 @@ def test_contact_sheet_is_none_of_the_images(inputs, start, tmp_path, monkeypatc
     for sheet, message in (
         (inputs / "neighbours.png", "The folder of --contact_sheet must be another folder than .*images"),
         (query, "--contact_sheet must be another file than --query"),
+        (tmp_path / "features" / "index.png", "The folder of --contact_sheet must be another folder than .*features"),
     ):
         arguments = ["--features", str(tmp_path / "features"), "--query", str(query), "--contact_sheet", str(sheet)]
         monkeypatch.setattr("sys.argv", ["search_features", *arguments])
@@ -227,3 +229,24 @@ def test_contact_sheet_is_none_of_the_images(inputs, start, tmp_path, monkeypatc
             search_features.main()
     assert query.read_bytes() == before
     assert not (inputs / "neighbours.png").exists()
+
+
+@pytest.mark.parametrize("place", ["data/images/0.png", "data/annotations/0.png", "model/config.json"])
+def test_results_of_segmentation_replace_no_input(place, tmp_path):
+    file = tmp_path / place
+    for folder in ("data/images", "data/annotations", "model"):
+        (tmp_path / folder).mkdir(parents=True)
+    file.write_text("input")
+    arguments = [
+        "--model_name_or_path",
+        tmp_path / "model",
+        "--validation_dir",
+        tmp_path / "data",
+        "--output_file",
+        file,
+    ]
+    with pytest.raises(
+        SystemExit, match=r"The folder of --output_file must be another folder than .*, where the input is"
+    ):
+        evaluate_segmentation.main([str(argument) for argument in arguments])
+    assert file.read_text() == "input"

@@ -407,8 +407,7 @@ def test_pairs_that_do_not_fit_are_left_out_and_named(tmp_path, caplog):
         pairs, names = load_pairs(arguments, seed=0)
     assert len(pairs["train"]) == 2
     assert names == ["0", "1", "2", "3"]
-    assert "1 images of" in caplog.text
-    assert "have no mask, a lossless one such as PNG, and are left out: 5.png" in caplog.text
+    assert "1 images without a mask of the same name, a lossless one such as PNG (5.png)" in caplog.text
     assert "6 images of train are left out: " in caplog.text
     for file, fault in (
         ("0.png", "image cannot be decoded"),

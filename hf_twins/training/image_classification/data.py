@@ -44,7 +44,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode, v2
 
 from hf_twins._utils.image_folders import listed
-from hf_twins._utils.images import checked_image, convert_image, decode_image, log_applied_rules
+from hf_twins._utils.images import FRACTIONS, checked_image, convert_image, decode_image, log_applied_rules
 from hf_twins.training.data import image_names, load_hub_splits, only_column, renamed_columns
 from hf_twins.training.image_classification.arguments import ClassificationRecipe, DataArguments, ImageArguments
 from hf_twins.training.image_classification.folders import load_folders
@@ -120,8 +120,13 @@ def with_columns(split: Any, arguments: ImageArguments) -> Any:
 
 
 def without_corrupt_images(split: Dataset, name: str) -> Dataset:
-    """The images that can be decoded; the others are counted and named. The answer is kept by `datasets`' cache."""
+    """The images that can be decoded; the others are counted and named. The answer is kept by `datasets`' cache.
+
+    Raises:
+        ValueError: if images are arrays of other numbers than [`to_bytes`] takes.
+    """
     if not isinstance(split.features["image"], Image):
+        check_arrays(split, name)
         return split
     undecoded = split.cast_column("image", Image(decode=False))
     checked = undecoded.map(
@@ -139,12 +144,43 @@ def without_corrupt_images(split: Dataset, name: str) -> Dataset:
     return split.select([index for index, readable in enumerate(is_readable) if readable])
 
 
+def check_arrays(split: Dataset, name: str) -> None:
+    """Raise a ValueError if arrays are no images, and say if their fractions are scaled."""
+    feature = split.features["image"]
+    if feature.dtype == "uint8":
+        return
+    for row, example in enumerate(split.select_columns(["image"]).with_format("numpy")):
+        try:
+            to_bytes(example["image"])
+        except ValueError as error:
+            raise ValueError(f"Image {row} of {name} cannot be used: {error}") from error
+    if feature.dtype.startswith("float"):
+        log_applied_rules(Counter({FRACTIONS: len(split)}), f"images of {name}")
+
+
+def to_bytes(image: Any) -> np.ndarray:
+    """An array of whole numbers from 0 to 255 or, as of images of fractions, from 0 to 1, as one of `uint8`.
+
+    Raises:
+        ValueError: if it has other numbers.
+    """
+    array = np.asarray(image)
+    is_fraction = array.dtype.kind == "f"
+    # Also false for NaN.
+    if array.dtype.kind not in "iuf" or not (array.min() >= 0 and array.max() <= (1 if is_fraction else 255)):
+        found = f"{array.dtype} from {array.min()} to {array.max()}"
+        raise ValueError(
+            f"An array must have whole numbers from 0 to 255, or fractions from 0 to 1, got {found}: save it as uint8."
+        )
+    return (np.rint(255 * array) if is_fraction else array).astype(np.uint8)
+
+
 @dataclass
 class Preparation:
     """Makes of an example what the model takes: `pixel_values` `(num_channels, height, width)`, and `labels`.
 
     Args:
-        transform: transform of an image, or of an array `(height, width, num_channels)` from 0 to 255, to a tensor.
+        transform: transform of an image, or of an array `(height, width, num_channels)` of `uint8`, to a tensor.
         num_channels: channels of the model.
         seed: random seed of the transform.
     """
@@ -157,7 +193,7 @@ class Preparation:
         """What is random about it depends on the seed and the place alone."""
         image = example["image"]
         if not isinstance(image, PIL.Image.Image):
-            image = np.asarray(image, dtype=np.uint8)
+            image = to_bytes(image)
             if image.shape[-1] != self.num_channels:
                 raise ValueError(
                     f"Images must be (height, width, {self.num_channels}), as the model's channels are, got {image.shape}: "

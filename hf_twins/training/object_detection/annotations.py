@@ -53,17 +53,23 @@ def read_annotations(file: str, folder: str) -> dict[str, Any]:
         ValueError: if it cannot be used as a whole; the message says why.
     """
     try:
-        content = json.loads(Path(file).read_text(encoding="utf-8"))
+        content = json.loads(Path(file).read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} must be a JSON file as COCO's: {error}.") from error
     for key, fields in FIELDS.items():
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise ValueError(f"{file} must have a list of {key}, as COCO's files do.")
         for entry in content[key]:
-            if not isinstance(entry, dict) or not fields <= entry.keys():
+            if not isinstance(entry, dict):
+                raise ValueError(
+                    f"{file} must have an object in braces for each of its {key}, got {json.dumps(entry)}."
+                )
+            if not fields <= entry.keys():
                 raise ValueError(f"{file} must have {', '.join(sorted(fields))} for each of its {key}, got {entry}.")
     check_categories(file, content["categories"])
     content["images"] = checked_images(file, folder, content["images"])
+    ids = (annotation.get("id") for annotation in content["annotations"])
+    check_unique(file, "annotations of the same id", filter(is_key, ids))
     check_boxes(file, content)
     return content
 
@@ -100,7 +106,7 @@ def checked_images(file: str, folder: str, images: list[dict[str, Any]]) -> list
             "images into the folder, and write their names relative to it."
         )
     check_unique(file, "images of the same id", [image["id"] for image in checked])
-    check_unique(file, "images of the same file_name", [image["file_name"] for image in checked])
+    check_unique(file, "images of the same file_name", [str(PurePosixPath(image["file_name"])) for image in checked])
     return checked
 
 
@@ -147,10 +153,20 @@ def check_boxes(file: str, content: dict[str, Any]) -> None:
         return
     left, top, width, height, *image_size = np.array(rows, dtype=np.float64).T
     image_width, image_height = image_size
-    if max(left.max(), top.max(), width.max(), height.max()) <= 1 and image_width.max() > 2:
-        raise ValueError(
-            f"{file} must have boxes in pixels, got {first_names(rows[0][:4])}, as if relative to the image: multiply them by "
-            "its width and height."
+    # Those of no area are left out later.
+    are_relative = (
+        (np.maximum.reduce([left, top, width, height]) <= 1) & (width > 0) & (height > 0) & (image_width > 2)
+    )
+    if are_relative.any():
+        relative = first_names(rows[int(np.flatnonzero(are_relative)[0])][:4])
+        if 2 * are_relative.sum() > len(rows):
+            raise ValueError(
+                f"{file} must have boxes in pixels, got {relative}, as if relative to the image: multiply them by its width and "
+                "height."
+            )
+        logger.warning(
+            f"{are_relative.sum()} of {len(rows)} boxes of {file} are in the first pixel of their image, such as {relative}: are "
+            "they relative to the image?"
         )
     # Boxes that are rounded may reach a pixel farther.
     is_beyond = (left + width > image_width + 1) | (top + height > image_height + 1) | (left < -1) | (top < -1)
@@ -226,7 +242,9 @@ def segmentation_fault(segmentation: Any, height: int, width: int) -> str | None
             counts = decompressed_counts(counts)
         if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
             return "run lengths that are no whole numbers"
-        return None if sum(counts) == height * width else "run lengths of fewer or more pixels than the image's"
+        if sum(counts) != height * width:
+            return "run lengths of fewer or more pixels than the image's"
+        return None if any(counts[1::2]) else "run lengths without a pixel of the object"
     if not isinstance(segmentation, list) or not segmentation:
         return "no segmentation"
     for polygon in segmentation:
@@ -238,7 +256,14 @@ def segmentation_fault(segmentation: Any, height: int, width: int) -> str | None
         for side, coordinates in ((width, polygon[::2]), (height, polygon[1::2])):
             if min(coordinates) < -side or max(coordinates) > 2 * side:
                 return "polygons far outside the image"
-    return None
+    return None if any(map(polygon_area, segmentation)) else "polygons of no area"
+
+
+def polygon_area(polygon: Sequence[float]) -> float:
+    """The area of a polygon in pixels, by the shoelace formula; negative if its corners go the other way round."""
+    corners = list(zip(polygon[::2], polygon[1::2]))
+    following = [*corners[1:], corners[0]]
+    return sum(x * next_y - next_x * y for (x, y), (next_x, next_y) in zip(corners, following)) / 2
 
 
 def decompressed_counts(text: str) -> list[int] | None:

@@ -41,6 +41,7 @@ from hf_twins._utils.images import (
     log_applied_rules,
     open_image,
 )
+from hf_twins.training.data import warn_of_shared_images
 from hf_twins.training.object_detection.annotations import find_fault, first_names, read_annotations
 from hf_twins.training.object_detection.arguments import DataArguments, DetectionRecipe
 from hf_twins.training.orientation import (
@@ -118,6 +119,9 @@ def load_splits(arguments: DataArguments, seed: int, needs_masks: bool = False) 
                 f"{arguments.validation_annotations} must have the categories of {arguments.train_annotations}, "
                 f"{', '.join(train.names)}, got {', '.join(held_out.names)}."
             )
+        warn_of_shared_images(
+            *([each.folder / image["file_name"] for image in each.images] for each in (train, held_out))
+        )
     else:
         order = np.random.default_rng(seed).permutation(len(train.images)).tolist()
         num_held_out = round(arguments.train_val_split * len(order))

@@ -33,7 +33,7 @@ from datasets import Dataset, Features, Image, List, Value
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from hf_twins._utils.image_folders import list_images
+from hf_twins._utils.image_folders import list_folder
 from hf_twins._utils.images import (
     ImageError,
     convert_image,
@@ -44,7 +44,7 @@ from hf_twins._utils.images import (
     orientation,
 )
 from hf_twins._utils.labels import read_label_names
-from hf_twins.training.data import image_names, load_hub_splits, only_column, renamed_columns
+from hf_twins.training.data import image_names, load_hub_splits, only_column, renamed_columns, warn_of_shared_images
 from hf_twins.training.orientation import (
     UNKNOWN_ORIENTATION,
     ExifOption,
@@ -62,6 +62,11 @@ IGNORE_INDEX = 255
 MASK_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm")
 # Crops to draw for one that is not nearly all of one class.
 NUM_TRIES = 10
+# Classes without names. More are hardly ever classes, but the levels of masks that were resized smoothly, or numbers of objects.
+MAX_UNNAMED = 50
+LOSSY = "in formats that may blur the numbers of classes, which need a lossless one such as PNG"
+WITHOUT_IMAGE = "masks without an image of the same name"
+WITHOUT_MASK = "images without a mask of the same name, a lossless one such as PNG"
 
 
 class ImageMaskPairs(torch.utils.data.Dataset):
@@ -168,6 +173,12 @@ def inferred_names(used: Collection[int], class_names: Sequence[str] | None) -> 
         )
     if class_names is not None and num_classes == len(class_names):
         return list(class_names)
+    if num_classes > MAX_UNNAMED:
+        raise ValueError(
+            f"The masks use {len(used)} of the numbers 0 to {max(used)}: if these are classes, name them with "
+            "--class_names_file; if they are gray levels, as of masks that were resized or rotated smoothly, make the masks "
+            "anew from their nearest pixels; numbers of objects are no classes."
+        )
     if class_names is not None:
         logger.warning(
             f"The model knows {len(class_names)} classes and the masks have {num_classes}: it gets a new head, without their "
@@ -193,6 +204,7 @@ def load_splits(arguments: DataArguments) -> dict[str, Dataset]:
         splits = {"train": load_folder(str(arguments.train_dir))}
         if arguments.validation_dir is not None:
             splits["validation"] = load_folder(arguments.validation_dir)
+            warn_of_shared_images(*(image_names(split, range(len(split))) for split in splits.values()))
         return splits
     splits = load_hub_splits(arguments.dataset_name, arguments.dataset_config_name)
     for name, split in splits.items():
@@ -212,15 +224,17 @@ def load_folder(folder: str) -> Dataset:
     images, annotations = Path(folder, "images"), Path(folder, "annotations")
     if not images.is_dir() or not annotations.is_dir():
         raise ValueError(f"{folder} must be a folder with the folders images and annotations in it.")
-    pictures = by_stem(list_images(images, recursive=False))
-    masks = by_stem(
-        file for file in annotations.iterdir() if file.suffix.lower() in MASK_EXTENSIONS and file.is_file()
-    )
-    alone = [files[0].name for stem, files in pictures.items() if stem not in masks]
-    if alone:
-        logger.warning(
-            f"{len(alone)} images of {folder} have no mask, a lossless one such as PNG, and are left out: {', '.join(alone)}"
-        )
+    listings = [list_folder(images, recursive=False), list_folder(annotations, recursive=False)]
+    for file in listings[1].files:
+        if not file.lower().endswith(MASK_EXTENSIONS):
+            listings[1].leave_out(LOSSY, file)
+    pictures = by_stem(images / file for file in listings[0].files)
+    masks = by_stem(annotations / file for file in listings[1].files if file.lower().endswith(MASK_EXTENSIONS))
+    parts = ((listings[0], WITHOUT_MASK, pictures, masks), (listings[1], WITHOUT_IMAGE, masks, pictures))
+    for listing, reason, files_of, others in parts:
+        for stem, files in files_of.items():
+            if stem not in others:
+                listing.leave_out(reason, files[0].name)
     for stem in pictures.keys() & masks.keys():
         for files in (pictures[stem], masks[stem]):
             if len(files) > 1:
@@ -231,8 +245,12 @@ def load_folder(folder: str) -> Dataset:
     pairs = [(pictures[stem][0], masks[stem][0]) for stem in pictures if stem in masks]
     if not pairs:
         raise ValueError(
-            f"{folder} has no image with a mask of the same name, images/NAME.jpg and annotations/NAME.png."
+            f"{folder} has no image with a mask of the same name, images/NAME.jpg and annotations/NAME.png, got "
+            + "; ".join(f"in {Path(listing.folder).name} {listing.reasons() or 'nothing'}" for listing in listings)
+            + "."
         )
+    for listing in listings:
+        listing.warn()
     columns = {"image": [str(picture) for picture, _ in pairs], "label": [str(mask) for _, mask in pairs]}
     return Dataset.from_dict(columns, features=Features({"image": Image(), "label": Image()}))
 

@@ -185,6 +185,13 @@ def test_processes_that_load_data_do_not_keep_a_folder(tmp_path):
         (".", "images", True, False),
         ("images", "user/name", True, False),
         ("images", None, True, False),
+        # Links in the images lead to them.
+        ("elsewhere/label/run", "images", True, True),
+        ("elsewhere/label", "images", False, False),
+        ("elsewhere/files", "images", False, True),
+        ("elsewhere/files/run", "images", True, False),
+        ("elsewhere/files", "images/linked.png", False, True),
+        ("images", "images/linked.png", False, True),
     ],
 )
 def test_output_is_apart_from_input(output, source, is_recursive, is_refused, tmp_path, monkeypatch):
@@ -192,8 +199,14 @@ def test_output_is_apart_from_input(output, source, is_recursive, is_refused, tm
     (tmp_path / "images" / "a").mkdir(parents=True)
     (tmp_path / "images" / "a.png").touch()
     (tmp_path / "link").symlink_to("images")
+    for folder in ("label", "files"):
+        (tmp_path / "elsewhere" / folder).mkdir(parents=True)
+    (tmp_path / "elsewhere" / "files" / "b.png").touch()
+    (tmp_path / "images" / "label").symlink_to("../elsewhere/label")
+    (tmp_path / "images" / "linked.png").symlink_to("../elsewhere/files/b.png")
     if is_refused:
-        with pytest.raises(ValueError, match=r"--output_dir must be another folder than .*images, where the input is"):
+        message = r"--output_dir must be another folder than .*(images|label|files), where the input is"
+        with pytest.raises(ValueError, match=message):
             files.check_is_apart(output, [None, source], is_recursive)
     else:
         files.check_is_apart(output, [None, source], is_recursive)

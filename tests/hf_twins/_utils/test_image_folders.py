@@ -273,3 +273,13 @@ def test_files_are_the_splits_that_their_names_say(names, splits):
 
 def test_long_lists_are_cut_and_names_stay_on_a_line():
     assert listed(["a\nb\x1b[31m", *map(str, range(11))]) == r"a\nb\x1b[31m, 0, 1, 2, 3, 4, 5, 6, 7, 8, and 2 more"
+
+
+@pytest.mark.parametrize(
+    ("name", "found"), [("inner/a.png", "1 sub-folders, which are not searched"), ("a.txt", "1 without the")]
+)
+def test_folder_without_images_is_refused_by_what_is_there(name, found, tmp_path):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=f"--images must be an image or a folder of images, got .* with {found}"):
+        find_images(tmp_path)

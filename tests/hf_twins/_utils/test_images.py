@@ -15,6 +15,7 @@
 
 import inspect
 import os
+import struct
 import subprocess
 import sys
 import zlib
@@ -227,6 +228,17 @@ def test_numbers_without_a_known_white_are_refused_by_name(values, message, tmp_
     with pytest.raises(ValueError, match=rf"^{tmp_path}/deep.tif cannot be used: An image has {message}"):
         run_exported.read_image(tmp_path / "deep.tif")
     assert decode_image({"path": str(tmp_path / "deep.tif"), "bytes": None}) is None
+
+
+def test_unsigned_integers_are_refused_by_the_numbers_that_they_are(tmp_path):
+    file = tmp_path / "deep.tif"
+    signed = saved(Image.fromarray(np.uint32([[7, 2**31 + 5]]).view(np.int32)), "TIFF")
+    tag = [struct.pack("<HHIH", 339, 3, 1, sample_format) for sample_format in (2, 1)]
+    assert signed.count(tag[0]) == 1
+    file.write_bytes(signed.replace(*tag))
+    for read in (read_image, run_exported.read_image):
+        with pytest.raises(ValueError, match=r"32-bit integers from 7 to 2.14748e\+09 for pixels"):
+            read(file)
 
 
 @pytest.mark.parametrize("deep", [False, True], ids=["gray", "color"])

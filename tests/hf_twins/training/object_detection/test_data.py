@@ -25,7 +25,7 @@ from PIL import ExifTags, Image
 from pycocotools import mask as coco_mask
 from torchvision.ops import masks_to_boxes
 
-from hf_twins.training.object_detection.annotations import decompressed_counts
+from hf_twins.training.object_detection.annotations import decompressed_counts, segmentation_fault
 from hf_twins.training.object_detection.arguments import DataArguments, DetectionRecipe
 from hf_twins.training.object_detection.data import (
     CocoImages,
@@ -230,6 +230,12 @@ CATEGORY = {"id": 3, "name": "digit"}
 REFUSED = {
     "image ids": ({"images": [IMAGE, IMAGE | {"file_name": "1.png"}]}, "several images of the same id, got 0: number"),
     "file names": ({"images": [IMAGE, IMAGE | {"id": 1}]}, "several images of the same file_name, got 0.png"),
+    "same name": (
+        {"images": [IMAGE, IMAGE | {"id": 1, "file_name": ".//0.png"}]},
+        "several images of the same file_name, got 0.png",
+    ),
+    "annotation ids": ({"annotations": 2 * [{"id": 5}]}, "several annotations of the same id, got 5"),
+    "number as annotation": ({"annotations": [5]}, "an object in braces for each of its annotations, got 5"),
     "category ids": ({"categories": [CATEGORY, CATEGORY | {"name": "x"}]}, "several categories of the same id, got 3"),
     "category names": (
         {"categories": [CATEGORY, CATEGORY | {"id": 4}]},
@@ -292,6 +298,7 @@ def test_names_within_the_folder_are_read_however_they_are_written(tmp_path):
 BOXES = {
     "corners": ([[2, 3, 30, 40], [20, 30, 60, 62]], "got 20, 30, 60, 62, as if left, top, right and bottom"),
     "relative": ([[0.1, 0.2, 0.5, 0.5], [0, 0, 1, 1]], "got 0.1, 0.2, 0.5, 0.5, as if relative to the image"),
+    "mostly relative": ([[0, 0, 1, 1], [0.1, 0.2, 0.5, 0.5], [2, 3, 30, 40]], "got 0, 0, 1, 1, as if relative"),
     "relative corners": ([[0.1, 0.2, 0.5, 0.9]], "as if relative"),
 }
 
@@ -311,6 +318,57 @@ def test_boxes_beyond_their_image_are_said(tmp_path, caplog):
     load_coco(str(folder), edited(folder, annotations=annotations))
     assert "1 of 3 boxes of" in caplog.text
     assert "reach beyond their image: are they left, top, width and height" in caplog.text
+
+
+def test_boxes_in_the_first_pixel_are_said(tmp_path, caplog):
+    folder = write_scenes(tmp_path / "scenes", range(2))
+    boxes = [[2, 3, 10, 10], [30, 2, 10, 8], [0.1, 0.2, 0.5, 0.4]]
+    annotations = [{"id": index, "image_id": 0, "category_id": 3, "bbox": box} for index, box in enumerate(boxes)]
+    load_coco(str(folder), edited(folder, annotations=annotations))
+    assert "1 of 3 boxes of" in caplog.text
+    assert (
+        "in the first pixel of their image, such as 0.1, 0.2, 0.5, 0.4: are they relative to the image?" in caplog.text
+    )
+
+
+def test_boxes_of_no_area_are_left_out_and_not_taken_for_relative_ones(tmp_path, caplog):
+    folder = write_scenes(tmp_path / "scenes", range(2))
+    annotations = [{"id": 0, "image_id": 0, "category_id": 3, "bbox": [0, 0, 0, 0]}]
+    assert load_coco(str(folder), edited(folder, annotations=annotations)).annotations == {}
+    assert "a box of no area within the image: 0" in caplog.text
+
+
+def test_byte_order_mark_is_no_part_of_the_annotations(tmp_path):
+    folder = write_scenes(tmp_path / "scenes", range(2))
+    file = folder / "annotations.json"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert len(load_coco(str(folder), str(file)).images) == 2
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "fault"),
+    [
+        ([[1, 1, 9, 9, 5, 5]], "polygons of no area"),
+        ([[1, 1, 1, 1, 1, 1], [1, 1, 9, 1, 9, 9]], None),
+        ({"size": [8, 8], "counts": [64]}, "run lengths without a pixel of the object"),
+        ({"size": [8, 8], "counts": [60, 4]}, None),
+    ],
+)
+def test_masks_of_no_area_are_left_out(segmentation, fault):
+    assert segmentation_fault(segmentation, 8, 8) == fault
+
+
+def test_images_in_both_splits_are_said(tmp_path, caplog):
+    train, other = (write_scenes(tmp_path / name, range(3)) for name in ("train", "other"))
+    arguments = {"train_dir": str(train), "train_annotations": str(train / "annotations.json")}
+    load_splits(
+        DataArguments(**arguments, validation_dir=str(other), validation_annotations=str(other / "annotations.json")),
+        0,
+    )
+    assert "to train on" not in caplog.text
+    arguments |= {"validation_dir": str(train), "validation_annotations": str(train / "annotations.json")}
+    load_splits(DataArguments(**arguments), 0)
+    assert "3 of 3 images to evaluate on are images to train on, too: 0.png, 1.png, 2.png" in caplog.text
 
 
 def test_missing_area_and_crowd_are_those_of_the_box_and_a_single_object(tmp_path):
@@ -372,7 +430,7 @@ def test_image_is_turned_as_its_boxes_are(annotated, number, tmp_path, caplog):
         return split
 
     assert len(usable("both").images) == 2
-    assert caplog.text == ""
+    assert "left out" not in caplog.text
     if number == 3:
         with pytest.raises(ValueError, match="No image of the split train"):
             usable("alone")

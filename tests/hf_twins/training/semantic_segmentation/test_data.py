@@ -71,7 +71,7 @@ def with_exif(image: Image.Image, number: int) -> Image.Image:
 
 
 def load(folder: Path, **options) -> tuple[dict[str, ImageMaskPairs], list[str]]:
-    arguments = DataArguments(train_dir=str(folder), validation_dir=str(folder), **options)
+    arguments = DataArguments(train_dir=str(folder), **{"validation_dir": str(folder)} | options)
     return load_pairs(arguments, seed=0)
 
 
@@ -85,7 +85,7 @@ def test_image_is_turned_as_its_mask_is(annotated, number, tmp_path, caplog):
     """By the sizes, or, where these do not tell, as the other images are."""
     write_turned_pairs(tmp_path, annotated, {"a": number, "b": 6, "c": 1})
     pairs, _ = load(tmp_path)
-    assert [len(pairs["train"]), fits(pairs["train"]), caplog.text] == [3, True, ""]
+    assert [len(pairs["train"]), fits(pairs["train"]), "left out" in caplog.text] == [3, True, False]
     assert fits(pairs["train"].select([0]))
 
 
@@ -155,6 +155,7 @@ UNUSABLE_NUMBERS = {
     "one class": ([(0, 0)], "no class but 0"),
     "0 and 128": ([(0, 128)], r"use 2 of the numbers 0 to 128: 0, 128\. Number the classes 0, 1, 2"),
     "gray levels": ([(0, 85), (170, 0)], "use 3 of the numbers 0 to 170"),
+    "smooth": ([range(120), range(120, 240)], "use 240 of the numbers 0 to 239: if these are classes, name them"),
     "0 and 254": ([(0, 254)], "use 2 of the numbers 0 to 254"),
 }
 
@@ -162,7 +163,7 @@ UNUSABLE_NUMBERS = {
 @pytest.mark.parametrize(("masks", "message"), UNUSABLE_NUMBERS.values(), ids=UNUSABLE_NUMBERS)
 def test_numbers_that_are_no_classes_are_refused(masks, message, tmp_path):
     for index, numbers in enumerate(masks):
-        write_pair(tmp_path, str(index), mask_of(*numbers))
+        write_pair(tmp_path, str(index), mask_of(*numbers, size=(max(len(numbers), 4), 6)))
     with pytest.raises(ValueError, match=message):
         load(tmp_path)
 
@@ -249,8 +250,42 @@ def test_lossy_masks_are_no_masks(tmp_path, caplog):
     (tmp_path / "annotations" / "a.png").unlink()
     Image.fromarray(mask_of(0, 1)).save(tmp_path / "annotations" / "a.jpg")
     assert len(load_folder(str(tmp_path))) == 1
-    assert "1 images of" in caplog.text
-    assert "have no mask, a lossless one such as PNG, and are left out: a.png" in caplog.text
+    assert "1 images without a mask of the same name, a lossless one such as PNG (a.png)" in caplog.text
+    assert (
+        "1 in formats that may blur the numbers of classes, which need a lossless one such as PNG (a.jpg)"
+        in caplog.text
+    )
+
+
+def test_masks_without_an_image_are_named(tmp_path, caplog):
+    for name in ("a", "b"):
+        write_pair(tmp_path, name, mask_of(0, 1))
+    (tmp_path / "images" / "b.png").unlink()
+    assert len(load_folder(str(tmp_path))) == 1
+    assert "1 masks without an image of the same name (b.png)" in caplog.text
+
+
+def test_pairs_in_folders_of_their_own_are_refused_by_what_is_there(tmp_path):
+    for part in ("images", "annotations"):
+        for split in ("training", "validation"):
+            (tmp_path / part / split).mkdir(parents=True)
+    with pytest.raises(
+        ValueError,
+        match=r"got in images 2 sub-folders, which are not searched \(training, validation\); in annotations 2 sub-",
+    ):
+        load_folder(str(tmp_path))
+
+
+def test_images_in_both_splits_are_said(tmp_path, caplog):
+    for name in "abc":
+        write_pair(tmp_path / "train", name, mask_of(0, 1))
+    write_pair(tmp_path / "other", "d", mask_of(0, 1))
+    load(tmp_path / "train", validation_dir=str(tmp_path / "other"))
+    assert "to train on" not in caplog.text
+    for part in ("images", "annotations"):
+        (tmp_path / "other" / part / "c.png").symlink_to(tmp_path / "train" / part / "c.png")
+    load(tmp_path / "train", validation_dir=str(tmp_path / "other"))
+    assert "1 of 2 images to evaluate on are images to train on, too: c.png" in caplog.text
 
 
 # Pillow warns of the sizes that it does not refuse yet.
