@@ -67,7 +67,7 @@ def read_weights(file: str | os.PathLike, averaged: bool = False) -> dict[str, t
     """
     weights, left_out = unwrap_weights(read_checkpoint(file), str(file), averaged)
     if left_out:
-        logger.warning(f"{file}: {listed(left_out)} are no part of the model, and were left out.")
+        logger.warning(f"{file}: left out, as no part of the model: {listed(left_out)}.")
     return weights
 
 
@@ -242,6 +242,16 @@ def check_weights(weights: Mapping[str, Any], source: str) -> None:
     if claimed > 4 * sum(storages.values()):
         raise ValueError(
             f"{source} has weights of {claimed} bytes that share {sum(storages.values())} bytes: save a copy of each."
+        )
+
+
+def check_one_type(weights: Mapping[str, torch.Tensor], way_out: str) -> None:
+    """Raise a ValueError if the weights are of several floating-point types, which ends in the other thing to do than save."""
+    dtypes = {weight.dtype: name for name, weight in weights.items() if not name.endswith(BATCH_COUNTER)}
+    if len(dtypes) > 1:
+        found = [f"{dtype} ({name})" for dtype, name in dtypes.items()]
+        raise ValueError(
+            f"The checkpoint's weights must all be of one type, got {listed(found)}: save them in one, or {way_out}."
         )
 
 

@@ -371,7 +371,7 @@ def test_what_is_left_out_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(logger, "warning", said.append)
     torch.save({"state_dict": under("model.") | LOSS}, tmp_path / "a.ckpt")
     assert read_weights(tmp_path / "a.ckpt").keys() == MODEL.keys()
-    assert said == [f"{tmp_path / 'a.ckpt'}: criterion.weight are no part of the model, and were left out."]
+    assert said == [f"{tmp_path / 'a.ckpt'}: left out, as no part of the model: criterion.weight."]
 
 
 def test_names_in_messages_are_one_line(tmp_path):
