@@ -42,6 +42,8 @@ PARTS_BESIDE_BACKBONE = ("decode_head.", "auxiliary_head.", "neck.", "head.fc.")
 # Modules that have weights but no part in the model, as a loss that is weighted by class.
 OUTSIDE_OF_MODEL = re.compile(r"(?:^|\.)\w*(?:criterion|loss|metric)\w*\.")
 HEAD = re.compile(r"(?:^|[._])(?:heads?|classifiers?|fc\d*)(?:[._]|$)")
+# Nobody has as many models in a file, and to look for each of them in all names takes long.
+MAX_MODELS = 50
 AVERAGED_PREFIX = re.compile(r"(?:^|[._])(?:ema|averaged|swa)(?:[._]|$)")
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -127,7 +129,9 @@ def find_state_dict(checkpoint: Mapping[str, Any], source: str, averaged: bool) 
         key = only_key(content, WEIGHTS_KEYS, source) or only_key(content, AVERAGED_WEIGHTS_KEYS, source)
         if key is None:
             # Under another key, as "student" and "teacher".
-            holders = [key for key, value in content.items() if isinstance(value, Mapping) and find_prefixes(value)]
+            # Each once: a file may name the same one any number of times.
+            inner = {id(value): key for key, value in content.items() if isinstance(value, Mapping)}
+            holders = [key for key in inner.values() if find_prefixes(content[key])]
             key = only_key(content, holders, source)
         if key is None:
             break
@@ -151,7 +155,7 @@ def only_key(content: Mapping[str, Any], keys: Sequence[str], source: str) -> st
             f"{source} holds {kind_of(content[first])} under {first!r}, where the weights should be: save the state_dict() "
             "of the model there."
         )
-    others = [key for key in present if holds_tensors(content[key]) and content[key] is not content[first]]
+    others = [key for key in present if content[key] is not content[first] and holds_tensors(content[key])]
     if others:
         raise ValueError(
             f"{source} holds weights under each of {listed([shown(key) for key in (first, *others)])}: save those alone that "
@@ -179,7 +183,10 @@ def find_prefix(names: Sequence[str], source: str, averaged: bool) -> tuple[str,
     Raises:
         ValueError: if there are several models, or no averaged one where it is asked for.
     """
-    all_prefixes = prefixes = [model_prefix(prefix, names) for prefix in find_prefixes(names)]
+    prefixes = find_prefixes(names)
+    if len(prefixes) > MAX_MODELS:
+        raise ValueError(f"{source} holds {len(prefixes)} models: save that alone that is to be loaded.")
+    all_prefixes = prefixes = [model_prefix(prefix, names) for prefix in prefixes]
     # Averaged weights beside others are told by their prefix, and taken only if they are asked for.
     if averaged or len(prefixes) > 1:
         prefixes = [prefix for prefix in prefixes if bool(AVERAGED_PREFIX.search(prefix)) == averaged]

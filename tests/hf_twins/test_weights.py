@@ -130,6 +130,14 @@ OTHER_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: saved(_use_new_zipfile_serialization=False)[:-1],
         "is not whole, as after a download that was interrupted: fetch it again",
     ),
+    "cut pickle": (
+        lambda: saved(_use_new_zipfile_serialization=False)[:100],
+        "is not whole, as after a download that was interrupted: fetch it again",
+    ),
+    "cut after the first number": (
+        lambda: saved(_use_new_zipfile_serialization=False)[:15],
+        "is not whole, as after a download that was interrupted: fetch it again",
+    ),
     "cut safetensors": (lambda: (500).to_bytes(8, "little") + b'{"a":', "is not whole"),
     "noise": (lambda: bytes(range(1, 256)), "is not a file of weights, or it is damaged"),
     "compressed members": (
