@@ -41,6 +41,7 @@ from hf_twins.checkpoints import (
     NameRow,
     NameTable,
     StandIn,
+    check_one_type,
     check_weights,
     infer_config,
     known_label_fields,
@@ -301,15 +302,10 @@ WITHOUT_HEAD = (TwinsModel, TwinsBackbone)
 
 def in_one_type(weights: Mapping[str, torch.Tensor], allow_mixed_types: bool) -> Mapping[str, torch.Tensor]:
     """The weights, all of the same floating-point type, which loses nothing."""
-    dtypes = {weight.dtype: name for name, weight in weights.items() if not name.endswith(BATCH_COUNTER)}
-    if len(dtypes) <= 1:
-        return weights
     if not allow_mixed_types:
-        found = [f"{dtype} ({name})" for dtype, name in dtypes.items()]
-        raise ValueError(
-            f"The checkpoint's weights must all be of one type, got {listed(found)}: save them in one, or say by --dtype in "
-            "which they are to be written."
-        )
+        check_one_type(weights, "say by --dtype in which they are to be written")
+        return weights
+    dtypes = {weight.dtype for name, weight in weights.items() if not name.endswith(BATCH_COUNTER)}
     widest = functools.reduce(torch.promote_types, dtypes)
     return {name: weight if name.endswith(BATCH_COUNTER) else weight.to(widest) for name, weight in weights.items()}
 

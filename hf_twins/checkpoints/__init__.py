@@ -26,7 +26,7 @@ from .timm import (
     revert_timm_preprocessing,
 )
 from .unpickling import StandIn
-from .weights import BATCH_COUNTER, check_weights, read_checkpoint, read_weights, unwrap_weights
+from .weights import BATCH_COUNTER, check_one_type, check_weights, read_checkpoint, read_weights, unwrap_weights
 
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "NameRow",
     "NameTable",
     "StandIn",
+    "check_one_type",
     "check_weights",
     "convert_timm_config",
     "convert_timm_preprocessing",

@@ -23,6 +23,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from logging import Filter, LogRecord, getLogger
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -35,7 +36,7 @@ from ..configuration_twins import WEIGHTS_FILES, TwinsCheckpointReader, TwinsCon
 from .architecture import original_config, to_ours
 from .channels import STEM_WEIGHT, adapt_stem, adapt_stem_weight
 from .timm import convert_timm_config, convert_timm_preprocessing, is_timm_config
-from .weights import read_weights
+from .weights import check_one_type, read_checkpoint, read_weights, unwrap_weights
 
 
 # Those of `from_pretrained` that say where files come from.
@@ -101,13 +102,31 @@ def refusing_code(name_or_path: str | os.PathLike | None) -> Iterator[None]:
         ) from None
 
 
+@contextmanager
+def naming_in_load_report(source: str | os.PathLike | None) -> Iterator[None]:
+    """Let transformers' report on missing and unexpected weights say where they are from: it is given weights without a name."""
+
+    class Naming(Filter):
+        def filter(self, record: LogRecord) -> bool:
+            record.msg = str(record.msg).replace(" from: None\n", f" from: {source}\n")
+            return True
+
+    logger, naming_filter = getLogger("transformers.modeling_utils"), Naming()
+    logger.addFilter(naming_filter)
+    try:
+        yield
+    finally:
+        logger.removeFilter(naming_filter)
+
+
 class CheckpointReader(TwinsCheckpointReader):
     """Loads what transformers saved, what timm publishes, and the authors' files."""
 
     def get_config_dict(self, load: Callable, name_or_path: str | os.PathLike, /, **kwargs: Any) -> tuple[dict, dict]:
         """The fields of the configuration in a folder or repository, and the arguments that were not used for it."""
         if (file := find_weights_file(name_or_path, kwargs.get("subfolder", ""))) is not None:
-            weights = read_weights(file)
+            # What is left out of the model is logged where the model is loaded.
+            weights, _ = unwrap_weights(read_checkpoint(file), str(file))
             with naming(file):
                 return original_config(weights), {key: kwargs[key] for key in kwargs if key not in LOADING_ARGUMENTS}
         config_dict, unused = load(name_or_path, **kwargs)
@@ -150,14 +169,18 @@ class CheckpointReader(TwinsCheckpointReader):
                 return self.load_saved_model(load, name_or_path, base, *args, **kwargs)
         weights = read_weights(checkpoint)
         with naming(checkpoint):
-            kwargs["state_dict"] = to_ours(weights)
+            if not chooses_dtype(kwargs):
+                check_one_type(weights, "say by dtype in which they are to be loaded")
+            # Copies: those that were read are views of the file, which may be written again while the model is in use.
+            kwargs["state_dict"] = {name: weight.clone() for name, weight in to_ours(weights).items()}
             if (num_channels := wanted_channels(kwargs)) is not None:
                 for key, weight in kwargs["state_dict"].items():
                     if key.endswith(STEM_WEIGHT) and weight.ndim == 4 and weight.shape[1] != num_channels:
                         kwargs["state_dict"][key] = adapt_stem_weight(weight, num_channels)
             if kwargs.get("config") is None:
                 kwargs["config"] = base
-            loaded = load(None, *args, **kwargs)
+            with naming_in_load_report(base):
+                loaded = load(None, *args, **kwargs)
         model = loaded[0] if kwargs.get("output_loading_info") else loaded
         model.name_or_path = model.config.name_or_path = str(base)
         if adapter is not None:
@@ -205,6 +228,12 @@ class CheckpointReader(TwinsCheckpointReader):
         loaded = load(name_or_path, *args, **kwargs)
         adapt_stem(loaded[0] if kwargs.get("output_loading_info") else loaded, num_channels)
         return loaded
+
+
+def chooses_dtype(kwargs: Mapping[str, Any]) -> bool:
+    """Whether arguments of `from_pretrained` say of which type the weights are to be, and do not leave it to the checkpoint."""
+    dtype = kwargs.get("dtype") or kwargs.get("torch_dtype")
+    return dtype not in (None, "auto") or getattr(kwargs.get("config"), "dtype", None) is not None
 
 
 def wanted_channels(kwargs: Mapping[str, Any]) -> int | None:

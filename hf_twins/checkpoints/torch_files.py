@@ -28,7 +28,15 @@ import torch
 from safetensors.torch import load_file
 
 from .names import listed
-from .unpickling import DamagedPickleError, RefusedPickleError, Storage, StorageId, UnreadableFileError, load_pickle
+from .unpickling import (
+    CutOffPickleError,
+    DamagedPickleError,
+    RefusedPickleError,
+    Storage,
+    StorageId,
+    UnreadableFileError,
+    load_pickle,
+)
 
 
 ZIP_START, EMPTY_ZIP = b"PK\x03\x04", b"PK\x05\x06"
@@ -99,6 +107,8 @@ def unreadable(path: Path) -> Iterator[None]:
             f"{path} was not loaded: it holds {name} beside weights, and to load that could run code. Ask for a file with "
             "weights alone."
         ) from None
+    except CutOffPickleError as error:
+        raise ValueError(f"{path} {CUT_OFF}.") from error
     except DamagedPickleError as error:
         raise ValueError(f"{path} is not a file of weights, or it is damaged: {error}.") from error
     except UnreadableFileError as error:
@@ -212,8 +222,10 @@ def read_zip(path: Path) -> Any:
 def read_legacy(path: Path) -> Any:
     """The format before PyTorch 1.6: a pickle, and behind it the storages that it refers to."""
     with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        if [load_pickle(content), *([load_pickle(content)] if content.tell() < len(content) else [])] != LEGACY_START:
-            raise UnreadableFileError("is a pickle that torch.save has not written: save the weights with it")
+        for expected in LEGACY_START:
+            # Of another type, it may take for ever to compare.
+            if type(found := load_pickle(content)) is not int or found != expected:
+                raise UnreadableFileError("is a pickle that torch.save has not written: save the weights with it")
         load_pickle(content)
         start = content.tell()
         # Where the storages lie is known behind the pickle: it is read twice.
@@ -225,7 +237,7 @@ def read_legacy(path: Path) -> Any:
 
         load_pickle(content, name_storage)
         keys = load_pickle(content)
-        if not isinstance(keys, list) or sorted(keys) != sorted(named):
+        if type(keys) is not list or not all(type(key) is str for key in keys) or sorted(keys) != sorted(named):
             raise DamagedPickleError("its list of storages is not that of its tensors")
         mapped = map_file(path)
         storages: dict[str, torch.UntypedStorage] = {}

@@ -33,6 +33,11 @@ import torch
 
 # A training script's checkpoint has ten thousand to a hundred thousand. Each takes up to some hundred bytes of memory.
 MAX_OPCODES = 5_000_000
+# What one opcode may go through again and again: much less, or a few bytes would keep the reader busy for hours.
+MAX_ARGUMENTS = 100
+MAX_DIMENSIONS = 64
+MAX_NAME_LENGTH = 200
+MAX_KEY_LENGTH = 1000
 
 # What the standard library and Python itself have for data. Everything else of theirs acts on something, and an honest
 # checkpoint has no use for it: a file with such a name is refused, though it would do nothing here.
@@ -85,6 +90,10 @@ class RefusedPickleError(UnreadableFileError):
 
 class DamagedPickleError(UnreadableFileError):
     """No pickle that `torch.save` writes; the message says in what."""
+
+
+class CutOffPickleError(DamagedPickleError):
+    """A pickle without its end."""
 
 
 class StandIn:
@@ -144,25 +153,39 @@ def load_pickle(
     Raises:
         RefusedPickleError: if it names something that runs code.
         DamagedPickleError: if it is none, or has more than `MAX_OPCODES` opcodes.
+        CutOffPickleError: if it has no end.
         UnreadableFileError: what `load_storage` raises.
     """
     interpreter = Interpreter(load_storage)
     file = cast(IO[bytes], io.BytesIO(content) if isinstance(content, bytes) else content)
     try:
         for _ in range(MAX_OPCODES):
-            opcode = OPCODES[file.read(1)]
+            if not (code := file.read(1)):
+                raise CutOffPickleError("it has no end")
+            opcode = OPCODES[code]
             handle = HANDLERS.get(opcode.name)
             if handle is None:
                 raise DamagedPickleError(f"it has the opcode {opcode.name}, which torch.save does not write")
-            handle(interpreter, opcode.arg.reader(file) if opcode.arg else None)
+            handle(interpreter, read_argument(opcode, file))
             if opcode.name == "STOP":
                 return interpreter.stack.pop()
         raise DamagedPickleError(f"it has more than {MAX_OPCODES} opcodes")
     except UnreadableFileError:
         raise
     except Exception as error:
-        # No more bytes, or no opcode. A stack that is empty, an argument of the wrong type, a tensor that PyTorch cannot make: all that bytes can do.
+        # No opcode. A stack that is empty, an argument of the wrong type, a tensor that PyTorch cannot make: all that bytes can do.
         raise DamagedPickleError("its opcodes do not fit each other") from error
+
+
+def read_argument(opcode: pickletools.OpcodeInfo, file: IO[bytes]) -> Any:
+    if opcode.arg is None:
+        return None
+    try:
+        return opcode.arg.reader(file)
+    except Exception as error:
+        if file.read(1):
+            raise
+        raise CutOffPickleError("it has no end") from error
 
 
 class Interpreter:
@@ -251,10 +274,7 @@ class Interpreter:
             raise DamagedPickleError("it names a class by something that is no text")
         # Up to protocol 2, names are those of Python 2.
         module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
-        full_name = f"{module}.{name}"
-        # It may become a part of a message.
-        if len(full_name) > 200 or not full_name.isprintable():
-            raise DamagedPickleError("it names a class by something that is no name")
+        full_name = checked_name(f"{module}.{name}")
         if full_name.partition(".")[0] in sys.stdlib_module_names and not STANDARD_DATA.fullmatch(full_name):
             raise RefusedPickleError(full_name)
         self.push(Global(full_name))
@@ -275,7 +295,10 @@ class Interpreter:
         self.call(None)
 
     def load_persistent(self, _: None) -> None:
-        kind, *details = self.stack.pop()
+        persistent_id = self.stack.pop()
+        if type(persistent_id) is not tuple or len(persistent_id) > MAX_ARGUMENTS:
+            raise DamagedPickleError(f"it refers to something outside of it by {kind_of(persistent_id)}")
+        kind, *details = persistent_id
         if kind == "module":
             # Classes, whose source the older format keeps.
             self.push(details[0])
@@ -289,18 +312,31 @@ class Interpreter:
         if not isinstance(function, StandIn) or type(arguments) is not tuple:
             raise DamagedPickleError(f"it calls {kind_of(function)}")
         if type(function) is Global and function.name in BUILDERS:
+            if len(arguments) > MAX_ARGUMENTS:
+                raise DamagedPickleError(f"it calls {function.name} with {len(arguments)} arguments")
             return BUILDERS[function.name](self, *arguments)
         return StandIn(function.name)
 
 
 def set_item(target: dict[Any, Any], key: Any, value: Any) -> None:
-    """Set an item, unless the hash of the key could take for ever: of numbers too large, of tuples in tuples."""
-    for part in key if type(key) is tuple else (key,):
-        if not isinstance(part, str | bytes | int | float | StandIn | torch.Tensor | None):
-            raise DamagedPickleError(f"it has {kind_of(part)} for a key")
-        if isinstance(part, int) and part.bit_length() > 64:
-            raise DamagedPickleError("it has a number of more than 64 bits for a key")
+    """Set an item, unless the hash of the key could take for ever, as of numbers too large.
+
+    Tuples, whose hashes a file can make all the same, and long texts are no names of weights: they are stood in for.
+    """
+    if type(key) is tuple or (isinstance(key, str | bytes) and len(key) > MAX_KEY_LENGTH):
+        key = StandIn(type(key).__name__)
+    if not isinstance(key, str | bytes | int | float | StandIn | torch.Tensor | None):
+        raise DamagedPickleError(f"it has {kind_of(key)} for a key")
+    if isinstance(key, int) and key.bit_length() > 64:
+        raise DamagedPickleError("it has a number of more than 64 bits for a key")
     target[key] = value
+
+
+def checked_name(name: Any) -> str:
+    """A name in a pickle, which may become a part of a message."""
+    if type(name) is not str or len(name) > MAX_NAME_LENGTH or not name.isprintable():
+        raise DamagedPickleError("it names a class by something that is no name")
+    return name
 
 
 def kind_of(value: Any) -> str:
@@ -311,10 +347,15 @@ def parse_storage_id(storage_type: Any, key: Any, location: Any, numel: Any, vie
     """Storages are on the CPU here, wherever they were saved from."""
     # Older versions name the type of the device too: torch.cuda.FloatStorage.
     match = re.fullmatch(r"torch\.(?:\w+\.)?(\w+)Storage", storage_type.name)
-    if match is None or match[1] not in STORAGE_DTYPES or type(key) is not str or type(numel) is not int or numel < 0:
+    is_key = type(key) is str and len(key) <= MAX_NAME_LENGTH
+    if match is None or match[1] not in STORAGE_DTYPES or not is_key or not is_size(numel):
         raise DamagedPickleError("it has a storage of tensors that is none of PyTorch's")
     _, view_offset, view_numel = view or (None, 0, None)
     return StorageId(key, STORAGE_DTYPES[match[1]], numel, view_offset, view_numel)
+
+
+def is_size(number: Any) -> bool:
+    return type(number) is int and 0 <= number < 2**63
 
 
 # What tensors and dictionaries are written with.
@@ -327,7 +368,11 @@ def build_dict(interpreter: Interpreter, *arguments: Any) -> dict[Any, Any]:
     if interpreter.copies_left < 0:
         raise DamagedPickleError("it copies the same items again and again")
     built: dict[Any, Any] = {}
-    for key, value in items.items() if isinstance(items, dict) else items:
+    for item in items.items() if isinstance(items, dict) else items:
+        # Not a tensor, which may say that it has any number of parts.
+        if type(item) not in (tuple, list):
+            raise DamagedPickleError(f"it has {kind_of(item)} for a key and its value")
+        key, value = item
         set_item(built, key, value)
     return built
 
@@ -363,8 +408,7 @@ def tensor_in_storage(
         return StandIn("torch.Tensor")
     if metadata:
         return StandIn("view of a complex tensor")
-    numbers = (offset, *size, *stride)
-    if not all(type(number) is int and number >= 0 for number in numbers) or len(size) != len(stride):
+    if len(size) > MAX_DIMENSIONS or len(size) != len(stride) or not all(map(is_size, (offset, *size, *stride))):
         raise DamagedPickleError("it has a tensor whose shape is none")
     last = offset + sum((length - 1) * step for length, step in zip(size, stride))
     if 0 not in size and (last + 1) * dtype.itemsize > storage.content.nbytes():
@@ -379,7 +423,7 @@ def build_quantized_tensor(interpreter: Interpreter, storage: Any, *others: Any)
 
 
 def build_layout(interpreter: Interpreter, name: str) -> StandIn:
-    return StandIn(str(name))
+    return StandIn(checked_name(name))
 
 
 def build_sparse_tensor(interpreter: Interpreter, layout: StandIn, *others: Any) -> StandIn:
@@ -414,7 +458,7 @@ def build_tensor_of_device(interpreter: Interpreter, data: Any, dtype: Any, *oth
 
 def build_attribute(interpreter: Interpreter, owner: Any, name: Any) -> StandIn:
     """The class in a class, and the method of an object."""
-    return Global(f"{kind_of(owner)}.{name}")
+    return Global(checked_name(f"{kind_of(owner)}.{checked_name(name)}"))
 
 
 def build_object(interpreter: Interpreter, of_class: Any, *others: Any) -> StandIn:

@@ -42,6 +42,8 @@ PARTS_BESIDE_BACKBONE = ("decode_head.", "auxiliary_head.", "neck.", "head.fc.")
 # Modules that have weights but no part in the model, as a loss that is weighted by class.
 OUTSIDE_OF_MODEL = re.compile(r"(?:^|\.)\w*(?:criterion|loss|metric)\w*\.")
 HEAD = re.compile(r"(?:^|[._])(?:heads?|classifiers?|fc\d*)(?:[._]|$)")
+# Nobody has as many models in a file, and to look for each of them in all names takes long.
+MAX_MODELS = 50
 AVERAGED_PREFIX = re.compile(r"(?:^|[._])(?:ema|averaged|swa)(?:[._]|$)")
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -67,7 +69,7 @@ def read_weights(file: str | os.PathLike, averaged: bool = False) -> dict[str, t
     """
     weights, left_out = unwrap_weights(read_checkpoint(file), str(file), averaged)
     if left_out:
-        logger.warning(f"{file}: {listed(left_out)} are no part of the model, and were left out.")
+        logger.warning(f"{file}: left out, as no part of the model: {listed(left_out)}.")
     return weights
 
 
@@ -127,7 +129,9 @@ def find_state_dict(checkpoint: Mapping[str, Any], source: str, averaged: bool) 
         key = only_key(content, WEIGHTS_KEYS, source) or only_key(content, AVERAGED_WEIGHTS_KEYS, source)
         if key is None:
             # Under another key, as "student" and "teacher".
-            holders = [key for key, value in content.items() if isinstance(value, Mapping) and find_prefixes(value)]
+            # Each once: a file may name the same one any number of times.
+            inner = {id(value): key for key, value in content.items() if isinstance(value, Mapping)}
+            holders = [key for key in inner.values() if find_prefixes(content[key])]
             key = only_key(content, holders, source)
         if key is None:
             break
@@ -151,7 +155,7 @@ def only_key(content: Mapping[str, Any], keys: Sequence[str], source: str) -> st
             f"{source} holds {kind_of(content[first])} under {first!r}, where the weights should be: save the state_dict() "
             "of the model there."
         )
-    others = [key for key in present if holds_tensors(content[key]) and content[key] is not content[first]]
+    others = [key for key in present if content[key] is not content[first] and holds_tensors(content[key])]
     if others:
         raise ValueError(
             f"{source} holds weights under each of {listed([shown(key) for key in (first, *others)])}: save those alone that "
@@ -179,7 +183,10 @@ def find_prefix(names: Sequence[str], source: str, averaged: bool) -> tuple[str,
     Raises:
         ValueError: if there are several models, or no averaged one where it is asked for.
     """
-    all_prefixes = prefixes = [model_prefix(prefix, names) for prefix in find_prefixes(names)]
+    prefixes = find_prefixes(names)
+    if len(prefixes) > MAX_MODELS:
+        raise ValueError(f"{source} holds {len(prefixes)} models: save that alone that is to be loaded.")
+    all_prefixes = prefixes = [model_prefix(prefix, names) for prefix in prefixes]
     # Averaged weights beside others are told by their prefix, and taken only if they are asked for.
     if averaged or len(prefixes) > 1:
         prefixes = [prefix for prefix in prefixes if bool(AVERAGED_PREFIX.search(prefix)) == averaged]
@@ -242,6 +249,16 @@ def check_weights(weights: Mapping[str, Any], source: str) -> None:
     if claimed > 4 * sum(storages.values()):
         raise ValueError(
             f"{source} has weights of {claimed} bytes that share {sum(storages.values())} bytes: save a copy of each."
+        )
+
+
+def check_one_type(weights: Mapping[str, torch.Tensor], way_out: str) -> None:
+    """Raise a ValueError if the weights are of several floating-point types, which ends in the other thing to do than save."""
+    dtypes = {weight.dtype: name for name, weight in weights.items() if not name.endswith(BATCH_COUNTER)}
+    if len(dtypes) > 1:
+        found = [f"{dtype} ({name})" for dtype, name in dtypes.items()]
+        raise ValueError(
+            f"The checkpoint's weights must all be of one type, got {listed(found)}: save them in one, or {way_out}."
         )
 
 

@@ -44,7 +44,14 @@ with atheris.instrument_imports(include=["PIL", "safetensors"]):
     import safetensors  # noqa: F401
 
 # Imported behind the instrumentation, which they must not be part of.
-from test_fuzzing import STORAGE_REFERENCE, WEIGHTS_FILES, picture_files, read_pickle  # noqa: E402
+from test_fuzzing import (  # noqa: E402
+    KEYS_THAT_ARE_DOUBLED,
+    STORAGE_REFERENCE,
+    WEIGHTS_FILES,
+    amplified,
+    picture_files,
+    read_pickle,
+)
 from twins_space.pictures import PictureError, read_picture  # noqa: E402
 
 from hf_twins import checkpoints  # noqa: E402
@@ -81,8 +88,11 @@ def pickle_of(protocol: int) -> bytes:
 
 
 TARGETS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {
-    "weights": (read_weights_of, list(WEIGHTS_FILES.values())),
-    "pickles": (read_pickle, [b"\x80\x02}" + STORAGE_REFERENCE + b"\x89Nts.", *map(pickle_of, (2, 4))]),
+    "weights": (read_weights_of, [*WEIGHTS_FILES.values(), KEYS_THAT_ARE_DOUBLED]),
+    "pickles": (
+        read_pickle,
+        [b"\x80\x02}" + STORAGE_REFERENCE + b"\x89Nts.", *map(pickle_of, (2, 4)), *amplified(1000, 10).values()],
+    ),
     "pictures": (read_picture_of, picture_files()),
 }
 

@@ -17,7 +17,10 @@ Each is accepted and works, or is refused with a sentence. The draws are the sam
 """
 
 import io
+import pickle
+import struct
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +41,8 @@ from twins_space.pictures import PictureError, list_pictures, read_picture, read
 
 from hf_twins import TwinsConfig, TwinsForImageClassification, TwinsForSemanticSegmentation, TwinsImageProcessor
 from hf_twins._utils.images import decode_image
-from hf_twins.checkpoints import read_weights
+from hf_twins.checkpoints import read_weights, unwrap_weights
+from hf_twins.checkpoints.torch_files import LEGACY_START
 from hf_twins.checkpoints.unpickling import (
     BUILDERS,
     DamagedPickleError,
@@ -274,6 +278,63 @@ def pickles(draw) -> bytes:
 
 # A tensor up to what follows its storage.
 STORAGE_REFERENCE = b"ctorch._utils\n_rebuild_tensor_v2\n((\x8c\x07storagectorch\nFloatStorage\n\x8c\x010\x8c\x03cpuK\x04tQK\0K\x02\x85K\x01\x85"
+
+
+def doubled(levels: int) -> bytes:
+    """A list of two lists that are one, and so on: to compare or to write it takes 2 to the power of the levels."""
+    return b"]" + b"".join(b"q%c0](h%ch%ce" % (level, level, level) for level in range(levels))
+
+
+def amplified(count: int = 200_000, times: int = 2000) -> dict[str, bytes]:
+    """Pickles in which a few bytes have something large gone through, so many times."""
+    # Up to its size.
+    tensor = STORAGE_REFERENCE[:-6]
+    long_tuple, long_text = b"(" + b"K\1" * count + b"tq\1", b"X" + struct.pack("<I", count) + b"a" * count + b"q\1"
+    shapes = {
+        "tuple for a key": long_tuple + b"}" + b"h\1Ns" * times,
+        "arguments": b"ctorch._utils\n_rebuild_meta_tensor_no_storage\nq\2" + long_tuple + b"h\2h\1R0" * times + b"N",
+        "persistent id": b"(\x8c\6module" + long_tuple[1:] + b"0" + b"h\1Q0" * times + b"N",
+        "dimensions": long_tuple + b"0" + (tensor + b"h\1h\1\x89NtR0") * times + b"N",
+        "layout": b"ctorch.serialization\n_get_layout\n" + doubled(40) + b"\x85R",
+        "attribute": b"cbuiltins\ngetattr\ncx\ny\n" + doubled(40) + b"\x86R",
+        "growing name": long_text + b"0cbuiltins\ngetattr\nq\2cx\ny\nq\3" + b"h\2h\3h\1\x86Rq\3" * times,
+        "tensor for pairs": b"ccollections\nOrderedDict\n]" + tensor + b"\x8a\4\0\0\0\1\x85K\0\x85\x89NtRa\x85R",
+    }
+    return {name: b"\x80\2" + content + b"." for name, content in shapes.items()}
+
+
+def legacy_file(*pickles: bytes) -> bytes:
+    """PyTorch's older format, up to the storages."""
+    return b"".join([*(pickle.dumps(each, 2) for each in (*LEGACY_START, {})), *pickles])
+
+
+KEYS_THAT_ARE_DOUBLED = legacy_file(b"\x80\2}.", b"\x80\2](" + doubled(40) + doubled(40) + b"e.")
+
+
+@pytest.mark.parametrize(("name", "content"), amplified().items(), ids=amplified(1, 1))
+def test_what_a_few_bytes_multiply_is_read_or_refused_at_once(name, content):
+    before = time.process_time()
+    read_pickle(content)
+    # A machine that is slow is not 10 times as slow; before there were limits, each took minutes or all memory.
+    assert time.process_time() - before < 3
+
+
+def test_list_of_storages_that_takes_for_ever_to_sort_is_refused_at_once(tmp_path):
+    (tmp_path / "a.pth").write_bytes(KEYS_THAT_ARE_DOUBLED)
+    with pytest.raises(ValueError, match="its list of storages is not that of its tensors"):
+        read_weights(tmp_path / "a.pth")
+
+
+def test_names_that_multiply_are_read_or_refused_at_once():
+    names = dict.fromkeys((f"{number}.backbone.patch_embeds.0.proj.weight" for number in range(20_000)), 1)
+    before = time.process_time()
+    for content, message in (
+        (names, "holds 20000 models"),
+        (dict.fromkeys(range(20_000), names), "holds 20000 models"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            unwrap_weights(content, "a.pth")
+    assert time.process_time() - before < 3
 
 
 def read_pickle(content: bytes) -> None:

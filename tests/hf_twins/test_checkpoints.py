@@ -751,6 +751,46 @@ def test_missing_weights_are_reported_as_in_transformers(tmp_path, reference, pr
     assert not info["unexpected_keys"]
 
 
+def test_load_report_and_warnings_name_the_file_once(tmp_path, reference, caplog):
+    weights = {f"model.{name}": weight for name, weight in reference.state_dict().items()}
+    drop(weights, "model.norm.weight")
+    file = save_authors(weights | {"criterion.weight": torch.ones(3)}, tmp_path / "checkpoint.pth")
+    TwinsForImageClassification.from_pretrained(file)
+    left_out, report = (record.getMessage() for record in caplog.records)
+    assert left_out == f"{file}: left out, as no part of the model: criterion.weight."
+    assert "LOAD REPORT" in report
+    assert f" from: {file}\n" in report
+
+
+@pytest.mark.parametrize("name", ["zip.pth", "legacy.pth", "weights.safetensors"])
+def test_model_does_not_change_with_the_file_that_it_was_loaded_from(tmp_path, reference, name):
+    file = tmp_path / name
+    if file.suffix == ".pth":
+        save_authors(reference.state_dict(), file, zipped=name == "zip.pth")
+    else:
+        save_file(reference.state_dict(), file)
+    model = TwinsForImageClassification.from_pretrained(file)
+    with file.open("r+b") as opened:
+        opened.write(bytes(file.stat().st_size))
+    expected = TwinsForImageClassification.from_pretrained(
+        save_authors(reference.state_dict(), tmp_path / "same.pth")
+    ).state_dict()
+    assert all(torch.equal(weight, expected[key]) for key, weight in model.state_dict().items())
+    # As large as it is, not as the file, or as the weights that it was stacked with.
+    assert all(weight.untyped_storage().nbytes() == weight.nbytes for weight in model.parameters())
+
+
+def test_weights_of_several_types_are_refused_unless_one_is_chosen(tmp_path, reference):
+    weights = {name: weight if "norm" in name else weight.half() for name, weight in reference.state_dict().items()}
+    file = save_authors(weights, tmp_path / "checkpoint.pth")
+    message = r"must all be of one type, got torch\.float16 \(.*\), torch\.float32 \(.*\): .* or say by dtype"
+    for arguments in ({}, {"dtype": "auto"}):
+        with pytest.raises(ValueError, match=message):
+            TwinsForImageClassification.from_pretrained(file, **arguments)
+    model = TwinsForImageClassification.from_pretrained(file, dtype=torch.float32)
+    assert torch.equal(model.twins.layernorm.weight, weights["norm.weight"])
+
+
 def test_weights_of_the_wrong_shape_are_an_error_as_in_transformers(tmp_path, reference):
     weights = dict(reference.state_dict()) | {"norm.weight": torch.ones(95)}
     file = save_authors(weights, tmp_path / "checkpoint.pth")

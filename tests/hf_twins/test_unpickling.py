@@ -368,7 +368,6 @@ REBUILD = "ctorch._utils\n_rebuild_tensor_v2\n"
         (opcodes("K\x01)R"), "calls int"),
         (opcodes("ctorch\nsave\n", "K\x01R"), "calls torch.save"),
         (opcodes("}", "]K\x01s"), "has list for a key"),
-        (opcodes("}", b"K\x01\x85\x85", "K\x01s"), "has tuple for a key"),
         (opcodes("}", b"\x8a\x09" + b"\1" * 9, "K\x01s"), "more than 64 bits"),
         (opcodes(")Q"), "do not fit"),
         (opcodes("X\x04\0\0\0file\x85Q"), "refers to something outside"),
@@ -383,7 +382,13 @@ REBUILD = "ctorch._utils\n_rebuild_tensor_v2\n"
         (b"\x80\x02h\x05.", "do not fit"),
         (b"\x80\x020.", "do not fit"),
         (b"\x80\x02.", "do not fit"),
-        (b"\x80\x02N", "do not fit"),
+        (b"\x80\x02N", "has no end"),
+        (b"\x80\x02X\x04\0\0\0abc", "has no end"),
+        (b"\x80\x02]Q.", "refers to something outside of it by list"),
+        (named("torch.serialization._get_layout", "\x1b[2J"), "names a class by something that is no name"),
+        (named("builtins.getattr", 1, "\x1b[2J\n"), "names a class by something that is no name"),
+        (named("builtins.getattr", 1, "a" * 300), "names a class by something that is no name"),
+        (named("collections.OrderedDict", ["ab"]), "has str for a key and its value"),
         (b"\x80\x04K\x01K\x02\x93.", "names a class by something that is no text"),
         (b"\x80\x04\x8c\x01a\x8c\x02b\n\x93.", "names a class by something that is no name"),
         (named("collections.OrderedDict", {"a": 1}, 3)[:-2] + b"\x81b.", "do not fit"),
@@ -434,6 +439,11 @@ def test_memory_and_depth_are_bounded_by_the_file(content):
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     assert peak < 40e6
+
+
+def test_keys_that_take_long_to_compare_are_stood_in_for():
+    content = {("a", 1): 1, "a" * 2000: 2, b"a" * 2000: 3, "a": 4}
+    assert repr(load_pickle(pickle.dumps(content, 4))) == "{<tuple>: 1, <str>: 2, <bytes>: 3, 'a': 4}"
 
 
 def test_opcodes_are_limited(monkeypatch):

@@ -130,6 +130,14 @@ OTHER_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: saved(_use_new_zipfile_serialization=False)[:-1],
         "is not whole, as after a download that was interrupted: fetch it again",
     ),
+    "cut pickle": (
+        lambda: saved(_use_new_zipfile_serialization=False)[:100],
+        "is not whole, as after a download that was interrupted: fetch it again",
+    ),
+    "cut after the first number": (
+        lambda: saved(_use_new_zipfile_serialization=False)[:15],
+        "is not whole, as after a download that was interrupted: fetch it again",
+    ),
     "cut safetensors": (lambda: (500).to_bytes(8, "little") + b'{"a":', "is not whole"),
     "noise": (lambda: bytes(range(1, 256)), "is not a file of weights, or it is damaged"),
     "compressed members": (
@@ -371,7 +379,7 @@ def test_what_is_left_out_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(logger, "warning", said.append)
     torch.save({"state_dict": under("model.") | LOSS}, tmp_path / "a.ckpt")
     assert read_weights(tmp_path / "a.ckpt").keys() == MODEL.keys()
-    assert said == [f"{tmp_path / 'a.ckpt'}: criterion.weight are no part of the model, and were left out."]
+    assert said == [f"{tmp_path / 'a.ckpt'}: left out, as no part of the model: criterion.weight."]
 
 
 def test_names_in_messages_are_one_line(tmp_path):
