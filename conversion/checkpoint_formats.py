@@ -348,9 +348,12 @@ def class_names(num_labels: int, meta: Mapping[str, Any]) -> list[str] | None:
     for holder, key in fields:
         if holder.get(key) is not None:
             return ordered_names(holder[key], key, num_labels)
-    if num_labels == 150:
-        return Path(__file__).with_name("ade20k_classes.txt").read_text(encoding="utf-8").splitlines()
-    return None
+    return ade20k_class_names() if num_labels == 150 else None
+
+
+def ade20k_class_names() -> list[str]:
+    """The names of ADE20K's 150 classes, in the order of their numbers."""
+    return Path(__file__).with_name("ade20k_classes.txt").read_text(encoding="utf-8").splitlines()
 
 
 def ordered_names(names: Any, key: str, num_labels: int) -> list[str] | None:

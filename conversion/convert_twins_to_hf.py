@@ -31,7 +31,7 @@ from typing import Any
 from hf_twins._utils.command_line import ArgumentParser
 
 import torch
-from checkpoint_formats import WITHOUT_HEAD, Conversion, convert_checkpoint
+from checkpoint_formats import WITHOUT_HEAD, Conversion, ade20k_class_names, convert_checkpoint
 from checkpoint_sources import Checkpoint, one_line, open_checkpoint, published_checkpoints
 from downloads import file_sha256
 from huggingface_hub import HfApi
@@ -253,12 +253,15 @@ def write(
 def image_processor(conversion: Conversion, checkpoint: Checkpoint) -> TwinsImageProcessor:
     """timm's evaluation transforms, or the authors'; for segmentation, mmsegmentation's for ADE20K."""
     if isinstance(conversion.model, UperNetForSemanticSegmentation | TwinsForSemanticSegmentation):
+        # mmsegmentation's own list has a blank behind a name.
+        names = [name.strip() for name in label_names(conversion.model.config)]
         # The short side to 512 pixels, the long one to 2048 at most: so the published mIoU is measured.
         return TwinsImageProcessor(
             size={"shortest_edge": 512, "longest_edge": 2048},
             resample=PILImageResampling.BILINEAR,
             do_center_crop=False,
-            do_reduce_labels=conversion.model.config.num_labels == 150,
+            # ADE20K's masks have 0 where there is no class; another data set of as many classes need not.
+            do_reduce_labels=names == ade20k_class_names(),
         )
     return TwinsImageProcessor(**(checkpoint.preprocessing or {}))
 

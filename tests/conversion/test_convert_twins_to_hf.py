@@ -27,6 +27,7 @@ import convert_twins_to_hf
 import pytest
 import torch
 from card_utils import run_card
+from checkpoint_formats import ade20k_class_names, convert_checkpoint
 from conversion_utils import fails, run, save_source
 from huggingface_hub import ModelCard
 from source_checkpoints import FORMATS, TINY, source_checkpoint, source_weights, timm_model
@@ -410,3 +411,16 @@ def test_remote_code_is_written_and_not_for_upernet(source, output, tmp_path):
     error = fails(tmp_path / "upernet.pth", "--output", tmp_path / "upernet", "--with-remote-code")
     assert "--with_remote_code does not work for UperNet" in error
     assert not (tmp_path / "upernet").exists()
+
+
+@pytest.mark.parametrize("names", ["ADE20K's", "as mmsegmentation writes them", "of another data set"])
+def test_labels_are_reduced_for_ade20k_alone(names):
+    classes = ade20k_class_names()
+    if names == "as mmsegmentation writes them":
+        classes[classes.index("bed")] = "bed "
+    elif names == "of another data set":
+        classes = [f"field {number}" for number in range(150)]
+    weights = source_weights("mmseg-semantic-fpn", TINY["svt"], num_classes=150)
+    conversion = convert_checkpoint(weights, {"CLASSES": classes})
+    processor = convert_twins_to_hf.image_processor(conversion, argparse.Namespace(preprocessing=None))
+    assert processor.do_reduce_labels == (names != "of another data set")
