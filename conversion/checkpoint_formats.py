@@ -337,6 +337,18 @@ def class_names(num_labels: int, meta: Mapping[str, Any]) -> list[str] | None:
     Raises:
         ValueError: if the checkpoint has something else in place of names, or names of other labels.
     """
+    if (saved := saved_class_names(meta)) is not None:
+        key, names = saved
+        return ordered_names(names, key, num_labels)
+    return ade20k_class_names() if num_labels == 150 else None
+
+
+def saved_class_names(meta: Mapping[str, Any]) -> tuple[str, Any] | None:
+    """What the checkpoint has for names, and where.
+
+    Raises:
+        ValueError: if it may have some in an object that was not read.
+    """
     dataset = meta.get("dataset_meta")
     if isinstance(dataset, StandIn):
         raise ValueError(
@@ -347,8 +359,8 @@ def class_names(num_labels: int, meta: Mapping[str, Any]) -> list[str] | None:
         fields += [(dataset, "classes"), (dataset, "CLASSES")]
     for holder, key in fields:
         if holder.get(key) is not None:
-            return ordered_names(holder[key], key, num_labels)
-    return ade20k_class_names() if num_labels == 150 else None
+            return key, holder[key]
+    return None
 
 
 def ade20k_class_names() -> list[str]:

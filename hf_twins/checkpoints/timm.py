@@ -43,7 +43,7 @@ TIMM_OTHER_ARGUMENTS = ("img_size", "num_classes", "global_pool", "pretrained", 
 # What becomes of the other fields of `config.json` and its `pretrained_cfg`: nothing, because timm's class and the weights say
 # the same, or where they came from.
 TIMM_OTHER_FIELDS = {
-    *("architecture", "num_features", "global_pool", "model_args", "model_type", "pretrained_cfg", "license"),
+    *("architecture", "num_features", "global_pool", "model_args", "model_type", "pretrained_cfg"),
     *("custom_load", "fixed_input_size", "pool_size", "test_pool_size", "first_conv", "classifier"),
     *("url", "file", "hf_hub_id", "hf_hub_filename", "source"),
 }
@@ -76,6 +76,7 @@ FIELD_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "crop_pct": (lambda value: is_number(value) and value > 0, "a number above 0"),
     "crop_mode": (lambda value: isinstance(value, str), "a text"),
     "interpolation": (lambda value: isinstance(value, str), "a text"),
+    "license": (lambda value: isinstance(value, str), "a text"),
     "mean": (are_numbers, "a list of numbers"),
     "std": (are_numbers, "a list of numbers"),
     **dict.fromkeys(("patch_size", "in_chans"), (is_whole, "a whole number")),
