@@ -477,6 +477,11 @@ def revert_model(model: PreTrainedModel, toolbox: str) -> tuple[CheckpointFormat
             break
     else:
         raise ValueError(f"{toolbox} has no model like {type(model).__name__}.")
+    config: Any = getattr(model.config, "backbone_config", model.config)
+    if config.use_stage_norm and not any("norm_list." in theirs for theirs, *_ in target.rows):
+        raise ValueError(
+            f"{target.name} has no models with use_stage_norm=True: {type(model).__name__} cannot become one."
+        )
     prefix = "twins." if isinstance(model, WITHOUT_HEAD) else ""
     weights = {f"{prefix}{name}": weight for name, weight in model.state_dict().items()}
     left_out = [
@@ -484,5 +489,4 @@ def revert_model(model: PreTrainedModel, toolbox: str) -> tuple[CheckpointFormat
     ]
     for name in left_out:
         weights.pop(name)
-    config: Any = getattr(model.config, "backbone_config", model.config)
     return target, target.table.to_theirs(weights, config.window_size), left_out
