@@ -333,6 +333,18 @@ def class_names(num_labels: int, meta: Mapping[str, Any]) -> list[str] | None:
     Raises:
         ValueError: if the checkpoint has something else in place of names, or names of other labels.
     """
+    if (saved := saved_class_names(meta)) is not None:
+        key, names = saved
+        return ordered_names(names, key, num_labels)
+    return ade20k_class_names() if num_labels == 150 else None
+
+
+def saved_class_names(meta: Mapping[str, Any]) -> tuple[str, Any] | None:
+    """What the checkpoint has for names, and where.
+
+    Raises:
+        ValueError: if it may have some in an object that was not read.
+    """
     dataset = meta.get("dataset_meta")
     if isinstance(dataset, StandIn):
         raise ValueError(
@@ -343,10 +355,13 @@ def class_names(num_labels: int, meta: Mapping[str, Any]) -> list[str] | None:
         fields += [(dataset, "classes"), (dataset, "CLASSES")]
     for holder, key in fields:
         if holder.get(key) is not None:
-            return ordered_names(holder[key], key, num_labels)
-    if num_labels == 150:
-        return Path(__file__).with_name("ade20k_classes.txt").read_text(encoding="utf-8").splitlines()
+            return key, holder[key]
     return None
+
+
+def ade20k_class_names() -> list[str]:
+    """The names of ADE20K's 150 classes, in the order of their numbers."""
+    return Path(__file__).with_name("ade20k_classes.txt").read_text(encoding="utf-8").splitlines()
 
 
 def ordered_names(names: Any, key: str, num_labels: int) -> list[str] | None:
@@ -458,6 +473,11 @@ def revert_model(model: PreTrainedModel, toolbox: str) -> tuple[CheckpointFormat
             break
     else:
         raise ValueError(f"{toolbox} has no model like {type(model).__name__}.")
+    config: Any = getattr(model.config, "backbone_config", model.config)
+    if config.use_stage_norm and not any("norm_list." in theirs for theirs, *_ in target.rows):
+        raise ValueError(
+            f"{target.name} has no models with use_stage_norm=True: {type(model).__name__} cannot become one."
+        )
     prefix = "twins." if isinstance(model, WITHOUT_HEAD) else ""
     weights = {f"{prefix}{name}": weight for name, weight in model.state_dict().items()}
     left_out = [
@@ -465,5 +485,4 @@ def revert_model(model: PreTrainedModel, toolbox: str) -> tuple[CheckpointFormat
     ]
     for name in left_out:
         weights.pop(name)
-    config: Any = getattr(model.config, "backbone_config", model.config)
     return target, target.table.to_theirs(weights, config.window_size), left_out

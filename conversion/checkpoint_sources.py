@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
+from checkpoint_formats import saved_class_names
 from downloads import download, file_sha256, forget, is_address, public_address
 from huggingface_hub.utils import httpx, validate_repo_id
 from transformers.utils import CONFIG_NAME, cached_file
@@ -36,6 +37,7 @@ from hf_twins.checkpoints import (
     read_checkpoint,
     unwrap_weights,
 )
+from hf_twins.checkpoints.timm import timm_label_names, unread_timm_fields
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,13 @@ class Checkpoint:
         sha256: of that file.
         weights: by their names.
         meta: what OpenMMLab's toolboxes save beside the weights.
-        left_out: names of what is among the weights and no part of the model, as those of a loss.
+        left_out: names of what has no place in the model: what is among the weights, as those of a loss, and fields of timm's
+            `config.json`.
         repo_id: id of the repository on the Hub that it was read from.
         timm_config: fields of a `TwinsConfig`, from timm's `config.json`.
         preprocessing: fields of an image processor, from there too.
+        license: what timm's `config.json` says.
+        has_label_names: whether it names its labels itself.
         published: its entry in the table of published checkpoints, whose hash it has.
     """
 
@@ -65,6 +70,8 @@ class Checkpoint:
     repo_id: str | None = None
     timm_config: Mapping[str, Any] | None = None
     preprocessing: Mapping[str, Any] | None = None
+    license: str | None = None
+    has_label_names: bool = False
     published: Mapping[str, Any] | None = None
 
 
@@ -84,7 +91,7 @@ def open_checkpoint(source: str, sha256: str | None = None, averaged: bool = Fal
         raise ValueError(f"The SHA-256 must be 8 to 64 hexadecimal digits, got {sha256!r}.")
     published = find_published(source)
     expected = (sha256 or (published or {}).get("sha256_prefix") or "").lower()
-    repo_id = timm_config = preprocessing = None
+    repo_id = config = timm_config = preprocessing = None
     if is_address(source) or (published is not None and not Path(source).exists()):
         address = source if is_address(source) or published is None else published["url"]
         origin, file = public_address(address), download(address, expected or None)
@@ -123,17 +130,20 @@ def open_checkpoint(source: str, sha256: str | None = None, averaged: bool = Fal
             forget(file)
             raise ValueError(str(error).replace(str(file), origin)) from error
         raise
+    # Other scripts may call anything "meta".
+    meta = meta if isinstance(meta := content.get("meta"), Mapping) else {}
     return Checkpoint(
         origin=origin,
         file=file,
         sha256=digest,
         weights=weights,
-        # Other scripts may call anything "meta".
-        meta=meta if isinstance(meta := content.get("meta"), Mapping) else {},
-        left_out=left_out,
+        meta=meta,
+        left_out=[*left_out, *(unread_timm_fields(config) if config else [])],
         repo_id=repo_id,
         timm_config=timm_config,
         preprocessing=preprocessing,
+        license=((config or {}).get("pretrained_cfg") or {}).get("license"),
+        has_label_names=(timm_label_names(config) if config else saved_class_names(meta)) is not None,
         published=published,
     )
 

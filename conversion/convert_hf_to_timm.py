@@ -30,7 +30,7 @@ from hf_twins._utils.command_line import ArgumentParser
 import timm
 import torch
 from checkpoint_formats import CheckpointFormat, revert_model
-from checkpoint_sources import one_line
+from checkpoint_sources import one_line, read_config
 from huggingface_hub.utils import httpx
 from timm.models import save_for_hf
 from transformers import PreTrainedModel
@@ -45,10 +45,31 @@ from verification import (
 )
 
 import hf_twins
+from hf_twins import TwinsConfig
 from hf_twins._utils.files import new_output
 from hf_twins._utils.labels import label_names
 from hf_twins.checkpoints import TIMM_ARGUMENTS, read_weights, revert_timm_preprocessing
+from hf_twins.checkpoints.timm import unread_timm_fields
 from hf_twins.loading import MissingProcessorError, load_image_processor, load_pretrained
+
+
+# Which timm alone has among its arguments.
+TRAINING_FIELDS = {"drop_path_rate", "attention_probs_dropout_prob"}
+# Fields of a configuration that say what the weights or the architecture do, which every toolbox has elsewhere.
+KNOWN_FIELDS = {
+    *("model_type", "architectures", "dtype", "transformers_version", "_name_or_path", "backbone_config"),
+    *("out_features", "out_indices", "stage_names", "use_stage_norm", "window_size", "id2label", "label2id"),
+    *(set(TIMM_ARGUMENTS.values()) - TRAINING_FIELDS),
+}
+# Of the sizes of heads, which only the heads have.
+HEAD_FIELDS = {
+    "TwinsForSemanticSegmentation": {"fpn_hidden_size", "decoder_hidden_size"},
+    "UperNetForSemanticSegmentation": {
+        *("hidden_size", "auxiliary_channels", "auxiliary_num_convs", "auxiliary_in_channels", "use_auxiliary_head"),
+    },
+}
+# What timm says of the weights it publishes, and does not know of others.
+TIMM_ORIGIN = ("tag", "license", "description", "origin_url", "paper_name", "paper_ids", "notes")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -85,6 +106,7 @@ def convert(name: str, toolbox: str, output: Path) -> None:
     if "qkv_bias" in settings:
         raise ValueError(f"{target.name} has no models with {settings['qkv_bias']}: {name} cannot become one.")
     preprocessing = timm_preprocessing(name, model, target) if toolbox == "timm" else None
+    left_out += unkept_fields(name, model, target, "head.weight" in weights)
     differences = verify(model, target, weights)
     print(f"model     {name}, {type(model).__name__}")
     print(f"format    {target.name}")
@@ -104,12 +126,49 @@ def convert(name: str, toolbox: str, output: Path) -> None:
     print(f"written   {output}")
 
 
+def unkept_fields(name: str, model: PreTrainedModel, target: CheckpointFormat, has_head: bool) -> list[str]:
+    """What of a model's configuration, its labels and its image processor has no place in the other toolbox."""
+    known = KNOWN_FIELDS | target.config.keys() | HEAD_FIELDS.get(type(model).__name__, set())
+    is_timm = target.toolbox == "timm"
+    if is_timm:
+        known |= TRAINING_FIELDS
+    fields: list[str] = []
+    config: Any = model.config
+    for each in [config, config.backbone_config] if hasattr(config, "backbone_config") else [config]:
+        defaults = type(each)().to_dict()
+        fields += [key for key, value in each.to_dict().items() if key not in known and value != defaults.get(key)]
+    settings = different_settings(backbone_config(model), target)
+    fields += [text for key, text in settings.items() if key not in PADDING_SETTINGS]
+    names = label_names(model.config)
+    has_names = names != [f"LABEL_{index}" for index in range(len(names))]
+    if has_names and not (has_head if is_timm else target.wrapped):
+        fields.append("the names of the labels")
+    if not is_timm and has_image_processor(name):
+        fields.append("the image processor")
+    timm_config = None if Path(name).is_file() else read_config(name)[0]
+    if timm_config is not None:
+        fields += unread_timm_fields(timm_config)
+        fields += ["pretrained_cfg.license"] if (timm_config.get("pretrained_cfg") or {}).get("license") else []
+    return fields
+
+
+def has_image_processor(name: str) -> bool:
+    try:
+        load_image_processor(name)
+    except MissingProcessorError:
+        return False
+    except (OSError, ValueError):
+        # There is one, whatever is wrong with it.
+        pass
+    return True
+
+
 def write_timm(
     folder: Path, model: PreTrainedModel, weights: dict[str, torch.Tensor], preprocessing: dict[str, Any]
 ) -> None:
     """timm's own way of saving, of a model of timm's."""
     config = backbone_config(model)
-    arguments = {theirs: getattr(config, ours) for theirs, ours in TIMM_ARGUMENTS.items() if ours != "drop_path_rate"}
+    arguments = {theirs: getattr(config, ours) for theirs, ours in TIMM_ARGUMENTS.items()}
     arguments["wss"] = [config.window_size] * len(config.depths) if config.window_size else None
     variant = hf_twins.published_variant(config.to_dict()) or (
         "twins-svt-small" if config.window_size else "twins-pcpvt-small"
@@ -117,7 +176,13 @@ def write_timm(
     num_labels = config.num_labels if "head.weight" in weights else 0
     # timm takes its Twins models for ones of a fixed size, and saves that one.
     image_size = {"img_size": preprocessing["input_size"][1:]} if preprocessing else {}
-    timm_model = timm.create_model(variant.replace("-", "_"), num_classes=num_labels, **arguments, **image_size)
+    timm_model = timm.create_model(
+        variant.replace("-", "_"),
+        num_classes=num_labels,
+        pretrained_cfg_overlay=dict.fromkeys(TIMM_ORIGIN),
+        **arguments,
+        **image_size,
+    )
     timm_model.load_state_dict(weights, assign=True)
     model_config: dict[str, Any] = {"pretrained_cfg": preprocessing}
     if num_labels:
@@ -142,8 +207,10 @@ def timm_preprocessing(name: str, model: PreTrainedModel, target: CheckpointForm
         processor = load_image_processor(name)
     except MissingProcessorError:
         print(f"note      {name} has no image processor: timm prepares images as for its own models")
+        check_image_size(name, config, 224, 224)
         return {}
     preprocessing = revert_timm_preprocessing(processor, config.num_channels)
+    check_image_size(name, config, *preprocessing["input_size"][1:])
     difference = verify_preprocessing(processor, preprocessing)
     print(f"images    {'not verified' if difference is None else f'verified {difference:.1e}'}, {preprocessing}")
     _, height, width = preprocessing["input_size"]
@@ -157,6 +224,16 @@ def timm_preprocessing(name: str, model: PreTrainedModel, target: CheckpointForm
             "convert that."
         )
     return preprocessing
+
+
+def check_image_size(name: str, config: TwinsConfig, height: int, width: int) -> None:
+    """Raise a ValueError if timm builds no such model for images of this size."""
+    multiple = config.patch_size * 2 ** (len(config.depths) - 1)
+    if height % multiple or width % multiple:
+        raise ValueError(
+            f"timm would give {name} images of {height} x {width}, and takes multiples of {multiple} alone: save it with an "
+            "image processor of such a size."
+        )
 
 
 def write_file(output: Path, content: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:

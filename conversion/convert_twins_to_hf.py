@@ -24,6 +24,7 @@ converted model computes what the source's own architecture does with the same w
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,12 @@ from typing import Any
 from hf_twins._utils.command_line import ArgumentParser
 
 import torch
-from checkpoint_formats import WITHOUT_HEAD, Conversion, convert_checkpoint
+from checkpoint_formats import WITHOUT_HEAD, Conversion, ade20k_class_names, convert_checkpoint
 from checkpoint_sources import Checkpoint, one_line, open_checkpoint, published_checkpoints
 from downloads import file_sha256
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
-from huggingface_hub.utils import httpx
+from huggingface_hub.utils import httpx, validate_repo_id
 from model_cards import model_card
 from transformers import AutoImageProcessor, UperNetForSemanticSegmentation
 from transformers.image_utils import PILImageResampling
@@ -128,6 +129,16 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("--create_pr goes neither with --private nor with --revision")
     if args.dry_run and (args.push_to_hub or args.org):
         parser.error("--dry_run publishes nothing")
+    try:
+        if args.repo_id is not None:
+            validate_repo_id(args.repo_id)
+        if args.org is not None:
+            validate_repo_id(f"{args.org}/twins")
+    except HFValidationError as error:
+        parser.error(f"{'--org' if args.org is not None else '--repo_id'}: {one_line(error)}")
+    # As git has it for branches.
+    if args.revision is not None and not re.fullmatch(r"(?!.*(\.\.|//))[\w.][\w./+=-]*(?<![./])", args.revision):
+        parser.error(f"--revision must be the name of a branch, as v1.0 or my-branch, got {args.revision!r}")
     return args
 
 
@@ -191,6 +202,9 @@ def has_remote_code(conversion: Conversion) -> bool:
 def print_summary(conversion: Conversion, checkpoint: Checkpoint, differences: dict[str, float]) -> None:
     config: Any = conversion.model.config
     backbone = backbone_config(conversion.model)
+    # ImageNet-1k's and ADE20K's are taken where there are as many labels as they have.
+    names = label_names(config)
+    is_assumed = not checkpoint.has_label_names and names != [f"LABEL_{index}" for index in range(len(names))]
     rows = {
         "source": checkpoint.origin,
         "SHA-256": checkpoint.sha256,
@@ -202,7 +216,8 @@ def print_summary(conversion: Conversion, checkpoint: Checkpoint, differences: d
         # A configuration always has labels, a model only with a head.
         "labels": "none"
         if isinstance(conversion.model, WITHOUT_HEAD) or not config.id2label
-        else f"{config.num_labels}, {listed(label_names(config), limit=3)}",
+        else f"{config.num_labels}, {listed(names, limit=3)}"
+        + (", assumed from their number: the source has no names" if is_assumed else ""),
         "channels": backbone.num_channels,
         "computes": f"window_padding={backbone.window_padding}, patch_padding={backbone.patch_padding}, "
         f"layer_norm_eps={backbone.layer_norm_eps}, use_stage_norm={backbone.use_stage_norm}",
@@ -253,12 +268,15 @@ def write(
 def image_processor(conversion: Conversion, checkpoint: Checkpoint) -> TwinsImageProcessor:
     """timm's evaluation transforms, or the authors'; for segmentation, mmsegmentation's for ADE20K."""
     if isinstance(conversion.model, UperNetForSemanticSegmentation | TwinsForSemanticSegmentation):
+        # mmsegmentation's own list has a blank behind a name.
+        names = [name.strip() for name in label_names(conversion.model.config)]
         # The short side to 512 pixels, the long one to 2048 at most: so the published mIoU is measured.
         return TwinsImageProcessor(
             size={"shortest_edge": 512, "longest_edge": 2048},
             resample=PILImageResampling.BILINEAR,
             do_center_crop=False,
-            do_reduce_labels=conversion.model.config.num_labels == 150,
+            # ADE20K's masks have 0 where there is no class; another data set of as many classes need not.
+            do_reduce_labels=names == ade20k_class_names(),
         )
     return TwinsImageProcessor(**(checkpoint.preprocessing or {}))
 

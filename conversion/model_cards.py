@@ -116,7 +116,7 @@ TASKS = {
 def card_data(conversion: Conversion, checkpoint: Checkpoint, name: str) -> ModelCardData:
     results = published_results(conversion, checkpoint)
     data = {
-        "license": "apache-2.0",
+        "license": checkpoint.license or "apache-2.0",
         "library_name": "transformers",
         "tags": ["twins", "vision", "hf_twins"],
         "pipeline_tag": cards.pipeline_tag(type(conversion.model).__name__),

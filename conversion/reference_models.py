@@ -94,6 +94,8 @@ def reference_outputs(
 def timm_outputs(weights: Weights, config: TwinsConfig, image: torch.Tensor) -> dict[str, torch.Tensor]:
     with torch.device("meta"):
         model = Twins(
+            # It takes other images too, but is not built for a size that is no whole number of patches in every stage.
+            img_size=config.patch_size * 2 ** (len(config.depths) - 1),
             patch_size=config.patch_size,
             in_chans=config.num_channels,
             num_classes=len(weights["head.weight"]) if "head.weight" in weights else 0,

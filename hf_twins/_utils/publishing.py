@@ -11,7 +11,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Publishing a model folder: nothing public that was to be private, no owner's card overwritten, no old weights left behind."""
+"""Publishing a model folder: nothing public that was to be private, no owner's card overwritten, nothing old left that is
+loaded instead."""
 
 import re
 from collections.abc import Sequence
@@ -24,11 +25,13 @@ from .cards import is_generated
 
 
 CARD_NAME = "README.md"
-# What transformers loads in place of new weights, or on top of them: weights in other formats and other numbers of files,
-# their indices, adapters.
-WEIGHTS = re.compile(
-    r"(pytorch_model|model|tf_model|flax_model|adapter_model)([.-][\w.-]+)?\.(bin|safetensors|h5|msgpack)(\.index\.json)?"
-    r"|adapter_config\.json"
+# What transformers loads in place of what is published, or on top of it: weights in other formats and other numbers of files,
+# their indices, adapters, and processor_config.json, whose image processor comes before the one that is published. And weights
+# under the names that others load: timm's, Mistral's.
+LOADED = re.compile(
+    r"(pytorch_model|model|tf_model|flax_model|adapter_model|consolidated)([.-][\w.-]+)?\.(bin|safetensors|h5|msgpack|pth)"
+    r"(\.index\.json)?"
+    r"|adapter_config\.json|processor_config\.json"
 )
 
 
@@ -90,9 +93,9 @@ def publish_folder(
             print(
                 f"kept      {CARD_NAME} of {repo_id}, which was not generated; the generated one is {folder / CARD_NAME}"
             )
-    obsolete = sorted(name for name in remote if WEIGHTS.fullmatch(name) and not (folder / name).is_file())
+    obsolete = sorted(name for name in remote if LOADED.fullmatch(name) and not (folder / name).is_file())
     if obsolete:
-        print(f"removes   {', '.join(obsolete)} from {repo_id}, beside the weights that are published")
+        print(f"removes   {', '.join(obsolete)} from {repo_id}, which would be loaded beside what is published")
     return api.upload_folder(
         repo_id=repo_id,
         folder_path=folder,

@@ -34,9 +34,19 @@ TIMM_ARGUMENTS = {
     "depths": "depths",
     "sr_ratios": "sr_ratios",
     "drop_path_rate": "drop_path_rate",
+    "attn_drop_rate": "attention_probs_dropout_prob",
 }
+# timm's dropouts where our models have none, or have them elsewhere; they show in training alone.
+TIMM_DROPOUTS = ("drop_rate", "pos_drop_rate", "proj_drop_rate")
 # timm's arguments that say nothing about the weights or what is computed from them.
-TIMM_OTHER_ARGUMENTS = ("img_size", "num_classes", "global_pool", "pretrained", "pretrained_cfg")
+TIMM_OTHER_ARGUMENTS = ("img_size", "num_classes", "global_pool", "pretrained", "pretrained_cfg", *TIMM_DROPOUTS)
+# What becomes of the other fields of `config.json` and its `pretrained_cfg`: nothing, because timm's class and the weights say
+# the same, or where they came from.
+TIMM_OTHER_FIELDS = {
+    *("architecture", "num_features", "global_pool", "model_args", "model_type", "pretrained_cfg"),
+    *("custom_load", "fixed_input_size", "pool_size", "test_pool_size", "first_conv", "classifier"),
+    *("url", "file", "hf_hub_id", "hf_hub_filename", "source"),
+}
 
 
 def is_whole(value: Any) -> bool:
@@ -66,9 +76,11 @@ FIELD_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "crop_pct": (lambda value: is_number(value) and value > 0, "a number above 0"),
     "crop_mode": (lambda value: isinstance(value, str), "a text"),
     "interpolation": (lambda value: isinstance(value, str), "a text"),
+    "license": (lambda value: isinstance(value, str), "a text"),
     "mean": (are_numbers, "a list of numbers"),
     "std": (are_numbers, "a list of numbers"),
     **dict.fromkeys(("patch_size", "in_chans"), (is_whole, "a whole number")),
+    **dict.fromkeys(("drop_path_rate", "attn_drop_rate"), (is_number, "a number")),
     **dict.fromkeys(
         ("embed_dims", "num_heads", "mlp_ratios", "depths", "sr_ratios", "wss"), (are_numbers, "a list of numbers")
     ),
@@ -113,6 +125,10 @@ def convert_timm_config(config: Mapping[str, Any]) -> dict[str, Any]:
     unknown = set(arguments) - set(TIMM_ARGUMENTS) - set(TIMM_OTHER_ARGUMENTS) - {"wss"}
     if unknown:
         raise ValueError(f"timm's config.json has model_args that a Twins model has not: {listed(sorted(unknown))}.")
+    if arguments.get("global_pool") not in (None, "avg"):
+        raise ValueError(
+            f"timm's config.json must have a global_pool of 'avg', as Twins models have, got {str(arguments['global_pool'])[:100]!r}."
+        )
     fields = dict(TWINS_ARCHITECTURES[variant])
     fields |= {TIMM_ARGUMENTS[name]: value for name, value in arguments.items() if name in TIMM_ARGUMENTS}
     if arguments.get("wss"):
@@ -123,13 +139,31 @@ def convert_timm_config(config: Mapping[str, Any]) -> dict[str, Any]:
     pretrained_cfg = config.get("pretrained_cfg") or {}
     fields.setdefault("num_channels", (pretrained_cfg.get("input_size") or [3])[0])
     num_labels = config.get("num_classes", pretrained_cfg.get("num_classes", 1000))
+    names = timm_label_names(config)
+    return fields | {"window_padding": "zeros", "num_labels": num_labels} | known_label_fields(num_labels, names)
+
+
+def timm_label_names(config: Mapping[str, Any]) -> list[str] | None:
+    """The names of the labels in timm's `config.json`, in the order of their numbers; None if it has none."""
+    pretrained_cfg = config.get("pretrained_cfg") or {}
     names = config.get("label_names") or pretrained_cfg.get("label_names")
     if isinstance(names, Mapping):
         names = [names[index] for index in sorted(names, key=int)]
     # timm's names may be identifiers, which it describes.
     descriptions = config.get("label_descriptions") or pretrained_cfg.get("label_descriptions") or {}
-    names = [descriptions.get(name, name) for name in names] if names else None
-    return fields | {"window_padding": "zeros", "num_labels": num_labels} | known_label_fields(num_labels, names)
+    return [descriptions.get(name, name) for name in names] if names else None
+
+
+def unread_timm_fields(config: Mapping[str, Any]) -> list[str]:
+    """The fields of timm's `config.json` that say something and have no place in ours, by their paths in it."""
+    arguments = config.get("model_args") or {}
+    unread = [f"model_args.{name}" for name in TIMM_DROPOUTS if arguments.get(name)]
+    for path, fields in (("", config), ("pretrained_cfg.", config.get("pretrained_cfg") or {})):
+        known = FIELD_TYPES.keys() | TIMM_OTHER_FIELDS
+        unread += [f"{path}{name}" for name, value in fields.items() if value is not None and name not in known]
+        if fields.get("label_descriptions"):
+            unread.append(f"{path}label_names, whose label_descriptions are taken")
+    return unread
 
 
 def convert_timm_preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:

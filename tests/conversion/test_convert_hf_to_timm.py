@@ -132,17 +132,93 @@ def test_windows_of_other_sizes_are_verified_on_whole_windows(window_size, windo
 )
 def test_padding_that_shows_in_the_models_images_is_named_with_the_way_out(fields, shown, tmp_path):
     randomize(TwinsForImageClassification(small_config(**fields))).save_pretrained(tmp_path / "model")
-    TwinsImageProcessor(size={"shortest_edge": 300}, crop_size={"height": 260, "width": 260}).save_pretrained(
+    TwinsImageProcessor(size={"shortest_edge": 300}, crop_size={"height": 288, "width": 288}).save_pretrained(
         tmp_path / "model"
     )
     error = fails(tmp_path / "model", "timm", tmp_path / "timm")
     assert f"has {shown} (there " in error
-    assert "images of 260 x 260: only multiples of 224" in error
+    assert "images of 288 x 288: only multiples of 224" in error
     assert "an image processor of such a size, or give its config.json the other value" in error
     TwinsImageProcessor(size={"shortest_edge": 448}, crop_size={"height": 448, "width": 448}).save_pretrained(
         tmp_path / "model"
     )
     run(tmp_path / "model", "timm", tmp_path / "timm")
+
+
+def unkept(model_class: type, toolbox: str, folder: Path, **fields) -> list[str]:
+    model = model_class(small_config(**fields))
+    TwinsImageProcessor().save_pretrained(folder)
+    target = convert_hf_to_timm.revert_model(model, toolbox)[0]
+    return convert_hf_to_timm.unkept_fields(str(folder), model, target, has_head=True)
+
+
+def test_fields_that_the_toolbox_does_not_keep_are_named(tmp_path):
+    training = {"hidden_dropout_prob": 0.1, "initializer_range": 0.5, "problem_type": "regression", "note": "mine"}
+    kept = {"drop_path_rate": 0.3, "attention_probs_dropout_prob": 0.2}
+    names = {"id2label": dict(enumerate("abcde"))}
+    for toolbox in ("timm", "official", "mmpretrain"):
+        assert unkept(TwinsForImageClassification, toolbox, tmp_path) == (
+            [] if toolbox == "timm" else ["the image processor"]
+        )
+    classifier = unkept(
+        TwinsForImageClassification, "timm", tmp_path, **training, **kept, **names, layer_norm_eps=1e-5
+    )
+    assert sorted(classifier) == sorted([*training, "layer_norm_eps=1e-05 (there 1e-06)"])
+    lost = unkept(TwinsForImageClassification, "official", tmp_path, **kept, **names, fpn_hidden_size=64)
+    assert sorted(lost) == sorted([*kept, "fpn_hidden_size", "the names of the labels", "the image processor"])
+    segmenter = unkept(
+        TwinsForSemanticSegmentation, "mmseg", tmp_path, fpn_hidden_size=64, semantic_loss_ignore_index=9, **names,
+        layer_norm_eps=1e-5,
+    )  # fmt: skip
+    assert segmenter == ["semantic_loss_ignore_index", "the image processor"]
+
+
+def test_timm_keeps_what_it_has_and_invents_no_license(tmp_path, capsys):
+    config = small_config(num_labels=2, drop_path_rate=0.3, attention_probs_dropout_prob=0.2)
+    randomize(TwinsForImageClassification(config)).save_pretrained(tmp_path / "model")
+    run(tmp_path / "model", "timm", tmp_path / "timm")
+    assert "left out  nothing\n" in capsys.readouterr().out
+    written = json.loads((tmp_path / "timm" / "config.json").read_text())
+    assert not {"license", "tag"} & written["pretrained_cfg"].keys()
+    reloaded = TwinsConfig.from_pretrained(tmp_path / "timm")
+    assert (reloaded.drop_path_rate, reloaded.attention_probs_dropout_prob) == (0.3, 0.2)
+    written["pretrained_cfg"] |= {"license": "mit", "tag": "mine"}
+    (tmp_path / "timm" / "config.json").write_text(json.dumps(written))
+    run(tmp_path / "timm", "official", tmp_path / "back.pth")
+    printed = capsys.readouterr().out
+    assert "the image processor, pretrained_cfg.tag, pretrained_cfg.license\n" in printed
+
+
+@pytest.mark.parametrize(("stages", "side", "multiple"), [(4, 240, 32), (4, 211, 32), (5, 224, 64)])
+def test_images_of_a_size_that_timm_does_not_take_are_named(stages, side, multiple):
+    config = TwinsConfig(**{
+        name: [1] * stages if name in ("depths", "mlp_ratios", "sr_ratios") else [64] * stages if name == "hidden_sizes" else [2] * stages
+        for name in ("depths", "mlp_ratios", "sr_ratios", "hidden_sizes", "num_attention_heads")
+    })  # fmt: skip
+    with pytest.raises(ValueError, match=f"images of {side} x {side}, and takes multiples of {multiple} alone"):
+        convert_hf_to_timm.check_image_size("mine", config, side, side)
+    convert_hf_to_timm.check_image_size("mine", config, 10 * multiple, multiple)
+
+
+def test_five_stages_go_to_timm_and_back(tmp_path):
+    config = small_config(
+        hidden_sizes=[32, 64, 64, 64, 64],
+        num_attention_heads=[1, 2, 2, 1, 1],
+        depths=[1] * 5,
+        mlp_ratios=[2] * 5,
+        sr_ratios=[4, 2, 1, 1, 1],
+    )
+    model = randomize(TwinsForImageClassification(config))
+    model.save_pretrained(tmp_path / "model")
+    assert "images of 224 x 224, and takes multiples of 64 alone" in fails(
+        tmp_path / "model", "timm", tmp_path / "timm"
+    )
+    size = {"height": 256, "width": 256}
+    TwinsImageProcessor(size={"shortest_edge": 256}, crop_size=size).save_pretrained(tmp_path / "model")
+    run(tmp_path / "model", "timm", tmp_path / "timm")
+    back = TwinsForImageClassification.from_pretrained(tmp_path / "timm")
+    assert all(torch.equal(weight, back.state_dict()[name]) for name, weight in model.state_dict().items())
+    assert timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True)
 
 
 def test_preprocessing_that_timm_has_not_is_named(tmp_path):
@@ -218,9 +294,7 @@ def test_half_precision_is_kept(tmp_path):
 
 def test_what_the_toolbox_has_not_is_named(tmp_path):
     randomize(TwinsForImageClassification(small_config(use_stage_norm=True))).save_pretrained(tmp_path / "norms")
-    assert "has no name for twins.encoder.stages.0.layernorm.weight" in fails(
-        tmp_path / "norms", "timm", tmp_path / "timm"
-    )
+    assert "timm has no models with use_stage_norm=True" in fails(tmp_path / "norms", "timm", tmp_path / "timm")
     randomize(TwinsForSemanticSegmentation(small_config())).save_pretrained(tmp_path / "fpn")
     assert "timm has no model like TwinsForSemanticSegmentation" in fails(tmp_path / "fpn", "timm", tmp_path / "timm")
 

@@ -27,6 +27,7 @@ import convert_twins_to_hf
 import pytest
 import torch
 from card_utils import run_card
+from checkpoint_formats import ade20k_class_names, convert_checkpoint
 from conversion_utils import fails, run, save_source
 from huggingface_hub import ModelCard
 from source_checkpoints import FORMATS, TINY, source_checkpoint, source_weights, timm_model
@@ -126,15 +127,20 @@ def test_every_format_becomes_a_repository_that_auto_classes_load(source_format,
     assert card.data.library_name == "transformers"
 
 
-def test_timm_folder_converts_with_labels_and_preprocessing(tmp_path, output):
+def test_timm_folder_converts_with_labels_and_preprocessing(tmp_path, output, capsys):
     model = timm_model(TINY["svt"], 3).eval()
     arguments = {
         name: getattr(TINY["svt"], field)
         for name, field in {"embed_dims": "hidden_sizes", "depths": "depths", "mlp_ratios": "mlp_ratios"}.items()
     }
     arguments["num_heads"] = [size // 32 for size in TINY["svt"].hidden_sizes]
-    save_for_hf(model, str(tmp_path / "timm"), {"label_names": ["a", "b", "c"]}, arguments, safe_serialization=True)
+    own = {"label_names": ["a", "b", "c"], "pretrained_cfg": {"license": "mit", "test_crop_pct": 1.0}}
+    save_for_hf(model, str(tmp_path / "timm"), own, arguments, safe_serialization=True)
     run(tmp_path / "timm", "--output", output)
+    printed = capsys.readouterr().out
+    assert "labels    3, a, b, c\n" in printed
+    assert "left out  pretrained_cfg.tag, pretrained_cfg.test_crop_pct\n" in printed
+    assert ModelCard.load(output / "README.md").data.license == "mit"
     converted = TwinsForImageClassification.from_pretrained(output)
     assert converted.config.id2label == {0: "a", 1: "b", 2: "c"}
     assert TwinsImageProcessor.from_pretrained(output).size.shortest_edge == 248
@@ -410,3 +416,22 @@ def test_remote_code_is_written_and_not_for_upernet(source, output, tmp_path):
     error = fails(tmp_path / "upernet.pth", "--output", tmp_path / "upernet", "--with-remote-code")
     assert "--with_remote_code does not work for UperNet" in error
     assert not (tmp_path / "upernet").exists()
+
+
+@pytest.mark.parametrize("names", ["ADE20K's", "as mmsegmentation writes them", "of another data set"])
+def test_labels_are_reduced_for_ade20k_alone(names):
+    classes = ade20k_class_names()
+    if names == "as mmsegmentation writes them":
+        classes[classes.index("bed")] = "bed "
+    elif names == "of another data set":
+        classes = [f"field {number}" for number in range(150)]
+    weights = source_weights("mmseg-semantic-fpn", TINY["svt"], num_classes=150)
+    conversion = convert_checkpoint(weights, {"CLASSES": classes})
+    processor = convert_twins_to_hf.image_processor(conversion, argparse.Namespace(preprocessing=None))
+    assert processor.do_reduce_labels == (names != "of another data set")
+
+
+def test_names_that_are_assumed_are_said_to_be(tmp_path, capsys):
+    torch.save(source_weights("official", TINY["svt"], num_classes=1000), tmp_path / "source.pth")
+    run(tmp_path / "source.pth", "--dry_run")
+    assert "assumed from their number: the source has no names\n" in capsys.readouterr().out

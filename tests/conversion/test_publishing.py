@@ -16,10 +16,12 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import convert_twins_to_hf
 import pytest
 import torch
 from conversion_utils import fails, run, save_source
@@ -193,9 +195,27 @@ def test_token_that_may_only_read_leaves_the_folder(hub, source, tmp_path):
     assert (tmp_path / "converted" / "model.safetensors").is_file()
 
 
-def test_bad_name_is_named(hub, source, tmp_path):
-    error = fails(source, "--output", tmp_path / "converted", *push_options("some body/twins!"))
-    assert "some body/twins! was not published" in error
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--repo_id", "some body/twins!"), "--repo_id: Repo id must use alphanumeric chars"),
+        (("--repo_id", "a/b/c"), "--repo_id: Repo id must be in the form"),
+        (("--repo_id", "https://huggingface.co/somebody/twins"), "--repo_id: Repo id must be in the form"),
+        (("--repo_id", ""), "--repo_id: Repo id must use alphanumeric chars"),
+        (("--repo_id", "somebody/twins", "--revision", ""), "--revision must be the name of a branch, .* got ''"),
+        (
+            ("--repo_id", "somebody/twins", "--revision", "a b"),
+            "--revision must be the name of a branch, .* got 'a b'",
+        ),
+    ],
+)
+def test_bad_names_are_told_before_anything_is_done(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        convert_twins_to_hf.parse_arguments(["x.pth", "--output_dir", "x", "--push_to_hub", *arguments])
+    assert re.search(message, capsys.readouterr().err)
+    good = ["x.pth", "--output_dir", "x", "--push_to_hub", "--repo_id", "somebody/twins", "--revision"]
+    for revision in ("v1.0", "refs/pr/1", "fix/a-b_c"):
+        convert_twins_to_hf.parse_arguments([*good, revision])
 
 
 def test_somebody_else_publishing_meanwhile_is_not_written_over(hub, source, tmp_path, monkeypatch):

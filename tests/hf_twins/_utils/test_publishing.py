@@ -65,6 +65,17 @@ def test_run_that_is_published_again_replaces_its_card_and_its_weights(hub, run)
     assert files == {".gitattributes", "README.md", "model-00001-of-00001.safetensors"}
 
 
+def test_old_files_that_would_be_loaded_are_removed(hub, run, capsys):
+    HfApi().create_repo("somebody/twins")
+    old = ["consolidated.safetensors", "processor_config.json", "pytorch_model.pth"]
+    for name in [*old, "results.json"]:
+        HfApi().upload_file(path_or_fileobj=b"{}", path_in_repo=name, repo_id="somebody/twins")
+    publish_folder(HfApi(), run, "somebody/twins")
+    files = set(hub.repository("somebody/twins").branches["main"].files)
+    assert files == {".gitattributes", "README.md", "model.safetensors", "results.json"}
+    assert f"removes   {', '.join(old)} from somebody/twins" in capsys.readouterr().out
+
+
 def test_card_that_its_owner_has_edited_is_kept_until_told_otherwise(hub, run, capsys):
     publish_folder(HfApi(), run, "somebody/twins")
     card = ModelCard.load("somebody/twins")

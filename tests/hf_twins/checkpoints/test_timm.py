@@ -22,7 +22,8 @@ from sklearn.datasets import load_sample_image
 from timm.data import create_transform, resolve_data_config
 
 from hf_twins import TwinsImageProcessor, TwinsImageProcessorPil
-from hf_twins.checkpoints import convert_timm_preprocessing, revert_timm_preprocessing
+from hf_twins.checkpoints import convert_timm_config, convert_timm_preprocessing, revert_timm_preprocessing
+from hf_twins.checkpoints.timm import unread_timm_fields
 
 
 def square(side: int) -> dict[str, int]:
@@ -139,3 +140,40 @@ def test_images_of_other_channels_are_not_converted_to_colors(num_channels, conf
     if num_channels == 1:
         assert processor.image_mean == pytest.approx([0.5])
         assert processor.image_std == pytest.approx([0.2])
+
+
+def test_dropouts_of_timm_are_taken_or_named():
+    arguments = {
+        "attn_drop_rate": 0.1,
+        "drop_path_rate": 0.2,
+        "drop_rate": 0.3,
+        "pos_drop_rate": 0,
+        "proj_drop_rate": 0.5,
+    }
+    config = {"architecture": "twins_svt_small", "model_args": arguments}
+    fields = convert_timm_config(config)
+    assert (fields["attention_probs_dropout_prob"], fields["drop_path_rate"]) == (0.1, 0.2)
+    assert unread_timm_fields(config) == ["model_args.drop_rate", "model_args.proj_drop_rate"]
+
+
+def test_fields_of_timm_without_a_place_are_named():
+    pretrained_cfg = {
+        "tag": "mine",
+        "origin_url": "https://x",
+        "test_crop_pct": 1.0,
+        "crop_pct": 0.9,
+        "url": "y",
+        "notes": None,
+    }
+    config = {"architecture": "twins_svt_small", "note": 1, "pretrained_cfg": pretrained_cfg}
+    expected = ["note", "pretrained_cfg.tag", "pretrained_cfg.origin_url", "pretrained_cfg.test_crop_pct"]
+    assert unread_timm_fields(config) == expected
+    described = {"architecture": "twins_svt_small", "label_names": ["n1"], "label_descriptions": {"n1": "cat"}}
+    assert unread_timm_fields(described) == ["label_names, whose label_descriptions are taken"]
+
+
+def test_other_pooling_of_timm_is_refused():
+    for global_pool in (None, "avg"):
+        convert_timm_config({"architecture": "twins_svt_small", "model_args": {"global_pool": global_pool}})
+    with pytest.raises(ValueError, match="must have a global_pool of 'avg', as Twins models have, got ''"):
+        convert_timm_config({"architecture": "twins_svt_small", "model_args": {"global_pool": ""}})
