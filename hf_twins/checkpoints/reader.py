@@ -23,7 +23,6 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from logging import Filter, LogRecord, getLogger
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -102,23 +101,6 @@ def refusing_code(name_or_path: str | os.PathLike | None) -> Iterator[None]:
         ) from None
 
 
-@contextmanager
-def naming_in_load_report(source: str | os.PathLike | None) -> Iterator[None]:
-    """Let transformers' report on missing and unexpected weights say where they are from: it is given weights without a name."""
-
-    class Naming(Filter):
-        def filter(self, record: LogRecord) -> bool:
-            record.msg = str(record.msg).replace(" from: None\n", f" from: {source}\n")
-            return True
-
-    logger, naming_filter = getLogger("transformers.modeling_utils"), Naming()
-    logger.addFilter(naming_filter)
-    try:
-        yield
-    finally:
-        logger.removeFilter(naming_filter)
-
-
 class CheckpointReader(TwinsCheckpointReader):
     """Loads what transformers saved, what timm publishes, and the authors' files."""
 
@@ -179,8 +161,7 @@ class CheckpointReader(TwinsCheckpointReader):
                         kwargs["state_dict"][key] = adapt_stem_weight(weight, num_channels)
             if kwargs.get("config") is None:
                 kwargs["config"] = base
-            with naming_in_load_report(base):
-                loaded = load(None, *args, **kwargs)
+            loaded = load(None, *args, **kwargs)
         model = loaded[0] if kwargs.get("output_loading_info") else loaded
         model.name_or_path = model.config.name_or_path = str(base)
         if adapter is not None:

@@ -811,6 +811,8 @@ def test_stream_gives_every_image_in_another_order_each_epoch(num_workers, tmp_p
         epochs.append(torch.cat([batch["pixel_values"] for batch in loader]).tolist())
     assert epochs[0] == epochs[2] != epochs[1]
     assert len(epochs[0]) == 40
+    # Memory that all workers share: one that sets it changes what another reads.
+    assert images.stream.epoch == 0
     if num_workers == 0:
         # All but the one that cannot be decoded, in whose place another comes again.
         assert set(epochs[0]) == set(epochs[1]) == set(range(40)) - {25}
@@ -821,7 +823,8 @@ def test_processes_share_a_stream(tmp_path):
     shares = [list(numbered_stream(tmp_path, 5, process_index=index, num_processes=2)) for index in (0, 1)]
     seen = [{int(example["pixel_values"]) for example in share} for share in shares]
     assert [len(share) for share in shares] == [20, 20]
-    assert not seen[0] & seen[1]
+    # In place of the one that cannot be decoded comes another, from whatever share.
+    assert len(seen[0] & seen[1]) <= 1
     assert len(seen[0] | seen[1]) >= 39
 
 

@@ -249,8 +249,8 @@ class StreamedImages(torch.utils.data.IterableDataset):
         if isinstance(stream.features["image"], Image):
             # Decoded here, so that one bad image is no end of the stream.
             stream = stream.cast_column("image", Image(decode=False))
-        stream = split_dataset_by_node(stream, rank=process_index, world_size=num_processes)
-        self.stream = stream.shuffle(seed=preparation.seed, buffer_size=buffer_size)
+        self.stream = split_dataset_by_node(stream, rank=process_index, world_size=num_processes)
+        self.buffer_size = buffer_size
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -271,9 +271,10 @@ class StreamedImages(torch.utils.data.IterableDataset):
         said: Counter[str] = Counter()
         for repetition in itertools.count():
             is_empty = True
-            # The stream of epoch 1 is not what epoch 0 has when it is read again.
-            self.stream.set_epoch(mixed_seed(self.epoch, repetition))
-            for example in self.stream:
+            # The stream of epoch 1 is not what epoch 0 has when it is read again. Its own `set_epoch` is shared with the other
+            # workers, which may not have begun.
+            seed = mixed_seed(self.preparation.seed, self.epoch, repetition)
+            for example in self.stream.shuffle(seed=seed, buffer_size=self.buffer_size):
                 image, label, fault = example["image"], example["label"], None
                 path = image["path"] if isinstance(image, dict) else None
                 if image is None:
