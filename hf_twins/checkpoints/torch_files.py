@@ -150,7 +150,7 @@ def read_storage(opened: IO[bytes], mapped: torch.UntypedStorage, offset: int, n
     # Read, because what is copied out of a mapping counts twice as memory of the process.
     content = torch.empty(nbytes, dtype=torch.uint8)
     opened.seek(offset)
-    opened.readinto(content.numpy())  # type: ignore[attr-defined]
+    opened.readinto(content.numpy())  # type: ignore[attr-defined]  # which every file opened for bytes has
     return content.untyped_storage()
 
 

@@ -59,7 +59,7 @@ def test_only_a_missing_module_of_an_extra_ends_a_script_with_a_sentence(stateme
     monkeypatch.setitem(sys.modules, "timm", None)
     monkeypatch.delitem(sys.modules, "timm.models", raising=False)
     try:
-        exec(statement)  # noqa: S102
+        exec(statement)  # noqa: S102  # one of the imports above
     except ImportError:
         exit_with_sentence_if_extra_is_missing(*sys.exc_info())
     printed = capsys.readouterr().err
