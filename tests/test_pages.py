@@ -41,14 +41,14 @@ from digit_scenes import digit_scene
 from loopback_hub import serve_hub
 from PIL import Image
 from source_checkpoints import TINY, source_weights
-from testing_utils import save_timm, timm_model
+from testing_utils import save_small_svt
 
 from hf_twins import TwinsForImageClassification
 
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("conversion", "examples", "hf_twins", "spaces", "tests")
-INSTALLATION = re.compile(r'pip install -e "\.\[(\w+)\]"\n')
+INSTALLATION = re.compile(r'pip install -e (?:\.|"\.\[(\w+)\]")\n')
 IN_CI = ".ci/run runs it in a fresh environment"
 MACHINES = "needs more devices than a test has: tests/examples/test_distributed.py loads the configurations"
 BENCHMARK = "takes hours: tests/examples/test_benchmark.py runs the script on less"
@@ -143,21 +143,8 @@ def write_data(folder: Path) -> None:
         digit_scene(1).image.save(folder / "imagenet/val" / wordnet_id / "ILSVRC2012_val_00000293.JPEG")
     torch.save(source_weights("official", TINY["svt"]), folder / "alt_gvt_small.pth")
     save_start(folder / "outputs/quickstart", size=32)
-    model = TwinsForImageClassification.from_pretrained(write_timm_model(folder.parent / "timm"))
+    model = TwinsForImageClassification.from_pretrained(save_small_svt(folder.parent / "timm"))
     model.save_pretrained(folder / "DIR_OR_ID")
-
-
-def write_timm_model(folder: Path) -> Path:
-    model = timm_model(
-        embed_dims=[32, 64, 96, 128],
-        num_heads=[1, 2, 3, 4],
-        wss=[7] * 4,
-        depths=[1] * 4,
-        mlp_ratios=[2] * 4,
-        sr_ratios=[8, 4, 2, 1],
-        num_classes=1000,
-    )
-    return save_timm(model, folder)
 
 
 def run_until_it_serves(line: str, log: Path, **options) -> None:
@@ -210,6 +197,6 @@ def test_blocks_that_cannot_run_exist():
 
 def test_installation_blocks_name_extras_that_exist():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = [extra for blocks in PAGES.values() for block in blocks for extra in INSTALLATION.findall(block)]
+    extras = [extra for blocks in PAGES.values() for block in blocks for extra in INSTALLATION.findall(block) if extra]
     assert {*extras} <= project["optional-dependencies"].keys()
     assert "train" in extras

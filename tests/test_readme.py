@@ -14,15 +14,25 @@
 """What the README says is so; its commands are in test_pages.py."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from loopback_hub import serve_hub
 from PIL import Image
-from testing_utils import save_timm, timm_model, tiny_config
+from testing_utils import save_small_svt, save_timm, timm_model, tiny_config
 
-from hf_twins import TWINS_VARIANTS, TwinsForImageClassification, TwinsImageProcessor
+import hf_twins
+from hf_twins import (
+    TWINS_VARIANTS,
+    TwinsBackbone,
+    TwinsForImageClassification,
+    TwinsImageProcessor,
+    grad_cam,
+    load_model,
+)
 
 
 ROOT = Path(__file__).parents[1]
@@ -30,26 +40,35 @@ ROOT = Path(__file__).parents[1]
 PAGES = [page for pattern in ("*.md", "*/*.md", "examples/*/*.md") for page in sorted(ROOT.glob(pattern))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "examples" / "benchmark_results.md").read_text(encoding="utf-8")
-OPTIMIZED = ("hf_twins-optimized | float32", "hf_twins-optimized | bfloat16")
-CODE_BLOCKS = [
-    re.sub(rf"^{indent}", "", code, flags=re.MULTILINE)
-    for indent, code in re.findall(r"^( *)```python\n(.*?)^ *```$", README, flags=re.MULTILINE | re.DOTALL)
-]
+CODE_BLOCKS = {
+    f"{page} {index}": code
+    for page in ("README.md", "hf_twins/README.md")
+    for index, code in enumerate(
+        re.findall(
+            r"^```python\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+        )
+    )
+}
 
 
-def test_readme_has_code():
-    assert len(CODE_BLOCKS) >= 4
+def test_pages_have_code():
+    assert len(CODE_BLOCKS) >= 6
 
 
-@pytest.mark.parametrize("code", CODE_BLOCKS, ids=range(len(CODE_BLOCKS)))
-def test_code_block_runs(code, tmp_path, monkeypatch):
-    # The folder that the quickstart leaves behind, small.
-    monkeypatch.chdir(tmp_path)
-    repository = tmp_path / "outputs" / "quickstart"
-    TwinsForImageClassification(tiny_config()).save_pretrained(repository)
-    TwinsImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(repository)
-    (tmp_path / "spaces").symlink_to(ROOT / "spaces")
-    exec(compile(code, "README.md", "exec"), {})  # noqa: S102  # the README's code is ours
+@pytest.fixture(scope="module")
+def small_svt(tmp_path_factory) -> Path:
+    return save_small_svt(tmp_path_factory.mktemp("hub") / "timm")
+
+
+@pytest.mark.parametrize("code", CODE_BLOCKS.values(), ids=CODE_BLOCKS)
+def test_code_block_runs(code, small_svt, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    names: dict[str, Any] = {}
+    with serve_hub({"timm/twins_svt_small.in1k": small_svt}) as hub, hub.in_process(tmp_path / "home"):
+        exec(compile(code, "README.md", "exec"), names)  # noqa: S102  # the pages' code is ours
+    if "feature_maps" in names:
+        sizes = " ".join(f"{height} x {width}" for height, width in (each.shape[2:] for each in names["feature_maps"]))
+        assert sizes.split() == re.findall(r"\d+|x", code.partition("# of ")[2].partition("\n")[0])
 
 
 def test_code_about_other_libraries_checkpoints_runs(tmp_path, monkeypatch):
@@ -71,14 +90,71 @@ def test_code_about_other_libraries_checkpoints_runs(tmp_path, monkeypatch):
 
 def test_model_table_is_that_of_the_package():
     for name, variant in TWINS_VARIANTS.items():
+        weights = f"timm/{name.replace('-', '_')}.in1k"
         row = (
             f"| {name} | {variant.num_parameters / 1e6:.1f} M | {variant.flops} G | {variant.imagenet_top1} | "
-            f"{variant.ade20k_upernet_miou} |"
+            f"{variant.ade20k_upernet_miou} | [{weights}](https://huggingface.co/{weights}) |"
         )
         assert row in README
-        speed = re.search(rf"^{re.escape(row)} (.+) / (.+) / (.+) \|$", README, re.MULTILINE)
-        for ratio, contender in zip(speed.groups(), ("hf_twins | float32", *OPTIMIZED)):
-            assert f"| {name} | inference | 1 x 224 | {contender} | **{ratio}**" in RESULTS, (name, contender)
+
+
+def causes_of_messages(folder: Path) -> list[Callable[[], Any]]:
+    """What leads to the messages that the package's page explains, in their order."""
+    model = TwinsForImageClassification(tiny_config(num_labels=3))
+    model.save_pretrained(folder)
+    TwinsImageProcessor().save_pretrained(folder)
+    backbone = TwinsBackbone(tiny_config(out_features=["stage1"]))
+    backbone.out_features = ["stage3"]
+    image = torch.rand(1, 3, 64, 64)
+    return [
+        lambda: model(image.byte()),
+        lambda: model(image[:, :1]),
+        lambda: load_model(folder, "semantic-segmentation"),
+        lambda: load_model(folder, "image-classification", num_labels=7),
+        lambda: TwinsForImageClassification.from_pretrained(folder, num_labels=7),
+        lambda: TwinsImageProcessor()(image, segmentation_maps=torch.zeros(1, 64, 64)),
+        lambda: backbone(image),
+        lambda: model(image, torch.ones(1, 32, 32)),
+        lambda: grad_cam(model.train(), image),
+        lambda: load_model("somebody/twins", "image-classification"),
+    ]
+
+
+def test_messages_are_those_that_come(tmp_path):
+    table = (ROOT / "hf_twins/README.md").read_text(encoding="utf-8").partition("\n## Troubleshooting\n")[2]
+    # The first comes where the package is not imported.
+    messages = re.findall(r"^\| `(.*?)` \|", table, re.MULTILINE)[1:]
+    for message, cause in zip(messages, causes_of_messages(tmp_path), strict=True):
+        with pytest.raises((ValueError, RuntimeError, OSError)) as caught:
+            cause()
+        assert message.replace("'", "") in re.sub("['`]", "", str(caught.value))
+
+
+def test_table_of_public_names_is_complete():
+    page = (ROOT / "hf_twins/README.md").read_text(encoding="utf-8")
+    table = page.partition("\n## Public names\n")[2].partition("\n## ")[0]
+    assert set(re.findall(r"`(\w+)`", table)) >= {*hf_twins.__all__}
+
+
+def test_speed_table_is_what_the_benchmark_printed():
+    table = README.partition("\n## Speed\n")[2].partition("\n## ")[0]
+    columns = [("twins-svt-small", 1), ("twins-svt-small", 8), ("twins-pcpvt-small", 1), ("twins-pcpvt-small", 8)]
+    contenders = {
+        "timm": "timm",
+        "hf_twins": "hf_twins",
+        "`optimize_for_inference`": "hf_twins-optimized",
+        "exported to OpenVINO": "openvino",
+    }
+    rows = [
+        line.strip("| ").split(" | ") for line in table.splitlines() if " 1.00 / " in line or ", float32 / " in line
+    ]
+    assert len(rows) == len(contenders)
+    for head, *cells in rows:
+        contender, _, dtypes = head.partition(", ")
+        for (variant, size), cell in zip(columns, cells, strict=True):
+            for dtype, ratio in zip(dtypes.split(" / "), cell.split(" / "), strict=True):
+                measured = f"| {variant} | inference | {size} x 224 | {contenders[contender]} | {dtype} | **{ratio}**"
+                assert measured in RESULTS, measured
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

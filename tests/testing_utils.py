@@ -100,6 +100,20 @@ def save_timm(model: nn.Module, folder: Path, safe_serialization: bool = True, *
     return folder
 
 
+def save_small_svt(folder: Path) -> Path:
+    """What stands for timm/twins_svt_small.in1k on the loopback Hub: its four stages and 1000 labels, small."""
+    model = timm_model(
+        embed_dims=[32, 64, 96, 128],
+        num_heads=[1, 2, 3, 4],
+        wss=[7] * 4,
+        depths=[1] * 4,
+        mlp_ratios=[2] * 4,
+        sr_ratios=[8, 4, 2, 1],
+        num_classes=1000,
+    )
+    return save_timm(model, folder)
+
+
 @contextmanager
 def small_file_system(folder: Path) -> Iterator[Callable[[str], None]]:
     """One of 256 KB at `folder`, and what gives it other options, such as "ro".
