@@ -42,6 +42,7 @@ from hf_twins.training.semantic_segmentation.data import IGNORE_INDEX, Preparati
 from hf_twins.training.semantic_segmentation.inference import InferenceArguments
 from hf_twins.training.semantic_segmentation.metrics import evaluate_pairs, segmentation_metrics
 from hf_twins.training.semantic_segmentation.models import (
+    backbone_config,
     checkpoint_config,
     create_model,
     create_processor,
@@ -128,7 +129,8 @@ def train(
             f"There are {len(pairs['train'])} pairs to train on, fewer than a batch: give a --per_device_train_batch_size "
             f"below {args.per_device_train_batch_size}."
         )
-    model = create_model(model_arguments, fields, names, recipe.drop_path_rate)
+    drop_path_rate = recipe.drop_path_rate_of(lambda: backbone_config(model_arguments, fields))
+    model = create_model(model_arguments, fields, names, drop_path_rate)
     if args.parallel_mode == ParallelMode.DISTRIBUTED and torch.accelerator.is_available():
         # Few images a process are too few for its own statistics: the authors share them too.
         torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
