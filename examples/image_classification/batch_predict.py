@@ -50,7 +50,7 @@ from hf_twins._utils.run_settings import record_settings
 from hf_twins._utils.shards import DatasetShard, Shard, ShardError, ShardImages, TarShard, find_shards
 from hf_twins.training.data import check_is_no_image_folder, only_column
 from hf_twins.training.image_classification.arguments import TrainedModelArguments
-from hf_twins.training.image_classification.data import Preparation, evaluation_transform
+from hf_twins.training.image_classification.data import Preparation, evaluation_transform, stacked
 from hf_twins.training.image_classification.models import load_trained
 from hf_twins.training.trainer import one_at_a_time
 
@@ -215,7 +215,7 @@ def predict_shard(
         ]
         if not readable:
             continue
-        pixel_values = torch.stack([example["pixel_values"] for example in readable]).to(accelerator.device)
+        pixel_values = stacked([example["pixel_values"] for example in readable]).to(accelerator.device)
         with accelerator.autocast():
             logits = model(pixel_values=pixel_values).logits
         scores, numbers = (values.tolist() for values in logits.float().softmax(-1).topk(top_k))

@@ -44,7 +44,17 @@ from hf_twins._utils.images import (
     orientation,
 )
 from hf_twins._utils.labels import read_label_names
-from hf_twins.training.data import image_names, load_hub_splits, only_column, renamed_columns, warn_of_shared_images
+from hf_twins.training.data import (
+    ProcessorPixels,
+    RandomScale,
+    check_pixels,
+    image_names,
+    interpolation_of,
+    load_hub_splits,
+    only_column,
+    renamed_columns,
+    warn_of_shared_images,
+)
 from hf_twins.training.orientation import (
     UNKNOWN_ORIENTATION,
     ExifOption,
@@ -53,15 +63,18 @@ from hf_twins.training.orientation import (
     turn_as_annotated,
 )
 from hf_twins.training.semantic_segmentation.arguments import DataArguments, SegmentationRecipe
+from hf_twins.training.semantic_segmentation.augmentation import (
+    IGNORE_INDEX,
+    PadToSquare,
+    PhotometricDistortion,
+    RandomClassCrop,
+)
 from hf_twins.training.trainer import mixed_seed
 
 
 logger = logging.getLogger(__name__)
-IGNORE_INDEX = 255
 # Formats that keep the numbers of classes: JPEG and WebP blur them.
 MASK_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm")
-# Crops to draw for one that is not nearly all of one class.
-NUM_TRIES = 10
 # Classes without names. More are hardly ever classes, but the levels of masks that were resized smoothly, or numbers of objects.
 MAX_UNNAMED = 50
 LOSSY = "in formats that may blur the numbers of classes, which need a lossless one such as PNG"
@@ -392,58 +405,34 @@ def file_of(split: Dataset, index: int) -> str:
     return image_names(split, [index])[0]
 
 
-class RandomClassCrop(v2.Transform):
-    """A random crop in which no class has too large a share, if one is found; padded to `size` where it is smaller.
-
-    Args:
-        size: side in pixels.
-        max_class_share: largest share that one class may have of the pixels with a class.
-        fill: colour of the padding, from 0 to 255. The mask's is `IGNORE_INDEX`.
-    """
-
-    def __init__(self, size: int, max_class_share: float, fill: Sequence[int]):
-        super().__init__()
-        self.size, self.max_class_share, self.fill = size, max_class_share, list(fill)
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        mask = next(each for each in flat_inputs if isinstance(each, tv_tensors.Mask))
-        height, width = (min(self.size, side) for side in mask.shape[-2:])
-        for _ in range(NUM_TRIES):
-            top, left = (
-                int(torch.randint(side - part + 1, ())) for side, part in zip(mask.shape[-2:], (height, width))
-            )
-            crop = mask[..., top : top + height, left : left + width]
-            counts = torch.bincount(crop[crop != IGNORE_INDEX].long())
-            if (counts > 0).sum() > 1 and counts.max() < self.max_class_share * counts.sum():
-                break
-        return {"top": top, "left": left, "height": height, "width": width}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        crop = v2.functional.crop(inpt, **params)
-        padding = [0, 0, self.size - params["width"], self.size - params["height"]]
-        fill: Any = IGNORE_INDEX if isinstance(inpt, tv_tensors.Mask) else self.fill
-        return v2.functional.pad(crop, padding, fill=fill)
-
-
 def training_transform(recipe: SegmentationRecipe, processor: Any) -> v2.Transform:
-    """Random size, crop, flip and colours, to the size and the normalization of the image processor."""
+    """Random size, crop, flip and colours, to the size and the pixel values of the image processor.
+
+    Raises:
+        ValueError: if the scales are none, or the image processor cannot be trained with.
+    """
     if not 0 < recipe.min_scale <= recipe.max_scale:
         raise ValueError(
             f"--min_scale must be above 0 and not above --max_scale, got {recipe.min_scale} and {recipe.max_scale}."
         )
-    size = processor.size.shortest_edge
+    if not processor.do_resize:
+        raise ValueError(
+            "The image processor must have do_resize=True: training and evaluation scale images to its size."
+        )
+    check_pixels(processor)
+    size, longest = processor.size.shortest_edge, processor.size.longest_edge
+    shortest = range(round(recipe.min_scale * size), round(recipe.max_scale * size) + 1)
+    sizes = [(side, None if longest is None else round(side * longest / size)) for side in shortest]
     steps: list[v2.Transform] = [
-        v2.RandomShortestSize(range(round(recipe.min_scale * size), round(recipe.max_scale * size) + 1)),
-        # The mean colour, which is 0 to the model.
-        RandomClassCrop(size, recipe.max_class_share, [round(255 * mean) for mean in processor.image_mean]),
+        RandomScale(sizes, interpolation_of(processor)),
+        RandomClassCrop(size, recipe.max_class_share),
         v2.RandomHorizontalFlip(recipe.horizontal_flip),
     ]
     if recipe.photometric_distortion:
-        # Not `RandomPhotometricDistort`, which swaps channels too.
-        changes = ({"brightness": (0.875, 1.125)}, {"contrast": (0.5, 1.5)}, {"saturation": (0.5, 1.5)}, {"hue": 0.1})
-        steps += [v2.RandomApply([v2.ColorJitter(**change)], p=0.5) for change in changes]
-    types = {tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64, "others": None}
-    return v2.Compose([*steps, v2.ToDtype(types, scale=True), v2.Normalize(processor.image_mean, processor.image_std)])
+        steps.append(PhotometricDistortion())
+    # Padded at last, so that the padding is 0 to the model.
+    steps += [ProcessorPixels(processor), PadToSquare(size)]
+    return v2.Compose([*steps, v2.ToDtype({tv_tensors.Mask: torch.int64, "others": None})])
 
 
 @dataclass
