@@ -115,14 +115,17 @@ def train(
     set_seed(args.seed)
     output_dir = Path(str(args.output_dir))
     folders = [data_arguments.train_dir, data_arguments.validation_dir]
+    # Where links in the folders lead is checked when they have been listed.
     check_is_apart(
-        output_dir, [Path(folder, part) for folder in folders if folder for part in ("images", "annotations")]
+        output_dir,
+        [Path(folder, part) for folder in folders if folder for part in ("images", "annotations")],
+        follow_links=False,
     )
     check_is_apart(output_dir, [data_arguments.dataset_name])
     checkpoint = trainer_checkpoint(args, recipe)
     fields = checkpoint_config(model_arguments)
     with args.main_process_first(desc="loading images"):
-        pairs, names = load_pairs(data_arguments, args.seed, segmentation_labels(fields))
+        pairs, names = load_pairs(data_arguments, args.seed, segmentation_labels(fields), output_dir)
     images_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     if len(pairs["train"]) < args.train_batch_size * args.world_size:
         raise ValueError(

@@ -23,6 +23,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,16 +67,17 @@ logger = logging.getLogger(__name__)
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
-def load_images(arguments: DataArguments, seed: int) -> dict[str, Any]:
+def load_images(arguments: DataArguments, seed: int, output_dir: Path | None = None) -> dict[str, Any]:
     """The data set as `train`, a stream if that is asked for, and `validation`.
 
     Both have the columns `image` and `label`, a `ClassLabel`. Images that cannot be decoded, and rows without an image or a
     label, are left out, counted and named; of a stream, while it is read.
 
     Raises:
-        ValueError: if there is no data set, or it lacks what is needed. The message says what.
+        ValueError: if there is no data set, or it lacks what is needed, or what is written to `output_dir` could replace some of
+            it. The message says what.
     """
-    splits = {name: with_columns(split, arguments) for name, split in load_splits(arguments).items()}
+    splits = {name: with_columns(split, arguments) for name, split in load_splits(arguments, output_dir).items()}
     splits = with_label_names(splits, arguments.class_names_file)
     names = splits["train"].features["label"].names
     if len(names) < 2:
@@ -107,7 +109,7 @@ def load_images(arguments: DataArguments, seed: int) -> dict[str, Any]:
     return splits
 
 
-def load_splits(arguments: DataArguments) -> dict[str, Any]:
+def load_splits(arguments: DataArguments, output_dir: Path | None = None) -> dict[str, Any]:
     """`train` and, if it is there, `validation`, with whatever columns they have."""
     if (arguments.dataset_name is None) == (arguments.train_dir is None):
         raise ValueError("Give either --dataset_name or --train_dir.")
@@ -115,7 +117,7 @@ def load_splits(arguments: DataArguments) -> dict[str, Any]:
     if arguments.dataset_name is not None:
         splits = load_hub_splits(arguments.dataset_name, arguments.dataset_config_name, arguments.streaming)
     else:
-        splits = load_folders(str(arguments.train_dir), arguments.validation_dir, arguments.streaming)
+        splits = load_folders(str(arguments.train_dir), arguments.validation_dir, arguments.streaming, output_dir)
     if arguments.streaming and "validation" not in splits:
         raise ValueError("With --streaming, evaluation images must be apart from the others: give --validation_dir.")
     return splits

@@ -33,6 +33,7 @@ from datasets import Dataset, Features, Image, List, Value
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from hf_twins._utils.files import check_is_apart
 from hf_twins._utils.image_folders import list_folder
 from hf_twins._utils.images import (
     ImageError,
@@ -131,7 +132,10 @@ def undecoded(split: Dataset) -> Dataset:
 
 
 def load_pairs(
-    arguments: DataArguments, seed: int, class_names: Sequence[str] | None = None
+    arguments: DataArguments,
+    seed: int,
+    class_names: Sequence[str] | None = None,
+    output_dir: Path | None = None,
 ) -> tuple[dict[str, ImageMaskPairs], list[str]]:
     """The data set as `train` and `validation`, and the names of its classes.
 
@@ -141,11 +145,13 @@ def load_pairs(
         arguments: where the data is.
         seed: random seed of the images that are held out.
         class_names: those that the model knows; taken if the data has no names, and as many classes.
+        output_dir: folder that is written to.
 
     Raises:
-        ValueError: if there is no data set, or it lacks what is needed. The message says what.
+        ValueError: if there is no data set, or it lacks what is needed, or what is written to `output_dir` could replace some of
+            it. The message says what.
     """
-    splits = load_splits(arguments)
+    splits = load_splits(arguments, output_dir)
     if "validation" not in splits:
         held_out = splits["train"].train_test_split(arguments.train_val_split, seed=seed)
         splits = {"train": held_out["train"], "validation": held_out["test"]}
@@ -209,14 +215,14 @@ def warn_of_unused_classes(used: Collection[int], names: Sequence[str]) -> None:
         )
 
 
-def load_splits(arguments: DataArguments) -> dict[str, Dataset]:
+def load_splits(arguments: DataArguments, output_dir: Path | None = None) -> dict[str, Dataset]:
     """`train` and, if it is there, `validation`."""
     if (arguments.dataset_name is None) == (arguments.train_dir is None):
         raise ValueError("Give either --dataset_name or --train_dir.")
     if arguments.dataset_name is None:
-        splits = {"train": load_folder(str(arguments.train_dir))}
+        splits = {"train": load_folder(str(arguments.train_dir), output_dir)}
         if arguments.validation_dir is not None:
-            splits["validation"] = load_folder(arguments.validation_dir)
+            splits["validation"] = load_folder(arguments.validation_dir, output_dir)
             warn_of_shared_images(*(image_names(split, range(len(split))) for split in splits.values()))
         return splits
     splits = load_hub_splits(arguments.dataset_name, arguments.dataset_config_name)
@@ -228,16 +234,19 @@ def load_splits(arguments: DataArguments) -> dict[str, Dataset]:
     return splits
 
 
-def load_folder(folder: str) -> Dataset:
+def load_folder(folder: str, output_dir: Path | None = None) -> Dataset:
     """The pictures of `images/`, each with the mask of the same name in `annotations/`; those without one are left out.
 
     Raises:
-        ValueError: if there is no such folder, or nothing in it, or two images have one mask or one image two.
+        ValueError: if there is no such folder, or nothing in it, or two images have one mask or one image two, or what is
+            written to `output_dir` could replace some of them.
     """
     images, annotations = Path(folder, "images"), Path(folder, "annotations")
     if not images.is_dir() or not annotations.is_dir():
         raise ValueError(f"{folder} must be a folder with the folders images and annotations in it.")
     listings = [list_folder(images, recursive=False), list_folder(annotations, recursive=False)]
+    if output_dir is not None:
+        check_is_apart(output_dir, listings)
     for file in listings[1].files:
         if not file.lower().endswith(MASK_EXTENSIONS):
             listings[1].leave_out(LOSSY, file)
