@@ -411,7 +411,7 @@ def training_transform(arguments: ClassificationRecipe, processor: Any, num_chan
     """
     if num_channels not in (1, 3) and (arguments.rand_augment or arguments.color_jitter > 0):
         raise ValueError(
-            f"--rand_augment and --color_jitter know grey and colour, not {num_channels} channels: leave them out."
+            f"--rand_augment and --color_jitter know gray and color, not {num_channels} channels: leave them out."
         )
     check_pixels(processor)
     steps: list[v2.Transform] = [

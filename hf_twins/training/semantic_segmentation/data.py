@@ -415,7 +415,7 @@ def file_of(split: Dataset, index: int) -> str:
 
 
 def training_transform(recipe: SegmentationRecipe, processor: Any) -> v2.Transform:
-    """Random size, crop, flip and colours, to the size and the pixel values of the image processor.
+    """Random size, crop, flip and colors, to the size and the pixel values of the image processor.
 
     Raises:
         ValueError: if the scales are none, or the image processor cannot be trained with.
@@ -439,7 +439,7 @@ def training_transform(recipe: SegmentationRecipe, processor: Any) -> v2.Transfo
     ]
     if recipe.photometric_distortion:
         steps.append(PhotometricDistortion())
-    # Padded at last, so that the padding is 0 to the model.
+    # Padded last, so that the padding is 0 to the model.
     steps += [ProcessorPixels(processor), PadToSquare(size)]
     return v2.Compose([*steps, v2.ToDtype({tv_tensors.Mask: torch.int64, "others": None})])
 
