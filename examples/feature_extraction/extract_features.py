@@ -83,11 +83,14 @@ def readable_images(
         yield path, image
 
 
-def find_images(folder: Path) -> list[str]:
-    """Paths in the folder of all files that are images by their names, sorted."""
+def find_images(folder: Path, output_dir: Path | None = None) -> list[str]:
+    """Paths in the folder of all files that are images by their names, sorted; the output is checked to be none of them."""
     if not folder.is_dir():
         raise ValueError(f"--input_dir must be a folder of images, {folder} is none.")
     listing = list_folder(folder)
+    if output_dir is not None:
+        # Below it, features are no images.
+        check_is_apart(output_dir, [listing], is_recursive=False)
     # Paths are written beside the features, and are what the images are found by.
     listing.leave_out_unreadable_names()
     listing.warn()
@@ -147,9 +150,7 @@ def extract_features(arguments: ExtractionArguments) -> None:
             raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}.")
     check_features(arguments.features)
     input_dir, output_dir = Path(arguments.input_dir), Path(arguments.output_dir)
-    paths = find_images(input_dir)
-    # Below it, features are no images.
-    check_is_apart(output_dir, [input_dir], is_recursive=False)
+    paths = find_images(input_dir, output_dir)
     extractor = FeatureExtractor(arguments.model_name_or_path, arguments.features)
     settings = {
         "model_name_or_path": arguments.model_name_or_path,

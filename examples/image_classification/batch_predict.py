@@ -50,7 +50,7 @@ from hf_twins._utils.run_settings import record_settings
 from hf_twins._utils.shards import DatasetShard, Shard, ShardError, ShardImages, TarShard, find_shards
 from hf_twins.training.data import check_is_no_image_folder, only_column
 from hf_twins.training.image_classification.arguments import TrainedModelArguments
-from hf_twins.training.image_classification.data import Preparation, evaluation_transform
+from hf_twins.training.image_classification.data import Preparation, evaluation_transform, stacked
 from hf_twins.training.image_classification.models import load_trained
 from hf_twins.training.trainer import one_at_a_time
 
@@ -96,7 +96,7 @@ def predict(model_arguments: TrainedModelArguments, args: PredictionArguments) -
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}.")
     # Its .parquet files would be the next run's input; below it, they would not.
-    check_is_apart(args.output_dir, [args.input_dir, args.dataset_name], is_recursive=False)
+    check_is_apart(args.output_dir, [args.input_dir, args.dataset_name], is_recursive=False, follow_links=False)
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=not torch.accelerator.is_available())
     model, processor = load_trained(model_arguments)
     model.to(accelerator.device)
@@ -166,7 +166,7 @@ def load_shards(args: PredictionArguments) -> list[Shard]:
     if (args.input_dir is None) == (args.dataset_name is None):
         raise ValueError("Give either --input_dir or --dataset_name.")
     if args.input_dir is not None:
-        return find_shards(args.input_dir, args.shard_size, args.image_column_name)
+        return find_shards(args.input_dir, args.shard_size, args.image_column_name, args.output_dir)
     check_is_no_image_folder(str(args.dataset_name), "--input_dir")
     split: Any = load_dataset(args.dataset_name, args.dataset_config_name, split=args.split)
     column = args.image_column_name or only_column(split.features, "image", (Image,))
@@ -215,7 +215,7 @@ def predict_shard(
         ]
         if not readable:
             continue
-        pixel_values = torch.stack([example["pixel_values"] for example in readable]).to(accelerator.device)
+        pixel_values = stacked([example["pixel_values"] for example in readable]).to(accelerator.device)
         with accelerator.autocast():
             logits = model(pixel_values=pixel_values).logits
         scores, numbers = (values.tolist() for values in logits.float().softmax(-1).topk(top_k))

@@ -131,7 +131,9 @@ def train(
 ) -> dict[str, float]:
     """Train, evaluate, and write the model, its processor, and what was measured, into the output folder."""
     output_dir = Path(args.output_dir)
-    check_is_apart(output_dir, [data_arguments.train_dir, data_arguments.validation_dir, data_arguments.dataset_name])
+    # Where links in the folders lead is checked when they have been listed.
+    check_is_apart(output_dir, [data_arguments.train_dir, data_arguments.validation_dir], follow_links=False)
+    check_is_apart(output_dir, [data_arguments.dataset_name])
     checkpoint_files = [STATE_FILE] + ([WeightAverage.FILE] if recipe.ema_decay > 0 else [])
     checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir, "step_", checkpoint_files)
     accelerator = Accelerator(
@@ -147,7 +149,7 @@ def train(
 
     # The data, and a model that fits it.
     with accelerator.main_process_first():
-        images = load_images(data_arguments, args.seed)
+        images = load_images(data_arguments, args.seed, output_dir)
     names = images["train"].features["label"].names
     check_output_dir(model_arguments, recipe, output_dir)
     model, processor = create_model(model_arguments, recipe, names)

@@ -107,10 +107,12 @@ def train(
     """Train, evaluate, and write the model, its processor, and what was measured, into the output folder."""
     set_seed(args.seed)
     output_dir = Path(str(args.output_dir))
-    check_is_apart(output_dir, [data_arguments.train_dir, data_arguments.validation_dir, data_arguments.dataset_name])
+    # Where links in the folders lead is checked when they have been listed.
+    check_is_apart(output_dir, [data_arguments.train_dir, data_arguments.validation_dir], follow_links=False)
+    check_is_apart(output_dir, [data_arguments.dataset_name])
     checkpoint = trainer_checkpoint(args, recipe)
     with args.main_process_first(desc="loading images"):
-        images = load_images(data_arguments, args.seed)
+        images = load_images(data_arguments, args.seed, output_dir)
     names = images["train"].features["label"].names
     check_output_dir(model_arguments, recipe, output_dir)
     model, processor = create_model(model_arguments, recipe, names)

@@ -34,7 +34,7 @@ import torch
 from torchvision.transforms.v2 import functional
 from tqdm import tqdm
 
-from hf_twins._utils.files import check_is_apart, write_json
+from hf_twins._utils.files import write_json
 from hf_twins._utils.image_folders import find_images
 from hf_twins._utils.images import ImageError, log_applied_rules, read_image
 from hf_twins._utils.labels import label_names
@@ -64,9 +64,8 @@ def predict(options: PredictionArguments) -> None:
     """Detect objects on the images, and draw and write them; images that cannot be used are counted and named."""
     if not 0 <= options.threshold < 1:
         raise ValueError(f"--threshold must be in [0, 1), got {options.threshold}.")
-    files = find_images(Path(options.images))
     output_dir = Path(options.output_dir)
-    check_is_apart(output_dir, [options.images], is_recursive=False)
+    files = find_images(Path(options.images), output_dir)
     detector = load_detector(options.model_name_or_path)
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     detector.model.to(options.device or accelerator)

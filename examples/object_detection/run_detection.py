@@ -63,6 +63,10 @@ from hf_twins.training.trainer import (
 )
 
 
+# Of the learning rate, at the first step, as in the authors' schedules.
+WARMUP_RATIO = 0.001
+
+
 class DetectionTrainer(RecipeTrainer):
     """A Trainer that lowers the learning rate at the recipe's epochs, and evaluates average precision.
 
@@ -83,7 +87,8 @@ class DetectionTrainer(RecipeTrainer):
 
             def factor(step: int) -> float:
                 num_decays = sum(step >= epoch * steps_per_epoch for epoch in self.recipe.decay_epochs)
-                return min((step + 1) / (warmup_steps + 1), 1.0) * 0.1**num_decays
+                missing = max(1 - step / warmup_steps, 0) if warmup_steps > 0 else 0
+                return (1 - missing * (1 - WARMUP_RATIO)) * 0.1**num_decays
 
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(trained, factor)
         return self.lr_scheduler

@@ -31,7 +31,6 @@ from tqdm import tqdm
 from hf_twins import load_model
 from hf_twins._utils.devices import default_device
 from hf_twins._utils.drawing import mask_image
-from hf_twins._utils.files import check_is_apart
 from hf_twins._utils.image_folders import find_images
 from hf_twins._utils.images import ImageError, log_applied_rules, read_image
 from hf_twins._utils.labels import label_names
@@ -59,9 +58,8 @@ def predict(options: PredictionArguments, how: InferenceArguments) -> dict[str, 
 
     Pictures that cannot be read are counted and named.
     """
-    files = find_images(Path(options.images))
+    files = find_images(Path(options.images), options.output_dir)
     check_names(files)
-    check_is_apart(options.output_dir, [options.images], is_recursive=False)
     model, processor = load_model(options.model_name_or_path, "semantic-segmentation")
     model.to(options.device or default_device())
     names = label_names(model.config)

@@ -42,6 +42,7 @@ from hf_twins.training.semantic_segmentation.data import IGNORE_INDEX, Preparati
 from hf_twins.training.semantic_segmentation.inference import InferenceArguments
 from hf_twins.training.semantic_segmentation.metrics import evaluate_pairs, segmentation_metrics
 from hf_twins.training.semantic_segmentation.models import (
+    backbone_config,
     checkpoint_config,
     create_model,
     create_processor,
@@ -114,21 +115,25 @@ def train(
     set_seed(args.seed)
     output_dir = Path(str(args.output_dir))
     folders = [data_arguments.train_dir, data_arguments.validation_dir]
+    # Where links in the folders lead is checked when they have been listed.
     check_is_apart(
-        output_dir, [Path(folder, part) for folder in folders if folder for part in ("images", "annotations")]
+        output_dir,
+        [Path(folder, part) for folder in folders if folder for part in ("images", "annotations")],
+        follow_links=False,
     )
     check_is_apart(output_dir, [data_arguments.dataset_name])
     checkpoint = trainer_checkpoint(args, recipe)
     fields = checkpoint_config(model_arguments)
     with args.main_process_first(desc="loading images"):
-        pairs, names = load_pairs(data_arguments, args.seed, segmentation_labels(fields))
+        pairs, names = load_pairs(data_arguments, args.seed, segmentation_labels(fields), output_dir)
     images_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     if len(pairs["train"]) < args.train_batch_size * args.world_size:
         raise ValueError(
             f"There are {len(pairs['train'])} pairs to train on, fewer than a batch: give a --per_device_train_batch_size "
             f"below {args.per_device_train_batch_size}."
         )
-    model = create_model(model_arguments, fields, names, recipe.drop_path_rate)
+    drop_path_rate = recipe.drop_path_rate_of(lambda: backbone_config(model_arguments, fields))
+    model = create_model(model_arguments, fields, names, drop_path_rate)
     if args.parallel_mode == ParallelMode.DISTRIBUTED and torch.accelerator.is_available():
         # Few images a process are too few for its own statistics: the authors share them too.
         torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -31,11 +31,16 @@ def denormalize(pixel_values: torch.Tensor, processor: Any) -> PIL.Image.Image:
     """The image that a model was given.
 
     Args:
-        pixel_values: `(num_channels, height, width)`, normalized, with one or three channels.
-        processor: the image processor that normalized them.
+        pixel_values: `(num_channels, height, width)`, with one or three channels.
+        processor: the image processor that made them.
     """
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (processor.image_mean, processor.image_std))
-    pixels = ((pixel_values.cpu() * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
+    pixels = pixel_values.cpu().float()
+    if processor.do_normalize:
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (processor.image_mean, processor.image_std))
+        pixels = pixels * std + mean
+    if processor.do_rescale:
+        pixels = pixels / processor.rescale_factor
+    pixels = pixels.round().clamp(0, 255).to(torch.uint8)
     return PIL.Image.fromarray(pixels.permute(1, 2, 0).expand(-1, -1, 3).numpy())
 
 

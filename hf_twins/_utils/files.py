@@ -23,8 +23,11 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+
+if TYPE_CHECKING:
+    from .image_folders import Listing
 
 # Windows has no locks of this kind: what a killed run left has to be removed by hand there.
 if sys.platform != "win32":
@@ -58,27 +61,38 @@ def check_is_new(output: Path) -> None:
 
 
 def check_is_apart(
-    output: str | Path, inputs: Iterable[str | Path | None], is_recursive: bool = True, option: str = "--output_dir"
+    output: str | Path,
+    inputs: "Iterable[str | Path | Listing | None]",
+    is_recursive: bool = True,
+    option: str = "--output_dir",
+    follow_links: bool = True,
 ) -> None:
     """Raise a ValueError if what is written could replace what is read, or be read as input by the next run.
 
     Args:
         output: folder to write into.
-        inputs: folders that are read, or single files; None, and names on the Hub, count for nothing. Where links in them
-            lead is read, too.
+        inputs: folders that are read, or their listings, or single files; None, and names on the Hub, count for nothing. Where
+            links in them lead is read, too.
         is_recursive: whether the folders are read with their sub-folders.
         option: what the output is called.
+        follow_links: whether folders are listed for their links. Without it, this is quick, and their listings, once there are
+            some, have to be given too.
     """
     # Here, for processes that only write files: it imports PyTorch.
-    from .image_folders import list_folder
+    from .image_folders import Listing, list_folder
 
     written = Path(output).resolve()
     for source in inputs:
-        if source is None or not Path(source).exists():
+        if isinstance(source, Listing):
+            read, links = Path(source.folder), source.links
+        elif source is None or not Path(source).exists():
             continue
-        is_folder = Path(source).is_dir()
-        links = list_folder(source, is_recursive).links if is_folder else [str(source)]
-        for real in dict.fromkeys(map(os.path.realpath, [source if is_folder else Path(source).parent, *links])):
+        elif not Path(source).is_dir():
+            read, links = Path(source).parent, [str(source)]
+        else:
+            read, links = Path(source), list_folder(source, is_recursive).links if follow_links else []
+        is_folder = isinstance(source, Listing) or Path(source).is_dir()
+        for real in dict.fromkeys(map(os.path.realpath, [str(read), *links])):
             path = Path(real)
             is_searched = is_folder and is_recursive and path.is_dir()
             folder = path if path.is_dir() else path.parent

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .files import check_is_apart
 from .images import is_image_file
 
 
@@ -74,6 +75,10 @@ class Listing:
     folders: list[str] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)
     links: list[str] = field(default_factory=list)
+
+    def copy(self) -> "Listing":
+        left_out = {reason: list(paths) for reason, paths in self.left_out.items()}
+        return Listing(self.folder, list(self.files), list(self.folders), left_out, list(self.links))
 
     def leave_out(self, reason: str, path: str) -> None:
         self.left_out.setdefault(reason, []).append(path)
@@ -187,29 +192,36 @@ def list_images(folder: str | Path, recursive: bool = True) -> list[Path]:
     return [Path(folder, file) for file in listing.files]
 
 
-def find_images(path: str | Path, option: str = "--images") -> list[Path]:
+def find_images(path: str | Path, output_dir: str | Path | None = None) -> list[Path]:
     """The image file that `path` is, or the image files in the folder that it is.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or what is written to `output_dir` could replace it.
     """
     if Path(path).is_file():
+        if output_dir is not None:
+            check_is_apart(output_dir, [path])
         return [Path(path)]
     if not Path(path).is_dir():
-        raise ValueError(f"{option} must be an image or a folder of images, got {path}.")
+        raise ValueError(f"--images must be an image or a folder of images, got {path}.")
     listing = list_folder(path, recursive=False)
     if not listing.files:
         raise ValueError(
-            f"{option} must be an image or a folder of images, got {path} with {listing.reasons() or 'nothing in it'}."
+            f"--images must be an image or a folder of images, got {path} with {listing.reasons() or 'nothing in it'}."
         )
+    if output_dir is not None:
+        check_is_apart(output_dir, [listing], is_recursive=False)
     listing.warn()
     return [Path(path, file) for file in listing.files]
 
 
-def list_labeled_images(folder: str | Path) -> tuple[list[str], list[int], list[str]]:
+def list_labeled_images(folder: str | Path | Listing) -> tuple[list[str], list[int], list[str]]:
     """The images of a folder with a sub-folder for each label: the first folder below it, however deep the image is.
 
     Images directly in the folder, hidden files and folders, and folders without images are left out, which is logged.
+
+    Args:
+        folder: the folder, or its listing.
 
     Returns:
         The paths below the folder, sorted, the number of the label of each, and the names of the labels, sorted.
@@ -217,7 +229,8 @@ def list_labeled_images(folder: str | Path) -> tuple[list[str], list[int], list[
     Raises:
         ValueError: if there is no image in a sub-folder.
     """
-    listing = list_folder(folder)
+    listing = folder.copy() if isinstance(folder, Listing) else list_folder(folder)
+    folder = listing.folder
     listing.leave_out_unreadable_names()
     for file in listing.files:
         if "/" not in file:

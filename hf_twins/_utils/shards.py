@@ -17,7 +17,7 @@ import lzma
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,7 +27,8 @@ import PIL.Image
 import pyarrow.parquet
 import torch
 
-from .image_folders import list_folder
+from .files import check_is_apart
+from .image_folders import Listing, list_folder
 from .images import ImageError, decoding_fault, image_source, is_image_file, open_image
 
 
@@ -102,31 +103,43 @@ class DatasetShard:
 Shard = FileShard | TarShard | ParquetShard | DatasetShard
 
 
-def find_shards(folder: str, shard_size: int, column: str | None = None) -> list[Shard]:
+def find_shards(
+    folder: str, shard_size: int, column: str | None = None, output_dir: str | Path | None = None
+) -> list[Shard]:
     """The images of a folder: files in it and below it or, if it has some, .parquet or .tar files.
 
     Args:
         folder: folder of the images.
         shard_size: images of a shard; .tar files, and row groups of .parquet files, are not divided.
         column: column of the images in .parquet files; found if not given.
+        output_dir: folder that is written to.
 
     Raises:
-        ValueError: if there are no images.
+        ValueError: if there are no images, or what is written to `output_dir` could replace them.
     """
     if not Path(folder).is_dir():
         raise ValueError(f"--input_dir must be a folder of images, of .parquet or of .tar files, got {folder}.")
     parquet_files = sorted(str(file) for file in Path(folder).glob("*.parquet"))
     if parquet_files:
+        check_output(output_dir, parquet_files)
         return [shard for file in parquet_files for shard in parquet_shards(file, shard_size, column)]
     tar_files = sorted(str(file) for file in Path(folder).glob("*.tar"))
     if tar_files:
+        check_output(output_dir, tar_files)
         return [TarShard(file) for file in tar_files]
     listing = list_folder(folder)
+    check_output(output_dir, [listing])
     listing.warn()
     files = listing.files
     if not files:
         raise ValueError(f"{folder} has no images, no .parquet and no .tar files.")
     return [FileShard(folder, tuple(files[start : start + shard_size])) for start in range(0, len(files), shard_size)]
+
+
+def check_output(output_dir: str | Path | None, inputs: Iterable[str | Listing]) -> None:
+    """Raise a ValueError if .parquet files that are written beside the inputs would be the next run's inputs."""
+    if output_dir is not None:
+        check_is_apart(output_dir, inputs, is_recursive=False)
 
 
 def parquet_shards(file: str, shard_size: int, column: str | None) -> Iterator[ParquetShard]:

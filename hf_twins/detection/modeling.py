@@ -277,6 +277,8 @@ def build_mask_rcnn(config: TwinsDetectorConfig, backbone: TwinsFeaturePyramidBa
     return MaskRCNN(
         backbone,
         rpn_anchor_generator=AnchorGenerator(sizes, len(sizes) * (ASPECT_RATIOS,)),
+        # The authors', where torchvision trains on 2000.
+        rpn_post_nms_top_n_train=1000,
         box_roi_pool=MultiScaleRoIAlign(levels, output_size=7, sampling_ratio=2),
         box_head=TwoMLPHead(config.pyramid_size * 7**2, config.box_head_size),
         box_predictor=FastRCNNPredictor(config.box_head_size, num_classes),

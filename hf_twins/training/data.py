@@ -22,6 +22,10 @@ from typing import Any
 import PIL.Image
 import torch
 from datasets import Array3D, Dataset, Features, Image, IterableDataset, get_dataset_split_names, load_dataset
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode, v2
+from transformers.image_transforms import get_size_with_aspect_ratio
+from transformers.image_utils import PILImageResampling, pil_torch_interpolation_mapping
 
 from hf_twins._utils.image_folders import list_folder, listed
 from hf_twins._utils.images import check_shape, image_errors, image_source, open_image
@@ -30,6 +34,9 @@ from hf_twins._utils.images import check_shape, image_errors, image_source, open
 logger = logging.getLogger(__name__)
 # By which a data set's own evaluation images are known.
 EVALUATION_SPLITS = ("validation", "valid", "val", "dev", "test")
+
+# Others torchvision has for Pillow's images alone.
+KNOWN_RESAMPLING = (PILImageResampling.NEAREST, PILImageResampling.BILINEAR, PILImageResampling.BICUBIC)
 
 
 def load_hub_splits(name: str, config: str | None = None, streaming: bool = False) -> dict[str, Any]:
@@ -156,3 +163,74 @@ class LabelledImages(torch.utils.data.Dataset):
             with image_errors(image["path"] or f"Image {index}"):
                 example = example | {"image": open_image(image_source(image))}
         return self.preparation(example, epoch, index)
+
+
+class ProcessorPixels(v2.Transform):
+    """The pixel values that an image processor gives to an image that has its size already; masks and boxes stay as they are.
+
+    The processor itself makes them, as in evaluation, so that training cannot differ from it.
+
+    Args:
+        processor: the image processor.
+    """
+
+    def __init__(self, processor: Any):
+        super().__init__()
+        self.processor = processor
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if not isinstance(inpt, tv_tensors.Image):
+            return inpt
+        inputs = self.processor(
+            inpt.as_subclass(torch.Tensor),
+            do_resize=False,
+            do_center_crop=False,
+            do_convert_rgb=False,
+            do_pad=False,
+            input_data_format="channels_first",
+            return_tensors="pt",
+        )
+        return tv_tensors.Image(inputs["pixel_values"][0])
+
+
+def check_pixels(processor: Any) -> None:
+    """Raise a ValueError if an image processor makes no pixel values that a model can be trained with."""
+    if not (processor.do_rescale or processor.do_normalize):
+        raise ValueError(
+            "The image processor must have do_rescale or do_normalize: without both, images stay whole numbers from 0 to 255, "
+            "which no model takes."
+        )
+
+
+def interpolation_of(processor: Any) -> InterpolationMode:
+    """How an image processor resizes, as torchvision calls it.
+
+    Raises:
+        ValueError: if it resizes as torchvision cannot.
+    """
+    if processor.resample not in KNOWN_RESAMPLING:
+        known = ", ".join(f"{each.value} ({each.name.lower()})" for each in KNOWN_RESAMPLING)
+        raise ValueError(
+            f"The image processor must have a resample of {known}, with which torchvision resizes, got {processor.resample}."
+        )
+    return pil_torch_interpolation_mapping[PILImageResampling(processor.resample)]
+
+
+class RandomScale(v2.Transform):
+    """Resizes to one of several sizes, keeping the shape, to the pixel as image processors do.
+
+    Args:
+        sizes: length in pixels of the shorter side, and what the longer one may not exceed, or None for any length.
+        interpolation: of the image.
+    """
+
+    def __init__(self, sizes: Sequence[tuple[int, int | None]], interpolation: InterpolationMode):
+        super().__init__()
+        self.sizes, self.interpolation = list(sizes), interpolation
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        shortest, longest = self.sizes[int(torch.randint(len(self.sizes), ()))]
+        return {"size": get_size_with_aspect_ratio(v2.query_size(flat_inputs), shortest, longest)}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return v2.functional.resize(inpt, list(params["size"]), self.interpolation)

@@ -37,7 +37,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import TrainOutput
 
-from hf_twins import TWINS_VARIANTS, TwinsConfig, parameter_groups
+from hf_twins import TWINS_VARIANTS, TwinsConfig, parameter_groups, published_variant
 from hf_twins._utils.files import exclusive_folder, write_atomically
 
 
@@ -58,7 +58,13 @@ class RecipeArguments:
     layer_decay: float = field(
         default=1.0, metadata={"help": "Factor of the learning rate from block to block, in (0, 1]."}
     )
-    drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth of the last block."})
+    drop_path_rate: float | None = field(
+        default=None, metadata={"help": "Stochastic depth of the last block; by default that of --drop_path_rates."}
+    )
+    drop_path_rates: dict | str | None = field(
+        default=None,
+        metadata={"help": "The same for each published variant, and `other` for any other architecture, as JSON."},
+    )
     ema_decay: float = field(
         default=0.0, metadata={"help": "Average the weights over steps, and evaluate and save that."}
     )
@@ -74,9 +80,39 @@ class RecipeArguments:
         },
     )
 
+    def __post_init__(self) -> None:
+        rates = self.drop_path_rates
+        if isinstance(rates, str):
+            try:
+                rates = json.loads(rates)
+            except ValueError:
+                rates = None
+        if self.drop_path_rates is not None and not is_rate_of_variants(rates):
+            raise ValueError(
+                f"--drop_path_rates must be a JSON object with a number from 0 to 1 for `other` and for any of "
+                f"{', '.join(TWINS_VARIANTS)}, got {self.drop_path_rates}."
+            )
+        self.drop_path_rates = rates
+
+    def drop_path_rate_of(self, load_config: Callable[[], TwinsConfig]) -> float | None:
+        """The rate for an architecture, which is loaded only if needed; None for that of its configuration."""
+        if self.drop_path_rate is not None or not isinstance(self.drop_path_rates, dict):
+            return self.drop_path_rate
+        variant = published_variant(load_config().to_dict())
+        return self.drop_path_rates.get(variant, self.drop_path_rates["other"])
+
     def options_for_whole_weights(self) -> list[str]:
         """Those that are given and do not work where weights are sharded."""
         return ["--ema_decay"] if self.ema_decay > 0 else []
+
+
+def is_rate_of_variants(rates: Any) -> bool:
+    return (
+        isinstance(rates, dict)
+        and "other" in rates
+        and rates.keys() <= {"other", *TWINS_VARIANTS}
+        and all(isinstance(rate, int | float) and 0 <= rate < 1 for rate in rates.values())
+    )
 
 
 # What differs from the Trainer's own defaults: train and evaluate without further options.

@@ -566,7 +566,7 @@ def test_channels_that_are_not_the_models_are_named(start, tmp_path):
         SystemExit, match=r"Images must be \(height, width, 3\), .* got \(8, 8, 5\): give --num_channels"
     ):
         run_accelerate.main(arguments)
-    with pytest.raises(SystemExit, match="know grey and colour, not 5 channels"):
+    with pytest.raises(SystemExit, match="know gray and color, not 5 channels"):
         run_accelerate.main([*arguments, "--num_channels", "5", "--rand_augment", "true"])
 
 

@@ -206,7 +206,7 @@ def test_learning_rate_is_warmed_up_and_falls_at_epochs(start, tmp_path):
         optimizer.step()
         scheduler.step()
     # Ten images are three steps.
-    expected = [0.025, 0.05, 0.075] + 3 * [0.1] + 6 * [0.01] + 6 * [0.001]
+    expected = [0.0001, 0.0334, 0.0667] + 3 * [0.1] + 6 * [0.01] + 6 * [0.001]
     assert rates == pytest.approx(expected)
 
 

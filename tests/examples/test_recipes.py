@@ -66,6 +66,7 @@ def test_every_recipe_of_both_scripts_learns_and_they_agree(digits, tmp_path):
     for script in SCRIPTS:
         trained = tmp_path / script
         from_scratch = ["--config_name", str(start), "--learning_rate", "2e-2", "--warmup_steps", "0.1"]
+        from_scratch += ["--per_device_train_batch_size", "32"]
         # Of the same model, so that what differs is the script.
         from_mnist = ["--model_name_or_path", str(tmp_path / "trainer"), "--max_train_samples", "1000"]
         accuracies[script] = {

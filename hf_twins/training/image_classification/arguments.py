@@ -137,9 +137,9 @@ class ClassificationRecipe(RecipeArguments):
     lora_rank: int = field(
         default=0, metadata={"help": "Train matrices of this rank beside the frozen ones, and the head."}
     )
-    rand_augment: bool = field(default=False, metadata={"help": "RandAugment, two operations of magnitude 9."})
+    rand_augment: bool = field(default=False, metadata={"help": "timm's rand-m9-mstd0.5-inc1, as the authors."})
     color_jitter: float = field(default=0.0, metadata={"help": "Range of brightness, contrast and saturation."})
-    random_erasing: float = field(default=0.0, metadata={"help": "Probability that a rectangle is erased."})
+    random_erasing: float = field(default=0.0, metadata={"help": "Probability that a rectangle becomes noise."})
     horizontal_flip: float = field(default=0.5, metadata={"help": "Probability that an image is mirrored."})
     min_crop_scale: float = field(default=0.08, metadata={"help": "Smallest share of an image that a crop shows."})
     mixup_alpha: float = field(default=0.0, metadata={"help": "Of mixup's Beta distribution; 0 for no mixup."})

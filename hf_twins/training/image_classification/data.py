@@ -23,6 +23,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,12 +42,21 @@ from datasets import (
 )
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import v2
 
 from hf_twins._utils.image_folders import listed
 from hf_twins._utils.images import FRACTIONS, checked_image, convert_image, decode_image, log_applied_rules
-from hf_twins.training.data import image_names, load_hub_splits, only_column, renamed_columns
+from hf_twins.training.data import (
+    ProcessorPixels,
+    check_pixels,
+    image_names,
+    interpolation_of,
+    load_hub_splits,
+    only_column,
+    renamed_columns,
+)
 from hf_twins.training.image_classification.arguments import ClassificationRecipe, DataArguments, ImageArguments
+from hf_twins.training.image_classification.augmentation import RandAugment
 from hf_twins.training.image_classification.folders import load_folders
 from hf_twins.training.image_classification.labels import NO_LABEL, with_label_names
 from hf_twins.training.trainer import mixed_seed
@@ -57,16 +67,17 @@ logger = logging.getLogger(__name__)
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
-def load_images(arguments: DataArguments, seed: int) -> dict[str, Any]:
+def load_images(arguments: DataArguments, seed: int, output_dir: Path | None = None) -> dict[str, Any]:
     """The data set as `train`, a stream if that is asked for, and `validation`.
 
     Both have the columns `image` and `label`, a `ClassLabel`. Images that cannot be decoded, and rows without an image or a
     label, are left out, counted and named; of a stream, while it is read.
 
     Raises:
-        ValueError: if there is no data set, or it lacks what is needed. The message says what.
+        ValueError: if there is no data set, or it lacks what is needed, or what is written to `output_dir` could replace some of
+            it. The message says what.
     """
-    splits = {name: with_columns(split, arguments) for name, split in load_splits(arguments).items()}
+    splits = {name: with_columns(split, arguments) for name, split in load_splits(arguments, output_dir).items()}
     splits = with_label_names(splits, arguments.class_names_file)
     names = splits["train"].features["label"].names
     if len(names) < 2:
@@ -98,7 +109,7 @@ def load_images(arguments: DataArguments, seed: int) -> dict[str, Any]:
     return splits
 
 
-def load_splits(arguments: DataArguments) -> dict[str, Any]:
+def load_splits(arguments: DataArguments, output_dir: Path | None = None) -> dict[str, Any]:
     """`train` and, if it is there, `validation`, with whatever columns they have."""
     if (arguments.dataset_name is None) == (arguments.train_dir is None):
         raise ValueError("Give either --dataset_name or --train_dir.")
@@ -106,7 +117,7 @@ def load_splits(arguments: DataArguments) -> dict[str, Any]:
     if arguments.dataset_name is not None:
         splits = load_hub_splits(arguments.dataset_name, arguments.dataset_config_name, arguments.streaming)
     else:
-        splits = load_folders(str(arguments.train_dir), arguments.validation_dir, arguments.streaming)
+        splits = load_folders(str(arguments.train_dir), arguments.validation_dir, arguments.streaming, output_dir)
     if arguments.streaming and "validation" not in splits:
         raise ValueError("With --streaming, evaluation images must be apart from the others: give --validation_dir.")
     return splits
@@ -314,46 +325,125 @@ def stream_loader(images: StreamedImages, num_workers: int, device: torch.device
 
 def collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return {
-        "pixel_values": torch.stack([example["pixel_values"] for example in examples]),
+        "pixel_values": stacked([example["pixel_values"] for example in examples]),
         "labels": torch.tensor([example["labels"] for example in examples]),
     }
 
 
+def stacked(images: list[torch.Tensor]) -> torch.Tensor:
+    """Images as a batch.
+
+    Raises:
+        ValueError: if they are not of one size.
+    """
+    sizes = {f"{image.shape[1]} x {image.shape[2]}": None for image in images}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"The images of a batch must have one height and width, got {listed(list(sizes))}: the image processor must crop, or "
+            "have a size of height and width; give --image_processor_name or a batch of one image."
+        )
+    return torch.stack(images)
+
+
+def evaluated_size(processor: Any) -> tuple[int, int]:
+    """Height and width of any image as an image processor makes it.
+
+    Raises:
+        ValueError: if these depend on the image, or it shows the model other pictures than random crops of the image at one size.
+    """
+    size, crop = processor.size, processor.crop_size
+    is_squeezed = size.height is not None and size.width is not None
+    result = (crop.height, crop.width) if processor.do_center_crop else (size.height, size.width)
+    resized = (size.height, size.width) if is_squeezed else (size.shortest_edge, size.shortest_edge)
+    problem = None
+    if not processor.do_resize:
+        problem = "do_resize=True, because training resizes its crops"
+    elif not is_squeezed and (size.shortest_edge is None or size.longest_edge is not None):
+        problem = f"a size of height and width, or of shortest_edge alone, got {given_sides(size)}"
+    elif not is_squeezed and not processor.do_center_crop:
+        problem = "do_center_crop=True, or a size of height and width, because a batch needs images of one size"
+    elif result[0] > resized[0] or result[1] > resized[1]:
+        problem = f"a crop_size that is not above its size, {given_sides(size)}, got {given_sides(crop)}"
+    if problem is not None:
+        raise ValueError(
+            f"To be trained with, the image processor must have {problem}: give another, with --image_processor_name."
+        )
+    return result
+
+
+def given_sides(size: Any) -> dict[str, int]:
+    return {name: side for name, side in dict(size).items() if side is not None}
+
+
+class RandomResizedCrop(v2.RandomResizedCrop):
+    """A random crop at the size that an image processor gives to images, as much out of shape as these, give or take a third.
+
+    Args:
+        processor: the image processor.
+        min_scale: smallest share of an image that a crop shows.
+
+    Raises:
+        ValueError: as for [`evaluated_size`].
+    """
+
+    def __init__(self, processor: Any, min_scale: float):
+        self.processor, self.sides = processor, evaluated_size(processor)
+        self.is_squeezed = processor.size.height is not None
+        super().__init__(self.sides, (min_scale, 1.0), interpolation=interpolation_of(processor))
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        # Evaluation keeps the shape of what it crops, or squeezes images of all shapes into its size.
+        height, width = v2.query_size(flat_inputs)
+        aspect = self.sides[1] / self.sides[0]
+        if self.is_squeezed:
+            aspect *= width / height * self.processor.size.height / self.processor.size.width
+        self.ratio = (aspect * 3 / 4, aspect * 4 / 3)
+        self._log_ratio = torch.log(torch.tensor(self.ratio))
+        return super().make_params(flat_inputs)
+
+
 def training_transform(arguments: ClassificationRecipe, processor: Any, num_channels: int = 3) -> v2.Transform:
-    """Random crop and augmentation, to the size and the normalization of the checkpoint's image processor."""
+    """Random crop and augmentation, to the size and the pixel values of the checkpoint's image processor.
+
+    Raises:
+        ValueError: if the image processor does not crop or squeeze all images to one size, or it or the number of channels does
+            not go with the augmentation.
+    """
     if num_channels not in (1, 3) and (arguments.rand_augment or arguments.color_jitter > 0):
         raise ValueError(
-            f"--rand_augment and --color_jitter know grey and colour, not {num_channels} channels: leave them out."
+            f"--rand_augment and --color_jitter know gray and color, not {num_channels} channels: leave them out."
         )
-    crop = processor.crop_size or processor.size
-    steps = [
+    check_pixels(processor)
+    steps: list[v2.Transform] = [
         v2.ToImage(),
-        v2.RandomResizedCrop(
-            (crop["height"], crop["width"]),
-            scale=(arguments.min_crop_scale, 1.0),
-            interpolation=InterpolationMode.BICUBIC,
-        ),
+        RandomResizedCrop(processor, arguments.min_crop_scale),
         v2.RandomHorizontalFlip(arguments.horizontal_flip),
     ]
     if arguments.rand_augment:
-        # Bilinear: torchvision has no other for the rotations of tensors that gives pixels between pixels.
-        steps.append(v2.RandAugment(num_ops=2, magnitude=9, interpolation=InterpolationMode.BILINEAR))
+        # One number is for all channels.
+        means = np.broadcast_to(0.5 if processor.image_mean is None else processor.image_mean, num_channels)
+        steps.append(RandAugment([min(255, round(255 * mean)) for mean in means.tolist()]))
     if arguments.color_jitter > 0:
         steps.append(v2.ColorJitter(*3 * [arguments.color_jitter]))
-    steps += [
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(processor.image_mean, processor.image_std),
-        v2.RandomErasing(arguments.random_erasing),
-    ]
-    return v2.Compose(steps)
+    steps.append(ProcessorPixels(processor))
+    if arguments.random_erasing > 0:
+        if not processor.do_normalize:
+            raise ValueError(
+                "--random_erasing fills in noise as of normalized pixels, and the image processor does not normalize: leave it "
+                "out, or give another one, with --image_processor_name."
+            )
+        # As timm does it for the authors: torchvision's own rectangles are slightly smaller.
+        steps.append(v2.RandomErasing(arguments.random_erasing, (0.02, 1 / 3), (0.3, 1 / 0.3), value="random"))
+    return v2.Compose([*steps, v2.ToPureTensor()])
 
 
 def evaluation_transform(processor: Any) -> Any:
-    """What the checkpoint's image processor makes of a picture, or of an array `(height, width, num_channels)`."""
+    """What the checkpoint's image processor makes of a picture, or of an array `(height, width, num_channels)`, without padding."""
 
     def transform(image: Any) -> torch.Tensor:
         # Of five channels and more it could not tell where they are.
         layout = {"input_data_format": "channels_last"} if isinstance(image, np.ndarray) else {}
-        return processor(image, return_tensors="pt", **layout)["pixel_values"][0]
+        # Padding belongs to batches, with a mask that says where it is.
+        return processor(image, do_pad=False, return_tensors="pt", **layout)["pixel_values"][0]
 
     return transform

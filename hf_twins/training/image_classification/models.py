@@ -76,8 +76,9 @@ def create_model(
     if recipe.lora_rank > 0 and arguments.model_name_or_path is None:
         raise ValueError("--lora_rank adapts trained weights: give --model_name_or_path instead of --config_name.")
     fields = label_fields(labels)
-    if recipe.drop_path_rate is not None:
-        fields["drop_path_rate"] = recipe.drop_path_rate
+    drop_path_rate = recipe.drop_path_rate_of(lambda: twins_config(arguments.source, arguments.model_revision))
+    if drop_path_rate is not None:
+        fields["drop_path_rate"] = drop_path_rate
     if arguments.model_name_or_path is not None:
         # The trained head is replaced where it has other labels.
         model = load_pretrained(
@@ -138,12 +139,27 @@ def create_processor(arguments: TrainedModelArguments, num_channels: int) -> Twi
 
 
 def adapt_processor(processor: Any, image_size: int | None, num_channels: int) -> TwinsImageProcessor:
-    """An image processor for images of so many channels; at another size, the crop shows the same share of an image."""
+    """An image processor for images of so many channels; at another size, the crop shows the same share of an image.
+
+    Raises:
+        ValueError: if there is another size, and the processor neither crops images nor squeezes them into one.
+    """
     changes: dict[str, Any] = {}
     if image_size is not None:
-        share = processor.size.shortest_edge / processor.crop_size.height
-        changes["crop_size"] = {"height": image_size, "width": image_size}
-        changes["size"] = {"shortest_edge": round(image_size * share)}
+        size = {name: side for name, side in dict(processor.size).items() if side is not None}
+        changes["size"] = {"height": image_size, "width": image_size}
+        if processor.do_center_crop:
+            crop = processor.crop_size
+            changes["crop_size"] = changes["size"]
+            changes["size"] = {
+                name: round(image_size * side / (crop.width if name == "width" else crop.height))
+                for name, side in size.items()
+            }
+        elif size.keys() != {"height", "width"}:
+            raise ValueError(
+                "--image_size is the side of the crop, and the image processor does not crop: leave it out, or give another "
+                "one, with --image_processor_name."
+            )
     return TwinsImageProcessor.from_dict(adapt_channels(processor, num_channels).to_dict() | changes)
 
 

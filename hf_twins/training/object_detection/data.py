@@ -19,6 +19,7 @@ Random augmentation depends on the seed, the epoch and the index of the image al
 
 import logging
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from hf_twins._utils.images import (
     log_applied_rules,
     open_image,
 )
-from hf_twins.training.data import warn_of_shared_images
+from hf_twins.training.data import ProcessorPixels, RandomScale, interpolation_of, warn_of_shared_images
 from hf_twins.training.object_detection.annotations import find_fault, first_names, read_annotations
 from hf_twins.training.object_detection.arguments import DataArguments, DetectionRecipe
 from hf_twins.training.orientation import (
@@ -333,7 +334,7 @@ class RandomSizedCrop(v2.Transform):
 
 
 def training_transform(recipe: DetectionRecipe, processor: Any) -> v2.Transform:
-    """Random flips and scales, with the size and normalization of the image processor.
+    """Random flips and scales, to the size and the pixel values of the image processor.
 
     The processor itself takes COCO's annotations: it cannot take boxes and masks that were cropped before.
     """
@@ -344,8 +345,7 @@ def training_transform(recipe: DetectionRecipe, processor: Any) -> v2.Transform:
             random_scale(recipe, processor) if recipe.multi_scale else fixed_scale(processor),
             v2.ClampBoundingBoxes(),
             v2.SanitizeBoundingBoxes(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(processor.image_mean, processor.image_std),
+            ProcessorPixels(processor),
         ]
     )
 
@@ -353,9 +353,9 @@ def training_transform(recipe: DetectionRecipe, processor: Any) -> v2.Transform:
 def fixed_scale(processor: Any) -> v2.Transform:
     size = processor.size
     if size.height is not None:
-        return v2.Resize((size.height, size.width))
+        return v2.Resize((size.height, size.width), interpolation_of(processor))
     # With a single size, nothing is random.
-    return v2.RandomShortestSize(size.shortest_edge, max_size=size.longest_edge)
+    return RandomScale([(size.shortest_edge, size.longest_edge)], interpolation_of(processor))
 
 
 def random_scale(recipe: DetectionRecipe, processor: Any) -> v2.Transform:
@@ -370,10 +370,12 @@ def random_scale(recipe: DetectionRecipe, processor: Any) -> v2.Transform:
     if processor.size.height is not None:
         crop = v2.Compose([RandomSizedCrop(*scaled(384, 600)), fixed_scale(processor)])
         return v2.RandomChoice([fixed_scale(processor), crop])
-    scales = v2.RandomShortestSize(scaled(*range(480, 801, 32)), recipe.longest_edge)
-    crop = v2.Compose(
-        [v2.RandomShortestSize(scaled(400, 500, 600)), RandomSizedCrop(*scaled(384, 600)), scales],
-    )
+
+    def random_size(sizes: Iterable[int]) -> v2.Transform:
+        return RandomScale([(side, recipe.longest_edge) for side in scaled(*sizes)], interpolation_of(processor))
+
+    scales = random_size(range(480, 801, 32))
+    crop = v2.Compose([random_size((400, 500, 600)), RandomSizedCrop(*scaled(384, 600)), scales])
     return v2.RandomChoice([scales, crop])
 
 

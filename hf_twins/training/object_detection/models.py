@@ -150,8 +150,9 @@ def load_backbone(
     fields: dict[str, Any] = {}
     if recipe.stage_norm and config.window_size is not None:
         fields["use_stage_norm"] = True
-    if recipe.drop_path_rate is not None:
-        fields["drop_path_rate"] = recipe.drop_path_rate
+    drop_path_rate = recipe.drop_path_rate_of(lambda: config)
+    if drop_path_rate is not None:
+        fields["drop_path_rate"] = drop_path_rate
     if recipe.window_padding is not None:
         fields["window_padding"] = recipe.window_padding
     fields["out_features"] = config.stage_names[1:][first_stage:]

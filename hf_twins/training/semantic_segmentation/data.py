@@ -33,6 +33,7 @@ from datasets import Dataset, Features, Image, List, Value
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from hf_twins._utils.files import check_is_apart
 from hf_twins._utils.image_folders import list_folder
 from hf_twins._utils.images import (
     ImageError,
@@ -44,7 +45,17 @@ from hf_twins._utils.images import (
     orientation,
 )
 from hf_twins._utils.labels import read_label_names
-from hf_twins.training.data import image_names, load_hub_splits, only_column, renamed_columns, warn_of_shared_images
+from hf_twins.training.data import (
+    ProcessorPixels,
+    RandomScale,
+    check_pixels,
+    image_names,
+    interpolation_of,
+    load_hub_splits,
+    only_column,
+    renamed_columns,
+    warn_of_shared_images,
+)
 from hf_twins.training.orientation import (
     UNKNOWN_ORIENTATION,
     ExifOption,
@@ -53,15 +64,18 @@ from hf_twins.training.orientation import (
     turn_as_annotated,
 )
 from hf_twins.training.semantic_segmentation.arguments import DataArguments, SegmentationRecipe
+from hf_twins.training.semantic_segmentation.augmentation import (
+    IGNORE_INDEX,
+    PadToSquare,
+    PhotometricDistortion,
+    RandomClassCrop,
+)
 from hf_twins.training.trainer import mixed_seed
 
 
 logger = logging.getLogger(__name__)
-IGNORE_INDEX = 255
 # Formats that keep the numbers of classes: JPEG and WebP blur them.
 MASK_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm")
-# Crops to draw for one that is not nearly all of one class.
-NUM_TRIES = 10
 # Classes without names. More are hardly ever classes, but the levels of masks that were resized smoothly, or numbers of objects.
 MAX_UNNAMED = 50
 LOSSY = "in formats that may blur the numbers of classes, which need a lossless one such as PNG"
@@ -118,7 +132,10 @@ def undecoded(split: Dataset) -> Dataset:
 
 
 def load_pairs(
-    arguments: DataArguments, seed: int, class_names: Sequence[str] | None = None
+    arguments: DataArguments,
+    seed: int,
+    class_names: Sequence[str] | None = None,
+    output_dir: Path | None = None,
 ) -> tuple[dict[str, ImageMaskPairs], list[str]]:
     """The data set as `train` and `validation`, and the names of its classes.
 
@@ -128,11 +145,13 @@ def load_pairs(
         arguments: where the data is.
         seed: random seed of the images that are held out.
         class_names: those that the model knows; taken if the data has no names, and as many classes.
+        output_dir: folder that is written to.
 
     Raises:
-        ValueError: if there is no data set, or it lacks what is needed. The message says what.
+        ValueError: if there is no data set, or it lacks what is needed, or what is written to `output_dir` could replace some of
+            it. The message says what.
     """
-    splits = load_splits(arguments)
+    splits = load_splits(arguments, output_dir)
     if "validation" not in splits:
         held_out = splits["train"].train_test_split(arguments.train_val_split, seed=seed)
         splits = {"train": held_out["train"], "validation": held_out["test"]}
@@ -196,14 +215,14 @@ def warn_of_unused_classes(used: Collection[int], names: Sequence[str]) -> None:
         )
 
 
-def load_splits(arguments: DataArguments) -> dict[str, Dataset]:
+def load_splits(arguments: DataArguments, output_dir: Path | None = None) -> dict[str, Dataset]:
     """`train` and, if it is there, `validation`."""
     if (arguments.dataset_name is None) == (arguments.train_dir is None):
         raise ValueError("Give either --dataset_name or --train_dir.")
     if arguments.dataset_name is None:
-        splits = {"train": load_folder(str(arguments.train_dir))}
+        splits = {"train": load_folder(str(arguments.train_dir), output_dir)}
         if arguments.validation_dir is not None:
-            splits["validation"] = load_folder(arguments.validation_dir)
+            splits["validation"] = load_folder(arguments.validation_dir, output_dir)
             warn_of_shared_images(*(image_names(split, range(len(split))) for split in splits.values()))
         return splits
     splits = load_hub_splits(arguments.dataset_name, arguments.dataset_config_name)
@@ -215,16 +234,19 @@ def load_splits(arguments: DataArguments) -> dict[str, Dataset]:
     return splits
 
 
-def load_folder(folder: str) -> Dataset:
+def load_folder(folder: str, output_dir: Path | None = None) -> Dataset:
     """The pictures of `images/`, each with the mask of the same name in `annotations/`; those without one are left out.
 
     Raises:
-        ValueError: if there is no such folder, or nothing in it, or two images have one mask or one image two.
+        ValueError: if there is no such folder, or nothing in it, or two images have one mask or one image two, or what is
+            written to `output_dir` could replace some of them.
     """
     images, annotations = Path(folder, "images"), Path(folder, "annotations")
     if not images.is_dir() or not annotations.is_dir():
         raise ValueError(f"{folder} must be a folder with the folders images and annotations in it.")
     listings = [list_folder(images, recursive=False), list_folder(annotations, recursive=False)]
+    if output_dir is not None:
+        check_is_apart(output_dir, listings)
     for file in listings[1].files:
         if not file.lower().endswith(MASK_EXTENSIONS):
             listings[1].leave_out(LOSSY, file)
@@ -392,58 +414,34 @@ def file_of(split: Dataset, index: int) -> str:
     return image_names(split, [index])[0]
 
 
-class RandomClassCrop(v2.Transform):
-    """A random crop in which no class has too large a share, if one is found; padded to `size` where it is smaller.
-
-    Args:
-        size: side in pixels.
-        max_class_share: largest share that one class may have of the pixels with a class.
-        fill: colour of the padding, from 0 to 255. The mask's is `IGNORE_INDEX`.
-    """
-
-    def __init__(self, size: int, max_class_share: float, fill: Sequence[int]):
-        super().__init__()
-        self.size, self.max_class_share, self.fill = size, max_class_share, list(fill)
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        mask = next(each for each in flat_inputs if isinstance(each, tv_tensors.Mask))
-        height, width = (min(self.size, side) for side in mask.shape[-2:])
-        for _ in range(NUM_TRIES):
-            top, left = (
-                int(torch.randint(side - part + 1, ())) for side, part in zip(mask.shape[-2:], (height, width))
-            )
-            crop = mask[..., top : top + height, left : left + width]
-            counts = torch.bincount(crop[crop != IGNORE_INDEX].long())
-            if (counts > 0).sum() > 1 and counts.max() < self.max_class_share * counts.sum():
-                break
-        return {"top": top, "left": left, "height": height, "width": width}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        crop = v2.functional.crop(inpt, **params)
-        padding = [0, 0, self.size - params["width"], self.size - params["height"]]
-        fill: Any = IGNORE_INDEX if isinstance(inpt, tv_tensors.Mask) else self.fill
-        return v2.functional.pad(crop, padding, fill=fill)
-
-
 def training_transform(recipe: SegmentationRecipe, processor: Any) -> v2.Transform:
-    """Random size, crop, flip and colours, to the size and the normalization of the image processor."""
+    """Random size, crop, flip and colors, to the size and the pixel values of the image processor.
+
+    Raises:
+        ValueError: if the scales are none, or the image processor cannot be trained with.
+    """
     if not 0 < recipe.min_scale <= recipe.max_scale:
         raise ValueError(
             f"--min_scale must be above 0 and not above --max_scale, got {recipe.min_scale} and {recipe.max_scale}."
         )
-    size = processor.size.shortest_edge
+    if not processor.do_resize:
+        raise ValueError(
+            "The image processor must have do_resize=True: training and evaluation scale images to its size."
+        )
+    check_pixels(processor)
+    size, longest = processor.size.shortest_edge, processor.size.longest_edge
+    shortest = range(round(recipe.min_scale * size), round(recipe.max_scale * size) + 1)
+    sizes = [(side, None if longest is None else round(side * longest / size)) for side in shortest]
     steps: list[v2.Transform] = [
-        v2.RandomShortestSize(range(round(recipe.min_scale * size), round(recipe.max_scale * size) + 1)),
-        # The mean colour, which is 0 to the model.
-        RandomClassCrop(size, recipe.max_class_share, [round(255 * mean) for mean in processor.image_mean]),
+        RandomScale(sizes, interpolation_of(processor)),
+        RandomClassCrop(size, recipe.max_class_share),
         v2.RandomHorizontalFlip(recipe.horizontal_flip),
     ]
     if recipe.photometric_distortion:
-        # Not `RandomPhotometricDistort`, which swaps channels too.
-        changes = ({"brightness": (0.875, 1.125)}, {"contrast": (0.5, 1.5)}, {"saturation": (0.5, 1.5)}, {"hue": 0.1})
-        steps += [v2.RandomApply([v2.ColorJitter(**change)], p=0.5) for change in changes]
-    types = {tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64, "others": None}
-    return v2.Compose([*steps, v2.ToDtype(types, scale=True), v2.Normalize(processor.image_mean, processor.image_std)])
+        steps.append(PhotometricDistortion())
+    # Padded last, so that the padding is 0 to the model.
+    steps += [ProcessorPixels(processor), PadToSquare(size)]
+    return v2.Compose([*steps, v2.ToDtype({tv_tensors.Mask: torch.int64, "others": None})])
 
 
 @dataclass

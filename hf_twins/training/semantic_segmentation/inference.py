@@ -107,7 +107,12 @@ def segment(model: Any, processor: Any, image: PIL.Image.Image, how: InferenceAr
 
     Returns:
         `(num_labels, height, width)`, of the picture's own size, float32.
+
+    Raises:
+        ValueError: if the image processor does not resize, and there are other scales than 1.
     """
+    if not processor.do_resize and how.scales != [1.0]:
+        raise ValueError("--scales need an image processor that resizes, with do_resize=True.")
     image = convert_image(image)
     size = {name: value for name, value in dict(processor.size).items() if value is not None}
     probabilities: Any = 0

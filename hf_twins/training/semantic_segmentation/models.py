@@ -74,6 +74,13 @@ def segmentation_labels(fields: dict[str, Any]) -> list[str] | None:
     return list(labels.values()) if is_segmenter and labels else None
 
 
+def backbone_config(arguments: ModelArguments, fields: dict[str, Any]) -> TwinsConfig:
+    """The configuration of the backbone that the arguments name; `fields` are `checkpoint_config(arguments)`."""
+    if fields.get("model_type") == "upernet":
+        return TwinsConfig.from_dict(fields["backbone_config"])
+    return twins_config(str(arguments.model_name_or_path or arguments.config_name), arguments.model_revision)
+
+
 def create_model(
     arguments: ModelArguments, fields: dict[str, Any], labels: Sequence[str], drop_path_rate: float | None
 ) -> PreTrainedModel:

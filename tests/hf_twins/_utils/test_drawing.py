@@ -52,13 +52,16 @@ def test_areas_are_those_of_classes_that_are_there_largest_first():
     assert list(class_areas(np.array([[2, 2, 2], [0, 0, 255]]), 4).items()) == [(2, 3), (0, 2)]
 
 
+@pytest.mark.parametrize(
+    "values", [{}, {"do_normalize": False}, {"do_rescale": False}, {"rescale_factor": 1 / 127.5}], ids=str
+)
 @pytest.mark.parametrize("num_channels", [1, 3])
-def test_input_is_shown_as_the_image_that_it_was(num_channels):
+def test_input_is_shown_as_the_image_that_it_was(num_channels, values):
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 256, (8, 8, num_channels), dtype=np.uint8)
     means = [0.4, 0.5, 0.6][:num_channels]
     processor = TwinsImageProcessor(
-        do_resize=False, do_center_crop=False, do_convert_rgb=False, image_mean=means, image_std=means
+        do_resize=False, do_center_crop=False, do_convert_rgb=False, image_mean=means, image_std=means, **values
     )
     pixel_values = processor(torch.from_numpy(pixels).permute(2, 0, 1), return_tensors="pt")["pixel_values"][0]
     assert np.array_equal(np.asarray(denormalize(pixel_values, processor)), pixels.repeat(3 // num_channels, axis=-1))

@@ -24,6 +24,7 @@ import pytest
 
 from hf_twins._utils import files
 from hf_twins._utils.files import exclusive_folder, new_output
+from hf_twins._utils.image_folders import list_folder
 
 
 KINDS = pytest.mark.parametrize("is_folder", [True, False], ids=["folder", "file"])
@@ -210,3 +211,16 @@ def test_output_is_apart_from_input(output, source, is_recursive, is_refused, tm
             files.check_is_apart(output, [None, source], is_recursive)
     else:
         files.check_is_apart(output, [None, source], is_recursive)
+    if source is not None and Path(source).is_dir():
+        # The same in two steps: at once, and with the listing.
+        calls = (
+            lambda: files.check_is_apart(output, [source], is_recursive, follow_links=False),
+            lambda: files.check_is_apart(output, [list_folder(source, is_recursive)], is_recursive),
+        )
+        refusals = []
+        for call in calls:
+            try:
+                call()
+            except ValueError as error:
+                refusals.append(str(error))
+        assert bool(refusals) == is_refused

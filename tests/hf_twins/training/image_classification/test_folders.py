@@ -25,6 +25,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 
+from hf_twins._utils import image_folders
 from hf_twins.training.data import check_is_no_image_folder, load_hub_splits
 from hf_twins.training.image_classification import folders
 from hf_twins.training.image_classification.arguments import DataArguments
@@ -377,3 +378,40 @@ def test_splits_of_a_data_set_are_those_that_their_names_say(tmp_path, caplog):
     splits = load_hub_splits(str(tmp_path))
     assert {name: len(split) for name, split in splits.items()} == {"train": 4, "validation": 6}
     assert "to evaluate on are those of its split dev" in caplog.text
+
+
+LAYOUTS = {
+    "labels": (("cat/a.png", "dog/b.png", "cat/deep/c.png"), ""),
+    "splits": (("train/cat/a.png", "train/dog/b.png", "val/cat/c.png", "val/dog/d.png"), ""),
+    "metadata": (("a.png", "deep/b.png", "c.png"), "file_name,label\na.png,0\ndeep/b.png,1\nc.png,0\n"),
+}
+
+
+@pytest.mark.parametrize(("names", "table"), LAYOUTS.values(), ids=LAYOUTS)
+def test_folder_is_listed_once_for_images_and_links(names, table, tmp_path, monkeypatch):
+    """Of a million images, a listing takes seconds."""
+    folder, output = tmp_path / "images", tmp_path / "elsewhere"
+    write(folder, *names)
+    write(output, "x.png")
+    label = Path(names[0]).parent
+    (folder / label / "link.png").symlink_to(output / "x.png")
+    if table:
+        (folder / "metadata.csv").write_text(table)
+    listed: Counter[str] = Counter()
+    search = image_folders.list_folder
+
+    def counted(path: str | Path, recursive: bool = True) -> image_folders.Listing:
+        listing = search(path, recursive)
+        listed.update(f"{path}/{file}" for file in listing.files)
+        return listing
+
+    for module in (image_folders, folders):
+        monkeypatch.setattr(module, "list_folder", counted)
+    with pytest.raises(ValueError, match=f"--output_dir must be another folder than {output}, where the input is"):
+        folders.load_folders(str(folder), output_dir=output)
+    listed.clear()
+    splits = folders.load_folders(str(folder), output_dir=tmp_path / "run")
+    assert sum(map(len, splits.values())) >= len(names)
+    # The first label of a folder of splits is looked into, to see whether these are splits.
+    assert all(count == 1 or "train/cat" in path or "val/cat" in path for path, count in listed.items()), listed
+    assert len(listed) == len(names) + 1

@@ -23,6 +23,7 @@ from detection_utils import small_detector, write_scenes
 from hostile_files import long_png, write_no_images
 from PIL import ExifTags, Image
 from pycocotools import mask as coco_mask
+from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 
 from hf_twins.training.object_detection.annotations import decompressed_counts, segmentation_fault
@@ -38,6 +39,7 @@ from hf_twins.training.object_detection.data import (
     load_splits,
     training_transform,
 )
+from hf_twins.training.object_detection.models import DETECTORS, create_processor
 from hf_twins.training.object_detection.reports import average_precision
 
 
@@ -86,7 +88,6 @@ def test_boxes_and_masks_follow_their_image(multi_scale, scenes, start):
 
 @pytest.mark.parametrize("name", ["detr", "rt-detr", "retinanet"])
 def test_images_are_evaluated_and_trained_on_as_the_processor_prepares_them(name, scenes, start):
-    # Where the longest edge is reached, sizes may differ by the rounding of one pixel.
     recipe = DetectionRecipe(shortest_edge=64, longest_edge=192, horizontal_flip=0.0)
     processor = small_detector(name, start, recipe).processor
     split = load_coco(str(scenes), str(scenes / "annotations.json"))
@@ -100,6 +101,21 @@ def test_images_are_evaluated_and_trained_on_as_the_processor_prepares_them(name
         assert torch.equal(example["pixel_values"], expected)
         assert (int(example["labels"]["image_id"]), example["labels"]["orig_size"].tolist()) == (index, size)
         torch.testing.assert_close(training_images[0, index]["pixel_values"], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_training_and_evaluation_see_the_same_sizes_and_pixels(name):
+    """Of a plain picture of every shape, also of those whose longest side is the limit."""
+    recipe = DetectionRecipe(shortest_edge=64, longest_edge=96, horizontal_flip=0.0)
+    processor = create_processor(DETECTORS[name], recipe)
+    transform = training_transform(recipe, processor)
+    for size in [(48, 9), (77, 92), (43, 122), (101, 34), (60, 129), (84, 79), (64, 64), (66, 99)]:
+        image = Image.new("RGB", size, (10, 120, 200))
+        expected = processor(image, do_pad=False, return_tensors="pt")["pixel_values"][0]
+        boxes = tv_tensors.BoundingBoxes([[0.0, 0, 9, 9]], format="XYXY", canvas_size=(image.height, image.width))
+        objects = {"boxes": boxes, "labels": torch.tensor([0])}
+        trained, _ = transform(image, objects)
+        torch.testing.assert_close(trained.as_subclass(torch.Tensor), expected, rtol=0, atol=1e-5)
 
 
 def test_boxes_are_relative_to_their_image_for_detr_alone():

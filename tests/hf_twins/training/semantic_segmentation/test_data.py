@@ -317,3 +317,15 @@ def test_pixels_are_those_of_the_one_reader(tmp_path, caplog):
     ]
     assert seen == [255, 156, 0]
     assert IGNORE_INDEX == 255
+
+
+def test_output_where_links_of_the_images_lead_is_refused(tmp_path):
+    write_pair(tmp_path / "data", "a", mask_of(0, 1))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "data" / "images" / "a.png").rename(elsewhere / "a.png")
+    (tmp_path / "data" / "images" / "a.png").symlink_to(elsewhere / "a.png")
+    arguments = DataArguments(train_dir=str(tmp_path / "data"), validation_dir=str(tmp_path / "data"))
+    with pytest.raises(ValueError, match=f"--output_dir must be another folder than {elsewhere}, where the input is"):
+        load_pairs(arguments, 0, output_dir=elsewhere)
+    assert load_pairs(arguments, 0, output_dir=tmp_path / "run")[1] == ["0", "1"]
