@@ -153,7 +153,7 @@ def extract_features(arguments: ExtractionArguments) -> None:
     extractor = FeatureExtractor(arguments.model_name_or_path, arguments.features)
     settings = {
         "model_name_or_path": arguments.model_name_or_path,
-        "model_digest": extractor.digest,
+        "model_digest": extractor.fingerprint,
         "input_dir": str(input_dir.resolve()),
         "images": hashlib.sha256("\n".join(paths).encode()).hexdigest(),
         "features": arguments.features,

@@ -135,7 +135,7 @@ def search_features(arguments: SearchArguments) -> list[tuple[float, str]]:
     image = read_image(query, applied=applied)
     log_applied_rules(applied)
     extractor = FeatureExtractor(settings["model_name_or_path"], settings["features"])
-    if extractor.digest != settings["model_digest"]:
+    if extractor.fingerprint != settings["model_digest"]:
         raise ValueError(
             f"{settings['model_name_or_path']} has other weights or preprocessing than what made {features}: "
             "extract them again."

@@ -42,8 +42,8 @@ from datasets import Image, load_dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from hf_twins._utils.digests import model_digest
 from hf_twins._utils.files import check_is_apart, write_atomically
+from hf_twins._utils.fingerprints import model_fingerprint
 from hf_twins._utils.image_folders import printable
 from hf_twins._utils.images import log_applied_rules
 from hf_twins._utils.run_settings import record_settings
@@ -113,7 +113,7 @@ def predict(model_arguments: TrainedModelArguments, args: PredictionArguments) -
         settings = {
             "model": model_arguments.model_name_or_path,
             "revision": model_arguments.model_revision,
-            "model_digest": model_digest(model, processor),
+            "model_digest": model_fingerprint(model, processor),
             "mixed_precision": accelerator.mixed_precision,
             "input": args.input_dir or args.dataset_name,
             "shard_size": args.shard_size,

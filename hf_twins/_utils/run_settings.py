@@ -14,6 +14,7 @@
 """What the files in an output folder depend on, so that a run that resumes does not mix them with another run's."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from .files import write_json
 
 
 SETTINGS_NAME = "settings.json"
+# SHA-256, as `fingerprints.py` has it.
+FINGERPRINT = re.compile("[0-9a-f]{64}")
 
 
 def record_settings(output_dir: Path, settings: dict[str, Any]) -> None:
@@ -31,20 +34,35 @@ def record_settings(output_dir: Path, settings: dict[str, Any]) -> None:
         settings: everything that its files depend on, as JSON has it.
 
     Raises:
-        ValueError: if the folder holds files of a run with other settings.
+        ValueError: if the folder holds files of a run with other settings, each of which it names, or its settings are
+            damaged.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     file = output_dir / SETTINGS_NAME
-    if not file.is_file():
+    if not file.exists():
         write_json(file, settings)
         return
-    recorded = read_settings(output_dir)
-    differing = [name for name, value in settings.items() if recorded.get(name) != value]
+    differing = describe_differences(read_settings(output_dir), settings)
     if differing:
         raise ValueError(
-            f"{output_dir} holds the files of a run with other {', '.join(differing)}: give another --output_dir, or remove "
-            "it."
+            f"{output_dir} holds the files of a run with {'; '.join(differing)}: give another --output_dir, or remove it."
         )
+
+
+def describe_differences(recorded: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """Each setting that differs, with both values; of fingerprints, only what it is that differs."""
+    # As JSON has them: tuples are lists there.
+    settings = json.loads(json.dumps(settings))
+    differing = []
+    for name in dict.fromkeys([*recorded, *settings]):
+        if name in recorded and name in settings and recorded[name] == settings[name]:
+            continue
+        values = [each.get(name) for each in (recorded, settings)]
+        if any(isinstance(value, str) and FINGERPRINT.fullmatch(value) for value in values):
+            differing.append(f"another {name}" if name == "model" else f"other {name}")
+        else:
+            differing.append(f"{name} {values[0]}, now {values[1]}")
+    return differing
 
 
 def read_settings(output_dir: Path) -> dict[str, Any]:

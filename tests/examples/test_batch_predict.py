@@ -35,8 +35,8 @@ from hostile_files import long_png
 from PIL import Image
 
 from hf_twins import TwinsForImageClassification, TwinsImageProcessor
-from hf_twins._utils.digests import model_digest
 from hf_twins._utils.files import exclusive_folder
+from hf_twins._utils.fingerprints import model_fingerprint
 from hf_twins._utils.shards import FileShard, ShardImages
 
 
@@ -195,11 +195,11 @@ def test_only_what_is_missing_is_done_again(start, folder, tmp_path):
     files = sorted(output.glob("*.parquet"))
     times = {file: file.stat().st_mtime_ns for file in files}
     files[1].unlink()
-    files[2].with_name(f"{files[2].name}.partial").write_bytes(b"half")
+    files[2].with_name(f".{files[2].name}.partial-0123abcd").write_bytes(b"half")
     files[2].unlink()
     batch_predict.main(command(start, folder, output))
     assert read(output) == expected
-    assert not list(output.glob("*.partial"))
+    assert not list(output.glob("*.partial-*"))
     for file in (files[0], files[3]):
         assert file.stat().st_mtime_ns == times[file]
 
@@ -240,7 +240,9 @@ def test_predictions_of_another_model_of_the_same_name_are_not_mixed_in(change, 
 
 def test_weights_of_every_type_have_a_digest(start):
     model, processor = TwinsForImageClassification.from_pretrained(start), TwinsImageProcessor.from_pretrained(start)
-    digests = {model_digest(model.to(dtype), processor) for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+    digests = {
+        model_fingerprint(model.to(dtype), processor) for dtype in (torch.float32, torch.bfloat16, torch.float16)
+    }
     assert len(digests) == 3
 
 
@@ -322,5 +324,5 @@ def test_killed_again_and_again_every_image_is_predicted_exactly_once(processes,
     assert "1600 images in 200 files" in printed
     paths = [row["path"] for row in read(output)]
     assert sorted(paths) == sorted(str(file.relative_to(folder)) for file in folder.rglob("*.png"))
-    assert not list(output.glob("*.partial"))
+    assert not list(output.glob("*.partial-*"))
     assert json.loads((output / "settings.json").read_text())["shard_size"] == 8
