@@ -43,6 +43,7 @@ from safetensors import SafetensorError
 from transformers import HfArgumentParser
 
 from .extras import MissingExtraError, exit_with_sentence_if_extra_is_missing
+from .files import ADVICE
 
 
 # In scripts, this module is imported before any that may be missing (see the order of imports in pyproject.toml).
@@ -73,8 +74,13 @@ def run(
         return function(*parse_arguments(*dataclasses, recipes=recipes, defaults=defaults, arguments=arguments))
     # safetensors has its own error for a disk that is full.
     except (OSError, ValueError, SafetensorError, MissingExtraError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {_last_sentence(error)}")
     except RuntimeError as error:
+        if "DataLoader worker" in str(error) and "Caught" not in str(error):
+            sys.exit(
+                f"error: a process that prepares images has ended, is there enough memory? {str(error).splitlines()[0]}: start "
+                "again, maybe with fewer --dataloader_num_workers."
+            )
         # What PyTorch raises if a file cannot be written to its end.
         if "inline_container" not in str(error):
             raise
@@ -84,6 +90,16 @@ def run(
         sys.exit(
             f"error: the connection to the Hub failed, start again when it is back: {error or type(error).__name__}"
         )
+
+
+def _last_sentence(error: Exception) -> str:
+    """What an error says and what to do, without the traceback that PyTorch puts before it in a data loading process."""
+    text = str(error)
+    if isinstance(error, OSError) and error.errno in ADVICE:
+        return f"{text}: {ADVICE[error.errno]}."
+    if not (text.startswith("Caught ") and "DataLoader worker" in text.splitlines()[0]):
+        return text
+    return text.strip().splitlines()[-1].partition(": ")[2]
 
 
 def parse_arguments(

@@ -39,7 +39,6 @@ READING_PAUSES = (0.1, 0.5, 2.0)
 # Errors that stay: waiting for the file does not help.
 LASTING = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 ADVICE = {
-    errno.ENOENT: "it is gone, or the folder it is in",
     errno.EMFILE: "raise the number of files that a process may open (ulimit -n), or use fewer workers",
     errno.ENFILE: "too many files are open on this machine",
     errno.ENOMEM: "free memory, or use fewer workers",
@@ -72,13 +71,21 @@ def read_again(read: Callable[[], Result], name: str | Path) -> Result:
             if not is_read_error(error):
                 raise
             if pause is None or error.errno in LASTING:
-                advice = f" ({ADVICE[error.errno]})" if error.errno in ADVICE else ""
                 raise ReadError(
-                    f"{os.fsencode(name).decode('utf-8', 'backslashreplace')} cannot be read: {error.strerror}{advice}. "
-                    "Start again when it can."
+                    describe_read_error(error, os.fsencode(name).decode("utf-8", "backslashreplace"))
                 ) from error
             time.sleep(pause)
     raise AssertionError("the last pause is None")
+
+
+def describe_read_error(error: OSError, name: str) -> str:
+    """A sentence about a file that the system cannot read."""
+    if error.errno == errno.ENOENT:
+        return f"{name} does not exist."
+    if error.errno in LASTING:
+        return f"{name} cannot be read: {error.strerror}."
+    advice = f"; {ADVICE[error.errno]}" if error.errno in ADVICE else ""
+    return f"{name} cannot be read, not in {len(READING_PAUSES) + 1} tries ({error.strerror}{advice}): start again when it can."
 
 
 def is_read_error(error: Exception) -> bool:
@@ -99,7 +106,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     # Once, because a folder may have a file for every image.
     if (folder := path.parent.absolute()) not in SWEPT:
         SWEPT.add(folder)
-        remove_left(folder, ".*.partial-" + "[0-9a-f]" * 8)
+        remove_left(folder)
     with partial_output(path, is_folder=False) as partial:
         write(partial)
         partial.replace(path)
@@ -190,7 +197,7 @@ def partial_prefix(output: Path) -> str:
     return f".{output.name}.partial-"
 
 
-def remove_left(folder: Path, pattern: str) -> None:
+def remove_left(folder: Path, pattern: str = ".*.partial-" + "[0-9a-f]" * 8) -> None:
     """Remove what killed runs left under partial names, but nothing that a run still writes."""
     for left in folder.glob(pattern):
         with locked(left) as is_left:
@@ -222,7 +229,7 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def exclusive_folder(folder: Path) -> Iterator[None]:
-    """Keep other runs from writing to a folder meanwhile; a killed run keeps nobody from it.
+    """Keep other runs from writing to a folder meanwhile; a killed run keeps nobody from it, and what it left is removed.
 
     Raises:
         ValueError: if another run writes to it.
@@ -233,6 +240,7 @@ def exclusive_folder(folder: Path) -> Iterator[None]:
         with locked(folder) as is_mine:
             if is_mine is False:
                 raise ValueError(f"Another run writes to {folder}: wait for it, or give another --output_dir.")
+            remove_left(folder)
             yield
     finally:
         if is_new:

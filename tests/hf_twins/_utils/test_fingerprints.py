@@ -95,7 +95,7 @@ def test_digest_of_a_file_is_of_all_of_it(tmp_path):
 def test_file_that_is_gone_is_named_at_once(tmp_path):
     started = time.perf_counter()
     for read in (lambda: files_fingerprint(tmp_path, ["none.png"]), lambda: file_digest(tmp_path / "none.png")):
-        with pytest.raises(ReadError, match=r"none\.png cannot be read: No such file or directory \(it is gone"):
+        with pytest.raises(ReadError, match=r"none\.png does not exist\.$"):
             read()
     assert time.perf_counter() - started < 0.3
 
@@ -115,7 +115,10 @@ def test_file_is_read_again_after_an_error_of_the_system(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fstat", failing)
     assert files_fingerprint(folder, NAMES) == expected
     faults += [errno.EMFILE] * 3
-    with pytest.raises(ReadError, match=r"1\.png cannot be read: Too many open files \(raise the number.*Start again"):
+    with pytest.raises(
+        ReadError,
+        match=r"1\.png cannot be read, not in 3 tries \(Too many open files; raise the number.*\): start again",
+    ):
         files_fingerprint(folder, NAMES[:1])
 
 
