@@ -27,6 +27,7 @@ The environment variable `HF_TWINS_MAX_STEPS` limits the number of training step
 
 import argparse
 import difflib
+import errno
 import logging
 import os
 import re
@@ -68,7 +69,7 @@ def run(
         dataclasses, recipes, defaults, arguments: see `parse_arguments`.
 
     Raises:
-        SystemExit: if the command line is wrong, or files, the disk or the connection to the Hub are.
+        SystemExit: if the command line is wrong, or files, the disk, data loading processes or the connection to the Hub are.
     """
     try:
         return function(*parse_arguments(*dataclasses, recipes=recipes, defaults=defaults, arguments=arguments))
@@ -76,11 +77,9 @@ def run(
     except (OSError, ValueError, SafetensorError, MissingExtraError) as error:
         sys.exit(f"error: {_last_sentence(error)}")
     except RuntimeError as error:
-        if "DataLoader worker" in str(error) and "Caught" not in str(error):
-            sys.exit(
-                f"error: a process that prepares images has ended, is there enough memory? {str(error).splitlines()[0]}: start "
-                "again, maybe with fewer --dataloader_num_workers."
-            )
+        fault = _fault_of_workers(str(error))
+        if fault is not None:
+            sys.exit(f"error: {fault}")
         # What PyTorch raises if a file cannot be written to its end.
         if "inline_container" not in str(error):
             raise
@@ -90,6 +89,19 @@ def run(
         sys.exit(
             f"error: the connection to the Hub failed, start again when it is back: {error or type(error).__name__}"
         )
+
+
+def _fault_of_workers(text: str) -> str | None:
+    """What is wrong with the data loading processes, if this is PyTorch's RuntimeError about them."""
+    if "Too many open files" in text or "ancdata" in text:
+        return f"too many open files: {ADVICE[errno.EMFILE]}, and start again."
+    if text.startswith("DataLoader worker"):
+        first = text.splitlines()[0].rstrip(".")
+        return (
+            f"a process that prepares images has ended, is there enough memory? ({first}): start again, maybe with fewer "
+            "--dataloader_num_workers."
+        )
+    return None
 
 
 def _last_sentence(error: Exception) -> str:
