@@ -30,6 +30,7 @@ from torch import nn
 from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from hf_twins import TwinsConfig
+from hf_twins._utils import files, images
 
 
 # transformers may ask for a release of PEFT's that is not out yet: 5.24 came before PEFT 0.22.
@@ -138,3 +139,16 @@ def small_file_system(folder: Path) -> Iterator[Callable[[str], None]]:
         yield lambda options: mount("-o", f"remount,{options}")
     finally:
         subprocess.run([*as_root, "umount", folder], check=True)
+
+
+def fail_to_read(name: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the system fail by this errno to read images whose paths end with the name, without pauses between the tries."""
+    decode = images.decode_file
+
+    def decode_file(source: Any, *limits: Any) -> Any:
+        if str(source).endswith(name):
+            raise OSError(number, os.strerror(number))
+        return decode(source, *limits)
+
+    monkeypatch.setattr(files, "READING_PAUSES", (0.0,))
+    monkeypatch.setattr(images, "decode_file", decode_file)

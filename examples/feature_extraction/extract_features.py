@@ -17,12 +17,13 @@ r"""Frozen features of a folder of images: one vector an image, or the feature m
         --input_dir path/to/images --output_dir outputs/features
     ... --features stage3 stage4     # maps, instead of the vectors that a classifier's head is given
 
-Images are taken in the order of their paths, `--shard_size` of them to a file. A file is there only when it is whole, so
-that the same command after an interruption does what is missing.
+Images are taken in the order of their paths, `--shard_size` of them to a file. A file is finished when its SHA-256 is beside it:
+the same command after an interruption does what is missing or damaged. Images that the system cannot read, now or at all, end
+the run; those that are broken are left out and named.
 """
 
-import hashlib
 import itertools
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -40,12 +41,16 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from hf_twins._utils.features import POOLED, FeatureExtractor
-from hf_twins._utils.files import check_is_apart, exclusive_folder, write_atomically, write_json
+from hf_twins._utils.files import check_is_apart, exclusive_folder, write_json
+from hf_twins._utils.fingerprints import files_fingerprint
 from hf_twins._utils.image_folders import list_folder
 from hf_twins._utils.images import ImageError, log_applied_rules, read_image
 from hf_twins._utils.run_settings import record_settings
+from hf_twins._utils.shards import is_finished, write_output
 
 
+# Where `search_features.py` finds the model and the images, from the output folder.
+ORIGINS = ("model_name_or_path", "input_dir")
 INDEX_NAME = "features.safetensors.index.json"
 
 
@@ -117,12 +122,12 @@ def write_shard(
         vectors = torch.cat([torch.empty(0), *(of_image[POOLED] for of_image in features.values())])
         array = pyarrow.FixedSizeListArray.from_arrays(vectors.numpy(), extractor.model.config.hidden_size)
         table = pyarrow.table({"path": pyarrow.array(features, pyarrow.string()), "feature": array})
-        write_atomically(shard, lambda temporary: pyarrow.parquet.write_table(table, temporary))
+        write_output(shard, lambda temporary: pyarrow.parquet.write_table(table, temporary))
     else:
         tensors = {
             f"{path}/{name}": value.contiguous() for path, maps in features.items() for name, value in maps.items()
         }
-        write_atomically(shard, lambda temporary: save_file(tensors, temporary))
+        write_output(shard, lambda temporary: save_file(tensors, temporary))
 
 
 def read_paths(shard: Path) -> list[str]:
@@ -153,16 +158,26 @@ def extract_features(arguments: ExtractionArguments) -> None:
     paths = find_images(input_dir, output_dir)
     extractor = FeatureExtractor(arguments.model_name_or_path, arguments.features)
     settings = {
-        "model_name_or_path": arguments.model_name_or_path,
-        "model_digest": extractor.digest,
-        "input_dir": str(input_dir.resolve()),
-        "images": hashlib.sha256("\n".join(paths).encode()).hexdigest(),
+        "model": extractor.fingerprint,
+        "images": files_fingerprint(input_dir, paths),
         "features": arguments.features,
         "shard_size": arguments.shard_size,
     }
     with exclusive_folder(output_dir):
-        record_settings(output_dir, settings)
+        origins = {name: relative_path(getattr(arguments, name), output_dir) for name in ORIGINS}
+        record_settings(output_dir, settings, origins, outputs="features-*-of-*")
         write_features(extractor, arguments, paths)
+
+
+def relative_path(path: str, start: Path) -> str:
+    """The path of a folder from another one, so that both can be moved; a name on the Hub as it is."""
+    if not Path(path).exists():
+        return path
+    try:
+        return os.path.relpath(Path(path).resolve(), start.resolve())
+    # On another drive of Windows.
+    except ValueError:
+        return str(Path(path).resolve())
 
 
 def write_features(extractor: FeatureExtractor, arguments: ExtractionArguments, paths: list[str]) -> None:
@@ -176,7 +191,7 @@ def write_features(extractor: FeatureExtractor, arguments: ExtractionArguments, 
     applied: Counter[str] = Counter()
     with tqdm(total=len(paths), desc="Extracting features", unit="image") as progress:
         for shard, chunk in zip(shards, chunks):
-            if shard.exists():
+            if is_finished(shard):
                 progress.update(len(chunk))
             else:
                 write_shard(extractor, input_dir, chunk, arguments.batch_size, shard, progress, applied)

@@ -34,9 +34,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hf_twins._utils.features import POOLED, FeatureExtractor
-from hf_twins._utils.files import check_is_apart, write_atomically
+from hf_twins._utils.files import ReadError, check_is_apart, write_atomically
 from hf_twins._utils.images import ImageError, log_applied_rules, read_image
-from hf_twins._utils.run_settings import read_settings
+from hf_twins._utils.run_settings import ORIGINS, read_settings
+from hf_twins._utils.shards import is_finished
+
+
+# What `extract_features.py` says of where it found its input.
+PLACES = ("model_name_or_path", "input_dir")
 
 
 @dataclass
@@ -51,18 +56,27 @@ def check_settings(features: Path) -> dict[str, Any]:
     """The settings of the run that extracted the vectors.
 
     Raises:
-        ValueError: if there are no vectors.
+        ValueError: if there are no vectors, or the settings are damaged.
     """
     settings = read_settings(features)
-    if "features" not in settings:
+    origins = settings.get(ORIGINS)
+    named = [settings.get("model"), *(origins.get(name) if isinstance(origins, dict) else None for name in PLACES)]
+    if not isinstance(settings.get("features"), list) or not all(isinstance(each, str) for each in named):
         raise ValueError(
-            f"--features must be the --output_dir of extract_features.py, got {features}, of another script."
+            f"--features must be the --output_dir of extract_features.py, got {features}, whose settings are another script's or "
+            "damaged: run extract_features.py into a new folder."
         )
     if settings["features"] != [POOLED]:
         raise ValueError(
             f"{features} holds maps of {', '.join(settings['features'])}: extract with --features pooled."
         )
     return settings
+
+
+def find_origin(features: Path, name: str) -> str:
+    """A folder, which is named from the folder of the vectors, or else a name on the Hub."""
+    folder = features / name
+    return str(folder.resolve()) if folder.exists() else name
 
 
 def find_shards(features: Path) -> list[Path]:
@@ -73,6 +87,8 @@ def find_shards(features: Path) -> list[Path]:
         raise ValueError(
             f"{features} has {len(shards)} of {expected or 'its'} files: run extract_features.py again, which goes on."
         )
+    if not all(map(is_finished, shards)):
+        raise ValueError(f"{features} has files that are not whole: run extract_features.py again, which goes on.")
     return shards
 
 
@@ -117,7 +133,7 @@ def draw_image(axes: Axes, path: Path, title: str) -> None:
     axes.set_title("\n".join(lines), fontsize=8)
     try:
         axes.imshow(read_image(path))
-    except ImageError:
+    except (ImageError, ReadError):
         axes.text(0.5, 0.5, "no longer there", ha="center", va="center")
 
 
@@ -127,21 +143,22 @@ def search_features(arguments: SearchArguments) -> list[tuple[float, str]]:
     features, query = Path(arguments.features), Path(arguments.query)
     contact_sheet = Path(arguments.contact_sheet)
     settings, shards = check_settings(features), find_shards(features)
-    for folder, is_recursive in ((settings["input_dir"], True), (features, False)):
+    model, input_dir = (find_origin(features, settings[ORIGINS][name]) for name in PLACES)
+    for folder, is_recursive in ((input_dir, True), (features, False)):
         check_is_apart(contact_sheet.parent, [folder], is_recursive, "The folder of --contact_sheet")
     if contact_sheet.resolve() == query.resolve():
         raise ValueError(f"--contact_sheet must be another file than --query, got {query}.")
     applied: Counter[str] = Counter()
     image = read_image(query, applied=applied)
     log_applied_rules(applied)
-    extractor = FeatureExtractor(settings["model_name_or_path"], settings["features"])
-    if extractor.digest != settings["model_digest"]:
+    extractor = FeatureExtractor(model, settings["features"])
+    if extractor.fingerprint != settings["model"]:
         raise ValueError(
-            f"{settings['model_name_or_path']} has other weights or preprocessing than what made {features}: "
-            "extract them again."
+            f"{model} has another configuration, other weights or other preprocessing than what made {features}: extract them "
+            "again."
         )
     neighbours = nearest_neighbours(extractor([image])[0]["pooled"], shards, arguments.top_k)
-    draw_contact_sheet(query, Path(settings["input_dir"]), neighbours, contact_sheet)
+    draw_contact_sheet(query, Path(input_dir), neighbours, contact_sheet)
     return neighbours
 
 

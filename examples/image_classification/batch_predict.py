@@ -18,11 +18,10 @@ r"""Labels for a million images: in shards, in many processes, and going on wher
 
 Reads a folder of images, of .parquet or of .tar files (webdataset), or a data set on the Hub, and writes a .parquet file a
 shard, with the columns `path`, `label` and `score`, `labels` and `scores` of the likeliest few, and `error`, which says why
-an image has none. A file is there when it is whole: started again, the script does what is missing, so that every image is
-predicted exactly once.
+an image has none. A file is finished when its SHA-256 is beside it: started again, the script does what is missing or damaged,
+so that every image is predicted exactly once. Images that the system cannot read, now or at all, end the run.
 """
 
-import hashlib
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -37,17 +36,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Image, load_dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from hf_twins._utils.digests import model_digest
-from hf_twins._utils.files import check_is_apart, write_atomically
+from hf_twins._utils.files import check_is_apart
+from hf_twins._utils.fingerprints import model_fingerprint
 from hf_twins._utils.image_folders import printable
 from hf_twins._utils.images import log_applied_rules
 from hf_twins._utils.run_settings import record_settings
-from hf_twins._utils.shards import DatasetShard, Shard, ShardError, ShardImages, TarShard, find_shards
+from hf_twins._utils.shards import (
+    DatasetShard,
+    Shard,
+    ShardError,
+    ShardImages,
+    check_is_complete,
+    find_shards,
+    is_finished,
+    shards_fingerprint,
+    write_output,
+)
 from hf_twins.training.data import check_is_no_image_folder, only_column
 from hf_twins.training.image_classification.arguments import TrainedModelArguments
 from hf_twins.training.image_classification.data import Preparation, evaluation_transform, stacked
@@ -55,6 +64,8 @@ from hf_twins.training.image_classification.models import load_trained
 from hf_twins.training.trainer import one_at_a_time
 
 
+# In the metadata of a file: the fingerprint of its images.
+IMAGES = b"images"
 SCHEMA = pa.schema(
     {
         "path": pa.string(),
@@ -111,45 +122,44 @@ def predict(model_arguments: TrainedModelArguments, args: PredictionArguments) -
     files = [output_dir / f"predictions-{index:05}-of-{len(shards):05}.parquet" for index in range(len(shards))]
     if accelerator.is_main_process:
         settings = {
-            "model": model_arguments.model_name_or_path,
-            "revision": model_arguments.model_revision,
-            "model_digest": model_digest(model, processor),
+            "model": model_fingerprint(model, processor),
             "mixed_precision": accelerator.mixed_precision,
-            "input": args.input_dir or args.dataset_name,
             "shard_size": args.shard_size,
             "top_k": min(args.top_k, model.config.num_labels),
-            "images": fingerprint(shards),
+            "images": shards_fingerprint(shards),
         }
         if model_arguments.code_revision is not None:
             settings["code_revision"] = model_arguments.code_revision
-        record_settings(output_dir, settings)
+        record_settings(output_dir, settings, outputs="predictions-*.parquet")
     # The main process looks once, for all: others would see what the first have done meanwhile.
-    pending = [[index for index, file in enumerate(files) if not file.is_file()]]
+    pending = [find_pending(shards, files) if accelerator.is_main_process else []]
     broadcast_object_list(pending)
     own = pending[0][accelerator.process_index :: accelerator.num_processes]
 
     started = time.perf_counter()
     applied: Counter[str] = Counter()
+    broken: list[str] = []
     progress = tqdm(desc="predicting", unit=" images", disable=not accelerator.is_local_main_process)
     for done, index in enumerate(own):
         progress.set_postfix_str(f"file {done + 1} of {len(own)}")
+        images = shards[index].fingerprint()
         try:
             rows = predict_shard(accelerator, model, ShardImages(shards[index], prepare), args, progress, applied)
-        except ShardError:
-            # The others first. It is seen at the end that this one has no file.
+        except ShardError as error:
+            # The others first.
+            broken.append(str(error))
             continue
-        table = pa.Table.from_pylist(rows, SCHEMA)
-        write_atomically(files[index], partial(pq.write_table, table))
+        table = pa.Table.from_pylist(rows, SCHEMA.with_metadata({IMAGES: images}))
+        write_output(files[index], partial(pq.write_table, table))
     progress.close()
     log_applied_rules(applied)
     accelerator.wait_for_everyone()
     seconds = time.perf_counter() - started
-    missing = [shard for shard, file in zip(shards, files) if not file.is_file()]
-    if missing:
-        broken = ", ".join(shard.file for shard in missing if isinstance(shard, TarShard))
+    broken = sorted(set(gather_object(broken)))
+    if broken:
         raise ValueError(
-            f"{len(missing)} of {len(shards)} files cannot be read to their end and have no predictions, all others do: put "
-            f"whole ones in the place of {broken}, and start again."
+            f"{len(broken)} files cannot be read to their end and have no predictions, all others do: put whole ones in their "
+            f"place, and start again. {'; '.join(broken)}."
         )
     summary = summarize(files)
     if accelerator.is_main_process:
@@ -177,12 +187,22 @@ def load_shards(args: PredictionArguments) -> list[Shard]:
     return [DatasetShard(split, range(start, min(start + args.shard_size, len(split))), column) for start in starts]
 
 
-def fingerprint(shards: list[Shard]) -> str:
-    """A number that differs where the images, by their names and their order, do."""
-    digest = hashlib.sha256()
-    for shard in shards:
-        digest.update(repr(shard).encode("utf-8", "backslashreplace"))
-    return digest.hexdigest()
+def find_pending(shards: list[Shard], files: list[Path]) -> list[int]:
+    """The indices of the shards whose files are not finished.
+
+    Raises:
+        ValueError: if images of a finished file have changed since.
+    """
+    pending = []
+    for index, (shard, file) in enumerate(zip(shards, files)):
+        if not is_finished(file):
+            pending.append(index)
+        elif pq.read_schema(file).metadata[IMAGES].decode() != shard.fingerprint():
+            raise ValueError(
+                f"{file} has the predictions of images in {shard.name} that have changed since: remove it to have them predicted "
+                "again, or give another --output_dir."
+            )
+    return pending
 
 
 @torch.inference_mode()
@@ -194,7 +214,12 @@ def predict_shard(
     progress: tqdm,
     applied: Counter[str],
 ) -> list[dict[str, Any]]:
-    """A row for every image of the shard, in their order."""
+    """A row for every image of the shard, in their order.
+
+    Raises:
+        ReadError: if the system cannot read them.
+        ShardError: if the file that they are in is broken.
+    """
     loader = DataLoader(
         images,
         args.per_device_eval_batch_size,
@@ -202,17 +227,23 @@ def predict_shard(
         collate_fn=list,
         generator=torch.Generator(),
     )
-    rows: list[tuple[int, dict[str, Any]]] = []
+    rows: dict[int, dict[str, Any]] = {}
+    counts: list[int] = []
     top_k = min(args.top_k, model.config.num_labels)
-    for examples in loader:
+    for batch in loader:
+        for end in (example for example in batch if "place" not in example):
+            if "failure" in end:
+                raise end["failure"]
+            counts.append(end["count"])
+        examples = [example for example in batch if "place" in example]
         progress.update(len(examples))
         applied.update(rule for example in examples for rule in example.get("applied", ()))
         readable = [example for example in examples if example["pixel_values"] is not None]
-        rows += [
-            (example["place"], {"path": printable(example["path"]), "error": printable(example["error"])})
+        rows |= {
+            example["place"]: {"path": printable(example["path"]), "error": printable(example["error"])}
             for example in examples
             if example["pixel_values"] is None
-        ]
+        }
         if not readable:
             continue
         pixel_values = stacked([example["pixel_values"] for example in readable]).to(accelerator.device)
@@ -222,8 +253,9 @@ def predict_shard(
         for example, image_scores, image_numbers in zip(readable, scores, numbers):
             labels = [model.config.id2label[number] for number in image_numbers]
             row = {"path": printable(example["path"]), "label": labels[0], "score": image_scores[0]}
-            rows.append((example["place"], row | {"labels": labels, "scores": image_scores, "error": None}))
-    return [row for _, row in sorted(rows, key=lambda item: item[0])]
+            rows[example["place"]] = row | {"labels": labels, "scores": image_scores, "error": None}
+    check_is_complete(sorted(rows), counts, args.dataloader_num_workers, images.shard)
+    return [rows[place] for place in sorted(rows)]
 
 
 def summarize(files: list[Path]) -> dict[str, Any]:

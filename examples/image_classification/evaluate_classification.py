@@ -17,7 +17,8 @@ r"""Top-1 and top-5 accuracy of a checkpoint on ImageNet, or on images of your o
         --dataset_dir path/to/imagenet/validation
 
 The folder has a sub-folder for each label: ImageNet's WordNet ids (n01440764), the names of the model's labels, or their
-numbers. With several processes (`accelerate launch`, `torchrun`) each evaluates its share.
+numbers. With several processes (`accelerate launch`, `torchrun`) each evaluates its share. An output folder takes the results of the
+same model and images again, and refuses those of others (`settings.json`).
 """
 
 import hashlib
@@ -38,7 +39,9 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from hf_twins import TWINS_VARIANTS, TwinsImageProcessor, published_variant
+from hf_twins._utils.fingerprints import dataset_fingerprint, model_fingerprint
 from hf_twins._utils.image_folders import label_name, listed
+from hf_twins._utils.run_settings import record_settings
 from hf_twins.training.data import LabelledImages, check_is_no_image_folder
 from hf_twins.training.image_classification.arguments import ImageArguments, TrainedModelArguments
 from hf_twins.training.image_classification.data import (
@@ -79,7 +82,9 @@ class EvaluationArguments:
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images of a batch, in each process."})
     dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that prepare images, in each."})
     mixed_precision: str | None = field(default=None, metadata={"help": "no, fp16 or bf16."})
-    output_dir: str | None = field(default=None, metadata={"help": "Where all_results.json is written, if anywhere."})
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder for all_results.json and settings.json, if any."}
+    )
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -98,6 +103,14 @@ def evaluate(
     with accelerator.main_process_first():
         images, num_corrupt = load_evaluation_images(data_arguments, args)
     label_of = torch.tensor(label_numbers(images.features["label"].names, model.config.id2label))
+    settings: dict[str, Any] = {}
+    if accelerator.is_main_process and args.output_dir is not None:
+        settings = {
+            "model": model_fingerprint(model, processor),
+            "images": dataset_fingerprint(images),
+            "mixed_precision": accelerator.mixed_precision,
+        }
+        record_settings(Path(args.output_dir), settings, outputs="all_results.json")
     loader = accelerator.prepare(
         DataLoader(
             LabelledImages(images, Preparation(evaluation_transform(processor), model.config.num_channels)),
@@ -120,13 +133,13 @@ def evaluate(
         "precision": "float32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision,
         "preprocessing": describe(processor),
     }
+    results |= {f"{name}_fingerprint": settings[name] for name in ("model", "images") if name in settings}
     published = published_accuracy(model, processor)
     if published is not None:
         results["published_accuracy"] = published
     if accelerator.is_main_process:
         print(report(results))
         if args.output_dir is not None:
-            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
             write_results(Path(args.output_dir), results)
     accelerator.end_training()
     return results

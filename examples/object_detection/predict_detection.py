@@ -18,12 +18,13 @@ r"""Detect objects on images with a detector that `run_detection.py` trained.
 
 Writes every image with boxes, labels, scores and, for Mask R-CNN, masks drawn on it, and `predictions.json`: by the name of
 the image a list of `label`, `score`, `box` (left, top, right and bottom in pixels) and, maybe, `mask` (COCO's compressed run
-lengths).
+lengths). The folder takes the same images, with the same detector and threshold, again, and refuses others (`settings.json`).
 """
 
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,12 @@ import torch
 from torchvision.transforms.v2 import functional
 from tqdm import tqdm
 
-from hf_twins._utils.files import write_json
+from hf_twins._utils.files import exclusive_folder, write_atomically, write_json
+from hf_twins._utils.fingerprints import files_fingerprint, model_fingerprint
 from hf_twins._utils.image_folders import find_images
 from hf_twins._utils.images import ImageError, log_applied_rules, read_image
 from hf_twins._utils.labels import label_names
+from hf_twins._utils.run_settings import record_settings
 from hf_twins.detection import Detector, load_detector
 from hf_twins.training.object_detection.reports import draw_objects, mask_run_lengths
 
@@ -69,7 +72,18 @@ def predict(options: PredictionArguments) -> None:
     detector = load_detector(options.model_name_or_path)
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     detector.model.to(options.device or accelerator)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "model": model_fingerprint(detector.model, detector.processor),
+        "images": files_fingerprint(files[0].parent, [file.name for file in files]),
+        "threshold": options.threshold,
+    }
+    with exclusive_folder(output_dir):
+        record_settings(output_dir, settings, outputs="predictions.json")
+        detect_in_files(detector, files, options.threshold, output_dir)
+
+
+def detect_in_files(detector: Detector, files: list[Path], threshold: float, output_dir: Path) -> None:
+    """Write a drawing of each image, and then `predictions.json`."""
     found: dict[str, list[dict[str, Any]]] = {}
     unreadable = []
     applied: Counter[str] = Counter()
@@ -80,7 +94,7 @@ def predict(options: PredictionArguments) -> None:
             logger.warning(str(error))
             unreadable.append(file.name)
             continue
-        found[file.name] = detect_and_draw(detector, image, options.threshold, output_dir / drawn_name(file))
+        found[file.name] = detect_and_draw(detector, image, threshold, output_dir / drawn_name(file))
     write_json(output_dir / "predictions.json", found)
     log_applied_rules(applied)
     if unreadable:
@@ -97,7 +111,8 @@ def drawn_name(file: Path) -> str:
 def detect_and_draw(detector: Detector, image: PIL.Image.Image, threshold: float, path: Path) -> list[dict[str, Any]]:
     objects = detector([image], threshold)[0]
     names = label_names(detector.model.config)
-    functional.to_pil_image(draw_objects(image, objects, names)).save(path)
+    drawn = functional.to_pil_image(draw_objects(image, objects, names))
+    write_atomically(path, partial(drawn.save, format="PNG"))
     entries = [
         {"label": names[label], "score": round(score, 4), "box": [round(side, 2) for side in box]}
         for label, score, box in zip(objects["labels"].tolist(), objects["scores"].tolist(), objects["boxes"].tolist())

@@ -28,6 +28,7 @@ from hf_twins._utils.command_line import run
 from hf_twins import load_model
 from hf_twins._utils.devices import default_device
 from hf_twins._utils.files import check_is_apart, write_json
+from hf_twins._utils.fingerprints import dataset_fingerprint, model_fingerprint
 from hf_twins._utils.labels import label_names
 from hf_twins.training.orientation import EXIF_HELP, ExifOption
 from hf_twins.training.semantic_segmentation.data import (
@@ -107,7 +108,10 @@ def evaluate(options: EvaluationArguments, how: InferenceArguments) -> dict[str,
             "published_mean_iou": published[0] / 100 if published is not None else None,
             "images": len(pairs),
             "per_class": classes,
-            "settings": vars(options) | vars(how),
+            # No paths: what was measured is known by what is in it.
+            "model": model_fingerprint(model, processor),
+            "data": dataset_fingerprint(pairs.split),
+            "settings": {"do_reduce_labels": processor.do_reduce_labels, "exif": options.exif, **vars(how)},
         }
         write_json(Path(options.output_file), results)
     return metrics

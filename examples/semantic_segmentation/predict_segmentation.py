@@ -16,13 +16,16 @@ r"""Segment a picture, or a folder of them: the mask over the picture with a leg
     python examples/semantic_segmentation/predict_segmentation.py --model_name_or_path outputs/mine \
         --images street.jpg --output_dir outputs/street
 
-writes `street_overlay.png` and `street_mask.png`, whose pixels are the numbers of the classes.
+writes `street_overlay.png` and `street_mask.png`, whose pixels are the numbers of the classes. The folder takes the same pictures,
+segmented by the same model in the same way, again, and refuses others (`settings.json`).
 """
 
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hf_twins._utils.command_line import run
 
@@ -31,9 +34,12 @@ from tqdm import tqdm
 from hf_twins import load_model
 from hf_twins._utils.devices import default_device
 from hf_twins._utils.drawing import mask_image
+from hf_twins._utils.files import exclusive_folder, write_atomically
+from hf_twins._utils.fingerprints import files_fingerprint, model_fingerprint
 from hf_twins._utils.image_folders import find_images
 from hf_twins._utils.images import ImageError, log_applied_rules, read_image
 from hf_twins._utils.labels import label_names
+from hf_twins._utils.run_settings import record_settings
 from hf_twins.training.semantic_segmentation.drawing import class_shares, draw_prediction
 from hf_twins.training.semantic_segmentation.inference import InferenceArguments, segment
 
@@ -61,10 +67,23 @@ def predict(options: PredictionArguments, how: InferenceArguments) -> dict[str, 
     files = find_images(Path(options.images), options.output_dir)
     check_names(files)
     model, processor = load_model(options.model_name_or_path, "semantic-segmentation")
+    settings = {
+        "model": model_fingerprint(model, processor),
+        "images": files_fingerprint(files[0].parent, [file.name for file in files]),
+        **vars(how),
+    }
     model.to(options.device or default_device())
-    names = label_names(model.config)
     output_dir = Path(options.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    with exclusive_folder(output_dir):
+        record_settings(output_dir, settings, outputs="*_mask.png")
+        return segment_files(model, processor, files, how, output_dir)
+
+
+def segment_files(
+    model: Any, processor: Any, files: list[Path], how: InferenceArguments, output_dir: Path
+) -> dict[str, dict[str, float]]:
+    """Write an overlay and a mask of each picture; see `predict`."""
+    names = label_names(model.config)
     shares, unreadable = {}, []
     applied: Counter[str] = Counter()
     for file in tqdm(files, desc="Segmenting", disable=len(files) == 1):
@@ -75,8 +94,8 @@ def predict(options: PredictionArguments, how: InferenceArguments) -> dict[str, 
             unreadable.append(file.name)
             continue
         mask = segment(model, processor, image, how).argmax(0).cpu().numpy()
-        mask_image(mask, names).save(output_dir / f"{file.stem}_mask.png")
-        draw_prediction(image, mask, names, output_dir / f"{file.stem}_overlay.png")
+        write_atomically(output_dir / f"{file.stem}_mask.png", partial(mask_image(mask, names).save, format="PNG"))
+        write_atomically(output_dir / f"{file.stem}_overlay.png", partial(draw_prediction, image, mask, names))
         shares[file.name] = class_shares(mask, names)
     for name, classes in shares.items():
         print(f"{name}: {', '.join(f'{label} {100 * share:.1f} %' for label, share in classes.items())}")

@@ -27,6 +27,7 @@ The environment variable `HF_TWINS_MAX_STEPS` limits the number of training step
 
 import argparse
 import difflib
+import errno
 import logging
 import os
 import re
@@ -43,6 +44,7 @@ from safetensors import SafetensorError
 from transformers import HfArgumentParser
 
 from .extras import MissingExtraError, exit_with_sentence_if_extra_is_missing
+from .files import ADVICE
 
 
 # In scripts, this module is imported before any that may be missing (see the order of imports in pyproject.toml).
@@ -67,14 +69,17 @@ def run(
         dataclasses, recipes, defaults, arguments: see `parse_arguments`.
 
     Raises:
-        SystemExit: if the command line is wrong, or files, the disk or the connection to the Hub are.
+        SystemExit: if the command line is wrong, or files, the disk, data loading processes or the connection to the Hub are.
     """
     try:
         return function(*parse_arguments(*dataclasses, recipes=recipes, defaults=defaults, arguments=arguments))
     # safetensors has its own error for a disk that is full.
     except (OSError, ValueError, SafetensorError, MissingExtraError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {_last_sentence(error)}")
     except RuntimeError as error:
+        fault = _fault_of_workers(str(error))
+        if fault is not None:
+            sys.exit(f"error: {fault}")
         # What PyTorch raises if a file cannot be written to its end.
         if "inline_container" not in str(error):
             raise
@@ -84,6 +89,29 @@ def run(
         sys.exit(
             f"error: the connection to the Hub failed, start again when it is back: {error or type(error).__name__}"
         )
+
+
+def _fault_of_workers(text: str) -> str | None:
+    """What is wrong with the data loading processes, if this is PyTorch's RuntimeError about them."""
+    if "Too many open files" in text or "ancdata" in text:
+        return f"too many open files: {ADVICE[errno.EMFILE]}, and start again."
+    if text.startswith("DataLoader worker"):
+        first = text.splitlines()[0].rstrip(".")
+        return (
+            f"a process that prepares images has ended, is there enough memory? ({first}): start again, maybe with fewer "
+            "--dataloader_num_workers."
+        )
+    return None
+
+
+def _last_sentence(error: Exception) -> str:
+    """What an error says and what to do, without the traceback that PyTorch puts before it in a data loading process."""
+    text = str(error)
+    if isinstance(error, OSError) and error.errno in ADVICE:
+        return f"{text}: {ADVICE[error.errno]}."
+    if not (text.startswith("Caught ") and "DataLoader worker" in text.splitlines()[0]):
+        return text
+    return text.strip().splitlines()[-1].partition(": ")[2]
 
 
 def parse_arguments(

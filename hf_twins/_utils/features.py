@@ -20,7 +20,7 @@ import torch
 
 from ..loading import load_model
 from .devices import default_device
-from .digests import model_digest
+from .fingerprints import model_fingerprint
 
 
 POOLED = "pooled"
@@ -47,9 +47,9 @@ class FeatureExtractor:
         self.model.to(default_device())
 
     @property
-    def digest(self) -> str:
-        """A number that differs where the weights or the preprocessing do."""
-        return model_digest(self.model, self.processor)
+    def fingerprint(self) -> str:
+        """What tells the model and its preprocessing from others."""
+        return model_fingerprint(self.model, self.processor)
 
     @torch.inference_mode()
     def __call__(self, images: list[PIL.Image.Image]) -> list[dict[str, torch.Tensor]]:

@@ -21,29 +21,98 @@ import os
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 
 if TYPE_CHECKING:
     from .image_folders import Listing
+
+Result = TypeVar("Result")
 
 # Windows has no locks of this kind: what a killed run left has to be removed by hand there.
 if sys.platform != "win32":
     import fcntl
 
 
+# Waits before a file is read again, in seconds.
+READING_PAUSES = (0.1, 0.5, 2.0)
+# Errors that stay: waiting for the file does not help.
+LASTING = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+ADVICE = {
+    errno.EMFILE: "raise the number of files that a process may open (ulimit -n), or use fewer workers",
+    errno.ENFILE: "too many files are open on this machine",
+    errno.ENOMEM: "free memory, or use fewer workers",
+}
+
+
+# Folders that were looked through for what killed runs left.
+SWEPT: set[Path] = set()
+
+
+class ReadError(OSError):
+    """A file cannot be read, whatever is in it: the disk, the network or the limits of this process are in the way."""
+
+
+def read_again(read: Callable[[], Result], name: str | Path) -> Result:
+    """Call `read`, and again after short pauses while the system says that it cannot read.
+
+    Args:
+        read: reads all that is needed of a file, from its beginning.
+        name: the file.
+
+    Raises:
+        ReadError: if it still cannot be read.
+        Exception: whatever else `read` raises, about the content of the file.
+    """
+    for pause in (*READING_PAUSES, None):
+        try:
+            return read()
+        except OSError as error:
+            if not is_read_error(error):
+                raise
+            if pause is None or error.errno in LASTING:
+                raise ReadError(
+                    describe_read_error(error, os.fsencode(name).decode("utf-8", "backslashreplace"))
+                ) from error
+            time.sleep(pause)
+    raise AssertionError("the last pause is None")
+
+
+def describe_read_error(error: OSError, name: str) -> str:
+    """A sentence about a file that the system cannot read."""
+    if error.errno == errno.ENOENT:
+        return f"{name} does not exist."
+    if error.errno in LASTING:
+        return f"{name} cannot be read: {error.strerror}."
+    advice = f"; {ADVICE[error.errno]}" if error.errno in ADVICE else ""
+    return f"{name} cannot be read, not in {len(READING_PAUSES) + 1} tries ({error.strerror}{advice}): start again when it can."
+
+
+def is_read_error(error: Exception) -> bool:
+    """Whether an error is the system's, and not about the content of a file: decoders seek to where broken files say."""
+    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL, errno.EOVERFLOW)
+
+
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a file under another name, and rename it once it is complete.
 
+    The other name is one that no other run uses. What killed runs left under such names is removed by the first file that a
+    process writes into a folder.
+
     Args:
         path: the file; one that exists is replaced.
-        write: writes the file whose path it is called with, `path` with `.partial` at its end.
+        write: writes the file whose path it is called with.
     """
-    partial = path.with_name(f"{path.name}.partial")
-    write(partial)
-    partial.replace(path)
+    # Once, because a folder may have a file for every image.
+    if (folder := path.parent.absolute()) not in SWEPT:
+        SWEPT.add(folder)
+        remove_left(folder)
+    with partial_output(path, is_folder=False) as partial:
+        write(partial)
+        partial.replace(path)
 
 
 def write_json(path: Path, content: Any, **options: Any) -> None:
@@ -114,14 +183,18 @@ def new_output(output: Path, is_folder: bool = True) -> Iterator[Path]:
     """
     check_is_new(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{output.name}.partial-"
-    for left in output.parent.glob(f"{glob.escape(prefix)}*"):
-        with locked(left) as is_left:
-            if is_left:
-                remove(left)
+    remove_left(output.parent, f"{glob.escape(partial_prefix(output))}*")
+    with partial_output(output, is_folder) as partial:
+        yield partial
+        move(partial, output)
+
+
+@contextlib.contextmanager
+def partial_output(output: Path, is_folder: bool) -> Iterator[Path]:
+    """An empty folder or file beside `output`, locked, which is removed at the end if it still has its name."""
     while True:
-        partial = output.with_name(prefix + secrets.token_hex(4))
-        # Not `tempfile`, whose folders nobody else may read.
+        partial = output.with_name(partial_prefix(output) + secrets.token_hex(4))
+        # Not `tempfile`, whose files and folders nobody else may read.
         partial.mkdir() if is_folder else partial.touch(exist_ok=False)
         with locked(partial) as is_mine:
             # False if another run just now took it for one that was left.
@@ -129,10 +202,21 @@ def new_output(output: Path, is_folder: bool = True) -> Iterator[Path]:
                 continue
             try:
                 yield partial
-                move(partial, output)
             finally:
                 remove(partial)
             return
+
+
+def partial_prefix(output: Path) -> str:
+    return f".{output.name}.partial-"
+
+
+def remove_left(folder: Path, pattern: str = ".*.partial-" + "[0-9a-f]" * 8) -> None:
+    """Remove what killed runs left under partial names, but nothing that a run still writes."""
+    for left in folder.glob(pattern):
+        with locked(left) as is_left:
+            if is_left:
+                remove(left)
 
 
 def move(partial: Path, output: Path) -> None:
@@ -159,7 +243,7 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def exclusive_folder(folder: Path) -> Iterator[None]:
-    """Keep other runs from writing to a folder meanwhile; a killed run keeps nobody from it.
+    """Keep other runs from writing to a folder meanwhile; a killed run keeps nobody from it, and what it left is removed.
 
     Raises:
         ValueError: if another run writes to it.
@@ -170,6 +254,7 @@ def exclusive_folder(folder: Path) -> Iterator[None]:
         with locked(folder) as is_mine:
             if is_mine is False:
                 raise ValueError(f"Another run writes to {folder}: wait for it, or give another --output_dir.")
+            remove_left(folder)
             yield
     finally:
         if is_new:

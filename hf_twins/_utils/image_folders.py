@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .files import check_is_apart
+from .files import LASTING, check_is_apart, is_read_error
 from .images import is_image_file
 
 
@@ -179,8 +179,8 @@ def kind_of(entry: os.DirEntry) -> str | None:
             return None if entry.name in SYSTEM_FILES else OTHER
         return "image" if entry.is_file() else SPECIAL
     # Also of links in a circle.
-    except OSError:
-        if not is_link:
+    except OSError as error:
+        if not is_link or (is_read_error(error) and error.errno not in LASTING):
             raise
         return BROKEN
 

@@ -33,6 +33,7 @@ import PIL.Image
 import PIL.ImageOps
 
 from ..image_processing_twins import ImageError, convert_image
+from .files import ReadError, read_again
 
 
 logger = logging.getLogger(__name__)
@@ -86,8 +87,26 @@ def open_image(
 
     Raises:
         ImageError: if this is not a file, or the image is too long, too large or too much work.
-        Exception: of any kind, as Pillow's decoders raise them, if it cannot be decoded.
+        ReadError: if the system cannot read the file, which says nothing about the image: it does not exist, may not be read, or
+            the disk, the network or the limits of the process are in the way; these are tried again first.
+        Exception: of any other kind, as Pillow's decoders raise them, if it cannot be decoded.
     """
+    limits = (is_upright, formats, max_aspect_ratio, max_pixels, max_side, applied)
+    if isinstance(source, str | Path):
+        return read_again(lambda: decode_file(source, *limits), source)
+    return decode_file(source, *limits)
+
+
+def decode_file(
+    source: str | Path | BinaryIO,
+    is_upright: bool,
+    formats: tuple[str, ...] | None,
+    max_aspect_ratio: int,
+    max_pixels: int | None,
+    max_side: int | None,
+    applied: Counter[str] | None,
+) -> PIL.Image.Image:
+    """What [`open_image`] returns, in one try."""
     if isinstance(source, str | Path):
         check_is_file(source)
     with PIL.Image.open(source, formats=formats) as opened:
@@ -128,7 +147,8 @@ def read_image(
         applied, limits: see [`open_image`].
 
     Raises:
-        ImageError: if it cannot be used, whatever the reason; the message begins with the name of the file.
+        ImageError: if the image cannot be used, whatever the reason; the message begins with the name of the file.
+        ReadError: if the system cannot read the file, see [`open_image`].
     """
     with image_errors(str(source) if isinstance(source, str | Path) else "The image"):
         return convert_image(open_image(source, applied=applied, **limits), mode)
@@ -136,9 +156,11 @@ def read_image(
 
 @contextlib.contextmanager
 def image_errors(name: str) -> Iterator[None]:
-    """Raise an ImageError that begins with the name of an image, whatever error reading it raises."""
+    """Raise an ImageError that begins with the name of an image, whatever error decoding it raises."""
     try:
         yield
+    except ReadError:
+        raise
     except ImageError as error:
         sentence = str(error)
         raise ImageError(sentence if sentence.startswith(name) else f"{name} cannot be used: {sentence}") from error
@@ -149,14 +171,10 @@ def image_errors(name: str) -> Iterator[None]:
 
 def decoding_fault(error: Exception) -> str:
     """What is wrong with an image of which this is the error, as the rest of a sentence."""
-    if isinstance(error, FileNotFoundError):
-        return "does not exist"
     if isinstance(error, PIL.UnidentifiedImageError):
         return "cannot be decoded: it is not an image of a format that Pillow reads"
     if isinstance(error, PIL.Image.DecompressionBombError):
         return "has too many pixels"
-    if isinstance(error, OSError) and error.errno is not None:
-        return f"cannot be read: {error.strerror}"
     return f"cannot be decoded: it is broken or incomplete ({error or type(error).__name__})"
 
 
@@ -285,6 +303,9 @@ def decode_image(image: dict[str, Any], applied: Counter[str] | None = None) -> 
     """The image that `datasets` has as `bytes`, or else as the `path` of a file; None if it cannot be used.
 
     One that could be decoded, but is too long or too much work, is named in the log.
+
+    Raises:
+        ReadError: if the system cannot read the file, see [`open_image`].
     """
     try:
         decoded = open_image(image_source(image), applied=applied)
@@ -292,6 +313,8 @@ def decode_image(image: dict[str, Any], applied: Counter[str] | None = None) -> 
         if decoded.mode in ("I", "F"):
             convert_image(decoded)
         return decoded
+    except ReadError:
+        raise
     except ImageError as error:
         logger.warning(f"{image['path'] or 'an image without a name'}: {error}")
         return None

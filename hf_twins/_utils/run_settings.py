@@ -14,6 +14,7 @@
 """What the files in an output folder depend on, so that a run that resumes does not mix them with another run's."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +22,60 @@ from .files import write_json
 
 
 SETTINGS_NAME = "settings.json"
+ORIGINS = "origins"
+# SHA-256, as `fingerprints.py` has it.
+FINGERPRINT = re.compile("[0-9a-f]{64}")
 
 
-def record_settings(output_dir: Path, settings: dict[str, Any]) -> None:
+def record_settings(
+    output_dir: Path, settings: dict[str, Any], origins: dict[str, str] | None = None, outputs: str | None = None
+) -> None:
     """Write the settings of a run into its output folder, or check that they are those of the run that began it.
 
     Args:
         output_dir: the folder, created if needed.
         settings: everything that its files depend on, as JSON has it.
+        outputs: pattern of the names of its files, which nobody may have written before the settings were.
+        origins: where its inputs are, which may change: the last run's are kept, under the name `origins`.
 
     Raises:
-        ValueError: if the folder holds files of a run with other settings.
+        ValueError: if the folder holds files of a run with other settings, each of which it names, or of one without, or its
+            settings are damaged.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     file = output_dir / SETTINGS_NAME
-    if not file.is_file():
-        write_json(file, settings)
-        return
-    recorded = read_settings(output_dir)
-    differing = [name for name, value in settings.items() if recorded.get(name) != value]
-    if differing:
+    recorded = read_settings(output_dir) if file.exists() else None
+    left = sorted(path.name for path in output_dir.glob(outputs)) if outputs and recorded is None else []
+    if left:
         raise ValueError(
-            f"{output_dir} holds the files of a run with other {', '.join(differing)}: give another --output_dir, or remove "
+            f"{output_dir} holds {left[0]}, but no {SETTINGS_NAME} of the run that wrote it: give another --output_dir, or remove "
             "it."
         )
+    written = settings if origins is None else settings | {ORIGINS: origins}
+    if recorded is not None and (differing := describe_differences(recorded, settings)):
+        raise ValueError(
+            f"{output_dir} holds the files of a run with {'; '.join(differing)}: give another --output_dir, or remove it."
+        )
+    if recorded != written:
+        write_json(file, written)
+
+
+def describe_differences(recorded: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """Each setting that differs, with both values; of fingerprints, only what it is that differs."""
+    # As JSON has them: tuples are lists there.
+    settings = json.loads(json.dumps(settings))
+    differing = []
+    for name in dict.fromkeys([*recorded, *settings]):
+        if name == ORIGINS:
+            continue
+        if name in recorded and name in settings and recorded[name] == settings[name]:
+            continue
+        values = [each.get(name) for each in (recorded, settings)]
+        if any(isinstance(value, str) and FINGERPRINT.fullmatch(value) for value in values):
+            differing.append(f"another {name}" if name == "model" else f"other {name}")
+        else:
+            differing.append(f"{name} {values[0]}, now {values[1]}")
+    return differing
 
 
 def read_settings(output_dir: Path) -> dict[str, Any]:

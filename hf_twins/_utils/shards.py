@@ -11,8 +11,14 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Images to be predicted, however many, in shards that are read one at a time: each becomes one output file."""
+"""Images to be predicted, however many, in shards that are read one at a time: each becomes one output file.
 
+An output file has its SHA-256 beside it, in a file that `sha256sum --check` reads: it is finished if both are there and agree.
+"""
+
+import contextlib
+import hashlib
+import logging
 import lzma
 import tarfile
 import zlib
@@ -27,13 +33,29 @@ import PIL.Image
 import pyarrow.parquet
 import torch
 
-from .files import check_is_apart
+from .files import ReadError, check_is_apart, is_read_error, read_again, write_atomically
+from .fingerprints import dataset_fingerprint, file_digest, files_fingerprint
 from .image_folders import Listing, list_folder
 from .images import ImageError, decoding_fault, image_source, is_image_file, open_image
 
 
+logger = logging.getLogger(__name__)
+
+
 class ShardError(ValueError):
-    """A file of many images cannot be read to its end."""
+    """A file of many images is broken."""
+
+
+@contextlib.contextmanager
+def opened_parquet(file: str) -> Iterator[pyarrow.parquet.ParquetFile]:
+    """A .parquet file; a ShardError names one that is broken."""
+    try:
+        with pyarrow.parquet.ParquetFile(file) as parquet:
+            yield parquet
+    except (pyarrow.ArrowException, OSError) as error:
+        if is_read_error(error):
+            raise
+        raise ShardError(f"{file} is broken: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -42,6 +64,17 @@ class FileShard:
 
     folder: str
     files: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.folder
+
+    @property
+    def contents(self) -> Any:
+        return self.files
+
+    def fingerprint(self) -> str:
+        return files_fingerprint(self.folder, self.files)
 
     def images(self, start: int, step: int) -> Iterator[tuple[str, dict[str, Any]]]:
         """Every `step`-th image from `start` on: what it is called, and `bytes` or the `path` of a file."""
@@ -55,6 +88,17 @@ class TarShard:
 
     file: str
 
+    @property
+    def name(self) -> str:
+        return self.file
+
+    @property
+    def contents(self) -> Any:
+        return Path(self.file).name
+
+    def fingerprint(self) -> str:
+        return files_fingerprint(Path(self.file).parent, [Path(self.file).name])
+
     def images(self, start: int, step: int) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             with tarfile.open(self.file) as archive:
@@ -64,6 +108,8 @@ class TarShard:
                     yield f"{Path(self.file).name}/{member.name}", {"path": member.name, "bytes": content.read()}
         # Of a broken archive, those of its compression too.
         except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            if is_read_error(error):
+                raise
             raise ShardError(f"{self.file} is broken: {error}") from error
 
 
@@ -76,8 +122,19 @@ class ParquetShard:
     first_row: int
     column: str
 
+    @property
+    def name(self) -> str:
+        return self.file
+
+    @property
+    def contents(self) -> Any:
+        return Path(self.file).name, self.row_groups, self.first_row, self.column
+
+    def fingerprint(self) -> str:
+        return files_fingerprint(Path(self.file).parent, [Path(self.file).name])
+
     def images(self, start: int, step: int) -> Iterator[tuple[str, dict[str, Any]]]:
-        with pyarrow.parquet.ParquetFile(self.file) as parquet:
+        with opened_parquet(self.file) as parquet:
             rows = (
                 row.as_py()
                 for batch in parquet.iter_batches(64, row_groups=list(self.row_groups), columns=[self.column])
@@ -94,6 +151,18 @@ class DatasetShard:
     split: Any
     rows: range
     column: str
+
+    @property
+    def name(self) -> str:
+        return f"split {self.split.split}"
+
+    @property
+    def contents(self) -> Any:
+        return self.rows
+
+    def fingerprint(self) -> str:
+        """Nothing: the whole split has a fingerprint."""
+        return ""
 
     def images(self, start: int, step: int) -> Iterator[tuple[str, dict[str, Any]]]:
         for row in islice(self.rows, start, None, step):
@@ -142,8 +211,47 @@ def check_output(output_dir: str | Path | None, inputs: Iterable[str | Listing])
         check_is_apart(output_dir, inputs, is_recursive=False)
 
 
+def shards_fingerprint(shards: list[Shard]) -> str:
+    """What tells these images, by their names and their order, from others, in whatever folder they lie."""
+    if isinstance(shards[0], DatasetShard):
+        return dataset_fingerprint(shards[0].split)
+    return hashlib.sha256(ascii([shard.contents for shard in shards]).encode()).hexdigest()
+
+
+def digest_file(output: Path) -> Path:
+    return output.with_name(f"{output.name}.sha256")
+
+
+def write_output(output: Path, write: Callable[[Path], Any]) -> None:
+    """Write the output file of a shard atomically, and its SHA-256 beside it."""
+    write_atomically(output, write)
+    text = f"{file_digest(output)}  {output.name}\n"
+    write_atomically(digest_file(output), lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def is_finished(output: Path) -> bool:
+    """Whether an output file is there and whole; one that is not is named in the log.
+
+    Raises:
+        ReadError: if it cannot be read.
+    """
+    if not output.exists():
+        return False
+    try:
+        recorded = digest_file(output).read_bytes()
+    except FileNotFoundError:
+        logger.warning(
+            f"{output} has no {digest_file(output).name} beside it and does not count: its run was stopped."
+        )
+        return False
+    if recorded != f"{file_digest(output)}  {output.name}\n".encode():
+        logger.warning(f"{output} or {digest_file(output).name} is damaged, and does not count.")
+        return False
+    return True
+
+
 def parquet_shards(file: str, shard_size: int, column: str | None) -> Iterator[ParquetShard]:
-    with pyarrow.parquet.ParquetFile(file) as parquet:
+    with opened_parquet(file) as parquet:
         schema = parquet.schema_arrow
         column = column or image_column(file, schema)
         if column not in schema.names:
@@ -174,7 +282,8 @@ class ShardImages(torch.utils.data.IterableDataset):
     """The images of a shard, prepared, each with its place and what it is called; divided among a loader's workers.
 
     Those that cannot be used have None for `pixel_values`, and an `error` that says why; `applied` are the rules by which an
-    image is not taken as it is stored.
+    image is not taken as it is stored. The last example of each worker is no image: it has their `count`, or the `failure`, a
+    ReadError or ShardError, which a worker cannot raise without a traceback in its message.
     """
 
     def __init__(self, shard: Shard, prepare: Callable[[PIL.Image.Image], torch.Tensor]):
@@ -183,8 +292,31 @@ class ShardImages(torch.utils.data.IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker: Any = torch.utils.data.get_worker_info()
         start, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        for index, (path, image) in enumerate(self.shard.images(start, step)):
-            yield {"place": start + index * step, "path": path, **self.prepared(image)}
+        count = 0
+        try:
+            for path, image in self.images(start, step):
+                yield {"place": start + count * step, "path": path, **self.prepared(image)}
+                count += 1
+        except (ReadError, ShardError) as error:
+            yield {"failure": error}
+            return
+        yield {"count": count}
+
+    def images(self, start: int, step: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The images of the shard, which is opened again where the system cannot read on."""
+        images, count = self.shard.images(start, step), 0
+
+        def read() -> tuple[str, dict[str, Any]] | None:
+            nonlocal images
+            try:
+                return next(images, None)
+            except OSError:
+                images = self.shard.images(start + count * step, step)
+                raise
+
+        while (named := read_again(read, self.shard.name)) is not None:
+            yield named
+            count += 1
 
     def prepared(self, image: dict[str, Any] | None) -> dict[str, Any]:
         if image is None or (image.get("bytes") is None and image.get("path") is None):
@@ -194,6 +326,8 @@ class ShardImages(torch.utils.data.IterableDataset):
         try:
             decoded = open_image(image_source(image), applied=applied)
             pixel_values = self.prepare(decoded)
+        except ReadError:
+            raise
         except ImageError as error:
             return {"pixel_values": None, "error": str(error)}
         # Pillow's decoders raise all kinds of errors, and what follows those of its own on unusual pictures.
@@ -201,3 +335,15 @@ class ShardImages(torch.utils.data.IterableDataset):
             reason = decoding_fault(error) if decoded is None else f"cannot be prepared: {error!r}"
             return {"pixel_values": None, "error": reason}
         return {"pixel_values": pixel_values, "error": None, "applied": list(applied)}
+
+
+def check_is_complete(places: list[int], counts: list[int], num_workers: int, shard: Shard) -> None:
+    """Raise a ReadError if images are missing among those that came from the workers, each of which says its count at its end.
+
+    A worker that may not open more files drops what it was about to send.
+    """
+    if len(counts) != max(num_workers, 1) or places != list(range(sum(counts))):
+        raise ReadError(
+            f"Images of {shard.name} got lost between the processes that prepare them: raise the number of files that a process "
+            "may open (ulimit -n), or give fewer --dataloader_num_workers, and start again."
+        )

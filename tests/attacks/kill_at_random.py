@@ -185,6 +185,8 @@ def prediction_job(folder: Path) -> Job:
     import pyarrow.parquet
     from classification_utils import save_start, write_digit_folder
 
+    from hf_twins._utils.shards import digest_file, is_finished
+
     start, digits = folder / "start", folder / "digit_folder"
     if not start.exists():
         save_start(start)
@@ -194,8 +196,18 @@ def prediction_job(folder: Path) -> Job:
         arguments = ["--model_name_or_path", start, "--input_dir", digits, "--output_dir", output, "--shard_size", 8]
         batch_predict.main([str(argument) for argument in [*arguments, "--dataloader_num_workers", 0]])
 
+    inputs = sorted(str(file.relative_to(digits)) for file in digits.rglob("*.png"))
+
     def rows(output: Path) -> Any:
-        found = [row for file in output.glob("*.parquet") for row in pyarrow.parquet.read_table(file).to_pylist()]
+        found = []
+        for file in output.glob("*.parquet"):
+            of_file = pyarrow.parquet.read_table(file).to_pylist()
+            shard = int(file.stem.split("-")[1])
+            assert [row["path"] for row in of_file] == inputs[8 * shard : 8 * shard + 8], (
+                f"{file.name} has other images"
+            )
+            assert is_finished(file) or not digest_file(file).exists(), f"{file.name} is not what its digest says"
+            found += of_file
         assert len({row["path"] for row in found}) == len(found), "an image was predicted twice"
         return sorted((row["path"], row["label"]) for row in found)
 

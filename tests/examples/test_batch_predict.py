@@ -13,6 +13,7 @@
 # limitations under the License.
 """Every image is predicted exactly once, wherever it comes from and however often the script was stopped."""
 
+import errno
 import io
 import json
 import os
@@ -33,9 +34,9 @@ from accelerate.state import AcceleratorState
 from classification_utils import digit_pictures, write_digit_folder, write_parquet
 from hostile_files import long_png
 from PIL import Image
+from testing_utils import fail_to_read
 
 from hf_twins import TwinsForImageClassification, TwinsImageProcessor
-from hf_twins._utils.digests import model_digest
 from hf_twins._utils.files import exclusive_folder
 from hf_twins._utils.shards import FileShard, ShardImages
 
@@ -102,7 +103,8 @@ def test_picture_that_cannot_be_prepared_is_an_error(folder):
 
     Image.new("CMYK", (9, 9)).save(folder / "a.jpg")
     shard = FileShard(str(folder), ("a.jpg", "3/broken.jpg", "3/003.png"))
-    examples = list(ShardImages(shard, prepare))
+    *examples, end = ShardImages(shard, prepare)
+    assert end == {"count": 3}
     assert [example["error"] for example in examples] == [
         "cannot be prepared: ValueError('four colors')",
         "cannot be decoded: it is not an image of a format that Pillow reads",
@@ -164,7 +166,7 @@ def test_broken_archive_is_named_when_all_others_are_done(workers, start, tmp_pa
     (source / "b.tar").write_bytes(whole[: 3 * 512 + 50])
     (source / "c.tar").write_bytes(b"no archive")
     arguments = command(start, source, tmp_path / "out", "--dataloader_num_workers", workers)
-    sentence = r"^error: 2 of 3 files cannot be read to their end .* place of \S+/b.tar, \S+/c.tar, and start again\.$"
+    sentence = r"^error: 2 files cannot be read to their end .*, and start again\. \S+/b.tar is broken: .*; \S+/c.tar is broken: "
     for _ in range(2):
         with pytest.raises(SystemExit, match=sentence):
             batch_predict.main(arguments)
@@ -195,11 +197,11 @@ def test_only_what_is_missing_is_done_again(start, folder, tmp_path):
     files = sorted(output.glob("*.parquet"))
     times = {file: file.stat().st_mtime_ns for file in files}
     files[1].unlink()
-    files[2].with_name(f"{files[2].name}.partial").write_bytes(b"half")
+    files[2].with_name(f".{files[2].name}.partial-0123abcd").write_bytes(b"half")
     files[2].unlink()
     batch_predict.main(command(start, folder, output))
     assert read(output) == expected
-    assert not list(output.glob("*.partial"))
+    assert not list(output.glob("*.partial-*"))
     for file in (files[0], files[3]):
         assert file.stat().st_mtime_ns == times[file]
 
@@ -208,7 +210,8 @@ def test_predictions_of_something_else_are_not_mixed_in(start, folder, tmp_path)
     output = tmp_path / "out"
     batch_predict.main(command(start, folder, output))
     with pytest.raises(
-        SystemExit, match="holds the files of a run with other shard_size, images: give another --output_dir"
+        SystemExit,
+        match="holds the files of a run with shard_size 10, now 7; other images: give another --output_dir",
     ):
         batch_predict.main(command(start, folder, output, "--shard_size", 7))
     (folder / "new.png").write_bytes((folder / "3" / "003.png").read_bytes())
@@ -216,32 +219,107 @@ def test_predictions_of_something_else_are_not_mixed_in(start, folder, tmp_path)
         batch_predict.main(command(start, folder, output))
 
 
-@pytest.mark.parametrize("change", ["model_digest", "image_size", "mixed_precision"])
+def test_folders_that_were_moved_or_touched_are_the_same(start, folder, tmp_path, monkeypatch):
+    batch_predict.main(command(start, folder, tmp_path / "out"))
+    next((tmp_path / "out").glob("*.parquet")).unlink()
+    expected = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.parquet")}
+    for source in (folder, start):
+        shutil.copytree(source, tmp_path / "moved" / Path(source).name)
+    for file in (tmp_path / "moved").rglob("*.png"):
+        os.utime(file, (0, 0))
+    monkeypatch.chdir(tmp_path / "moved")
+    batch_predict.main(command(Path(start).name, folder.name, tmp_path / "out"))
+    assert len(read(tmp_path / "out")) == 36
+    assert {path: path.stat().st_mtime_ns for path in expected} == expected
+    assert str(tmp_path) not in (tmp_path / "out" / "settings.json").read_text()
+
+
+def test_images_that_changed_since_they_were_predicted_are_told(start, folder, tmp_path):
+    output = tmp_path / "out"
+    batch_predict.main(command(start, folder, output))
+    content = (folder / "3" / "003.png").read_bytes()
+    (folder / "3" / "003.png").write_bytes(content[:-1] + b"x")
+    name = next(
+        file.name
+        for file in sorted(output.glob("*.parquet"))
+        if "3/003.png" in str(pyarrow.parquet.read_table(file)["path"].to_pylist())
+    )
+    with pytest.raises(SystemExit, match=rf"{name} has the predictions of images in \S+ that have changed since"):
+        batch_predict.main(command(start, folder, output))
+    (output / name).unlink()
+    assert batch_predict.main(command(start, folder, output)) == {"images": 36, "errors": 1}
+
+
+def test_finished_file_with_a_damaged_byte_is_noticed_and_predicted_again(start, folder, tmp_path, caplog):
+    output = tmp_path / "out"
+    batch_predict.main(command(start, folder, output, "--shard_size", 20))
+    untouched, damaged = sorted(output.glob("*.parquet"))
+    whole, time = damaged.read_bytes(), untouched.stat().st_mtime_ns
+    damaged.write_bytes(whole[:99] + bytes([whole[99] ^ 1]) + whole[100:])
+    batch_predict.main(command(start, folder, output, "--shard_size", 20))
+    assert f"{damaged} or {damaged.name}.sha256 is damaged" in caplog.text
+    assert untouched.name not in caplog.text
+    assert damaged.read_bytes() == whole
+    assert untouched.stat().st_mtime_ns == time
+
+
+def test_run_ends_with_a_sentence_where_the_system_cannot_read_an_image(start, folder, tmp_path, monkeypatch):
+    """It is no broken image: once it can be read, it is predicted."""
+    output = tmp_path / "out"
+    with monkeypatch.context() as context:
+        fail_to_read("003.png", errno.EIO, context)
+        message = (
+            r"^error: \S+/003\.png cannot be read, not in 2 tries \(Input/output error\): start again when it can\.$"
+        )
+        with pytest.raises(SystemExit, match=message):
+            batch_predict.main(command(start, folder, output))
+    assert batch_predict.main(command(start, folder, output)) == {"images": 36, "errors": 1}
+
+
+@pytest.mark.slow
+def test_too_few_open_files_end_the_run_with_a_sentence(start, folder, tmp_path):
+    output = tmp_path / "out"
+    arguments = command(start, folder, output, "--dataloader_num_workers", 2, "--per_device_eval_batch_size", 1)
+    limit = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20)); sys.argv = sys.argv[1:]; "
+    )
+    limited = [
+        sys.executable,
+        "-c",
+        f"{limit}runpy.run_path(sys.argv[0], run_name='__main__')",
+        batch_predict.__file__,
+    ]
+    done = subprocess.run([*limited, *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stdout
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: "), done.stderr
+    assert "ulimit -n" in last, done.stderr
+    # Files that were finished are whole.
+    assert batch_predict.main(arguments) == {"images": 36, "errors": 1}
+
+
+@pytest.mark.parametrize("change", ["weights", "id2label", "image_size", "mixed_precision"])
 def test_predictions_of_another_model_of_the_same_name_are_not_mixed_in(change, start, folder, tmp_path):
     """Trained again into the same folder, say, or asked to look at the pictures in another way."""
     name, output = shutil.copytree(start, tmp_path / "model"), tmp_path / "out"
     batch_predict.main(command(name, folder, output))
     next(output.glob("*.parquet")).unlink()
-    options, differing = [], "model_digest"
-    if change == "model_digest":
+    options, differing = [], "another model"
+    if change == "id2label":
+        config = json.loads((name / "config.json").read_text())
+        config["id2label"]["0"] = "another"
+        (name / "config.json").write_text(json.dumps(config))
+    elif change == "weights":
         model = TwinsForImageClassification.from_pretrained(name)
         torch.nn.init.constant_(model.classifier.bias, 1.0)
         model.save_pretrained(name)
     elif change == "image_size":
         options = ["--image_size", 24]
     else:
-        options, differing = ["--mixed_precision", "bf16"], "mixed_precision"
+        options, differing = ["--mixed_precision", "bf16"], "mixed_precision no, now bf16"
     AcceleratorState._reset_state(reset_partial_state=True)
-    with pytest.raises(
-        SystemExit, match=f"holds the files of a run with other {differing}: give another --output_dir"
-    ):
+    with pytest.raises(SystemExit, match=f"holds the files of a run with {differing}: give another --output_dir"):
         batch_predict.main(command(name, folder, output, *options))
-
-
-def test_weights_of_every_type_have_a_digest(start):
-    model, processor = TwinsForImageClassification.from_pretrained(start), TwinsImageProcessor.from_pretrained(start)
-    digests = {model_digest(model.to(dtype), processor) for dtype in (torch.float32, torch.bfloat16, torch.float16)}
-    assert len(digests) == 3
 
 
 def test_output_of_a_running_script_is_left_alone(start, folder, tmp_path):
@@ -322,5 +400,5 @@ def test_killed_again_and_again_every_image_is_predicted_exactly_once(processes,
     assert "1600 images in 200 files" in printed
     paths = [row["path"] for row in read(output)]
     assert sorted(paths) == sorted(str(file.relative_to(folder)) for file in folder.rglob("*.png"))
-    assert not list(output.glob("*.partial"))
+    assert not list(output.glob("*.partial-*"))
     assert json.loads((output / "settings.json").read_text())["shard_size"] == 8

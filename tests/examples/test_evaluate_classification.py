@@ -59,12 +59,30 @@ def test_accuracy_is_that_of_every_single_image(start, folder, tmp_path, capsys)
     assert results["eval_accuracy"] == sum(rank == 0 for rank in ranks) / 37
     assert results["eval_top5_accuracy"] == sum(rank < 5 for rank in ranks) / 37
     assert results["corrupt_images"] == 1
-    assert json.loads((tmp_path / "results" / "all_results.json").read_text()) == results
+    written = (tmp_path / "results" / "all_results.json").read_text()
+    assert json.loads(written) == results
+    assert len(results["model_fingerprint"]) == len(results["images_fingerprint"]) == 64
+    assert str(tmp_path) not in written
     printed = capsys.readouterr().out
     assert f"| measured | {100 * results['eval_accuracy']:.2f} |" in printed
     assert "37 images (resized to 18, crop 16 x 16; float32)" in printed
     assert "1 images cannot be decoded and are not among them" in printed
     assert "published" not in printed
+
+
+def test_results_of_something_else_are_not_replaced(start, folder, tmp_path):
+    output = ["--output_dir", tmp_path / "results"]
+    run(start, folder, *output)
+    before = (tmp_path / "results" / "all_results.json").read_bytes()
+    next((folder / "3").iterdir()).unlink()
+    with pytest.raises(SystemExit, match="results holds the files of a run with other images: give another"):
+        run(start, folder, *output)
+    with pytest.raises(SystemExit, match="with another model; other images: give another"):
+        run(start, folder, *output, "--image_size", 24)
+    (tmp_path / "results" / "settings.json").unlink()
+    with pytest.raises(SystemExit, match=r"results holds all_results\.json, but no settings\.json of the run"):
+        run(start, folder, *output)
+    assert (tmp_path / "results" / "all_results.json").read_bytes() == before
 
 
 def test_labels_are_found_by_name_number_and_wordnet_id():

@@ -13,7 +13,9 @@
 # limitations under the License.
 """Features of scikit-learn's digits: equal to the model's own, whole after an interruption, and good for finding the like."""
 
+import errno
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -29,7 +31,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from sklearn.neighbors import NearestNeighbors
-from testing_utils import randomize, tiny_config
+from testing_utils import fail_to_read, randomize, tiny_config
 
 from hf_twins import TwinsBackbone, TwinsForImageClassification, TwinsImageProcessor, TwinsModel
 from hf_twins._utils.files import exclusive_folder
@@ -96,10 +98,8 @@ def read_features(folder: Path) -> tuple[list[str], np.ndarray]:
 
 
 def test_pooled_features_equal_the_models_own(prepared, extract, capsys):
-    assert extract("--shard_size", "25") == [
-        *(f"features-0000{number}-of-00003.parquet" for number in (1, 2, 3)),
-        "settings.json",
-    ]
+    shards = [f"features-0000{number}-of-00003.parquet" for number in (1, 2, 3)]
+    assert extract("--shard_size", "25") == sorted([*shards, *(f"{name}.sha256" for name in shards), "settings.json"])
     assert "60 of 60 images have their features in features." in capsys.readouterr().out
     schema = pyarrow.parquet.read_schema("features/features-00003-of-00003.parquet")
     assert schema.field("path").type == pyarrow.string()
@@ -118,7 +118,8 @@ def test_pooled_features_equal_the_models_own(prepared, extract, capsys):
 def test_feature_maps_equal_the_backbones(prepared, extract):
     names = extract("--features", "stage1", "stage3", "--shard_size", "32")
     shards = [f"features-0000{number}-of-00002.safetensors" for number in (1, 2)]
-    assert names == [*shards, "features.safetensors.index.json", "settings.json"]
+    digests = [f"{name}.sha256" for name in shards]
+    assert names == sorted([*shards, *digests, "features.safetensors.index.json", "settings.json"])
     weight_map = json.loads(Path("features/features.safetensors.index.json").read_text())["weight_map"]
     assert len(weight_map) == 2 * NUM_IMAGES
     backbone = TwinsBackbone.from_pretrained(prepared / "model", out_features=["stage1", "stage3"]).eval()
@@ -169,7 +170,7 @@ def test_an_interrupted_extraction_goes_on(prepared, extract, monkeypatch):
     first = Path("features/features-00001-of-00003.parquet")
     assert [path.name for path in Path("features").glob("*.parquet")] == [first.name]
     before = first.stat().st_mtime_ns
-    assert len(extract("--shard_size", "25")) == 4
+    assert len(extract("--shard_size", "25")) == 7
     assert first.stat().st_mtime_ns == before
     resumed = read_features(Path("features"))
     extract("--shard_size", "25", "--output_dir", "again")
@@ -235,6 +236,7 @@ def test_a_neighbour_that_is_gone_is_said_to_be(prepared, tmp_path, extract, sea
         (images / name).write_bytes((prepared / "images/z/last.png").read_bytes())
     extract("--input_dir", str(images))
     (images / "b.png").unlink()
+    assert str(tmp_path) not in Path("features/settings.json").read_text()
     printed = search(images / "a.png")
     assert [line.split()[1] for line in printed[:-1]] == ["a.png", "b.png"]
 
@@ -268,19 +270,71 @@ def test_extraction_names_bad_input_without_a_traceback(extract, options, messag
 def test_features_of_other_settings_are_not_mixed(prepared, tmp_path, extract, search):
     extract()
     with pytest.raises(
-        SystemExit, match="features holds the files of a run with other shard_size: give another --output_dir"
+        SystemExit, match="features holds the files of a run with shard_size 256, now 10: give another --output_dir"
     ):
         extract("--shard_size", "10")
     model = tmp_path / "model"
     torch.manual_seed(1)
     randomize(TwinsForImageClassification(tiny_config("pcpvt"))).save_pretrained(model)
     TwinsImageProcessor(size={"height": 16, "width": 16}, do_center_crop=False).save_pretrained(model)
-    with pytest.raises(SystemExit, match="with other model_name_or_path, model_digest: give"):
+    with pytest.raises(SystemExit, match="with another model: give"):
         extract("--model_name_or_path", str(model))
     extract("--model_name_or_path", str(model), "--output_dir", "features2")
     randomize(TwinsForImageClassification(tiny_config("pcpvt"))).save_pretrained(model)
-    with pytest.raises(SystemExit, match="has other weights or preprocessing than what made features2"):
+    with pytest.raises(SystemExit, match="other weights or other preprocessing than what made features2"):
         search(prepared / "images/z/last.png", "--features", "features2")
+
+
+@pytest.mark.parametrize("name", ["features-00001-of-00002.parquet", "features-00001-of-00002.safetensors"])
+def test_finished_file_with_a_damaged_byte_is_noticed_and_written_again(name, prepared, extract, search, caplog):
+    options = ["--shard_size", "30", "--features", "pooled" if name.endswith(".parquet") else "stage3"]
+    extract(*options)
+    damaged = Path("features", name)
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-99] + bytes([whole[-99] ^ 1]) + whole[-98:])
+    if name.endswith(".parquet"):
+        with pytest.raises(SystemExit, match=r"features has files that are not whole: run extract_features\.py again"):
+            search(prepared / "images/z/last.png")
+    extract(*options)
+    assert f"features/{name} or {name}.sha256 is damaged, and does not count" in caplog.text
+    assert "00002-of-00002" not in caplog.text
+    assert damaged.read_bytes() == whole
+
+
+def test_features_of_folders_that_were_moved_go_on_and_are_found(prepared, tmp_path, extract, search):
+    extract("--shard_size", "30")
+    kept = Path("features/features-00001-of-00002.parquet")
+    kept, before = Path("moved/again") / kept, kept.stat().st_mtime_ns
+    Path("features/features-00002-of-00002.parquet").unlink()
+    shutil.move("features", "moved/again/features")
+    shutil.copytree(prepared / "model", "moved/model")
+    shutil.copytree(prepared / "images", "moved/images")
+    folder = ["--output_dir", "moved/again/features", "--input_dir", "moved/images"]
+    extract("--shard_size", "30", *folder, "--model_name_or_path", "moved/model")
+    assert kept.stat().st_mtime_ns == before
+    origins = json.loads(Path("moved/again/features/settings.json").read_text())["origins"]
+    assert origins == {"model_name_or_path": "../../model", "input_dir": "../../images"}
+    shutil.move("moved", "elsewhere")
+    printed = search(Path("elsewhere/images/z/last.png"), "--features", "elsewhere/again/features")
+    assert printed[0] == "1.0000  z/last.png"
+
+
+def test_images_that_changed_since_are_not_mixed(prepared, tmp_path, extract):
+    images = shutil.copytree(prepared / "images", tmp_path / "images")
+    extract("--input_dir", str(images))
+    content = (images / "z/last.png").read_bytes()
+    (images / "z/last.png").write_bytes(content[:-1] + b"x")
+    with pytest.raises(SystemExit, match="holds the files of a run with other images: give another --output_dir"):
+        extract("--input_dir", str(images))
+
+
+def test_run_ends_with_a_sentence_where_the_system_cannot_read_an_image(extract, monkeypatch):
+    with monkeypatch.context() as context:
+        fail_to_read("00_0.png", errno.ESTALE, context)
+        with pytest.raises(SystemExit, match=r"00_0\.png cannot be read, not in 2 tries \(Stale file handle\)"):
+            extract()
+    extract()
+    assert read_features(Path("features"))[0][0] == "00_0.png"
 
 
 def test_models_that_lack_the_features_are_refused(tmp_path, extract):
@@ -321,9 +375,18 @@ def test_search_names_bad_input_without_a_traceback(prepared, extract, search):
     with pytest.raises(SystemExit, match=r"features has 2 of 3 files: run extract_features\.py again"):
         search(query)
     Path("other").mkdir()
-    Path("other/settings.json").write_text('{"model": "x", "top_k": 5}')
-    with pytest.raises(SystemExit, match=r"--features must be the --output_dir of extract_features\.py, got other"):
-        search(query, "--features", "other")
+    origins = '{"model_name_or_path": "x"}'
+    for damaged in (
+        "",
+        "[]",
+        '{"model": "x", "top_k": 5}',
+        f'{{"model": "x", "features": ["pooled"], "origins": {origins}}}',
+    ):
+        Path("other/settings.json").write_text(damaged)
+        with pytest.raises(
+            SystemExit, match=r"^error: .*other(/settings\.json (is damaged|must hold)|, whose settings are)"
+        ):
+            search(query, "--features", "other")
     extract("--features", "stage1", "--output_dir", "maps")
     with pytest.raises(SystemExit, match="maps holds maps of stage1: extract with --features pooled"):
         search(query, "--features", "maps")

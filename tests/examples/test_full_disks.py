@@ -71,7 +71,7 @@ def test_full_disk_is_a_sentence_and_the_next_run_gets_to_the_end(script, digits
         (tmp_path / "disk" / "other").unlink(missing_ok=True)
         main(arguments)
         assert (output_dir / result).is_file()
-        assert not list(output_dir.rglob("*.partial"))
+        assert not list(output_dir.rglob("*.partial-*"))
 
 
 def fill(file: Path) -> None:

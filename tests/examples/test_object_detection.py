@@ -37,9 +37,11 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from pycocotools import mask as coco_mask
 from safetensors.torch import load_file
+from testing_utils import randomize, tiny_config
 from transformers import TrainingArguments
 
-from hf_twins.detection import load_detector
+from hf_twins import TwinsForImageClassification, TwinsImageProcessor
+from hf_twins.detection import Detector, load_detector
 from hf_twins.training.object_detection.arguments import RECIPES, DataArguments, DetectionRecipe, ModelArguments
 from hf_twins.training.trainer import TRAINER_DEFAULTS
 
@@ -172,6 +174,38 @@ assert not [name for name in {EXTRAS} if sys.modules[name]]
     assert names == str(["boxes", "labels", *(["masks"] if detector == "mask-rcnn" else []), "scores"])
     assert found
     assert all(line.startswith("digit 0.") for line in found)
+
+
+def test_predictions_of_something_else_are_not_mixed_in(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model = randomize(TwinsForImageClassification(tiny_config()))
+    monkeypatch.setattr(predict_detection, "load_detector", lambda folder: Detector(model, TwinsImageProcessor()))
+    monkeypatch.setattr(
+        predict_detection, "detect_and_draw", lambda detector, image, threshold, path: path.write_text("x")
+    )
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    arguments = ["--model_name_or_path", "x", "--output_dir", str(tmp_path / "found"), "--device", "cpu"]
+    command = [*arguments, "--images", str(tmp_path / "a.png")]
+    for _ in range(2):
+        predict_detection.main(command)
+    with pytest.raises(
+        SystemExit, match=r"found holds the files of a run with threshold 0\.5, now 0\.2: give another"
+    ):
+        predict_detection.main([*command, "--threshold", "0.2"])
+    Image.new("RGB", (8, 8), 1).save(tmp_path / "b.png")
+    with pytest.raises(SystemExit, match="with other images: "):
+        predict_detection.main([*arguments, "--images", str(tmp_path)])
+    model.config.hidden_act = "relu"
+    with pytest.raises(SystemExit, match="with another model: "):
+        predict_detection.main(command)
+    assert sorted(file.name for file in (tmp_path / "found").iterdir()) == [
+        "a.png",
+        "predictions.json",
+        "settings.json",
+    ]
+    (tmp_path / "found" / "settings.json").unlink()
+    with pytest.raises(SystemExit, match=r"found holds predictions\.json, but no settings\.json of the run"):
+        predict_detection.main(command)
 
 
 @pytest.mark.parametrize(("options", "device"), [([], "xpu"), (["--device", "cpu"], "cpu")])

@@ -194,7 +194,10 @@ def test_script_trains_evaluates_and_writes_a_repository(head, scenes, starts, t
     ]
     again = evaluate_segmentation.main([*arguments, "--output_file", str(tmp_path / "results.json")])
     assert again["mean_iou"] == pytest.approx(metrics["eval_mean_iou"], abs=1e-6)
-    assert json.loads((tmp_path / "results.json").read_text())["images"] == 6
+    results = (tmp_path / "results.json").read_text()
+    assert json.loads(results)["images"] == 6
+    assert len(json.loads(results)["data"]) == len(json.loads(results)["model"]) == 64
+    assert str(tmp_path) not in results
     segments = pipeline("image-segmentation", str(output))(str(scenes / "validation" / "images" / "1000.png"))
     assert {each["label"] for each in segments} <= set(CLASSES)
     assert all(each["mask"].size == (37, 30) for each in segments)
@@ -601,7 +604,22 @@ def test_prediction_writes_mask_and_overlay_of_every_picture(trained, tmp_path, 
     assert "grey.png: " in capsys.readouterr().out
 
     (tmp_path / "pictures" / "bad.png").write_text("no picture")
-    assert predict_segmentation.main([*arguments, "--images", str(tmp_path / "pictures")]) == shares
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    with pytest.raises(SystemExit, match="out holds the files of a run with other images: give another --output_dir"):
+        predict_segmentation.main([*arguments, "--images", str(tmp_path / "pictures")])
+    more = ["--output_dir", str(tmp_path / "more"), "--images", str(tmp_path / "pictures")]
+    for _ in range(2):
+        assert predict_segmentation.main([*arguments, *more]) == shares
+    with pytest.raises(SystemExit, match="more holds the files of a run with flip False, now True: "):
+        predict_segmentation.main([*arguments, *more, "--flip"])
+    (tmp_path / "more" / "settings.json").unlink()
+    with pytest.raises(SystemExit, match=r"more holds colour_mask\.png, but no settings\.json of the run"):
+        predict_segmentation.main([*arguments, *more])
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+    assert before.keys() == {
+        "settings.json",
+        *(f"{name}_{kind}.png" for name in ("grey", "colour") for kind in ("mask", "overlay")),
+    }
     assert "1 of 3 pictures cannot be used and are left out: bad.png." in caplog.text
     with pytest.raises(SystemExit, match="--images must be an image or a folder of images, got"):
         predict_segmentation.main([*arguments, "--images", str(tmp_path / "none")])

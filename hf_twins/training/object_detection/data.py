@@ -33,6 +33,7 @@ from torchvision.ops import box_convert
 from torchvision.transforms import v2
 from tqdm import tqdm
 
+from hf_twins._utils.files import ReadError
 from hf_twins._utils.images import (
     ImageError,
     check_is_file,
@@ -216,6 +217,8 @@ def check_image(
             decided = decided_convention(stored, size) if split.exif == "auto" else None
             convert_image(turn_as_annotated(stored, size, split.exif))
         return "", decided
+    except ReadError:
+        raise
     except ImageError as error:
         return str(error).rstrip("."), decided
     # Pillow's decoders raise all kinds of errors.

@@ -33,7 +33,7 @@ from datasets import Dataset, Features, Image, List, Value
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from hf_twins._utils.files import check_is_apart
+from hf_twins._utils.files import ReadError, check_is_apart
 from hf_twins._utils.image_folders import list_folder
 from hf_twins._utils.images import (
     ImageError,
@@ -384,6 +384,8 @@ def checked_pair(pair: dict[str, Any], do_reduce_labels: bool, exif: ExifOption 
             decoded[name] = open_image(image_source(pair[column]), is_upright=False, applied=counted)
             if name == "image":
                 convert_image(decoded[name])
+        except ReadError:
+            raise
         except ImageError as error:
             return result | {"fault": f"{name} cannot be used: {error}"}
         except Exception:

@@ -67,7 +67,7 @@ def draw_rows(
     Args:
         rows: picture, prediction, truth.
         names: names of the classes.
-        path: file that is written.
+        path: PNG file that is written.
     """
     has_truth = any(truth is not None for _, _, truth in rows)
     height = 3.2 if len(rows) > 1 else 4.5
@@ -97,4 +97,4 @@ def draw_rows(
             fontsize=8,
             frameon=False,
         )
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, format="png", dpi=100)

@@ -13,16 +13,18 @@
 # limitations under the License.
 """The command line of the scripts: recipes, headings, and one sentence for each mistake."""
 
+import errno
 import logging
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from hf_twins._utils.command_line import MAX_STEPS_VARIABLE, ArgumentParser, parse_arguments
+from hf_twins._utils.command_line import MAX_STEPS_VARIABLE, ArgumentParser, parse_arguments, run
 
 import pytest
 
+from hf_twins._utils.files import ReadError
 from hf_twins.training.image_classification import arguments as classification
 from hf_twins.training.object_detection import arguments as detection
 from hf_twins.training.semantic_segmentation import arguments as segmentation
@@ -192,3 +194,43 @@ def test_recipes_of_the_package_are_those_of_the_authors():
     }
     for file, values in expected.items():
         assert values.items() <= tomllib.loads(file.read_text(encoding="utf-8")).items(), file.stem
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            ReadError(
+                "Caught ReadError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File\nOSError: "
+                "[Errno 5] Input/output error\n\nThe above exception was\n\nhf_twins._utils.files.ReadError: a.png: gone.\n"
+            ),
+            r"^error: a\.png: gone\.$",
+        ),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+            r"^error: a process that prepares images has ended, is there enough memory\? \(DataLoader worker \(pid 7\) is killed "
+            r"by signal: Killed.*\): start again, maybe with fewer --dataloader_num_workers\.$",
+        ),
+        (
+            RuntimeError("Too many open files. Communication with the workers is no longer possible."),
+            r"^error: too many open files: raise the number .*\(ulimit -n\).*, and start again\.$",
+        ),
+        (RuntimeError("received 0 items of ancdata"), r"^error: too many open files: raise"),
+        (OSError(errno.EMFILE, "Too many open files"), r"^error: \[Errno 24\] Too many open files: raise the number"),
+    ],
+    ids=["reading", "killed", "too many files", "sockets", "system"],
+)
+def test_errors_of_data_loading_processes_are_one_sentence(error, message):
+    def fail(arguments: DataArguments) -> None:
+        raise error
+
+    with pytest.raises(SystemExit, match=message):
+        run(fail, DataArguments, arguments=["--train_dir", "x"])
+
+
+def test_other_errors_keep_their_traceback():
+    def fail(arguments: DataArguments) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1"):
+        run(fail, DataArguments, arguments=["--train_dir", "x"])

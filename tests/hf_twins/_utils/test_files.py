@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from hf_twins._utils import files
-from hf_twins._utils.files import exclusive_folder, new_output
+from hf_twins._utils.files import exclusive_folder, locked, new_output, write_atomically
 from hf_twins._utils.image_folders import list_folder
 
 
@@ -224,3 +224,46 @@ def test_output_is_apart_from_input(output, source, is_recursive, is_refused, tm
             except ValueError as error:
                 refusals.append(str(error))
         assert bool(refusals) == is_refused
+
+
+def test_two_runs_that_write_one_file_share_no_partial_file(tmp_path):
+    output = tmp_path / "output"
+
+    def write_while_another_does(partial: Path) -> None:
+        partial.write_text("a")
+        write_atomically(output, lambda other: other.write_text("bb"))
+        assert content(output) == "bb"
+        with partial.open("a") as file:
+            file.write("a")
+
+    write_atomically(output, write_while_another_does)
+    assert content(output) == "aa"
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_first_file_of_a_run_removes_what_killed_runs_left_and_nothing_else(tmp_path):
+    left, living = (tmp_path / f".{name}.partial-0123abcd" for name in ("other", "living"))
+    others = [tmp_path / name for name in (".notes.partial-of-mine", "file.partial")]
+    for file in (left, living, *others):
+        file.write_text("half")
+    with locked(living):
+        write_atomically(tmp_path / "output", lambda partial: partial.write_text("text"))
+    assert sorted(tmp_path.iterdir()) == sorted([living, *others, tmp_path / "output"])
+
+
+def test_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    output = tmp_path / "output"
+    output.write_text("old")
+
+    def fail(partial: Path) -> None:
+        partial.write_text("new")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(output, fail)
+    assert content(output) == "old"
+    assert list(tmp_path.iterdir()) == [output]
+    write_atomically(output, lambda partial: partial.write_text("new"))
+    (tmp_path / "other").touch()
+    # Whoever may read other files may read this one.
+    assert output.stat().st_mode == (tmp_path / "other").stat().st_mode

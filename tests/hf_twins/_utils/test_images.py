@@ -13,14 +13,17 @@
 # limitations under the License.
 """Tests of what all examples that open pictures do with them."""
 
+import errno
 import inspect
 import os
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -33,11 +36,12 @@ from hostile_files import (
     saved,
     write_no_images,
 )
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image, ImageCms, ImageFile
 from twins_space.pictures import PictureError, read_picture
 
 import hf_twins
 from hf_twins._utils import images
+from hf_twins._utils.files import ReadError
 from hf_twins._utils.images import (
     ImageError,
     convert_image,
@@ -258,9 +262,12 @@ def test_transparent_color_of_16_bits_is_white(deep, tmp_path):
 def test_what_is_no_image_is_refused_by_name_by_every_reader(tmp_path):
     """Without waiting for a pipe, or for hours."""
     for name, sentence in write_no_images(tmp_path).items():
-        with pytest.raises(ImageError, match=rf"^{tmp_path}/{name} .*{sentence}"):
+        # What says nothing about an image is no reason to leave it out.
+        is_gone = name == "gone.png"
+        with pytest.raises(ReadError if is_gone else ImageError, match=rf"^{tmp_path}/{name} .*{sentence}"):
             read_image(tmp_path / name)
-        assert decode_image({"path": str(tmp_path / name), "bytes": None}) is None
+        if not is_gone:
+            assert decode_image({"path": str(tmp_path / name), "bytes": None}) is None
         if "scans" not in sentence:
             with pytest.raises(ValueError, match=rf"^{tmp_path}/{name} cannot be used: "):
                 run_exported.read_image(tmp_path / name)
@@ -358,3 +365,59 @@ def test_large_images_are_reduced_and_too_large_ones_refused(tmp_path):
     assert open_image(tmp_path / "large.jpg").size == (400, 100)
     with pytest.raises(ImageError, match=r"400 x 100 has too many pixels"):
         open_image(tmp_path / "large.jpg", max_pixels=39_999)
+
+
+@pytest.mark.parametrize(
+    ("number", "tries", "message"),
+    [
+        (errno.EIO, 4, r"cannot be read, not in 4 tries \(Input/output error\): start again when it can\.$"),
+        (errno.ESTALE, 4, r"Stale file handle"),
+        (errno.ETIMEDOUT, 4, r"Connection timed out"),
+        (errno.ENOMEM, 4, r"Cannot allocate memory; free memory, or use fewer workers"),
+        (errno.EMFILE, 4, r"Too many open files; raise the number of files that a process may open \(ulimit -n\)"),
+        (errno.EACCES, 1, r"cannot be read: Permission denied\.$"),
+        (errno.ENOENT, 1, r"does not exist\.$"),
+    ],
+    ids=lambda value: errno.errorcode[value] if isinstance(value, int) and value > 4 else "",
+)
+def test_errors_of_the_system_are_tried_again_and_never_taken_for_a_broken_image(
+    number, tries, message, tmp_path, monkeypatch
+):
+    file = tmp_path / "image.png"
+    Image.new("RGB", (8, 8)).save(file)
+    opened: list[Any] = []
+    pauses: list[float] = []
+
+    def fail(source: Any, formats: Any = None) -> None:
+        opened.append(source)
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    with monkeypatch.context() as context:
+        context.setattr(Image, "open", fail)
+        readers = (read_image, lambda path: decode_image({"path": str(path), "bytes": None}), open_image)
+        for read in readers:
+            with pytest.raises(ReadError, match=rf"image\.png .*{message}"):
+                read(file)
+        assert len(opened) == tries * len(readers)
+        assert pauses == ([0.1, 0.5, 2.0] if tries > 1 else []) * len(readers)
+    applied: Counter[str] = Counter()
+    assert read_image(file, applied=applied).size == (8, 8)
+
+
+def test_image_is_read_where_the_second_try_succeeds(tmp_path, monkeypatch):
+    file = tmp_path / "image.gif"
+    Image.new("L", (8, 8)).save(file, save_all=True, append_images=[Image.new("L", (8, 8), 1)])
+    faults = [errno.EIO, errno.EIO]
+    load = ImageFile.ImageFile.load
+
+    def fail_at_first(image: Any) -> Any:
+        if faults:
+            raise OSError(faults[-1], os.strerror(faults.pop()))
+        return load(image)
+
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail_at_first)
+    applied: Counter[str] = Counter()
+    assert read_image(file, applied=applied).size == (8, 8)
+    assert list(applied.values()) == [1]

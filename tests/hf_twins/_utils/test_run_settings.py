@@ -18,31 +18,57 @@ import pytest
 from hf_twins._utils.run_settings import read_settings, record_settings
 
 
-def test_run_with_the_same_settings_resumes_and_another_is_refused(tmp_path):
+SETTINGS = {"model": "a" * 64, "images": "b" * 64, "features": ["stage1"], "shard_size": 3}
+
+
+def test_run_with_the_same_settings_resumes(tmp_path):
     folder = tmp_path / "new" / "run"
-    settings = {"model": "a", "features": ["stage1"], "shard_size": 3}
-    record_settings(folder, settings)
-    record_settings(folder, settings)
-    assert read_settings(folder) == settings
+    record_settings(folder, SETTINGS)
+    record_settings(folder, SETTINGS | {"features": ("stage1",)})
+    assert read_settings(folder) == SETTINGS
     assert [file.name for file in folder.iterdir()] == ["settings.json"]
-    message = (
-        r"run holds the files of a run with other features, shard_size: give another --output_dir, or remove it\.$"
-    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "differences"),
+    [
+        ({"features": ["stage2"], "shard_size": 4}, r"features \['stage1'\], now \['stage2'\]; shard_size 3, now 4"),
+        ({"top_k": 5}, "top_k None, now 5"),
+        ({"model": "c" * 64}, "another model"),
+        ({"images": "c" * 64}, "other images"),
+    ],
+    ids=["values", "new setting", "model", "images"],
+)
+def test_another_run_is_refused_and_what_differs_is_named(changes, differences, tmp_path):
+    folder = tmp_path / "run"
+    record_settings(folder, SETTINGS)
+    message = rf"run holds the files of a run with {differences}: give another --output_dir, or remove it\.$"
     with pytest.raises(ValueError, match=message):
-        record_settings(folder, settings | {"features": ["stage2"], "shard_size": 4})
-    # A setting that the run that began the folder did not have.
-    with pytest.raises(ValueError, match="with other top_k: "):
-        record_settings(folder, settings | {"top_k": 5})
-    assert read_settings(folder) == settings
+        record_settings(folder, SETTINGS | changes)
+    assert read_settings(folder) == SETTINGS
+
+
+def test_setting_that_is_no_longer_there_is_named(tmp_path):
+    record_settings(tmp_path, SETTINGS)
+    with pytest.raises(ValueError, match="shard_size 3, now None: "):
+        record_settings(tmp_path, {name: value for name, value in SETTINGS.items() if name != "shard_size"})
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, r"has no settings\.json"), ("{", r"settings\.json is damaged"), ("[]", r"settings\.json must hold")],
+    [
+        (None, r"has no settings\.json"),
+        ("{", r"settings\.json is damaged"),
+        ("", r"settings\.json is damaged"),
+        (b"\xff", r"settings\.json is damaged"),
+        ("[]", r"settings\.json must hold"),
+    ],
 )
 def test_what_is_no_record_is_named(content, message, tmp_path):
     if content is not None:
-        (tmp_path / "settings.json").write_text(content)
+        (tmp_path / "settings.json").write_bytes(content.encode() if isinstance(content, str) else content)
+        with pytest.raises(ValueError, match=message):
+            record_settings(tmp_path, SETTINGS)
     with pytest.raises(ValueError, match=message) as raised:
         read_settings(tmp_path)
     assert str(tmp_path) in str(raised.value)

@@ -1,0 +1,206 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What tells the inputs of one run from those of another: of files, models and data sets, whatever they are called.
+
+A fingerprint holds no times and no absolute paths, so that a copy of a folder has that of the original.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedConfig
+
+from .files import read_again
+
+
+# Of a longer file, so much of its beginning and of its end is read.
+NUM_BYTES = 64 * 1024
+NUM_THREADS = 8
+# What a configuration or a processor has of where it comes from. The number type is that of the weights, which are hashed.
+ORIGINS = {
+    "_attn_implementation_autoset",
+    "_commit_hash",
+    "_name_or_path",
+    "architectures",
+    "auto_map",
+    "code_revision",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+}
+GENERIC = PreTrainedConfig().to_dict()
+# The last folder of what `datasets` has downloaded: a commit of the Hub. Local files have a longer number there.
+COMMIT = re.compile("[0-9a-f]{40}")
+
+
+def files_fingerprint(folder: str | Path, files: Iterable[str]) -> str:
+    """The SHA-256 of the names of files, their sizes, and the first and last 64 KiB of each.
+
+    Args:
+        folder: the folder, which is no part of it.
+        files: paths below the folder, whose order matters.
+
+    Raises:
+        ReadError: if one cannot be read.
+    """
+    files = list(files)
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor(NUM_THREADS) as threads:
+        digests = threads.map(lambda file: sampled_digest(Path(folder, file)), files)
+        named = tqdm(zip(files, digests), "Comparing files", len(files), unit="file", delay=3, leave=False)
+        for file, content in named:
+            name = os.fsencode(file.replace(os.sep, "/"))
+            digest.update(b"%d %b %b" % (len(name), name, content))
+    return digest.hexdigest()
+
+
+def sampled_digest(path: Path) -> bytes:
+    """The SHA-256 of the size of a file, and of its first and last 64 KiB."""
+
+    def read() -> bytes:
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            first = file.read(NUM_BYTES)
+            file.seek(max(size - NUM_BYTES, len(first)))
+            return hashlib.sha256(b"%d " % size + first + file.read(NUM_BYTES)).digest()
+
+    return read_again(read, path)
+
+
+def file_digest(file: str | Path) -> str:
+    """The SHA-256 of a file, all of it.
+
+    Raises:
+        ReadError: if it cannot be read.
+    """
+
+    def read() -> str:
+        with Path(file).open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+
+    return read_again(read, file)
+
+
+def model_fingerprint(model: Any, processor: Any = None) -> str:
+    """The SHA-256 of what a model computes: of its configuration, its weights and its preprocessing.
+
+    Args:
+        model: model with a `config`.
+        processor: its image processor, if it matters.
+    """
+    described = {
+        "class": type(model).__name__,
+        "config": comparable(model.config.to_dict()),
+        "processor": None if processor is None else comparable(processor.to_dict()),
+    }
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+        # As bytes, because NumPy does not know all of PyTorch's numbers.
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def comparable(value: Any) -> Any:
+    """A configuration without what is no part of what it computes, as JSON has it."""
+    if isinstance(value, dict):
+        # Without what all models have, to which new versions of transformers add.
+        kept = {str(key): each for key, each in value.items() if key not in ORIGINS}
+        return {key: comparable(each) for key, each in kept.items() if key not in GENERIC or GENERIC[key] != each}
+    if isinstance(value, list | tuple):
+        return [comparable(each) for each in value]
+    return value
+
+
+def dataset_fingerprint(split: Any) -> str:
+    """What tells a split that `datasets` has loaded from others.
+
+    Of a data set on the Hub: its name, commit, configuration and split. Of other data: names and content of images, by size and
+    their first and last 64 KiB, and all else. Of a stream: its files.
+
+    Args:
+        split: `Dataset` or `IterableDataset`.
+
+    Raises:
+        ReadError: if a file that it names cannot be read.
+        TypeError: if it is a stream of something else than files or lists.
+    """
+    from datasets import IterableDataset
+
+    digest = hashlib.sha256(repr((str(split.split), split.column_names)).encode())
+    files: list[str] = []
+    if isinstance(split, IterableDataset):
+        parts: Iterable[Any] = stream_parts(split._ex_iterable)
+    elif cached := hub_files(split):
+        # Rows that were chosen or shuffled are numbers of those in the files.
+        chosen = [] if split._indices is None else split._indices.column(0).to_pylist()
+        parts = [cached, len(split), chosen]
+    else:
+        parts = (row for batch in split.with_format("arrow").iter(256) for row in batch.to_pylist())
+    for part in parts:
+        hash_value(digest, part, files)
+    if files:
+        folder = os.path.commonpath([Path(file).parent for file in files])
+        digest.update(files_fingerprint(folder, [os.path.relpath(file, folder) for file in files]).encode())
+    return digest.hexdigest()
+
+
+def hub_files(split: Any) -> list[str]:
+    """The files in `datasets`' cache of a split that was downloaded from the Hub, as name/configuration/version/commit/file."""
+    files = [Path(each["filename"]) for each in split.cache_files]
+    return ["/".join(file.parts[-5:]) for file in files] if all(COMMIT.fullmatch(f.parent.name) for f in files) else []
+
+
+def stream_parts(examples: Any) -> Iterator[Any]:
+    """What the shards of a stream are read from: files, or the arguments of a generator."""
+    inner = getattr(examples, "ex_iterables", None) or [getattr(examples, "ex_iterable", None)]
+    if hasattr(examples, "kwargs"):
+        yield examples.kwargs
+    elif inner == [None]:
+        raise TypeError(f"a stream must be of files or of lists, got {type(examples).__name__}.")
+    else:
+        for each in inner:
+            yield from stream_parts(each)
+
+
+def hash_value(digest: Any, value: Any, files: list[str]) -> None:
+    """Add a value to a digest; absolute paths of files are collected instead."""
+    if isinstance(value, dict):
+        # An image that `datasets` has not decoded: its path is where somebody has it.
+        if value.keys() == {"bytes", "path"} and value["bytes"] is not None:
+            value = {"bytes": value["bytes"], "path": Path(value["path"] or "").name}
+        digest.update(b"dict %d " % len(value))
+        for key in sorted(value, key=str):
+            digest.update(f"{key!r} ".encode())
+            hash_value(digest, value[key], files)
+    elif isinstance(value, list | tuple):
+        digest.update(b"list %d " % len(value))
+        for each in value:
+            hash_value(digest, each, files)
+    elif isinstance(value, bytes):
+        digest.update(b"bytes %d " % len(value))
+        digest.update(value if len(value) <= 2 * NUM_BYTES else value[:NUM_BYTES] + value[-NUM_BYTES:])
+    elif isinstance(value, str | os.PathLike) and Path(value).is_absolute() and Path(value).is_file():
+        digest.update(b"file ")
+        files.append(os.fspath(value))
+    else:
+        digest.update(f"{value!r} ".encode("utf-8", "backslashreplace"))

@@ -1,0 +1,191 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Shards: read to their end or not at all, their images told from others, and their output files whole."""
+
+import errno
+import os
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from PIL import Image
+from testing_utils import fail_to_read
+
+from hf_twins._utils import files, shards
+from hf_twins._utils.files import ReadError
+from hf_twins._utils.shards import (
+    FileShard,
+    ParquetShard,
+    ShardError,
+    ShardImages,
+    TarShard,
+    check_is_complete,
+    find_shards,
+    is_finished,
+    shards_fingerprint,
+    write_output,
+)
+
+
+NAMES = tuple(f"{index}.png" for index in range(5))
+
+
+def write_images(folder: Path) -> Path:
+    folder.mkdir()
+    for index, name in enumerate(NAMES):
+        Image.new("L", (8, 8), index).save(folder / name)
+    return folder
+
+
+def write_tar(folder: Path) -> Path:
+    images = write_images(folder / "images")
+    with tarfile.open(folder / "a.tar", "w") as archive:
+        for name in NAMES:
+            archive.add(images / name, name)
+    return folder / "a.tar"
+
+
+def write_table(folder: Path) -> Path:
+    images = write_images(folder / "images")
+    rows = [{"bytes": (images / name).read_bytes(), "path": name} for name in NAMES]
+    pyarrow.parquet.write_table(pyarrow.table({"image": rows}), folder / "a.parquet", row_group_size=3)
+    return folder / "a.parquet"
+
+
+def examples_of(shard: shards.Shard) -> list[dict]:
+    return list(ShardImages(shard, lambda image: torch.zeros(1)))
+
+
+def test_output_is_finished_with_its_digest_which_sha256sum_reads(tmp_path):
+    output = tmp_path / "rows.parquet"
+    assert not is_finished(output)
+    write_output(output, lambda partial: partial.write_bytes(b"rows"))
+    assert is_finished(output)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.parquet", "rows.parquet.sha256"]
+    if shutil.which("sha256sum"):
+        subprocess.run(["sha256sum", "--check", "--strict", "rows.parquet.sha256"], cwd=tmp_path, check=True)
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.parquet.sha256"])
+def test_every_damaged_byte_of_an_output_is_noticed_by_name(name, tmp_path, caplog):
+    output = tmp_path / "rows.parquet"
+    write_output(output, lambda partial: partial.write_bytes(b"rows"))
+    whole = (tmp_path / name).read_bytes()
+    for position in range(len(whole)):
+        caplog.clear()
+        (tmp_path / name).write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
+        assert not is_finished(output)
+        assert f"{output} or rows.parquet.sha256 is damaged" in caplog.text
+    (tmp_path / name).write_bytes(whole[:-1])
+    assert not is_finished(output)
+    (tmp_path / name).write_bytes(whole)
+    assert is_finished(output)
+
+
+def test_output_of_a_run_that_was_killed_before_its_digest_does_not_count(tmp_path, caplog):
+    output = tmp_path / "rows.parquet"
+    write_output(output, lambda partial: partial.write_bytes(b"rows"))
+    (tmp_path / "rows.parquet.sha256").unlink()
+    assert not is_finished(output)
+    assert "has no rows.parquet.sha256 beside it and does not count" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("places", "counts", "num_workers"),
+    [([0, 2], [2, 1], 2), ([0, 1], [2], 2), ([], [], 2), ([0, 1, 1], [2, 1], 2), ([], [], 0), ([0], [2], 0)],
+    ids=["one lost", "worker lost", "all lost", "one twice", "nothing", "one of two"],
+)
+def test_images_that_got_lost_between_processes_are_noticed(places, counts, num_workers):
+    check_is_complete([0, 1, 2], [2, 1], 2, FileShard("folder", NAMES))
+    check_is_complete([], [0], 0, TarShard("empty.tar"))
+    with pytest.raises(ReadError, match="Images of folder got lost between the processes that prepare them"):
+        check_is_complete(places, counts, num_workers, FileShard("folder", NAMES))
+
+
+@pytest.mark.parametrize("write", [write_images, write_tar, write_table], ids=["folder", "tar", "parquet"])
+def test_fingerprint_of_a_copy_is_the_same_and_of_changed_images_another(write, tmp_path):
+    (tmp_path / "one").mkdir()
+    written = write(tmp_path / "one" / "images" if write is write_images else tmp_path / "one")
+    folder = written if written.is_dir() else written.parent
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (first, *_), copied = find_shards(str(folder), 2), find_shards(str(copy), 2)
+    assert copied[0].fingerprint() == first.fingerprint()
+    assert shards_fingerprint(copied) == shards_fingerprint(find_shards(str(folder), 2))
+    assert shards_fingerprint(find_shards(str(copy), 5)) != shards_fingerprint(copied) or write is write_tar
+    changed = copy / NAMES[0] if write is write_images else copy / written.name
+    content = changed.read_bytes()
+    changed.write_bytes(content[:9] + bytes([content[9] ^ 1]) + content[10:])
+    assert copied[0].fingerprint() != first.fingerprint()
+    # Names tell as much as they can, so that a broken archive can be replaced.
+    assert shards_fingerprint(copied) == shards_fingerprint(find_shards(str(folder), 2))
+    changed.rename(changed.with_stem("another"))
+    assert shards_fingerprint(find_shards(str(copy), 2)) != shards_fingerprint(copied)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ENOENT, errno.EACCES])
+def test_image_that_the_system_cannot_read_is_a_failure_and_no_row(number, tmp_path, monkeypatch):
+    folder = write_images(tmp_path / "images")
+    fail_to_read("2.png", number, monkeypatch)
+    *rows, end = examples_of(FileShard(str(folder), NAMES))
+    assert [row["path"] for row in rows] == ["0.png", "1.png"]
+    assert isinstance(end["failure"], ReadError)
+    assert str(folder / "2.png") in str(end["failure"])
+
+
+@pytest.mark.parametrize("write", [write_tar, write_table], ids=["tar", "parquet"])
+@pytest.mark.parametrize("num_faults", [1, 9], ids=["once", "always"])
+def test_archive_is_read_on_after_an_error_of_the_system(write, num_faults, tmp_path, monkeypatch):
+    archive = str(write(tmp_path))
+    shard = TarShard(archive) if write is write_tar else ParquetShard(archive, (0, 1), 0, "image")
+    expected = [example.get("path") for example in examples_of(shard)]
+    assert len(expected) == 6
+    faults = [errno.EIO] * num_faults
+
+    def fail_at_the_third(images):
+        def images_of(self, start, step):
+            for place, image in enumerate(images(self, start, step), start):
+                if place == 3 and faults:
+                    raise OSError(faults[-1], os.strerror(faults.pop()))
+                yield image
+
+        return images_of
+
+    monkeypatch.setattr(files, "READING_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(type(shard), "images", fail_at_the_third(type(shard).images))
+    examples = examples_of(shard)
+    if num_faults == 1:
+        assert [example.get("path") for example in examples] == expected
+    else:
+        assert [example.get("path") for example in examples] == [*expected[:3], None]
+        assert str(examples[-1]["failure"]).startswith(f"{archive} cannot be read, not in 3 tries")
+
+
+@pytest.mark.parametrize("write", [write_tar, write_table], ids=["tar", "parquet"])
+def test_archive_that_is_broken_is_named(write, tmp_path):
+    archive = write(tmp_path)
+    whole = archive.read_bytes()
+    shard = TarShard(str(archive)) if write is write_tar else ParquetShard(str(archive), (0, 1), 0, "image")
+    for content in (whole[:700], b""):
+        archive.write_bytes(content)
+        failure = examples_of(shard)[-1]["failure"]
+        assert isinstance(failure, ShardError)
+        assert str(failure).startswith(f"{archive} is broken: ")
+        if write is write_table:
+            with pytest.raises(ShardError, match=r"a\.parquet is broken: "):
+                find_shards(str(tmp_path), 2)
