@@ -21,7 +21,6 @@ It takes the recipes and options of `run_trainer.py`, and gives the same model w
 
 import json
 import math
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -67,18 +66,18 @@ from hf_twins.training.image_classification.models import (
 )
 from hf_twins.training.image_classification.reports import classification_metrics, summary, write_report
 from hf_twins.training.reports import finish_run, run_settings
+from hf_twins.training.runs import begin_run, resumed_checkpoint
 from hf_twins.training.trainer import (
     EpochSampler,
     WeightAverage,
     check_sharding,
-    find_checkpoint,
     one_at_a_time,
     scaled_learning_rate,
     whole_weights,
 )
 
 
-# Written into a checkpoint after everything else: a checkpoint with it is whole.
+# What a checkpoint says of the run, beside what Accelerate saves.
 STATE_FILE = "state.json"
 
 
@@ -132,8 +131,7 @@ def train(
     """Train, evaluate, and write the model, its processor, and what was measured, into the output folder."""
     output_dir = Path(args.output_dir)
     check_is_apart(output_dir, [data_arguments.train_dir, data_arguments.validation_dir, data_arguments.dataset_name])
-    checkpoint_files = [STATE_FILE] + ([WeightAverage.FILE] if recipe.ema_decay > 0 else [])
-    checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir, "step_", checkpoint_files)
+    checkpoint = resumed_checkpoint(args, recipe.overwrite_output_dir, "step_")
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=args.mixed_precision,
@@ -151,6 +149,16 @@ def train(
     names = images["train"].features["label"].names
     check_output_dir(model_arguments, recipe, output_dir)
     model, processor = create_model(model_arguments, recipe, names)
+    args.mixed_precision = accelerator.mixed_precision
+    training_run = begin_run(
+        checkpoint,
+        [model_arguments, data_arguments, recipe, args],
+        labels=names,
+        splits=images,
+        model=model,
+        processor=processor,
+        num_processes=accelerator.num_processes,
+    )
     num_channels = model.config.num_channels
     preparation = Preparation(training_transform(recipe, processor, num_channels), num_channels, args.seed)
     loader_options: dict[str, Any] = {
@@ -213,7 +221,7 @@ def train(
     checkpoint_every = None if args.checkpointing_steps == "epoch" else int(args.checkpointing_steps)
 
     def save_checkpoint() -> None:
-        folder = output_dir / f"step_{step}"
+        folder = training_run.start_checkpoint(f"step_{step}")
         accelerator.save_state(str(folder))
         loss_sum_of_all: Any = accelerator.reduce(loss_sum, "mean")
         if accelerator.is_main_process:
@@ -223,7 +231,7 @@ def train(
             # Here, because Accelerate reads back what it is asked to save for others by unpickling whatever is in the file.
             state |= {"loss_sum": float(loss_sum_of_all), "scheduler": scheduler.state_dict()}
             (folder / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
-            remove_old_checkpoints(output_dir, args.save_total_limit)
+        training_run.finish_checkpoint(folder.name, args.save_total_limit)
 
     # The training.
     logits: Any = None
@@ -337,15 +345,6 @@ def has_stopped_improving(history: list[dict[str, float]], patience: int) -> boo
     """Whether none of the last `patience` evaluations was better than all before them."""
     accuracies = [entry["eval_accuracy"] for entry in history]
     return 0 < patience < len(accuracies) and max(accuracies[-patience:]) <= max(accuracies[:-patience])
-
-
-def remove_old_checkpoints(output_dir: Path, limit: int) -> None:
-    folders = sorted(
-        (folder for folder in output_dir.glob("step_*") if folder.name.removeprefix("step_").isdecimal()),
-        key=lambda folder: int(folder.name.removeprefix("step_")),
-    )
-    for folder in folders[:-limit] if limit > 0 else []:
-        shutil.rmtree(folder)
 
 
 def plain_values(settings: dict[str, Any]) -> dict[str, Any]:

@@ -57,6 +57,7 @@ from hf_twins.training.image_classification.models import (
 )
 from hf_twins.training.image_classification.reports import classification_metrics, summary, write_report
 from hf_twins.training.reports import finish_run, run_settings
+from hf_twins.training.runs import begin_run
 from hf_twins.training.trainer import (
     TRAINER_DEFAULTS,
     EpochSampler,
@@ -114,6 +115,15 @@ def train(
     names = images["train"].features["label"].names
     check_output_dir(model_arguments, recipe, output_dir)
     model, processor = create_model(model_arguments, recipe, names)
+    training_run = begin_run(
+        checkpoint,
+        [model_arguments, data_arguments, recipe, args],
+        labels=names,
+        splits=images,
+        model=model,
+        processor=processor,
+        num_processes=args.world_size,
+    )
     num_channels = model.config.num_channels
     preparation = Preparation(training_transform(recipe, processor, num_channels), num_channels, args.seed)
     train_images: Any
@@ -147,6 +157,7 @@ def train(
         ),
         recipe=recipe,
         sampler=sampler,
+        run=training_run,
         checkpoint=checkpoint,
         mixer=BatchMixer(recipe, len(names), args.seed),
     )
