@@ -327,8 +327,8 @@ def main() -> None:
         f"Look at {output_dir / 'results.png'}. Then:\n"
         f"  classify a picture   python -c {shlex.quote(code)}\n"
         f"  your own images      python {script} --dataset path/to/images --output_dir outputs/mine\n"
-        f"  go on from here      python {script} --model_name_or_path {folder} --dataset path/to/images\n"
-        f"  publish it           hf upload {shlex.quote(f'YOUR-NAME/{output_dir.name}')} {folder}"
+        f"  go on from here      python {script} --model_name_or_path {folder} --dataset path/to/images --output_dir outputs/more\n"
+        f"  publish it           hf upload {shlex.quote(f'YOUR-NAME/{output_dir.name}')} {folder} --exclude run.json"
     )
 
 

@@ -149,16 +149,6 @@ def train(
     names = images["train"].features["label"].names
     check_output_dir(model_arguments, recipe, output_dir)
     model, processor = create_model(model_arguments, recipe, names)
-    args.mixed_precision = accelerator.mixed_precision
-    training_run = begin_run(
-        checkpoint,
-        [model_arguments, data_arguments, recipe, args],
-        labels=names,
-        splits=images,
-        model=model,
-        processor=processor,
-        num_processes=accelerator.num_processes,
-    )
     num_channels = model.config.num_channels
     preparation = Preparation(training_transform(recipe, processor, num_channels), num_channels, args.seed)
     loader_options: dict[str, Any] = {
@@ -200,6 +190,16 @@ def train(
     loss_function = ClassificationLoss(recipe.label_smoothing, loss_weights(recipe, labels, len(names)))
     mixer = BatchMixer(recipe, len(names), args.seed)
     average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay > 0 else None
+    args.mixed_precision = accelerator.mixed_precision
+    training_run = begin_run(
+        checkpoint,
+        [model_arguments, data_arguments, recipe, args],
+        labels=names,
+        splits=images,
+        model=model,
+        processor=processor,
+        num_processes=accelerator.num_processes,
+    )
     raw_model: Any = model
     trained: Any = torch.compile(model) if args.torch_compile else model
     model, optimizer = accelerator.prepare(trained, optimizer)

@@ -115,15 +115,6 @@ def train(
     names = images["train"].features["label"].names
     check_output_dir(model_arguments, recipe, output_dir)
     model, processor = create_model(model_arguments, recipe, names)
-    training_run = begin_run(
-        checkpoint,
-        [model_arguments, data_arguments, recipe, args],
-        labels=names,
-        splits=images,
-        model=model,
-        processor=processor,
-        num_processes=args.world_size,
-    )
     num_channels = model.config.num_channels
     preparation = Preparation(training_transform(recipe, processor, num_channels), num_channels, args.seed)
     train_images: Any
@@ -143,6 +134,15 @@ def train(
     )
     loss = ClassificationLoss(recipe.label_smoothing, loss_weights(recipe, labels, len(names)))
     images_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    training_run = begin_run(
+        checkpoint,
+        [model_arguments, data_arguments, recipe, args],
+        labels=names,
+        splits=images,
+        model=model,
+        processor=processor,
+        num_processes=args.world_size,
+    )
     args.learning_rate = scaled_learning_rate(args.learning_rate, recipe, images_per_step)
     trainer = ClassificationTrainer(
         model=model,

@@ -150,6 +150,10 @@ def train(
     with args.main_process_first(desc="loading annotations"):
         splits = load_splits(data_arguments, args.seed, needs_masks)
     model, processor = create_detector(model_arguments, recipe, splits["train"].names)
+    train_images = TrainingImages(splits["train"], training_transform(recipe, processor), needs_masks, args.seed)
+    evaluation_images = EvaluationImages(splits["validation"], processor)
+    sampler = EpochSampler(len(train_images), args.seed)
+    images_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     training_run = begin_run(
         checkpoint,
         [model_arguments, data_arguments, recipe, args],
@@ -159,10 +163,6 @@ def train(
         processor=processor,
         num_processes=args.world_size,
     )
-    train_images = TrainingImages(splits["train"], training_transform(recipe, processor), needs_masks, args.seed)
-    evaluation_images = EvaluationImages(splits["validation"], processor)
-    sampler = EpochSampler(len(train_images), args.seed)
-    images_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     args.learning_rate = scaled_learning_rate(args.learning_rate, recipe, images_per_step)
     trainer = DetectionTrainer(
         model=model,

@@ -134,6 +134,8 @@ def train(
         # Few images a process are too few for its own statistics: the authors share them too.
         torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     processor = create_processor(model_arguments, fields, data_arguments.do_reduce_labels)
+    preparation = Preparation(training_transform(recipe, processor), data_arguments.do_reduce_labels, args.seed)
+    train_images = LabelledImages(pairs["train"], preparation)
     training_run = begin_run(
         checkpoint,
         [model_arguments, data_arguments, recipe, inference, args],
@@ -143,8 +145,6 @@ def train(
         processor=processor,
         num_processes=args.world_size,
     )
-    preparation = Preparation(training_transform(recipe, processor), data_arguments.do_reduce_labels, args.seed)
-    train_images = LabelledImages(pairs["train"], preparation)
     args.learning_rate = scaled_learning_rate(args.learning_rate, recipe, images_per_step)
     trainer = SegmentationTrainer(
         model=model,

@@ -279,9 +279,13 @@ class Run:
         remove_checkpoint(folder.with_name(name + REPLACED))
         removable = [each for each in self.checkpoints if each not in (name, best)]
         for old in removable[: max(len(self.checkpoints) - limit, 0)] if limit and limit > 0 else []:
-            remove_checkpoint(self.output_dir / old)
+            self.remove_checkpoint(old)
             self.checkpoints.remove(old)
         self.write()
+
+    def remove_checkpoint(self, name: str) -> None:
+        for folder in (name, name + REPLACED):
+            remove_checkpoint(self.output_dir / folder)
 
     def written_files(self) -> list[str]:
         """Those of its files that are there, without links to others."""
@@ -290,8 +294,7 @@ class Run:
     def remove(self) -> None:
         """Remove the run's files, and nothing else that is in its folder."""
         for name in self.checkpoints:
-            for folder in (name, name + REPLACED):
-                remove_checkpoint(self.output_dir / folder)
+            self.remove_checkpoint(name)
         remove_files(self.output_dir, [*self.files, RUN_NAME])
 
 
@@ -401,10 +404,14 @@ def begin_run(
     previous = read_run(output_dir)
     if options.get("resume_from_checkpoint") is not None:
         resumed = previous if checkpoint is None else read_run(checkpoint)
+        if checkpoint is not None and resumed is None:
+            raise ValueError(
+                f"{checkpoint} must have the {RUN_NAME} of the run that wrote it: give another checkpoint."
+            )
         if resumed is not None:
             check_is_same(resumed, run, option_defaults(arguments))
         if previous is not None:
-            run.checkpoints = [name for name in previous.checkpoints if (output_dir / name).is_dir()]
+            run.checkpoints = previous.checkpoints
     elif previous is not None and options["overwrite_output_dir"]:
         previous.remove()
     run.write()

@@ -74,6 +74,7 @@ def test_quickstart_on_an_image_folder_then_on_from_there(quickstart, image_fold
         "model.safetensors",
         "preprocessor_config.json",
         "results.png",
+        "run.json",
     }
     printed = capsys.readouterr().out
     assert "Fine-tuning 2,3" in printed
@@ -162,7 +163,7 @@ def test_quickstart_leaves_out_what_it_cannot_use_and_names_it(quickstart, image
     commands = [
         shlex.split(line) for line in printed.splitlines() if "   " in line and ("python" in line or "hf up" in line)
     ]
-    assert commands[-1][-2:] == [f"YOUR-NAME/{folder}", folder]
+    assert commands[-1][-4:] == [f"YOUR-NAME/{folder}", folder, "--exclude", "run.json"]
     assert commands[-2][commands[-2].index("--model_name_or_path") + 1] == folder
     assert repr(folder) in commands[0][-1]
     compile(commands[0][-1], "command", "exec")

@@ -338,6 +338,11 @@ def test_checkpoint_that_is_saved_again_is_kept_until_the_new_one_is_whole(tmp_p
     (tmp_path / "checkpoint-4" / "model.safetensors").write_text("half")
     assert find_checkpoint("latest", tmp_path, "checkpoint-") == tmp_path / "checkpoint-4.replaced"
     check_output_dir(tmp_path, resumes=True, overwrites=False)
+    # Killed before the folder was made again.
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    check_output_dir(tmp_path, resumes=True, overwrites=False)
+    run.start_checkpoint("checkpoint-4").mkdir()
+    (tmp_path / "checkpoint-4" / "model.safetensors").write_text("whole")
     run.finish_checkpoint("checkpoint-4", limit=1)
     assert find_checkpoint("latest", tmp_path, "checkpoint-") == tmp_path / "checkpoint-4"
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-4", "run.json"}
