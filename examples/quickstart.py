@@ -57,6 +57,7 @@ from hf_twins._utils.images import ImageError, applied_rules, check_shape, conve
 from hf_twins._utils.labels import label_fields
 from hf_twins.training.image_classification.arguments import DataArguments
 from hf_twins.training.image_classification.data import load_images as load_labeled_images
+from hf_twins.training.runs import begin_run, check_output_dir, save_pretrained
 
 
 @dataclass
@@ -84,6 +85,9 @@ class QuickstartArguments:
     batch_size: int = field(default=32, metadata={"help": "Images in a step."})
     learning_rate: float | None = field(
         default=None, metadata={"help": "Highest learning rate; 1e-3 from random weights, 1e-4 from trained ones."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Remove the files of the run that is in --output_dir, and no others."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of the weights, the split and the order of the images."})
 
@@ -253,8 +257,7 @@ def fine_tune(
     )
     trainer.train()
     trainer.save_metrics("eval", trainer.evaluate())
-    model.save_pretrained(arguments.output_dir)
-    processor.save_pretrained(arguments.output_dir)
+    save_pretrained(model, processor, Path(arguments.output_dir))
     return trainer.state.log_history
 
 
@@ -263,6 +266,10 @@ def main() -> None:
     # Trainer asks for some of it only when it is built.
     require_extra("train")
     set_seed(arguments.seed)
+    try:
+        check_output_dir(Path(arguments.output_dir), resumes=False, overwrites=arguments.overwrite_output_dir)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     try:
         check_is_apart(arguments.output_dir, [arguments.dataset])
         dataset = load_images(arguments.dataset, arguments.seed)
@@ -276,6 +283,10 @@ def main() -> None:
     labels = dataset["train"].features["label"].names
     try:
         model, processor = create_model(arguments, labels)
+        Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
+        begin_run(
+            None, [arguments], labels=labels, splits=dict(dataset), model=model, processor=processor, num_processes=1
+        )
     except (OSError, ValueError, MissingExtraError) as error:
         sys.exit(f"error: {error}")
 
@@ -316,8 +327,8 @@ def main() -> None:
         f"Look at {output_dir / 'results.png'}. Then:\n"
         f"  classify a picture   python -c {shlex.quote(code)}\n"
         f"  your own images      python {script} --dataset path/to/images --output_dir outputs/mine\n"
-        f"  go on from here      python {script} --model_name_or_path {folder} --dataset path/to/images\n"
-        f"  publish it           hf upload {shlex.quote(f'YOUR-NAME/{output_dir.name}')} {folder}"
+        f"  go on from here      python {script} --model_name_or_path {folder} --dataset path/to/images --output_dir outputs/more\n"
+        f"  publish it           hf upload {shlex.quote(f'YOUR-NAME/{output_dir.name}')} {folder} --exclude run.json"
     )
 
 

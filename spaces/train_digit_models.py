@@ -47,6 +47,7 @@ from hf_twins import (
     parameter_groups,
 )
 from hf_twins._utils.cards import model_card, usage_code
+from hf_twins._utils.files import use_default_permissions
 from hf_twins._utils.labels import label_fields
 
 
@@ -269,6 +270,7 @@ def main() -> None:
         folder = arguments.output_dir / digit_model.space / "models" / name
         unfinished = folder.with_suffix(".tmp")
         model.save_pretrained(unfinished)
+        use_default_permissions(unfinished / "model.safetensors")
         processor.save_pretrained(unfinished)
         write_card(name, model, arguments.seed, epochs, result, unfinished)
         shutil.rmtree(folder, ignore_errors=True)

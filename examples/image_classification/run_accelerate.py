@@ -21,7 +21,6 @@ It takes the recipes and options of `run_trainer.py`, and gives the same model w
 
 import json
 import math
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -67,18 +66,18 @@ from hf_twins.training.image_classification.models import (
 )
 from hf_twins.training.image_classification.reports import classification_metrics, summary, write_report
 from hf_twins.training.reports import finish_run, run_settings
+from hf_twins.training.runs import begin_run, resumed_checkpoint
 from hf_twins.training.trainer import (
     EpochSampler,
     WeightAverage,
     check_sharding,
-    find_checkpoint,
     one_at_a_time,
     scaled_learning_rate,
     whole_weights,
 )
 
 
-# Written into a checkpoint after everything else: a checkpoint with it is whole.
+# What a checkpoint says of the run, beside what Accelerate saves.
 STATE_FILE = "state.json"
 
 
@@ -134,8 +133,7 @@ def train(
     # Where links in the folders lead is checked when they have been listed.
     check_is_apart(output_dir, [data_arguments.train_dir, data_arguments.validation_dir], follow_links=False)
     check_is_apart(output_dir, [data_arguments.dataset_name])
-    checkpoint_files = [STATE_FILE] + ([WeightAverage.FILE] if recipe.ema_decay > 0 else [])
-    checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir, "step_", checkpoint_files)
+    checkpoint = resumed_checkpoint(args, recipe.overwrite_output_dir, "step_")
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=args.mixed_precision,
@@ -194,6 +192,16 @@ def train(
     loss_function = ClassificationLoss(recipe.label_smoothing, loss_weights(recipe, labels, len(names)))
     mixer = BatchMixer(recipe, len(names), args.seed)
     average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay > 0 else None
+    args.mixed_precision = accelerator.mixed_precision
+    training_run = begin_run(
+        checkpoint,
+        [model_arguments, data_arguments, recipe, args],
+        labels=names,
+        splits=images,
+        model=model,
+        processor=processor,
+        num_processes=accelerator.num_processes,
+    )
     raw_model: Any = model
     trained: Any = torch.compile(model) if args.torch_compile else model
     model, optimizer = accelerator.prepare(trained, optimizer)
@@ -215,7 +223,7 @@ def train(
     checkpoint_every = None if args.checkpointing_steps == "epoch" else int(args.checkpointing_steps)
 
     def save_checkpoint() -> None:
-        folder = output_dir / f"step_{step}"
+        folder = training_run.start_checkpoint(f"step_{step}")
         accelerator.save_state(str(folder))
         loss_sum_of_all: Any = accelerator.reduce(loss_sum, "mean")
         if accelerator.is_main_process:
@@ -225,7 +233,7 @@ def train(
             # Here, because Accelerate reads back what it is asked to save for others by unpickling whatever is in the file.
             state |= {"loss_sum": float(loss_sum_of_all), "scheduler": scheduler.state_dict()}
             (folder / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
-            remove_old_checkpoints(output_dir, args.save_total_limit)
+        training_run.finish_checkpoint(folder.name, args.save_total_limit)
 
     # The training.
     logits: Any = None
@@ -339,15 +347,6 @@ def has_stopped_improving(history: list[dict[str, float]], patience: int) -> boo
     """Whether none of the last `patience` evaluations was better than all before them."""
     accuracies = [entry["eval_accuracy"] for entry in history]
     return 0 < patience < len(accuracies) and max(accuracies[-patience:]) <= max(accuracies[:-patience])
-
-
-def remove_old_checkpoints(output_dir: Path, limit: int) -> None:
-    folders = sorted(
-        (folder for folder in output_dir.glob("step_*") if folder.name.removeprefix("step_").isdecimal()),
-        key=lambda folder: int(folder.name.removeprefix("step_")),
-    )
-    for folder in folders[:-limit] if limit > 0 else []:
-        shutil.rmtree(folder)
 
 
 def plain_values(settings: dict[str, Any]) -> dict[str, Any]:

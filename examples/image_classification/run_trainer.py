@@ -57,6 +57,7 @@ from hf_twins.training.image_classification.models import (
 )
 from hf_twins.training.image_classification.reports import classification_metrics, summary, write_report
 from hf_twins.training.reports import finish_run, run_settings
+from hf_twins.training.runs import begin_run
 from hf_twins.training.trainer import (
     TRAINER_DEFAULTS,
     EpochSampler,
@@ -135,6 +136,15 @@ def train(
     )
     loss = ClassificationLoss(recipe.label_smoothing, loss_weights(recipe, labels, len(names)))
     images_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    training_run = begin_run(
+        checkpoint,
+        [model_arguments, data_arguments, recipe, args],
+        labels=names,
+        splits=images,
+        model=model,
+        processor=processor,
+        num_processes=args.world_size,
+    )
     args.learning_rate = scaled_learning_rate(args.learning_rate, recipe, images_per_step)
     trainer = ClassificationTrainer(
         model=model,
@@ -149,6 +159,7 @@ def train(
         ),
         recipe=recipe,
         sampler=sampler,
+        run=training_run,
         checkpoint=checkpoint,
         mixer=BatchMixer(recipe, len(names), args.seed),
     )

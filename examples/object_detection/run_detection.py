@@ -52,6 +52,7 @@ from hf_twins.training.object_detection.reports import (
     write_report,
 )
 from hf_twins.training.reports import finish_run, run_settings
+from hf_twins.training.runs import begin_run, save_pretrained
 from hf_twins.training.trainer import (
     TRAINER_DEFAULTS,
     EpochSampler,
@@ -158,6 +159,15 @@ def train(
     evaluation_images = EvaluationImages(splits["validation"], processor)
     sampler = EpochSampler(len(train_images), args.seed)
     images_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    training_run = begin_run(
+        checkpoint,
+        [model_arguments, data_arguments, recipe, args],
+        labels=splits["train"].names,
+        splits=splits,
+        model=model,
+        processor=processor,
+        num_processes=args.world_size,
+    )
     args.learning_rate = scaled_learning_rate(args.learning_rate, recipe, images_per_step)
     trainer = DetectionTrainer(
         model=model,
@@ -168,6 +178,7 @@ def train(
         data_collator=collate if isinstance(model, TwinsForObjectDetection) else collate_for_detr,
         recipe=recipe,
         sampler=sampler,
+        run=training_run,
         checkpoint=checkpoint,
     )
     trainer.train()
@@ -178,8 +189,7 @@ def train(
     trainer.log(metrics)
     weights = whole_weights(trainer.accelerator, trainer.model_wrapped)
     if trainer.is_world_process_zero():
-        model.save_pretrained(str(output_dir), state_dict=weights)
-        processor.save_pretrained(output_dir)
+        save_pretrained(model, processor, output_dir, weights)
         settings = {"detector": model_arguments.detector} | run_settings(
             model_arguments, data_arguments, recipe, data_arguments.train_annotations, args.to_sanitized_dict()
         )

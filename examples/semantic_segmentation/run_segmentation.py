@@ -32,6 +32,7 @@ from transformers.training_args import ParallelMode
 from hf_twins._utils.files import check_is_apart
 from hf_twins.training.data import LabelledImages
 from hf_twins.training.reports import finish_run, run_settings
+from hf_twins.training.runs import begin_run, save_pretrained
 from hf_twins.training.semantic_segmentation.arguments import (
     RECIPES,
     DataArguments,
@@ -140,6 +141,15 @@ def train(
     processor = create_processor(model_arguments, fields, data_arguments.do_reduce_labels)
     preparation = Preparation(training_transform(recipe, processor), data_arguments.do_reduce_labels, args.seed)
     train_images = LabelledImages(pairs["train"], preparation)
+    training_run = begin_run(
+        checkpoint,
+        [model_arguments, data_arguments, recipe, inference, args],
+        labels=names,
+        splits=pairs,
+        model=model,
+        processor=processor,
+        num_processes=args.world_size,
+    )
     args.learning_rate = scaled_learning_rate(args.learning_rate, recipe, images_per_step)
     trainer = SegmentationTrainer(
         model=model,
@@ -149,6 +159,7 @@ def train(
         processing_class=processor,
         recipe=recipe,
         sampler=EpochSampler(len(train_images), args.seed),
+        run=training_run,
         checkpoint=checkpoint,
         inference=inference,
     )
@@ -158,8 +169,7 @@ def train(
     metrics = {f"eval_{name}": value for name, value in segmentation_metrics(matrix).items()}
     trainer.log(metrics)
     if trainer.is_world_process_zero():
-        model.save_pretrained(output_dir)
-        processor.save_pretrained(output_dir)
+        save_pretrained(model, processor, output_dir)
         draw_predictions(model, processor, pairs["validation"], inference, output_dir / "predictions.png")
         dataset = data_arguments.dataset_name or data_arguments.train_dir
         settings = run_settings(model_arguments, data_arguments, recipe, dataset, args.to_sanitized_dict()) | {

@@ -112,7 +112,18 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         remove_left(folder)
     with partial_output(path, is_folder=False) as partial:
         write(partial)
+        use_default_permissions(partial)
         partial.replace(path)
+
+
+def use_default_permissions(file: Path) -> None:
+    """Give a file that its owner alone can read, as safetensors writes them, the permissions that new files have."""
+    if file.is_symlink() or file.is_dir() or file.stat().st_mode & 0o777 != 0o600:
+        return
+    # It can only be read by setting it: to a value that makes no file readable that another thread creates just now.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    file.chmod(0o666 & ~mask)
 
 
 def write_json(path: Path, content: Any, **options: Any) -> None:
@@ -186,6 +197,8 @@ def new_output(output: Path, is_folder: bool = True) -> Iterator[Path]:
     remove_left(output.parent, f"{glob.escape(partial_prefix(output))}*")
     with partial_output(output, is_folder) as partial:
         yield partial
+        for file in partial.rglob("*") if is_folder else (partial,):
+            use_default_permissions(file)
         move(partial, output)
 
 

@@ -59,7 +59,7 @@ def publish_folder(
     revision: str | None = None,
     create_pr: bool = False,
     replace_card: bool = False,
-    ignore_patterns: Sequence[str] = (),
+    files: Sequence[str] | None = None,
     commit_message: str | None = None,
 ) -> CommitInfo:
     """Publish a model folder as one commit; what was kept or removed in the repository is printed.
@@ -72,7 +72,7 @@ def publish_folder(
         revision: branch; created if there is none.
         create_pr: whether to open a pull request, in a repository that exists and may be somebody else's.
         replace_card: whether to replace a README.md that was written or edited by hand, which is kept otherwise.
-        ignore_patterns: files that are not published.
+        files: names of the files that are published; all of the folder by default.
         commit_message: message of the commit, and title of the pull request.
 
     Raises:
@@ -85,15 +85,18 @@ def publish_folder(
             api.create_branch(repo_id, branch=revision, exist_ok=True)
     info = api.model_info(repo_id, revision=revision)
     remote = {sibling.rfilename for sibling in info.siblings or []}
-    ignored = list(ignore_patterns)
-    if CARD_NAME in remote and (folder / CARD_NAME).is_file() and not replace_card:
+    ignored = []
+    is_published = {name: (folder / name).is_file() for name in (CARD_NAME, *remote)}
+    if files is not None:
+        is_published = {name: name in files for name in is_published}
+    if CARD_NAME in remote and is_published[CARD_NAME] and not replace_card:
         card = Path(api.hf_hub_download(repo_id, CARD_NAME, revision=info.sha))
         if not is_generated(card.read_text(encoding="utf-8", errors="replace")):
             ignored.append(CARD_NAME)
             print(
                 f"kept      {CARD_NAME} of {repo_id}, which was not generated; the generated one is {folder / CARD_NAME}"
             )
-    obsolete = sorted(name for name in remote if LOADED.fullmatch(name) and not (folder / name).is_file())
+    obsolete = sorted(name for name in remote if LOADED.fullmatch(name) and not is_published[name])
     if obsolete:
         print(f"removes   {', '.join(obsolete)} from {repo_id}, which would be loaded beside what is published")
     return api.upload_folder(
@@ -103,6 +106,7 @@ def publish_folder(
         # What somebody else publishes meanwhile is not to be overwritten.
         parent_commit=info.sha,
         create_pr=create_pr,
+        allow_patterns=None if files is None else list(files),
         ignore_patterns=ignored or None,
         delete_patterns=obsolete or None,
         commit_message=commit_message,

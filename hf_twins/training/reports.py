@@ -31,12 +31,11 @@ import hf_twins
 from hf_twins._utils.cards import model_card, origin_fields, quoted, sign
 from hf_twins._utils.files import write_atomically, write_json
 from hf_twins._utils.publishing import create_repository, publish_folder
+from hf_twins.training.runs import RUN_NAME, read_run
 from hf_twins.training.trainer import RecipeArguments
 
 
 logger = logging.getLogger(__name__)
-# What a run's folder has beside its model.
-UNPUBLISHED = ("checkpoint-*", "step_*", "runs/*")
 
 
 def run_settings(
@@ -52,6 +51,17 @@ def run_settings(
         "recipe_values": vars(recipe),
         "training": training,
     }
+
+
+def without_folders(value: Any) -> Any:
+    """A value, or all that is in it, with absolute paths replaced by their last part."""
+    if isinstance(value, dict):
+        return {key: without_folders(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(each) for each in value]
+    if isinstance(value, str | Path) and (Path(value).is_absolute() or str(value).startswith(("~", ".."))):
+        return Path(value).name
+    return value
 
 
 def write_results(output_dir: Path, metrics: dict[str, Any]) -> None:
@@ -130,10 +140,11 @@ def write_report_and_card(
         "transformers": transformers.__version__,
         "python": platform.python_version(),
     }
+    # Published, where nobody is to read how somebody's folders are called.
+    settings, model, data = without_folders(settings), settings.get("model", {}), settings.get("data", {})
     report = report | {"settings": settings, "versions": versions}
     write_json(output_dir / "report.json", report, default=str)
     metrics = report["metrics"]
-    model, data = settings.get("model", {}), settings.get("data", {})
     origin = origin_fields(
         model.get("model_name_or_path"),
         data.get("dataset_name"),
@@ -173,12 +184,18 @@ def write_report_and_card(
 
 
 def push_folder(output_dir: Path, repo_id: str | None, is_private: bool) -> None:
-    """Publish a model's folder, without the checkpoints of its training.
+    """Publish a trained model and its report: the files that the run has named as its own, and nothing else in the folder.
 
     Raises:
         OSError: if that fails; the model is as it was.
-        ValueError: if the repository is to be private and is public.
+        ValueError: if the repository is to be private and is public, or the folder is not one of a run.
     """
+    run = read_run(output_dir)
+    if run is None:
+        raise ValueError(
+            f"{output_dir} has no {RUN_NAME}, which names the files to publish: name the folder of a run."
+        )
+    files = run.written_files()
     api = HfApi()
     repo_id = repo_id or output_dir.resolve().name
     try:
@@ -187,11 +204,11 @@ def push_folder(output_dir: Path, repo_id: str | None, is_private: bool) -> None
         # On the Hub, the card's code loads the model from there.
         text = card.read_text(encoding="utf-8").replace(quoted(str(output_dir)), quoted(url.repo_id))
         write_atomically(card, lambda partial: partial.write_text(sign(text), encoding="utf-8"))
-        publish_folder(api, output_dir, url.repo_id, private=is_private, ignore_patterns=UNPUBLISHED)
+        publish_folder(api, output_dir, url.repo_id, private=is_private, files=files)
     # RuntimeError where an upload was tried often enough.
     except (httpx.HTTPError, RuntimeError, OSError) as error:
         options = ["--private"] if is_private else []
-        options += [word for pattern in UNPUBLISHED for word in ("--exclude", pattern)]
+        options += [word for name in files for word in ("--include", name)]
         raise OSError(
             f"{output_dir} has the trained model, but {repo_id} was not published: {error or type(error).__name__} Publish "
             f"it by {shlex.join(['hf', 'upload', repo_id, str(output_dir), *options])}"

@@ -18,10 +18,9 @@ killed resumes as if it had not been.
 """
 
 import functools
-import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,10 +38,13 @@ from transformers.trainer_utils import TrainOutput
 
 from hf_twins import TWINS_VARIANTS, TwinsConfig, parameter_groups, published_variant
 from hf_twins._utils.files import exclusive_folder, write_atomically
+from hf_twins.training.runs import Run, is_main_process, resumed_checkpoint
 
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
+# How the names of the Trainer's checkpoints begin, before the number of the step.
+TRAINER_PREFIX = "checkpoint-"
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
@@ -78,6 +80,11 @@ class RecipeArguments:
             "help": "License in the trained model's card, as the Hub calls it (apache-2.0); by default that in the card of the "
             "model it starts from."
         },
+    )
+
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={"help": "Remove the files of the run that is in --output_dir, and no others, and start a new one."},
     )
 
     def __post_init__(self) -> None:
@@ -129,6 +136,8 @@ TRAINER_DEFAULTS = {
     # Without this, Accelerate does not see the processes that torchrun starts on CPUs as one group.
     "use_cpu": not torch.accelerator.is_available(),
     "report_to": "none",
+    # The trained model is published, and no folder while it is written to.
+    "hub_strategy": "end",
 }
 
 
@@ -137,8 +146,7 @@ def one_at_a_time(run: Callable[..., Result]) -> Callable[..., Result]:
 
     @functools.wraps(run)
     def run_alone(*arguments: Any) -> Result:
-        # Of the processes of one run, the first.
-        if int(os.environ.get("RANK", "0")) > 0:
+        if not is_main_process():
             return run(*arguments)
         output_dir = next(each.output_dir for each in arguments if hasattr(each, "output_dir"))
         with exclusive_folder(Path(output_dir)):
@@ -199,15 +207,21 @@ class RecipeTrainer(Trainer):
     Args:
         recipe: the recipe.
         sampler: sampler of the examples, or the data set itself where it is a stream; it is told the epoch.
+        run: run that the checkpoints are part of.
         checkpoint: checkpoint that training resumes from.
     """
 
     def __init__(
-        self, *args: Any, recipe: RecipeArguments, sampler: Any, checkpoint: Path | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        recipe: RecipeArguments,
+        sampler: Any,
+        run: Run,
+        checkpoint: Path | None = None,
+        **kwargs: Any,
     ):
-        self.recipe, self.sampler, self.checkpoint = recipe, sampler, checkpoint
+        self.recipe, self.sampler, self.run, self.checkpoint = recipe, sampler, run, checkpoint
         super().__init__(*args, **kwargs)
-        refuse_options(self.args, recipe)
         check_sharding(self.accelerator.distributed_type, bool(self.args.fsdp), recipe)
         self.add_callback(EpochOfSampler(sampler))
         self.average = WeightAverage(self.model, recipe.ema_decay) if recipe.ema_decay > 0 else None
@@ -217,12 +231,19 @@ class RecipeTrainer(Trainer):
             self.add_callback(EarlyStoppingCallback(recipe.early_stopping_patience))
         elif not self.args.load_best_model_at_end:
             self.add_callback(NoLastEvaluation())
+        # The last one: whatever others save is part of the checkpoint.
+        self.add_callback(FinishedCheckpoints(run, self.args.save_total_limit))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """From the checkpoint, if there is one; leaves the model with the averaged weights, if the recipe has such."""
         if self.checkpoint is not None:
             resume_from_checkpoint = str(self.checkpoint)
-        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        # The Trainer would remove old checkpoints before the new one is whole, and whatever else has such a name.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            output = super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
         if self.average is not None:
             trained: Any = self.model
             self.average.copy_to(trained)
@@ -252,6 +273,10 @@ class RecipeTrainer(Trainer):
         with torch.random.fork_rng():
             return super().evaluate(*args, **kwargs)
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.run.start_checkpoint(f"{TRAINER_PREFIX}{self.state.global_step}")
+        super()._save_checkpoint(model, trial)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self.sampler
 
@@ -264,6 +289,10 @@ def refuse_options(args: TrainingArguments, recipe: RecipeArguments) -> None:
         raise ValueError(
             "--train_sampling_strategy must be random: the order of the examples is the recipe's, so that training can "
             f"be resumed; got {args.train_sampling_strategy}."
+        )
+    if args.push_to_hub and args.hub_strategy != "end":
+        raise ValueError(
+            f"--hub_strategy must be end: the trained model is published, with the run's own files; got {args.hub_strategy}."
         )
     if recipe.ema_decay > 0 and args.load_best_model_at_end:
         raise ValueError(
@@ -318,6 +347,17 @@ class NoLastEvaluation(TrainerCallback):
     on_epoch_end = on_step_end
 
 
+class FinishedCheckpoints(TrainerCallback):
+    """Marks checkpoints as whole, and removes old ones of the run."""
+
+    def __init__(self, run: Run, limit: int | None):
+        self.run, self.limit = run, limit
+
+    def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        best = None if state.best_model_checkpoint is None else Path(state.best_model_checkpoint).name
+        self.run.finish_checkpoint(f"{TRAINER_PREFIX}{state.global_step}", self.limit, best)
+
+
 class WeightAverage:
     """The exponential moving average of a model's weights, as part of the run's checkpoints.
 
@@ -364,52 +404,10 @@ class Averaging(TrainerCallback):
 
 
 def trainer_checkpoint(args: TrainingArguments, recipe: RecipeArguments) -> Path | None:
-    """The complete checkpoint that a run of the Trainer resumes from."""
-    files = ["trainer_state.json"] + ([WeightAverage.FILE] if recipe.ema_decay > 0 else [])
-    return find_checkpoint(args.resume_from_checkpoint, str(args.output_dir), "checkpoint-", files)
-
-
-def find_checkpoint(resume_from: str | None, output_dir: str | Path, prefix: str, files: Sequence[str]) -> Path | None:
-    """The checkpoint to resume from.
-
-    Args:
-        resume_from: path of a checkpoint, or "latest" (or "True") for the newest complete one of the run; None for none.
-        output_dir: output folder of the run.
-        prefix: how the names of its checkpoints begin, before a number.
-        files: those that are written into a checkpoint after everything else; JSON is read, so that half of it shows.
+    """The whole checkpoint that a run of the Trainer resumes from; see `resumed_checkpoint`.
 
     Raises:
-        ValueError: if there is no such checkpoint, or it is not whole.
+        ValueError: also if options have no effect: before the files of a run are overwritten.
     """
-    if resume_from is None:
-        return None
-    if resume_from.lower() not in ("latest", "auto", "true"):
-        if not is_whole(Path(resume_from), files):
-            raise ValueError(
-                f"--resume_from_checkpoint must be 'latest' or a whole checkpoint, with {', '.join(files)}, got "
-                f"{resume_from}."
-            )
-        return Path(resume_from)
-    numbered = [
-        (int(folder.name.removeprefix(prefix)), folder)
-        for folder in Path(output_dir).glob(f"{prefix}*")
-        if folder.name.removeprefix(prefix).isdecimal()
-    ]
-    for _, folder in sorted(numbered, reverse=True):
-        if is_whole(folder, files):
-            return folder
-        logger.warning(f"{folder} is not whole, and is left out.")
-    logger.warning(f"{output_dir} has no whole checkpoint: starting from the beginning.")
-    return None
-
-
-def is_whole(checkpoint: Path, files: Sequence[str]) -> bool:
-    try:
-        for file in files:
-            if file.endswith(".json"):
-                json.loads((checkpoint / file).read_text(encoding="utf-8"))
-            elif not (checkpoint / file).is_file():
-                return False
-    except (OSError, ValueError):
-        return False
-    return True
+    refuse_options(args, recipe)
+    return resumed_checkpoint(args, recipe.overwrite_output_dir, TRAINER_PREFIX)

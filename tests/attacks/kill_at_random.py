@@ -26,6 +26,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -131,7 +132,20 @@ def publishing_job(folder: Path, hub: Any) -> Job:
 REPO_ID = "somebody/twins"
 
 
-def training_job(folder: Path, script: str) -> Job:
+def flip_a_bit(checkpoints: list[Path]) -> None:
+    """Change one bit of one file of the newest checkpoint, if there is one besides: not to start from the beginning each time."""
+    if len(checkpoints) > 1:
+        newest = max(checkpoints, key=lambda checkpoint: int(re.sub(r"\D", "", checkpoint.name)))
+        # A forked process has its parent's random numbers.
+        chance = random.SystemRandom()
+        file = chance.choice([file for file in newest.rglob("*") if file.is_file() and file.stat().st_size > 0])
+        content = bytearray(file.read_bytes())
+        content[chance.randrange(len(content))] ^= 1
+        file.write_bytes(content)
+
+
+def training_job(folder: Path, script: str, is_damaged: bool = False) -> Job:
+    """A training; `is_damaged`: the newest checkpoint is, before it is resumed."""
     import importlib
 
     from classification_utils import digit_pictures, options, save_start, write_parquet
@@ -147,6 +161,8 @@ def training_job(folder: Path, script: str) -> Job:
 
     def run(output: Path) -> None:
         resume = ["--resume_from_checkpoint", "latest"] if output.exists() else []
+        if is_damaged:
+            flip_a_bit([*output.glob("checkpoint-*"), *output.glob("step_*")])
         module.main([*options(digits, start, output), *every_two, "--dataloader_num_workers", "0", *resume])
 
     def check(output: Path) -> None:
@@ -157,7 +173,8 @@ def training_job(folder: Path, script: str) -> Job:
     def outcome(output: Path) -> Any:
         return weights_of(output), json.loads((output / "all_results.json").read_text())["eval_accuracy"]
 
-    return Job(f"image_classification/{script}.py", run, check, outcome, remove)
+    name = f"image_classification/{script}"
+    return Job(f"damaged checkpoints of {name}" if is_damaged else f"{name}.py", run, check, outcome, remove)
 
 
 def evaluation_job(folder: Path) -> Job:
@@ -222,8 +239,11 @@ def all_jobs(folder: Path) -> Iterator[list[Job]]:
         yield [
             conversion_job(folder),
             publishing_job(folder, hub),
-            training_job(folder, "run_trainer"),
-            training_job(folder, "run_accelerate"),
+            *(
+                training_job(folder, script, is_damaged)
+                for is_damaged in (False, True)
+                for script in ("run_trainer", "run_accelerate")
+            ),
             evaluation_job(folder),
             prediction_job(folder),
         ]

@@ -26,7 +26,16 @@ pytestmark = pytest.mark.slow
 TESTS = Path(__file__).parent
 
 
-@pytest.mark.parametrize("name", ["convert_twins_to_hf.py", "push", "trainer", "accelerate", "evaluate", "predict"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("convert_twins_to_hf.py", "push", "trainer.py", "accelerate.py", "evaluate", "predict"),
+        *(
+            "damaged checkpoints of image_classification/run_trainer",
+            "damaged checkpoints of image_classification/run_acc",
+        ),
+    ],
+)
 def test_killed_scripts_lose_and_repeat_nothing(name):
     """In a process of its own: it forks."""
     command = [sys.executable, TESTS / "kill_at_random.py", "--kills", "2", "--only", name]

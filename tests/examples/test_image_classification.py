@@ -46,6 +46,7 @@ from peft import PeftModel
 from PIL import Image as PILImage
 from safetensors.torch import load_file
 from testing_utils import randomize, save_timm, timm_model, tiny_config
+from training_utils import check_second_runs
 from transformers import AutoModelForImageClassification, pipeline
 
 from hf_twins import TwinsForImageClassification, TwinsImageProcessor, load_model
@@ -74,7 +75,8 @@ from hf_twins.training.image_classification.models import (
     create_processor,
 )
 from hf_twins.training.reports import write_report_and_card
-from hf_twins.training.trainer import EpochSampler, check_sharding, find_checkpoint
+from hf_twins.training.runs import read_run, write_checksums
+from hf_twins.training.trainer import EpochSampler, check_sharding
 
 
 SCRIPTS = {"trainer": run_trainer, "accelerate": run_accelerate}
@@ -149,6 +151,9 @@ def test_killed_training_resumes_to_the_same_weights(script, digits, start, tmp_
     # What a kill in the middle of saving leaves.
     (output / f"{prefix}11").mkdir()
     (output / f"{prefix}11" / "model.safetensors").write_bytes(b"half")
+    killed = read_run(output)
+    killed.checkpoints.append(f"{prefix}11")
+    killed.write()
 
     resume = [*options(digits, start, output), "--resume_from_checkpoint", "latest"]
     assert train(script, resume).wait() == 0
@@ -180,6 +185,8 @@ def test_checkpoint_runs_no_code(digits, start, tmp_path):
         checkpoint = shutil.copytree(run / "step_1", tmp_path / "+".join(hostile))
         for name in hostile:
             torch.save(Program(trace), checkpoint / name)
+        # As whoever made these files can.
+        write_checksums(checkpoint)
         refused = pytest.raises(SystemExit, match=r"^error: \S+ must be a checkpoint that this run wrote, .*$")
         # Accelerate leaves random numbers that it cannot read as they are.
         with nullcontext() if hostile == ["random_states_0.pkl"] else refused:
@@ -203,7 +210,7 @@ def test_wrong_options_are_named(digits, start, tmp_path, capsys):
         ),
         (
             [*options(digits, start, tmp_path), "--resume_from_checkpoint", str(tmp_path)],
-            "--resume_from_checkpoint must be 'latest' or a whole checkpoint, with state.json",
+            r"--resume_from_checkpoint must be 'latest' or a whole checkpoint, got \S+: it has no valid checksums.json",
         ),
         (
             [*options(digits, start, tmp_path), "--class_weights", "some"],
@@ -393,19 +400,6 @@ def test_revision_is_that_of_configuration_and_image_processor(tmp_path):
             assert (processor.crop_size.height, model.config.depths[0]) == (size, depth)
 
 
-def test_newest_whole_checkpoint_is_found(tmp_path, caplog):
-    assert find_checkpoint(None, tmp_path, "step_", ["state.json"]) is None
-    assert find_checkpoint("latest", tmp_path, "step_", ["state.json"]) is None
-    for step in (2, 10, 4):
-        (tmp_path / f"step_{step}").mkdir()
-    (tmp_path / "step_2" / "state.json").write_text("{}")
-    (tmp_path / "step_4" / "state.json").write_text("{}")
-    (tmp_path / "step_10" / "state.json").write_text('{"step": ')
-    assert find_checkpoint("latest", tmp_path, "step_", ["state.json"]) == tmp_path / "step_4"
-    assert "step_10 is not whole" in caplog.text
-    assert find_checkpoint(str(tmp_path / "step_2"), tmp_path, "step_", ["state.json"]) == tmp_path / "step_2"
-
-
 def quietly(script: str, arguments: list[str]) -> dict[str, float]:
     """The run of a script in this process."""
     return SCRIPTS[script].main(arguments + (["--disable_tqdm", "true"] if script == "trainer" else []))
@@ -467,6 +461,9 @@ def test_rare_labels_are_weighed(class_weights, script, start, tmp_path):
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_result_is_published(script, digits, start, tmp_path):
+    (tmp_path / "run" / "old").mkdir(parents=True)
+    for name in (".env", "id_rsa", "notes.txt", "old/adapter_model.safetensors"):
+        (tmp_path / "run" / name).write_text("mine")
     with serve_hub(tokens={"hf_write": "write"}) as hub, hub.in_process(tmp_path / "home", token="hf_write"):
         arguments = [*plain_options(digits, start, tmp_path / "run"), "--num_train_epochs", "1"]
         quietly(script, [*arguments, "--push_to_hub", "true", "--hub_model_id", "me/digits"])
@@ -474,7 +471,22 @@ def test_result_is_published(script, digits, start, tmp_path):
         files = HfApi().list_repo_files("me/digits")
     assert {label["label"] for label in labels} <= set("0123456789")
     assert {"model.safetensors", "README.md", "all_results.json", "report.json", "curves.png"} <= set(files)
-    assert not [file for file in files if file.startswith(("checkpoint-", "step_"))]
+    written = set(read_run(tmp_path / "run").written_files())
+    assert set(files) == written | {".gitattributes"}
+    # All that is there is the run's, or a checkpoint's.
+    found = {path.name for path in (tmp_path / "run").iterdir() if path.is_file()}
+    assert found == written | {"run.json", ".env", "id_rsa", "notes.txt"}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_folder_of_a_run_is_for_that_run_alone(script, digits, start, tmp_path):
+    saving = (
+        ["--checkpointing_steps", "1"] if script == "accelerate" else ["--save_strategy", "steps", "--save_steps", "1"]
+    )
+    arguments = [*plain_options(digits, start, tmp_path / "run"), "--max_steps", "1", *saving]
+    check_second_runs(SCRIPTS[script].main, arguments, tmp_path / "run")
 
 
 @pytest.mark.usefixtures("one_process")
@@ -488,8 +500,10 @@ def test_result_that_cannot_be_published_is_kept_and_said_how_to_be(pattern, dig
             run_accelerate.main(
                 [*arguments, "--push_to_hub", "true", "--hub_model_id", "me/digits", "--hub_private_repo", "true"]
             )
-        command = f"me/digits {run} --private --exclude 'checkpoint-*' --exclude 'step_*' --exclude 'runs/*'"
-        assert str(error.value).endswith(f"Publish it by hf upload {command}")
+        assert (
+            f"Publish it by hf upload me/digits {run} --private --include config.json --include model.safetensors "
+            in str(error.value)
+        )
         assert (run / "model.safetensors").is_file()
 
 
@@ -659,6 +673,7 @@ def test_options_of_the_trainer_act_or_are_refused(digits, start, tmp_path):
     for extra, message in (
         (["--label_smoothing_factor", "0.1"], "the recipe's is --label_smoothing"),
         (["--train_sampling_strategy", "group_by_length"], "--train_sampling_strategy must be random"),
+        (["--push_to_hub", "true", "--hub_strategy", "every_save"], "--hub_strategy must be end"),
         (["--ema_decay", "0.9", "--load_best_model_at_end", "true"], "two answers to which weights are kept"),
     ):
         with pytest.raises(SystemExit, match=message):

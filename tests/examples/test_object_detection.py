@@ -38,11 +38,13 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from safetensors.torch import load_file
 from testing_utils import randomize, tiny_config
+from training_utils import check_second_runs
 from transformers import TrainingArguments
 
 from hf_twins import TwinsForImageClassification, TwinsImageProcessor
 from hf_twins.detection import Detector, load_detector
 from hf_twins.training.object_detection.arguments import RECIPES, DataArguments, DetectionRecipe, ModelArguments
+from hf_twins.training.runs import Run
 from hf_twins.training.trainer import TRAINER_DEFAULTS
 
 
@@ -230,7 +232,11 @@ def test_learning_rate_is_warmed_up_and_falls_at_epochs(start, tmp_path):
     )  # fmt: skip
     detector = small_detector("retinanet", start)
     trainer = run_detection.DetectionTrainer(
-        model=detector.model, args=args, recipe=DetectionRecipe(decay_epochs=[2, 4]), sampler=range(10)
+        model=detector.model,
+        args=args,
+        recipe=DetectionRecipe(decay_epochs=[2, 4]),
+        sampler=range(10),
+        run=Run(tmp_path, {}),
     )
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     scheduler = trainer.create_scheduler(18, optimizer)
@@ -337,6 +343,14 @@ def test_detr_learns(start, tmp_path):
     assert losses[-1] < 0.9 * losses[0]
     detector = load_detector(output)
     assert detector([digit_scene(0).image], threshold=0.0)[0]["boxes"].shape == (12, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_process")
+def test_folder_of_a_run_is_for_that_run_alone(scenes, start, tmp_path):
+    saving = ["--max_steps", "1", "--save_strategy", "steps", "--save_steps", "1"]
+    arguments = [*run_options(scenes, start, tmp_path / "run", "retinanet"), *saving]
+    check_second_runs(run_detection.main, arguments, tmp_path / "run")
 
 
 def train(arguments: list[str]) -> subprocess.Popen:

@@ -27,6 +27,7 @@ from sklearn.datasets import load_digits
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from hf_twins import TwinsForImageClassification
+from hf_twins.training.runs import Run
 
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "quickstart.py"
@@ -73,6 +74,7 @@ def test_quickstart_on_an_image_folder_then_on_from_there(quickstart, image_fold
         "model.safetensors",
         "preprocessor_config.json",
         "results.png",
+        "run.json",
     }
     printed = capsys.readouterr().out
     assert "Fine-tuning 2,3" in printed
@@ -82,6 +84,17 @@ def test_quickstart_on_an_image_folder_then_on_from_there(quickstart, image_fold
     (image_folder / "two").rename(image_folder.parent / "two")
     quickstart("--model", "first", "--dataset", str(image_folder), "--epochs", "1", "--output-dir", "second")
     assert set(AutoModelForImageClassification.from_pretrained("second").config.label2id) == {"zero", "one"}
+
+
+def test_quickstart_replaces_another_run_only_if_told(quickstart, tmp_path, image_folder):
+    finished = Run(tmp_path / "first", {"options": {}, "labels": [], "data": {}, "model": "", "num_processes": 1})
+    finished.output_dir.mkdir()
+    finished.write()
+    (tmp_path / "first" / "results.png").touch()
+    with pytest.raises(
+        SystemExit, match=r"^error: first has the files of a run: replace it by --overwrite_output_dir, or"
+    ):
+        quickstart("--dataset", str(image_folder), "--output-dir", "first")
 
 
 def test_quickstart_builds_a_published_variant(quickstart, image_folder):
@@ -150,7 +163,7 @@ def test_quickstart_leaves_out_what_it_cannot_use_and_names_it(quickstart, image
     commands = [
         shlex.split(line) for line in printed.splitlines() if "   " in line and ("python" in line or "hf up" in line)
     ]
-    assert commands[-1][-2:] == [f"YOUR-NAME/{folder}", folder]
+    assert commands[-1][-4:] == [f"YOUR-NAME/{folder}", folder, "--exclude", "run.json"]
     assert commands[-2][commands[-2].index("--model_name_or_path") + 1] == folder
     assert repr(folder) in commands[0][-1]
     compile(commands[0][-1], "command", "exec")

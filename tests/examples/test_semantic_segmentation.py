@@ -42,6 +42,7 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, jaccard_score
 from testing_utils import randomize, tiny_config
 from torch import nn
+from training_utils import check_second_runs
 from transformers import (
     AutoImageProcessor,
     AutoModelForSemanticSegmentation,
@@ -61,6 +62,7 @@ from hf_twins import (
 )
 from hf_twins._utils.drawing import mask_image
 from hf_twins.training.data import LabelledImages
+from hf_twins.training.runs import Run
 from hf_twins.training.semantic_segmentation.arguments import (
     RECIPES,
     DataArguments,
@@ -513,6 +515,7 @@ def test_batch_without_a_class_changes_nothing(head, tmp_path):
         args=TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True),
         recipe=SegmentationRecipe(),
         sampler=None,
+        run=Run(tmp_path, {}),
         inference=InferenceArguments(),
     )
     batch = {"pixel_values": torch.randn(2, 3, 32, 32), "labels": torch.full((2, 32, 32), IGNORE_INDEX)}
@@ -677,6 +680,14 @@ def test_evaluation_names_what_is_wrong(trained, scenes, tmp_path):
     ):
         with pytest.raises(SystemExit, match=message):
             evaluate_segmentation.main(arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_process")
+def test_folder_of_a_run_is_for_that_run_alone(scenes, starts, tmp_path):
+    saving = ["--max_steps", "1", "--save_strategy", "steps", "--save_steps", "1"]
+    arguments = [*options(scenes, starts["semantic-fpn"], tmp_path / "run"), *saving]
+    check_second_runs(run_segmentation.main, arguments, tmp_path / "run")
 
 
 def train(arguments: list[str]) -> subprocess.Popen:

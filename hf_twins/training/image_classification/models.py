@@ -42,6 +42,7 @@ from hf_twins.training.image_classification.arguments import (
     ModelArguments,
     TrainedModelArguments,
 )
+from hf_twins.training.runs import save_pretrained
 from hf_twins.training.trainer import mixed_seed, twins_config
 
 
@@ -255,8 +256,7 @@ def save_adapter(model: PeftModel, processor: TwinsImageProcessor, folder: Path)
     if adapter.base_model_name_or_path and Path(adapter.base_model_name_or_path).exists():
         # So that it is found from any folder.
         adapter.base_model_name_or_path = str(Path(adapter.base_model_name_or_path).resolve())
-    model.save_pretrained(str(folder))
-    processor.save_pretrained(folder)
+    save_pretrained(model, processor, folder)
     labels = label_names(model.config)
     write_json(folder / ADAPTER_LABELS_NAME, labels)
     base = adapter.base_model_name_or_path or "random weights"
@@ -289,5 +289,4 @@ def save_model(
         save_adapter(model, processor, output_dir / "adapter")
         # Merged into a copy: the model may still be trained.
         model = copy.deepcopy(model).merge_and_unload()
-    model.save_pretrained(str(output_dir), state_dict=weights)
-    processor.save_pretrained(output_dir)
+    save_pretrained(model, processor, output_dir, weights)

@@ -17,6 +17,8 @@ https://cocodataset.org/#format-data: a folder of images, and a JSON file with `
 Random augmentation depends on the seed, the epoch and the index of the image alone.
 """
 
+import hashlib
+import json
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -34,6 +36,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from hf_twins._utils.files import ReadError
+from hf_twins._utils.fingerprints import files_fingerprint
 from hf_twins._utils.images import (
     ImageError,
     check_is_file,
@@ -93,6 +96,21 @@ class CocoImages:
         with image_errors(str(path)):
             stored = open_image(path, is_upright=False)
             return convert_image(turn_as_annotated(stored, size, self.exif, self.convention))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def fingerprint(self) -> str:
+        """What tells these images and their objects from others, wherever the folder is.
+
+        Raises:
+            OSError: if an image cannot be read.
+        """
+        digest = hashlib.sha256(json.dumps(self.names).encode())
+        for image in self.images:
+            digest.update(json.dumps([image, self.annotations.get(image["id"], [])], sort_keys=True).encode())
+        names = [image["file_name"] for image in self.images]
+        return digest.hexdigest() + files_fingerprint(self.folder, names)
 
     def select(self, indices: list[int]) -> "CocoImages":
         return replace(self, images=[self.images[index] for index in indices])

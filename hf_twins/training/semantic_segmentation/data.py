@@ -34,6 +34,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from hf_twins._utils.files import ReadError, check_is_apart
+from hf_twins._utils.fingerprints import dataset_fingerprint
 from hf_twins._utils.image_folders import list_folder
 from hf_twins._utils.images import (
     ImageError,
@@ -106,6 +107,10 @@ class ImageMaskPairs(torch.utils.data.Dataset):
             return matched_pair(image, mask, self.exif, self.convention)
         except ImageError as error:
             raise ImageError(f"{name} and its mask do not fit: {error}.") from error
+
+    def fingerprint(self) -> str:
+        """What tells these pairs from others, see [`~hf_twins._utils.fingerprints.dataset_fingerprint`]."""
+        return dataset_fingerprint(self.split)
 
     def select(self, indices: Iterable[int]) -> "ImageMaskPairs":
         return ImageMaskPairs(self.split.select(indices), self.exif, self.convention)
@@ -273,7 +278,8 @@ def load_folder(folder: str, output_dir: Path | None = None) -> Dataset:
         )
     for listing in listings:
         listing.warn()
-    columns = {"image": [str(picture) for picture, _ in pairs], "label": [str(mask) for _, mask in pairs]}
+    # Absolute, so that they are known as files by whoever compares the data of two runs.
+    columns = {name: [str(pair[place].absolute()) for pair in pairs] for place, name in enumerate(("image", "label"))}
     return Dataset.from_dict(columns, features=Features({"image": Image(), "label": Image()}))
 
 

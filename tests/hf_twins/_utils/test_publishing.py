@@ -21,6 +21,7 @@ from loopback_hub import serve_hub
 from hf_twins._utils.cards import model_card, usage_code
 from hf_twins._utils.publishing import publish_folder
 from hf_twins.training.reports import push_folder
+from hf_twins.training.runs import MODEL_FILES, Run
 
 
 @pytest.fixture
@@ -34,6 +35,8 @@ def run(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"weights")
+    identity = {"options": {}, "labels": [], "data": {}, "model": "", "num_processes": 1}
+    Run(folder, identity, [*MODEL_FILES, "model-00001-of-00001.safetensors"]).write()
     usage = usage_code("TwinsForImageClassification", str(folder))
     model_card(ModelCardData(license="mit"), "Run", "A run.", usage).save(folder / "README.md")
     return folder
@@ -72,7 +75,7 @@ def test_old_files_that_would_be_loaded_are_removed(hub, run, capsys):
         HfApi().upload_file(path_or_fileobj=b"{}", path_in_repo=name, repo_id="somebody/twins")
     publish_folder(HfApi(), run, "somebody/twins")
     files = set(hub.repository("somebody/twins").branches["main"].files)
-    assert files == {".gitattributes", "README.md", "model.safetensors", "results.json"}
+    assert files == {".gitattributes", "README.md", "model.safetensors", "results.json", "run.json"}
     assert f"removes   {', '.join(old)} from somebody/twins" in capsys.readouterr().out
 
 

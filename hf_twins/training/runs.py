@@ -1,0 +1,584 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What identifies a training run, which files are its own, and checkpoints whose damage is noticed.
+
+A run writes `run.json` into its output folder before it trains: its identity, that is the options that must match, the labels,
+and fingerprints of the images and of the model that it starts from; and the names of the files that it writes. Each checkpoint
+has a copy of the identity, and `checksums.json`, which is written last: a checkpoint without it is not whole.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+
+from hf_twins._utils.files import use_default_permissions, write_json
+from hf_twins._utils.fingerprints import dataset_fingerprint, file_digest, model_fingerprint
+from hf_twins._utils.image_folders import listed
+from hf_twins._utils.publishing import LOADED
+from hf_twins._utils.run_settings import describe_differences
+from hf_twins.loading import ADAPTER_LABELS_NAME
+
+
+logger = logging.getLogger(__name__)
+RUN_NAME = "run.json"
+CHECKSUMS_NAME = "checksums.json"
+CHECKPOINT = re.compile(r"(checkpoint-|step_)\d+")
+# The checkpoint of the same step that a new one replaces, until that is whole.
+REPLACED = ".replaced"
+MODEL_FILES = (
+    *("config.json", "model.safetensors", "preprocessor_config.json", "README.md", "report.json", "all_results.json"),
+    *("curves.png", "confusion_matrix.png", "predictions.png"),
+    # The quickstart's.
+    *("results.png", "eval_results.json"),
+)
+ADAPTER_FILES = tuple(
+    f"adapter/{name}"
+    for name in (
+        *("adapter_config.json", "adapter_model.safetensors", "preprocessor_config.json", "README.md"),
+        ADAPTER_LABELS_NAME,
+    )
+)
+
+# Options that may have another value when a run is resumed, by the reason. All others must match, also those that future
+# versions of transformers add.
+MAY_DIFFER: dict[str, tuple[str, ...]] = {
+    "They say where the run is.": ("output_dir", "overwrite_output_dir", "resume_from_checkpoint"),
+    "What they name is compared by content, wherever it is: images, labels, and the model that the run started from.": (
+        *("train_dir", "validation_dir", "train_annotations", "validation_annotations", "dataset_name"),
+        *("class_names_file", "model_name_or_path", "config_name", "model_revision", "image_processor_name", "recipe"),
+    ),
+    "Images are the same whichever process prepares them (not with `--streaming`, whose order depends on the number of workers).": (
+        *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
+        *("dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
+    ),
+    "Logging changes nothing.": (
+        *("logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node", "logging_nan_inf_filter"),
+        *(
+            "include_num_input_tokens_seen",
+            "log_level",
+            "log_level_replica",
+            "disable_tqdm",
+            "skip_memory_metrics",
+            "debug",
+        ),
+    ),
+    "Nor do reports and the card.": (
+        *("report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+        "license",
+    ),
+    "Nor does publishing.": (
+        *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),
+        "hub_revision",
+    ),
+    "Nor does how often checkpoints are saved (but with `--load_best_model_at_end`, which chooses among them).": (
+        *("save_strategy", "save_steps", "save_total_limit", "save_only_model", "save_on_each_node"),
+        *("enable_jit_checkpoint", "checkpointing_steps"),
+    ),
+    "Padding a batch does not change the evaluation of an image.": (
+        *("per_device_eval_batch_size", "eval_accumulation_steps"),
+    ),
+    "They say on what and how the same numbers are computed, up to rounding.": (
+        *("use_cpu", "torch_compile", "torch_compile_backend", "torch_compile_mode", "torch_empty_cache_steps"),
+        *("activation_checkpointing", "activation_checkpointing_kwargs"),
+        *("gradient_checkpointing", "gradient_checkpointing_kwargs"),
+        *("local_rank", "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_backend", "ddp_timeout"),
+    ),
+}
+# Of these, those that must match after all, where an option is set.
+MUST_MATCH_WITH = {
+    "streaming": ("dataloader_num_workers",),
+    "load_best_model_at_end": ("save_strategy", "save_steps", "save_total_limit"),
+}
+# Options that may have a larger value.
+MAY_GROW = {
+    "num_train_epochs": "The learning rate follows the longer schedule from the checkpoint on, and the model is not the one of "
+    "a run that had that many epochs from its start.",
+    "max_steps": "The same; -1, no limit, is the largest value.",
+}
+
+
+def may_differ(name: str, options: dict[str, Any]) -> bool:
+    """Whether the option `name` may have another value when a run with these `options` is resumed."""
+    if any(options.get(other) and name in names for other, names in MUST_MATCH_WITH.items()):
+        return False
+    return any(name in names for names in MAY_DIFFER.values())
+
+
+def option_values(arguments: Iterable[Any]) -> dict[str, Any]:
+    """The options of a run that must match or may grow, by their names, as JSON has them.
+
+    Args:
+        arguments: instances of the dataclasses whose fields are the options.
+    """
+    options = {each.name: plain(getattr(part, each.name)) for part in arguments for each in dataclasses.fields(part)}
+    return {name: value for name, value in options.items() if not may_differ(name, options)}
+
+
+def option_defaults(arguments: Iterable[Any]) -> dict[str, Any]:
+    defaults = {}
+    for part in arguments:
+        for each in dataclasses.fields(part):
+            factory = each.default_factory
+            defaults[each.name] = plain(each.default if factory is dataclasses.MISSING else factory())
+    return defaults
+
+
+def plain(value: Any) -> Any:
+    """A value of an option as it is read back from JSON."""
+
+    def of_other_types(each: Any) -> Any:
+        if isinstance(each, Enum):
+            return each.value
+        return each.to_dict() if hasattr(each, "to_dict") else str(each)
+
+    return json.loads(json.dumps(value, default=of_other_types))
+
+
+def run_identity(
+    arguments: Iterable[Any],
+    labels: Sequence[str],
+    splits: dict[str, Any],
+    model: Any,
+    processor: Any,
+    num_processes: int,
+) -> dict[str, Any]:
+    """What identifies a run; see [`begin_run`] for the arguments."""
+    return {
+        "options": option_values(arguments),
+        "labels": list(labels),
+        "data": {name: split_fingerprint(split) for name, split in splits.items()},
+        "model": model_fingerprint(model, processor),
+        "num_processes": num_processes,
+    }
+
+
+def split_fingerprint(split: Any) -> dict[str, Any]:
+    if isinstance(split, IterableDataset):
+        return {"fingerprint": dataset_fingerprint(split)}
+    fingerprint = dataset_fingerprint(split) if isinstance(split, Dataset) else split.fingerprint()
+    return {"images": len(split), "fingerprint": fingerprint}
+
+
+def compare_identities(
+    recorded: dict[str, Any], current: dict[str, Any], defaults: dict[str, Any] | None = None
+) -> tuple[list[str], list[str]]:
+    """How a run that is resumed differs from the one that was recorded.
+
+    Args:
+        recorded: identity of the run that wrote the checkpoint.
+        current: identity of the run that is to resume it.
+        defaults: defaults of the options; one that was not recorded, because it is new, must have its own.
+
+    Returns:
+        What must not differ and does, each with both values; and what has grown, in the same way.
+    """
+    before, now = dict(flattened(recorded)), dict(flattened(current))
+    for name, default in (defaults or {}).items():
+        if f"--{name}" in now:
+            before.setdefault(f"--{name}", default)
+    grown = {name for name in before.keys() & now.keys() if has_grown(name, before[name], now[name])}
+    kept, longer = (
+        [{name: value for name, value in each.items() if (name in grown) == is_grown} for each in (before, now)]
+        for is_grown in (False, True)
+    )
+    return describe_differences(*kept), describe_differences(*longer)
+
+
+def flattened(identity: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The values of an identity, by what they are called in messages."""
+    yield from ((f"--{name}", value) for name, value in identity["options"].items())
+    yield from ((f"label {number}", name) for number, name in enumerate(identity["labels"]))
+    for split, values in identity["data"].items():
+        yield f"number of images in {split}", values.get("images")
+        yield f"images or labels in {split}", values["fingerprint"]
+    yield "model", identity["model"]
+    yield "number of processes", identity["num_processes"]
+
+
+def has_grown(name: str, before: Any, now: Any) -> bool:
+    """Whether an option has another value than before, as it may."""
+    if name.removeprefix("--") not in MAY_GROW:
+        return False
+    # A negative number of steps is no limit.
+    limits = [float("inf") if value < 0 else value for value in (before, now)]
+    return limits[1] > limits[0]
+
+
+@dataclass
+class Run:
+    """A training run and the files that it writes.
+
+    Its methods are called in all processes, and write in the first alone.
+
+    Attributes:
+        output_dir: output folder.
+        identity: see `run_identity`.
+        files: files of the trained model and its report, there or yet to come, relative to the folder.
+        checkpoints: names of the folders of its checkpoints, in the order in which they were written.
+    """
+
+    output_dir: Path
+    identity: dict[str, Any]
+    files: list[str] = field(default_factory=lambda: list(MODEL_FILES))
+    checkpoints: list[str] = field(default_factory=list)
+
+    def write(self) -> None:
+        values = {"identity": self.identity, "files": self.files, "checkpoints": self.checkpoints}
+        write_json(self.output_dir / RUN_NAME, values)
+
+    def start_checkpoint(self, name: str) -> Path:
+        """The folder of a checkpoint that is going to be written; one of the same name is put aside until it is whole."""
+        folder = self.output_dir / name
+        if is_main_process():
+            replaced = folder.with_name(name + REPLACED)
+            if (folder / CHECKSUMS_NAME).is_file():
+                remove_checkpoint(replaced)
+                folder.replace(replaced)
+            remove_checkpoint(folder)
+            self.checkpoints = [*(each for each in self.checkpoints if each != name), name]
+            self.write()
+        wait_for_all()
+        return folder
+
+    def finish_checkpoint(self, name: str, limit: int | None = None, best: str | None = None) -> None:
+        """Mark a checkpoint as whole, and remove the run's oldest ones.
+
+        Args:
+            name: folder of the checkpoint.
+            limit: number of checkpoints that are kept; None or 0 for all.
+            best: one that is kept, whatever the limit.
+        """
+        wait_for_all()
+        if not is_main_process():
+            return
+        folder = self.output_dir / name
+        write_json(folder / RUN_NAME, {"identity": self.identity})
+        write_checksums(folder)
+        remove_checkpoint(folder.with_name(name + REPLACED))
+        removable = [each for each in self.checkpoints if each not in (name, best)]
+        for old in removable[: max(len(self.checkpoints) - limit, 0)] if limit and limit > 0 else []:
+            self.remove_checkpoint(old)
+            self.checkpoints.remove(old)
+        self.write()
+
+    def remove_checkpoint(self, name: str) -> None:
+        for folder in (name, name + REPLACED):
+            remove_checkpoint(self.output_dir / folder)
+
+    def written_files(self) -> list[str]:
+        """Those of its files that are there, without links to others."""
+        return [name for name in self.files if is_own_file(self.output_dir, name)]
+
+    def remove(self) -> None:
+        """Remove the run's files, and nothing else that is in its folder."""
+        for name in self.checkpoints:
+            self.remove_checkpoint(name)
+        remove_files(self.output_dir, [*self.files, RUN_NAME])
+
+
+def is_own_file(folder: Path, name: str) -> bool:
+    """Whether a file is there, and no link, nor behind one."""
+    path = PurePosixPath(name)
+    return (folder / path).is_file() and not any((folder / part).is_symlink() for part in (path, *path.parents[:-1]))
+
+
+def read_run(folder: Path) -> Run | None:
+    """The run that a folder is of; None if it has no `run.json`.
+
+    Raises:
+        ValueError: if that cannot be used.
+    """
+    file = folder / RUN_NAME
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}): remove it, or give another --output_dir.") from error
+    try:
+        run = Run(folder, values["identity"], values.get("files", []), values.get("checkpoints", []))
+        list(flattened(run.identity))
+        is_safe = all(map(is_inside, run.files)) and all(map(CHECKPOINT.fullmatch, run.checkpoints))
+    except (AttributeError, KeyError, TypeError):
+        is_safe = False
+    if not is_safe:
+        raise ValueError(
+            f"{file} must hold the identity of a run and the names of files in its folder: remove it, or give another --output_dir."
+        )
+    return run
+
+
+def is_inside(name: str) -> bool:
+    """Whether the name of a file is that of one in the folder or below it, on any system."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and ":" not in name
+
+
+def check_output_dir(output_dir: Path, resumes: bool, overwrites: bool) -> None:
+    """Raise a ValueError if a run would write over, or mix its files with, what another has left in its output folder.
+
+    Args:
+        output_dir: output folder, which need not exist.
+        resumes: whether the run resumes another.
+        overwrites: whether it replaces another.
+    """
+    if resumes and overwrites:
+        raise ValueError("--resume_from_checkpoint and --overwrite_output_dir contradict each other: give one.")
+    found = sorted(path.name for path in output_dir.iterdir() if is_of_a_run(path.name)) if output_dir.is_dir() else []
+    run = read_run(output_dir)
+    own = set() if run is None else {name.partition("/")[0] for name in run.files} | {*run.checkpoints}
+    others = [name for name in found if name.removesuffix(REPLACED) not in own]
+    if others:
+        raise ValueError(
+            f"{output_dir} has {listed(others)}, which no run has named as its own in {RUN_NAME}: move what is to be kept, or "
+            "give another --output_dir."
+        )
+    if found and not resumes and not overwrites:
+        has_checkpoints = run is not None and any((output_dir / name).is_dir() for name in run.checkpoints)
+        resuming = " resume it by --resume_from_checkpoint latest," if has_checkpoints else ""
+        raise ValueError(
+            f"{output_dir} has the files of a run:{resuming} replace it by --overwrite_output_dir, or give another --output_dir."
+        )
+
+
+def is_of_a_run(name: str) -> bool:
+    """Whether a file or folder in an output folder is called as those of runs are."""
+    is_file = name in MODEL_FILES or name == "adapter" or LOADED.fullmatch(name)
+    return bool(is_file or CHECKPOINT.fullmatch(name.removesuffix(REPLACED)))
+
+
+def begin_run(
+    checkpoint: Path | None,
+    arguments: Sequence[Any],
+    *,
+    labels: Sequence[str],
+    splits: dict[str, Any],
+    model: Any,
+    processor: Any,
+    num_processes: int,
+) -> Run:
+    """Record a run in its output folder, before it trains.
+
+    Args:
+        checkpoint: checkpoint that it resumes from.
+        arguments: instances of the dataclasses whose fields are its options, `output_dir` and `overwrite_output_dir` among
+            them.
+        labels: names of the labels, in the order of their numbers.
+        splits: images of `train` and `validation`.
+        model: model before training.
+        processor: its image processor.
+        num_processes: number of processes that train together.
+
+    Raises:
+        ValueError: if it is not the run that it resumes: which options, labels, images or models differ.
+    """
+    options = {name: value for part in arguments for name, value in vars(part).items()}
+    output_dir = Path(options["output_dir"])
+    if not is_main_process():
+        return Run(output_dir, {})
+    run = Run(output_dir, run_identity(arguments, labels, splits, model, processor, num_processes))
+    if options.get("lora_rank", 0) > 0:
+        run.files += ADAPTER_FILES
+    previous = read_run(output_dir)
+    if options.get("resume_from_checkpoint") is not None:
+        resumed = previous if checkpoint is None else read_run(checkpoint)
+        if checkpoint is not None and resumed is None:
+            raise ValueError(
+                f"{checkpoint} must have the {RUN_NAME} of the run that wrote it: give another checkpoint."
+            )
+        if resumed is not None:
+            check_is_same(resumed, run, option_defaults(arguments))
+        if previous is not None:
+            run.checkpoints = previous.checkpoints
+    elif previous is not None and options["overwrite_output_dir"]:
+        previous.remove()
+    run.write()
+    return run
+
+
+def check_is_same(resumed: Run, run: Run, defaults: dict[str, Any]) -> None:
+    differing, grown = compare_identities(resumed.identity, run.identity, defaults)
+    if differing:
+        more = f"; and {len(differing) - 10} more" if len(differing) > 10 else ""
+        raise ValueError(
+            f"{resumed.output_dir} is of a run that differs in {'; '.join(differing[:10])}{more}. Resume it with what it had, or "
+            "start a new run in another --output_dir."
+        )
+    if grown:
+        logger.warning(
+            f"The run is longer than the one that it resumes ({'; '.join(grown)}): the learning rate follows the longer schedule "
+            "from here on, and the model is not the one of a run that was that long from its start."
+        )
+
+
+def resumed_checkpoint(args: Any, overwrites: bool, prefix: str) -> Path | None:
+    """The checkpoint that a run resumes from, in an output folder that it may write to.
+
+    Args:
+        args: options with `output_dir` and `resume_from_checkpoint`.
+        overwrites: whether the run replaces another.
+        prefix: how the names of its checkpoints begin, before a number.
+
+    Raises:
+        ValueError: if there is no such checkpoint, it is not whole, or the folder has the files of another run.
+    """
+    output_dir = Path(str(args.output_dir))
+    # Others may come when the first has begun to write.
+    if is_main_process():
+        check_output_dir(output_dir, args.resume_from_checkpoint is not None, overwrites)
+    return find_checkpoint(args.resume_from_checkpoint, output_dir, prefix)
+
+
+def find_checkpoint(resume_from: str | None, output_dir: str | Path, prefix: str) -> Path | None:
+    """The checkpoint to resume from.
+
+    Args:
+        resume_from: path of a checkpoint, or "latest" (or "True") for the newest whole one of the run; None for none.
+        output_dir: output folder of the run.
+        prefix: how the names of its checkpoints begin, before a number.
+
+    Raises:
+        ValueError: if there is no such checkpoint, or it is not whole.
+    """
+    if resume_from is None:
+        return None
+    if resume_from.lower() not in ("latest", "auto", "true"):
+        damage = find_damage(Path(resume_from))
+        if damage is not None:
+            raise ValueError(
+                f"--resume_from_checkpoint must be 'latest' or a whole checkpoint, got {resume_from}: {damage}."
+            )
+        return Path(resume_from)
+    numbered = []
+    for folder in Path(output_dir).glob(f"{prefix}*"):
+        number = folder.name.removesuffix(REPLACED).removeprefix(prefix)
+        if number.isdecimal():
+            numbered.append((int(number), not folder.name.endswith(REPLACED), folder))
+    for *_, folder in sorted(numbered, reverse=True):
+        damage = find_damage(folder)
+        if damage is None:
+            return folder
+        logger.warning(f"{folder} is not whole, and is left out: {damage}.")
+    logger.warning(f"{output_dir} has no whole checkpoint: starting from the beginning.")
+    return None
+
+
+def write_checksums(checkpoint: Path) -> None:
+    """Write the size and the SHA-256 of each file of a checkpoint into it, after all else."""
+    files = sorted(file for file in checkpoint.rglob("*") if file.is_file() and file.name != CHECKSUMS_NAME)
+    for file in files:
+        use_default_permissions(file)
+    sums = {
+        file.relative_to(checkpoint).as_posix(): {"size": file.stat().st_size, "sha256": file_digest(file)}
+        for file in files
+    }
+    write_json(checkpoint / CHECKSUMS_NAME, sums)
+
+
+def read_checksums(checkpoint: Path) -> dict[str, dict[str, Any]] | None:
+    """The size and the SHA-256 of each file of a checkpoint; None if they are not there, or damaged."""
+    try:
+        sums = json.loads((checkpoint / CHECKSUMS_NAME).read_text(encoding="utf-8"))
+        is_valid = all(is_inside(name) and each.keys() == {"size", "sha256"} for name, each in sums.items())
+    except (OSError, ValueError, AttributeError):
+        return None
+    return sums if is_valid and sums else None
+
+
+def find_damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint: which file is missing, or not as it was written; None if it is whole."""
+    if not checkpoint.is_dir():
+        return "there is no such folder"
+    sums = read_checksums(checkpoint)
+    if sums is None:
+        return f"it has no valid {CHECKSUMS_NAME}, which is written last (older versions wrote none)"
+    for name, expected in sums.items():
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != expected["size"] or file_digest(file) != expected["sha256"]:
+            return f"{name} is not as it was written"
+    return None
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Remove a checkpoint: what it says that it has or, where it was never whole, all of it."""
+    if folder.is_symlink():
+        folder.unlink()
+        return
+    sums = read_checksums(folder)
+    # First: without it, the rest is no checkpoint.
+    (folder / CHECKSUMS_NAME).unlink(missing_ok=True)
+    if sums is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        remove_files(folder, sums)
+        remove_empty_folders(folder)
+
+
+def remove_files(folder: Path, names: Iterable[str]) -> None:
+    """Remove files below a folder, and the folders that are empty then; nothing behind links."""
+    for name in names:
+        parents = [folder / parent for parent in PurePosixPath(name).parents[:-1]]
+        path = folder / name
+        if any(parent.is_symlink() for parent in parents) or (path.is_dir() and not path.is_symlink()):
+            continue
+        path.unlink(missing_ok=True)
+        for parent in parents:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+
+
+def remove_empty_folders(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def save_pretrained(model: Any, processor: Any, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+    """Save a model and its image processor, readable by whoever can read other new files.
+
+    Args:
+        model: trained model, or adapter.
+        processor: its image processor.
+        folder: model folder.
+        weights: weights of the model, where it is sharded and has them only in parts.
+    """
+    # Adapters know no None.
+    model.save_pretrained(str(folder), **({} if weights is None else {"state_dict": weights}))
+    for name in ("model", "adapter_model"):
+        for file in folder.glob(f"{name}*.safetensors"):
+            use_default_permissions(file)
+    processor.save_pretrained(folder)
+
+
+def is_main_process() -> bool:
+    """Whether this is the first of the processes that train together."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def wait_for_all() -> None:
+    """Wait until all processes that train together have come as far."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()

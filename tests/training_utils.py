@@ -1,0 +1,62 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What the tests of the training scripts share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from hf_twins.training.runs import read_run
+
+
+def check_second_runs(main: Callable[[list[str]], Any], arguments: list[str], output: Path) -> None:
+    """Start a short training several times in one folder: only as the same run, or in place of it.
+
+    Args:
+        main: the script's.
+        arguments: its options, with one of a step after which a checkpoint is saved.
+        output: the folder, which its options name.
+    """
+
+    def start(*options: str) -> None:
+        try:
+            main([*arguments, *options])
+        finally:
+            for state in (AcceleratorState, GradientState, PartialState):
+                state._reset_state()
+
+    output.mkdir(parents=True)
+    (output / "notes.txt").write_text("mine")
+    start()
+    expected = read_run(output)
+    written = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
+    # All that is there is named.
+    rest = {name for name in written if name.partition("/")[0] not in expected.checkpoints}
+    assert rest == {*expected.written_files(), "run.json", "notes.txt"}
+    assert len(expected.checkpoints) == 1
+    with pytest.raises(
+        SystemExit, match=r"^error: \S+ has the files of a run: resume it by --resume_from_checkpoint lat"
+    ):
+        start()
+    with pytest.raises(SystemExit, match=r"^error: \S+ is of a run that differs in --weight_decay \S+, now 0\.5\."):
+        start("--resume_from_checkpoint", "latest", "--weight_decay", "0.5")
+    assert read_run(output) == expected
+    start("--resume_from_checkpoint", "latest")
+    assert read_run(output) == expected
+    start("--overwrite_output_dir", "true", "--weight_decay", "0.5")
+    assert read_run(output).identity["options"]["weight_decay"] == 0.5
+    assert {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()} == written
