@@ -18,6 +18,7 @@ killed resumes as if it had not been.
 """
 
 import functools
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator
