@@ -16,11 +16,15 @@ r"""Fine-tune a Twins image classifier in a loop of Accelerate's, to read from t
     accelerate launch examples/image_classification/run_accelerate.py --model_name_or_path timm/twins_svt_small.in1k \
         --train_dir path/to/images --output_dir outputs/mine
 
-It takes the recipes and options of `run_trainer.py`, and gives the same model within the noise of training.
+It takes the recipes of `run_trainer.py`, and options that mean the same there: without dropout, the loss of each step is the same.
 """
 
+import itertools
 import json
+import logging
 import math
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -31,13 +35,14 @@ from hf_twins._utils.command_line import run
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import GradientAccumulationPlugin, set_seed
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import get_scheduler
+from transformers import SchedulerType
 
 from hf_twins import parameter_groups
 from hf_twins._utils.files import check_is_apart
+from hf_twins.training.averaging import WeightAverage
 from hf_twins.training.data import LabelledImages
 from hf_twins.training.image_classification.arguments import (
     RECIPES,
@@ -65,11 +70,17 @@ from hf_twins.training.image_classification.models import (
     save_model,
 )
 from hf_twins.training.image_classification.reports import classification_metrics, summary, write_report
+from hf_twins.training.loop import (
+    FiniteCheck,
+    check_training_options,
+    create_scheduler,
+    has_stopped_improving,
+    why_training_is_over,
+)
 from hf_twins.training.reports import finish_run, run_settings
 from hf_twins.training.runs import begin_run, resumed_checkpoint
 from hf_twins.training.trainer import (
     EpochSampler,
-    WeightAverage,
     check_sharding,
     one_at_a_time,
     scaled_learning_rate,
@@ -77,6 +88,7 @@ from hf_twins.training.trainer import (
 )
 
 
+logger = logging.getLogger(__name__)
 # What a checkpoint says of the run, beside what Accelerate saves.
 STATE_FILE = "state.json"
 
@@ -86,17 +98,19 @@ class LoopArguments:
     """The options of `TrainingArguments` that the loop has, under the same names."""
 
     output_dir: str = field(metadata={"help": "Where the model, its checkpoints and the report are written."})
-    num_train_epochs: float = field(default=20, metadata={"help": "Passes over the training images."})
+    num_train_epochs: float = field(default=3.0, metadata={"help": "Passes over the training images."})
     max_steps: int = field(default=-1, metadata={"help": "Stop after so many steps; -1 for all epochs."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Images of a batch, in each process."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images of an evaluation batch."})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches of a step."})
-    learning_rate: float = field(default=5e-4, metadata={"help": "Highest learning rate."})
-    weight_decay: float = field(default=0.05, metadata={"help": "Of AdamW; norms, biases and PEG are spared."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "As transformers' get_scheduler knows it."})
+    learning_rate: float = field(default=5e-5, metadata={"help": "Highest learning rate."})
+    weight_decay: float = field(default=0.0, metadata={"help": "Of AdamW; norms, biases and PEG are spared."})
+    lr_scheduler_type: SchedulerType = field(default="linear", metadata={"help": "Schedule of the learning rate."})  # type: ignore[assignment]
     lr_scheduler_kwargs: dict | str | None = field(default=None, metadata={"help": "More arguments of it, as JSON."})
     warmup_steps: float = field(default=0, metadata={"help": "Steps, or below 1 the share of all, of rising rate."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Longest gradient; longer ones are scaled to it."})
+    max_grad_norm: float = field(
+        default=1.0, metadata={"help": "Longest gradient; longer ones are scaled to it. 0 for any."}
+    )
     mixed_precision: str | None = field(
         default=None, metadata={"help": "no, fp16 or bf16; accelerate's if not given."}
     )
@@ -129,13 +143,19 @@ def train(
     model_arguments: ModelArguments, data_arguments: DataArguments, recipe: ClassificationRecipe, args: LoopArguments
 ) -> dict[str, float]:
     """Train, evaluate, and write the model, its processor, and what was measured, into the output folder."""
+    check_training_options(args, recipe)
+    if args.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY):
+        raise ValueError(
+            f"--lr_scheduler_type {args.lr_scheduler_type} follows evaluations: use run_trainer.py for it."
+        )
     output_dir = Path(args.output_dir)
     # Where links in the folders lead is checked when they have been listed.
     check_is_apart(output_dir, [data_arguments.train_dir, data_arguments.validation_dir], follow_links=False)
     check_is_apart(output_dir, [data_arguments.dataset_name])
     checkpoint = resumed_checkpoint(args, recipe.overwrite_output_dir, "step_")
     accelerator = Accelerator(
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        # The loop accumulates itself: Accelerate would divide an epoch's last, shorter step by the batches of a whole one.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         mixed_precision=args.mixed_precision,
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=output_dir,
@@ -188,10 +208,10 @@ def train(
     images_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     learning_rate = scaled_learning_rate(args.learning_rate, recipe, images_per_step)
     groups = parameter_groups(model, learning_rate, args.weight_decay, recipe.layer_decay)
-    optimizer = torch.optim.AdamW(groups, fused=True)
+    # Schedules with a lowest learning rate relate it to the optimizer's default.
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=True)
     loss_function = ClassificationLoss(recipe.label_smoothing, loss_weights(recipe, labels, len(names)))
     mixer = BatchMixer(recipe, len(names), args.seed)
-    average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay > 0 else None
     args.mixed_precision = accelerator.mixed_precision
     training_run = begin_run(
         checkpoint,
@@ -205,6 +225,8 @@ def train(
     raw_model: Any = model
     trained: Any = torch.compile(model) if args.torch_compile else model
     model, optimizer = accelerator.prepare(trained, optimizer)
+    average = WeightAverage(raw_model, recipe.ema_decay) if recipe.ema_decay > 0 else None
+    finite_check = FiniteCheck(accelerator)
     steps_per_epoch = math.ceil(len(train_loader) / args.gradient_accumulation_steps)
     num_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
     scheduler = create_scheduler(args, optimizer, num_steps)
@@ -213,16 +235,22 @@ def train(
     # Where to start: at the beginning, or after a step of an epoch.
     step = epoch = batches_done = 0
     history: list[dict[str, float]] = []
-    # Of the batches done in this epoch.
+    # Of the steps done in this epoch.
     loss_sum = torch.zeros((), device=accelerator.device)
     if checkpoint is not None:
         state = load_checkpoint(accelerator, average, checkpoint)
         step, epoch, batches_done, history = (state[name] for name in ("step", "epoch", "batches_done", "history"))
         loss_sum.fill_(state["loss_sum"])
         scheduler.load_state_dict(state["scheduler"])
+        reason = why_training_is_over(step, num_steps, accuracies(history), recipe.early_stopping_patience)
+        if reason is not None:
+            logger.warning(
+                f"The training of {checkpoint} is over: {reason}. Its model is evaluated and written again."
+            )
     checkpoint_every = None if args.checkpointing_steps == "epoch" else int(args.checkpointing_steps)
 
     def save_checkpoint() -> None:
+        finite_check.check(raw_model, step)
         folder = training_run.start_checkpoint(f"step_{step}")
         accelerator.save_state(str(folder))
         loss_sum_of_all: Any = accelerator.reduce(loss_sum, "mean")
@@ -236,66 +264,83 @@ def train(
         training_run.finish_checkpoint(folder.name, args.save_total_limit)
 
     # The training.
-    logits: Any = None
+    predictions: Any = None
     evaluation_labels: Any = None
     progress = tqdm(total=num_steps, initial=step, disable=not accelerator.is_local_main_process)
     # Also if all steps are done, but the last epoch was not evaluated before the training was stopped.
-    while step < num_steps or batches_done > 0:
+    while batches_done > 0 or not why_training_is_over(
+        step, num_steps, accuracies(history), recipe.early_stopping_patience
+    ):
         model.train()
         loader = accelerator.skip_first_batches(train_loader, batches_done) if batches_done else train_loader
         # A loader of Accelerate's counts epochs itself, from 0, and does not reach the sampler behind skipped batches.
         loader.set_epoch(epoch)
         sampler.set_epoch(epoch)
-        for batch in loader:
-            if step == num_steps:
-                break
-            mixed = mixer(batch, (step, batches_done % args.gradient_accumulation_steps, accelerator.process_index))
-            batches_done += 1
-            with accelerator.accumulate(model):
-                loss = loss_function(model(pixel_values=mixed["pixel_values"]).logits, mixed["labels"])
-                accelerator.backward(loss)
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-            loss_sum += loss.detach()
-            if accelerator.sync_gradients:
+        for batches in itertools.islice(grouped(loader, args.gradient_accumulation_steps), max(num_steps - step, 0)):
+            num_images: Any = torch.tensor(sum(len(batch["labels"]) for batch in batches), device=accelerator.device)
+            num_images = accelerator.reduce(num_images, "sum")
+            for micro_step, batch in enumerate(batches):
+                is_last = micro_step == len(batches) - 1
+                # Read by DeepSpeed's engine, which takes the step itself.
+                accelerator.gradient_state._set_sync_gradients(is_last)
+                mixed = mixer(batch, (step, micro_step, accelerator.process_index))
+                with nullcontext() if is_last else accelerator.no_sync(model):
+                    logits = model(pixel_values=mixed["pixel_values"]).logits
+                    # The mean over all images of the step: the gradients of the processes will be averaged.
+                    loss = loss_function(logits, mixed["labels"], num_images) * accelerator.num_processes
+                    accelerator.backward(loss)
+                loss_sum += loss.detach()
+                finite_check.note(loss, step + 1)
+            batches_done += len(batches)
+            if args.max_grad_norm > 0:
+                accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+            optimizer.step()
+            # In fp16, a step whose gradients overflow is left out.
+            if not accelerator.optimizer_step_was_skipped:
                 scheduler.step()
-                step += 1
-                progress.update()
-                if average is not None:
-                    average.update(raw_model)
-                if checkpoint_every is not None and step % checkpoint_every == 0:
-                    save_checkpoint()
-        loss_of_all: Any = accelerator.reduce(loss_sum / batches_done, "mean")
+            optimizer.zero_grad()
+            step += 1
+            progress.update()
+            if average is not None:
+                average.update(raw_model)
+            if step % finite_check.INTERVAL == 0:
+                finite_check.check(raw_model, step)
+            if checkpoint_every is not None and step % checkpoint_every == 0:
+                save_checkpoint()
+        finite_check.check(raw_model, step)
+        steps_in_epoch = math.ceil(batches_done / args.gradient_accumulation_steps)
+        loss_of_all: Any = accelerator.reduce(loss_sum / steps_in_epoch, "mean")
         epoch += 1
         batches_done = 0
         loss_sum.zero_()
-        logits, evaluation_labels = predict(accelerator, model, evaluation_loader)
-        metrics = {f"eval_{name}": value for name, value in classification_metrics(logits, evaluation_labels).items()}
+        # Of the weights that would be saved.
+        with nullcontext() if average is None else average.applied_to(raw_model):
+            predictions, evaluation_labels = predict(accelerator, model, evaluation_loader)
+        metrics = {
+            f"eval_{name}": value for name, value in classification_metrics(predictions, evaluation_labels).items()
+        }
         entry = {"epoch": epoch, "step": step, "loss": float(loss_of_all), **metrics}
         history.append(entry)
         accelerator.log({name: value for name, value in entry.items() if name != "step"}, step=step)
         progress.set_postfix(accuracy=f"{metrics['eval_accuracy']:.3f}")
-        if checkpoint_every is None:
+        # A run that was stopped early is to know that when it is resumed.
+        if checkpoint_every is None or has_stopped_improving(accuracies(history), recipe.early_stopping_patience):
             save_checkpoint()
-        if has_stopped_improving(history, recipe.early_stopping_patience):
-            break
 
     # What comes of it.
     progress.close()
     if average is not None:
         average.copy_to(raw_model)
-    if average is not None or logits is None:
+    if predictions is None:
         # Otherwise the last epoch's evaluation was of the final weights.
-        logits, evaluation_labels = predict(accelerator, model, evaluation_loader)
-    metrics = {f"eval_{name}": value for name, value in classification_metrics(logits, evaluation_labels).items()}
+        predictions, evaluation_labels = predict(accelerator, model, evaluation_loader)
+    metrics = {f"eval_{name}": value for name, value in classification_metrics(predictions, evaluation_labels).items()}
     weights = whole_weights(accelerator, model)
     if accelerator.is_main_process:
         save_model(raw_model, processor, output_dir, weights)
         dataset = data_arguments.dataset_name or data_arguments.train_dir
         settings = run_settings(model_arguments, data_arguments, recipe, dataset, vars(args))
-        write_report(output_dir, names, logits, evaluation_labels, history, settings)
+        write_report(output_dir, names, predictions, evaluation_labels, history, settings)
         results = metrics | {"epoch": epoch, "steps": step}
         finish_run(args, results, summary(results, len(evaluation_images)), "confusion_matrix.png")
     accelerator.end_training()
@@ -316,17 +361,11 @@ def load_checkpoint(accelerator: Accelerator, average: WeightAverage | None, che
     return json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
 
 
-def create_scheduler(args: LoopArguments, optimizer: Any, num_steps: int) -> Any:
-    warmup = args.warmup_steps if args.warmup_steps >= 1 else math.ceil(args.warmup_steps * num_steps)
-    options = args.lr_scheduler_kwargs
-    return get_scheduler(
-        args.lr_scheduler_type,
-        optimizer,
-        # A schedule needs a step after its warm-up.
-        num_warmup_steps=min(int(warmup), num_steps - 1),
-        num_training_steps=num_steps,
-        scheduler_specific_kwargs=json.loads(options) if isinstance(options, str) else options,
-    )
+def grouped(loader: Any, size: int) -> Iterator[list[Any]]:
+    """The batches of each step, `size` of them; the last step of an epoch may have fewer."""
+    batches = iter(loader)
+    while group := list(itertools.islice(batches, size)):
+        yield group
 
 
 @torch.no_grad()
@@ -343,10 +382,9 @@ def predict(accelerator: Accelerator, model: Any, loader: Any) -> tuple[np.ndarr
     return np.concatenate(logits), np.concatenate(labels)
 
 
-def has_stopped_improving(history: list[dict[str, float]], patience: int) -> bool:
-    """Whether none of the last `patience` evaluations was better than all before them."""
-    accuracies = [entry["eval_accuracy"] for entry in history]
-    return 0 < patience < len(accuracies) and max(accuracies[-patience:]) <= max(accuracies[:-patience])
+def accuracies(history: list[dict[str, float]]) -> list[float]:
+    """The accuracy of each evaluation so far."""
+    return [entry["eval_accuracy"] for entry in history]
 
 
 def plain_values(settings: dict[str, Any]) -> dict[str, Any]:

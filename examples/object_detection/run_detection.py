@@ -35,6 +35,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from hf_twins._utils.files import check_is_apart
 from hf_twins.detection import Detector, TwinsForObjectDetection
+from hf_twins.training.loop import number_of_warmup_steps
 from hf_twins.training.object_detection.arguments import RECIPES, DataArguments, DetectionRecipe, ModelArguments
 from hf_twins.training.object_detection.data import (
     EvaluationImages,
@@ -82,7 +83,7 @@ class DetectionTrainer(RecipeTrainer):
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
             trained: Any = self.optimizer if optimizer is None else optimizer
-            warmup_steps = self.args.get_warmup_steps(num_training_steps)
+            warmup_steps = number_of_warmup_steps(self.args.warmup_steps, num_training_steps)
             images_per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
             steps_per_epoch = math.ceil(len(self.sampler) / images_per_step)
 

@@ -86,7 +86,8 @@ class SegmentationTrainer(RecipeTrainer):
     ) -> dict[str, float]:
         pairs: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         model: Any = self.model
-        matrix = evaluate_pairs(model, self.processing_class, pairs, self.inference, self.accelerator)
+        with self.evaluating():
+            matrix = evaluate_pairs(model, self.processing_class, pairs, self.inference, self.accelerator)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in segmentation_metrics(matrix).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What every training script here shares: recipes, examples in an order to resume in, averaged weights, checkpoints.
+"""What every training script here shares: recipes, examples in an order to resume in, checkpoints.
 
 What is random about an example depends on the seed, the epoch and its place in the data set alone, so that training that was
 killed resumes as if it had not been.
@@ -22,6 +22,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,14 +32,21 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Sampler
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_optimizer import is_optimizer_factory
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, TrainOutput
 
 from hf_twins import TWINS_VARIANTS, TwinsConfig, parameter_groups, published_variant
-from hf_twins._utils.files import exclusive_folder, write_atomically
+from hf_twins._utils.files import exclusive_folder
+from hf_twins.training.averaging import Averaging, WeightAverage
+from hf_twins.training.loop import (
+    FiniteCheck,
+    check_training_options,
+    create_scheduler,
+    has_stopped_improving,
+    why_training_is_over,
+)
 from hf_twins.training.runs import Run, is_main_process, resumed_checkpoint
 
 
@@ -129,6 +137,8 @@ TRAINER_DEFAULTS = {
     "save_strategy": "epoch",
     "save_total_limit": 3,
     "logging_strategy": "epoch",
+    # It would log 0 for a loss that is not finite, and wait for the device at each step to know.
+    "logging_nan_inf_filter": False,
     "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 64,
     "remove_unused_columns": False,
@@ -228,8 +238,10 @@ class RecipeTrainer(Trainer):
         self.average = WeightAverage(self.model, recipe.ema_decay) if recipe.ema_decay > 0 else None
         if self.average is not None:
             self.add_callback(Averaging(self.average, checkpoint))
+        self.finite_check = FiniteCheck(self.accelerator)
+        self.add_callback(StopIfNotFinite(self.finite_check))
         if recipe.early_stopping_patience > 0:
-            self.add_callback(EarlyStoppingCallback(recipe.early_stopping_patience))
+            self.add_callback(EarlyStopping(recipe.early_stopping_patience))
         elif not self.args.load_best_model_at_end:
             self.add_callback(NoLastEvaluation())
         # The last one: whatever others save is part of the checkpoint.
@@ -246,9 +258,31 @@ class RecipeTrainer(Trainer):
         finally:
             self.args.save_total_limit = limit
         if self.average is not None:
+            if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+                self.average.load(self.state.best_model_checkpoint)
             trained: Any = self.model
             self.average.copy_to(trained)
         return output
+
+    def set_initial_training_values(self, args: TrainingArguments, dataloader: Any) -> Any:
+        num_epochs, *others, num_steps = super().set_initial_training_values(args, dataloader)
+        if self.checkpoint is not None:
+            state = TrainerState.load_from_json(str(self.checkpoint / "trainer_state.json"))
+            patience = self.recipe.early_stopping_patience
+            results = evaluation_results(args, state) if patience > 0 else []
+            reason = why_training_is_over(state.global_step, int(num_steps or 0), results, patience)
+            if reason is not None:
+                logger.warning(
+                    f"The training of {self.checkpoint} is over: {reason}. Its model is evaluated and written again."
+                )
+                # The Trainer would take at least one more step.
+                num_epochs = 0
+        return num_epochs, *others, num_steps
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self.finite_check.note(loss, self.state.global_step + 1)
+        return loss
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -263,15 +297,26 @@ class RecipeTrainer(Trainer):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        # A schedule needs a step after its warm-up: the share of a short training is rounded up to all of it.
-        if self.args.get_warmup_steps(num_training_steps) >= num_training_steps:
-            self.args.warmup_steps = num_training_steps - 1
-        return super().create_scheduler(num_training_steps, optimizer)
+        if self.lr_scheduler is None:
+            trained: Any = self.optimizer if optimizer is None else optimizer
+            self.lr_scheduler = create_scheduler(self.args, trained, num_training_steps)
+            # So that another training begins with a new one.
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """What an evaluation during training is to be done in: with the weights that would be saved.
+
+        A checkpoint of an epoch's last step is saved before the evaluation, which a run that resumes from it does not make up
+        for: the random numbers of the next epoch must not depend on whether there was one.
+        """
+        model: Any = self.model
+        with torch.random.fork_rng(), nullcontext() if self.average is None else self.average.applied_to(model):
+            yield
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        # A checkpoint of an epoch's last step is saved before the evaluation, which a run that resumes from it does not
-        # make up for: the random numbers of the next epoch must not depend on whether there was one.
-        with torch.random.fork_rng():
+        with self.evaluating():
             return super().evaluate(*args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -295,9 +340,9 @@ def refuse_options(args: TrainingArguments, recipe: RecipeArguments) -> None:
         raise ValueError(
             f"--hub_strategy must be end: the trained model is published, with the run's own files; got {args.hub_strategy}."
         )
-    if recipe.ema_decay > 0 and args.load_best_model_at_end:
+    if recipe.early_stopping_patience > 0 and args.eval_strategy == IntervalStrategy.NO:
         raise ValueError(
-            "--ema_decay and --load_best_model_at_end are two answers to which weights are kept: give one."
+            "--early_stopping_patience needs evaluations: --eval_strategy must be epoch or steps, got no."
         )
 
 
@@ -359,49 +404,47 @@ class FinishedCheckpoints(TrainerCallback):
         self.run.finish_checkpoint(f"{TRAINER_PREFIX}{state.global_step}", self.limit, best)
 
 
-class WeightAverage:
-    """The exponential moving average of a model's weights, as part of the run's checkpoints.
+class StopIfNotFinite(TrainerCallback):
+    """Ends training whose loss is not finite, before it is logged, evaluated or saved."""
 
-    Args:
-        model: the model that is trained.
-        decay: factor of the average at each step.
-    """
-
-    FILE = "average.pt"
-
-    def __init__(self, model: Any, decay: float):
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-
-    def update(self, model: nn.Module) -> None:
-        self.average.update_parameters(model)
-
-    def copy_to(self, model: nn.Module) -> None:
-        model.load_state_dict(self.average.module.state_dict())
-
-    def save(self, checkpoint: str | Path) -> None:
-        """Whole, or not at all."""
-        write_atomically(Path(checkpoint, self.FILE), lambda partial: torch.save(self.average.state_dict(), partial))
-
-    def load(self, checkpoint: str | Path) -> None:
-        self.average.load_state_dict(torch.load(Path(checkpoint, self.FILE), weights_only=True))
-
-
-class Averaging(TrainerCallback):
-    """Lets the average of the weights follow the training, and be part of its checkpoints."""
-
-    def __init__(self, average: WeightAverage, checkpoint: Path | None):
-        self.average, self.checkpoint = average, checkpoint
-
-    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.checkpoint is not None:
-            self.average.load(self.checkpoint)
+    def __init__(self, check: FiniteCheck):
+        self.check = check
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        self.average.update(kwargs["model"])
+        is_used = control.should_log or control.should_evaluate or control.should_save or control.should_training_stop
+        if is_used or state.global_step % self.check.INTERVAL == 0:
+            self.check.check(kwargs["model"], state.global_step)
 
-    def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            self.average.save(Path(str(args.output_dir), f"checkpoint-{state.global_step}"))
+    on_epoch_end = on_step_end
+
+
+class EarlyStopping(TrainerCallback):
+    """Ends training that gets no better, also after it was resumed: transformers' callback then counts from 0 again."""
+
+    def __init__(self, patience: int):
+        self.patience = patience
+
+    def on_evaluate(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        if has_stopped_improving(evaluation_results(args, state), self.patience):
+            control.should_training_stop = True
+            # A checkpoint of this step may have been written before its evaluation.
+            control.should_save = args.save_strategy != SaveStrategy.NO
+
+
+def evaluation_results(args: TrainingArguments, state: TrainerState) -> list[float]:
+    """The results of a run's evaluations so far, of which a greater one is better.
+
+    Raises:
+        ValueError: if they do not have `--metric_for_best_model`.
+    """
+    name = f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"
+    evaluations = [entry for entry in state.log_history if any(key.startswith("eval_") for key in entry)]
+    if evaluations and not all(name in entry for entry in evaluations):
+        raise ValueError(
+            f"--metric_for_best_model must be one of {', '.join(sorted(evaluations[-1]))}, got {args.metric_for_best_model}."
+        )
+    sign = -1 if args.greater_is_better is False else 1
+    return [sign * entry[name] for entry in evaluations]
 
 
 def trainer_checkpoint(args: TrainingArguments, recipe: RecipeArguments) -> Path | None:
@@ -410,5 +453,6 @@ def trainer_checkpoint(args: TrainingArguments, recipe: RecipeArguments) -> Path
     Raises:
         ValueError: also if options have no effect: before the files of a run are overwritten.
     """
+    check_training_options(args, recipe)
     refuse_options(args, recipe)
     return resumed_checkpoint(args, recipe.overwrite_output_dir, TRAINER_PREFIX)

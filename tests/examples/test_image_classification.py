@@ -674,7 +674,11 @@ def test_options_of_the_trainer_act_or_are_refused(digits, start, tmp_path):
         (["--label_smoothing_factor", "0.1"], "the recipe's is --label_smoothing"),
         (["--train_sampling_strategy", "group_by_length"], "--train_sampling_strategy must be random"),
         (["--push_to_hub", "true", "--hub_strategy", "every_save"], "--hub_strategy must be end"),
-        (["--ema_decay", "0.9", "--load_best_model_at_end", "true"], "two answers to which weights are kept"),
+        (["--early_stopping_patience", "1", "--eval_strategy", "no"], "--early_stopping_patience needs evaluations"),
+        (
+            ["--early_stopping_patience", "1", "--metric_for_best_model", "beauty"],
+            "--metric_for_best_model must be one",
+        ),
     ):
         with pytest.raises(SystemExit, match=message):
             quietly("trainer", arguments + extra)
