@@ -13,10 +13,13 @@
 # limitations under the License.
 """Images and options that the tests of the image classification examples share."""
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from datasets import Dataset, Features, Image, Value
+from matplotlib.figure import Figure
 from PIL import Image as PILImage
 from sklearn.datasets import load_digits
 from testing_utils import tiny_config
@@ -24,11 +27,11 @@ from testing_utils import tiny_config
 from hf_twins import TwinsForImageClassification, TwinsImageProcessor
 
 
-def digit_pictures() -> tuple[list[PILImage.Image], list[str]]:
-    """scikit-learn's 1797 digits, white on black, and what they are."""
+def digit_pictures(count: int = 1797) -> tuple[list[PILImage.Image], list[str]]:
+    """The first of scikit-learn's 1797 digits, white on black, and what they are."""
     digits = load_digits()
-    pictures = [PILImage.fromarray((image * 255 / 16).astype("uint8")) for image in digits.images]
-    return pictures, [str(label) for label in digits.target]
+    pictures = [PILImage.fromarray((image * 255 / 16).astype("uint8")) for image in digits.images[:count]]
+    return pictures, [str(label) for label in digits.target[:count]]
 
 
 def write_parquet(folder: Path, pictures: list[Any], labels: list[str]) -> Path:
@@ -49,10 +52,9 @@ def write_images(folder: Path, counts: dict[str, int]) -> Path:
 
 def write_digit_folder(folder: Path, count: int) -> Path:
     """The first digits, in a sub-folder for each label."""
-    for index, (picture, label) in enumerate(zip(*digit_pictures())):
-        if index < count:
-            (folder / label).mkdir(parents=True, exist_ok=True)
-            picture.save(folder / label / f"{index:03}.png")
+    for index, (picture, label) in enumerate(zip(*digit_pictures(count))):
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        picture.save(folder / label / f"{index:03}.png")
     return folder
 
 
@@ -64,6 +66,11 @@ def save_start(folder: Path, size: int = 16, **fields: Any) -> Path:
     )
     processor.save_pretrained(folder)
     return folder
+
+
+def blank_figures() -> AbstractContextManager:
+    """Figures are files of one pixel: to draw them takes half of the time of a training as short as those of the tests."""
+    return patch.object(Figure, "savefig", lambda figure, path, **options: PILImage.new("L", (1, 1)).save(path))
 
 
 def options(data: Path, start: Path, output: Path) -> list[str]:

@@ -14,6 +14,7 @@
 """No network, no traces in the user's cache, the same random numbers in every test."""
 
 import atexit
+import gc
 import os
 import shutil
 import socket
@@ -36,6 +37,12 @@ import torch  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 
+def pytest_collection_finish() -> None:
+    """What was imported stays. To look for garbage among it takes half a second each time, as often as something is loaded."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a test that reaches beyond this machine fail, wherever it runs."""
@@ -51,7 +58,20 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    torch.manual_seed(0)
+    # For accelerators that are not in use yet, `torch.manual_seed` notes where it was called from: longer than most tests.
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(0)
+
+
+@pytest.fixture
+def accelerators_keep_their_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test fail that seeds those of GPUs."""
+
+    def fail(seed: int) -> None:
+        raise AssertionError("the random numbers of GPUs were seeded")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", fail)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -154,7 +154,7 @@ def training_job(folder: Path, script: str, is_damaged: bool = False) -> Job:
     start, digits = folder / "start", folder / "digits"
     if not start.exists():
         save_start(start)
-        write_parquet(digits, *digit_pictures())
+        write_parquet(digits, *digit_pictures(360))
     every_two = ["--checkpointing_steps", "2"]
     if script == "run_trainer":
         every_two = ["--save_strategy", "steps", "--save_steps", "2", "--disable_tqdm", "true"]

@@ -23,8 +23,8 @@ from classification_utils import digit_pictures, save_start, write_parquet
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> Path:
-    """scikit-learn's digits in a .parquet file, as texts and pictures."""
-    return write_parquet(tmp_path_factory.mktemp("digits"), *digit_pictures())
+    """The first 360 of scikit-learn's digits in a .parquet file, as texts and pictures."""
+    return write_parquet(tmp_path_factory.mktemp("digits"), *digit_pictures(360))
 
 
 @pytest.fixture(scope="session")

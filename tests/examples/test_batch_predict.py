@@ -115,7 +115,7 @@ def test_picture_that_cannot_be_prepared_is_an_error(folder):
 
 @pytest.mark.parametrize("kind", ["tar", "parquet", "data set"])
 def test_other_sources_give_the_same_predictions(kind, start, tmp_path):
-    pictures, labels = (values[:23] for values in digit_pictures())
+    pictures, labels = digit_pictures(23)
     folder = tmp_path / "files"
     folder.mkdir()
     for index, picture in enumerate(pictures):
@@ -157,7 +157,7 @@ def test_broken_archive_is_named_when_all_others_are_done(workers, start, tmp_pa
     source.mkdir()
     for name in ("a.tar", "b.tar", "c.tar"):
         with tarfile.open(source / name, "w") as archive:
-            for index, picture in enumerate(digit_pictures()[0][:5]):
+            for index, picture in enumerate(digit_pictures(5)[0]):
                 member = tarfile.TarInfo(f"{index}.png")
                 member.size = len(png(picture))
                 archive.addfile(member, io.BytesIO(png(picture)))
@@ -350,7 +350,7 @@ def test_wrong_input_is_named(start, folder, tmp_path, capsys):
         with pytest.raises(SystemExit):
             batch_predict.main(command(start, folder, tmp_path / "out", option, 1))
         assert f"{option} is not an option" in capsys.readouterr().err
-    write_parquet(tmp_path / "tables", *(values[:4] for values in digit_pictures()))
+    write_parquet(tmp_path / "tables", *digit_pictures(4))
     with pytest.raises(SystemExit, match="--image_column_name must be one of picture, digit, got photo"):
         batch_predict.main(command(start, tmp_path / "tables", tmp_path / "out", "--image_column_name", "photo"))
 

@@ -36,7 +36,15 @@ import run_trainer
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType
-from classification_utils import digit_pictures, options, plain_options, save_start, write_images, write_parquet
+from classification_utils import (
+    blank_figures,
+    digit_pictures,
+    options,
+    plain_options,
+    save_start,
+    write_images,
+    write_parquet,
+)
 from datasets import Array3D, ClassLabel, Dataset, Features, Image, Value
 from hostile_files import long_png
 from huggingface_hub import HfApi
@@ -107,10 +115,9 @@ def test_script_trains_evaluates_and_writes_a_repository(script, digits, start, 
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("recipe", ["linear-probe", "lora"])
 def test_recipe_trains_only_its_part(recipe, script, digits, start, tmp_path):
-    extra = ["--disable_tqdm", "true"] if script == "trainer" else []
     arguments = options(digits, start, tmp_path / "run")
     arguments[:2] = ["--model_name_or_path", str(start)]
-    SCRIPTS[script].main([*arguments, "--recipe", recipe, "--num_train_epochs", "1", *extra])
+    quietly(script, [*arguments, "--recipe", recipe, "--num_train_epochs", "1"])
     before, after = load_file(start / "model.safetensors"), load_file(tmp_path / "run" / "model.safetensors")
     changed = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
     if recipe == "linear-probe":
@@ -176,7 +183,7 @@ def test_checkpoint_runs_no_code(digits, start, tmp_path):
     """Each file in turn, so that none hides behind one that is refused before it is read."""
     run, trace = tmp_path / "run", tmp_path / "trace"
     arguments = [*options(digits, start, run), "--ema_decay", "0.9", "--max_steps", "1", "--checkpointing_steps", "1"]
-    run_accelerate.main(arguments)
+    quietly("accelerate", arguments)
     names = {file.name for file in (run / "step_1").iterdir() if file.suffix in (".pkl", ".bin", ".pt")}
     assert {"optimizer.bin", "random_states_0.pkl", "average.pt"} <= names
     # The file that Accelerate would unpickle.
@@ -190,7 +197,7 @@ def test_checkpoint_runs_no_code(digits, start, tmp_path):
         refused = pytest.raises(SystemExit, match=r"^error: \S+ must be a checkpoint that this run wrote, .*$")
         # Accelerate leaves random numbers that it cannot read as they are.
         with nullcontext() if hostile == ["random_states_0.pkl"] else refused:
-            run_accelerate.main([*arguments, "--resume_from_checkpoint", str(checkpoint)])
+            quietly("accelerate", [*arguments, "--resume_from_checkpoint", str(checkpoint)])
         assert not trace.exists(), hostile
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
@@ -309,6 +316,7 @@ def test_columns_are_found_or_asked_for(tmp_path):
         load_images(DataArguments(train_dir=str(tmp_path)), seed=0)
 
 
+@pytest.mark.usefixtures("accelerators_keep_their_random_numbers")
 def test_image_depends_on_seed_epoch_and_place_alone(tmp_path):
     folder = write_images(tmp_path / "images", {"cat": 4, "dog": 4})
     images = load_images(DataArguments(train_dir=str(folder), validation_dir=str(folder)), seed=0)["train"]
@@ -316,7 +324,7 @@ def test_image_depends_on_seed_epoch_and_place_alone(tmp_path):
     transform = training_transform(ClassificationRecipe(rand_augment=True, random_erasing=1.0), processor)
     dataset = LabelledImages(images, Preparation(transform, num_channels=3, seed=7))
     first = dataset[(2, 5)]["pixel_values"]
-    torch.manual_seed(123)
+    torch.default_generator.manual_seed(123)
     state = torch.get_rng_state()
     assert torch.equal(dataset[(2, 5)]["pixel_values"], first)
     assert torch.equal(torch.get_rng_state(), state), "the model's own random numbers are not touched"
@@ -356,6 +364,7 @@ def test_loss_is_cross_entropy_of_numbers_and_of_shares():
     torch.testing.assert_close(ClassificationLoss(0.1)(logits, shares), smooth.mean())
 
 
+@pytest.mark.usefixtures("accelerators_keep_their_random_numbers")
 def test_mixing_depends_on_seed_and_step_alone():
     batch = {"pixel_values": torch.rand(4, 3, 16, 16), "labels": torch.tensor([0, 1, 2, 3])}
     mixer = BatchMixer(ClassificationRecipe(mixup_alpha=0.8, cutmix_alpha=1.0), num_labels=4, seed=0)
@@ -402,7 +411,8 @@ def test_revision_is_that_of_configuration_and_image_processor(tmp_path):
 
 def quietly(script: str, arguments: list[str]) -> dict[str, float]:
     """The run of a script in this process."""
-    return SCRIPTS[script].main(arguments + (["--disable_tqdm", "true"] if script == "trainer" else []))
+    with blank_figures():
+        return SCRIPTS[script].main(arguments + (["--disable_tqdm", "true"] if script == "trainer" else []))
 
 
 def losses(output: Path) -> list[float]:
@@ -496,10 +506,9 @@ def test_result_that_cannot_be_published_is_kept_and_said_how_to_be(pattern, dig
     with serve_hub(tokens={"hf_write": "write"}) as hub, hub.in_process(tmp_path / "home", token="hf_write"):
         hub.cut_uploads(times=100, pattern=pattern)
         arguments = [*plain_options(digits, start, run), "--num_train_epochs", "1"]
+        arguments += ["--push_to_hub", "true", "--hub_model_id", "me/digits", "--hub_private_repo", "true"]
         with pytest.raises(SystemExit, match=rf"^error: {run} has the trained model, but me/digits was not ") as error:
-            run_accelerate.main(
-                [*arguments, "--push_to_hub", "true", "--hub_model_id", "me/digits", "--hub_private_repo", "true"]
-            )
+            quietly("accelerate", arguments)
         assert (
             f"Publish it by hf upload me/digits {run} --private --include config.json --include model.safetensors "
             in str(error.value)
@@ -550,7 +559,7 @@ def test_failed_connection_is_a_sentence():
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("num_channels", [1, 5])
 def test_images_with_other_channels_are_learnt(num_channels, script, start, tmp_path):
-    pictures, labels = digit_pictures()
+    pictures, labels = digit_pictures(360)
     if num_channels == 1:
         folder = write_parquet(tmp_path / "images", pictures, labels)
     else:
@@ -620,7 +629,7 @@ def test_compiled_training_in_bfloat16_writes_a_plain_model(script, digits, star
 def test_webdataset_is_learnt(start, tmp_path):
     (tmp_path / "data").mkdir()
     with tarfile.open(tmp_path / "data" / "train.tar", "w") as archive:
-        for index, (picture, label) in enumerate(list(zip(*digit_pictures()))[:80]):
+        for index, (picture, label) in enumerate(zip(*digit_pictures(80))):
             for suffix, content in ((".png", png(picture)), (".cls", label.encode())):
                 member = tarfile.TarInfo(f"{index:03}{suffix}")
                 member.size = len(content)
@@ -751,7 +760,7 @@ def test_evaluation_labels_that_training_lacks_are_named(tmp_path):
 
 
 def stream_options(start: Path, tmp_path: Path) -> list[str]:
-    pictures, labels = digit_pictures()
+    pictures, labels = digit_pictures(100)
     for index in range(2):
         part = slice(40 * index, 40 * index + 40)
         write_parquet(tmp_path / "train", pictures[part], labels[part])

@@ -20,7 +20,7 @@ import pytest
 import run_accelerate
 import run_trainer
 from card_utils import run_card
-from classification_utils import options
+from classification_utils import blank_figures, options
 
 
 @pytest.mark.slow
@@ -49,10 +49,11 @@ def test_final_weights_are_evaluated_once(extra, digits, start, tmp_path, monkey
         return lambda *arguments: evaluations.append(arguments) or evaluate(*arguments)
 
     monkeypatch.setattr(run_trainer, "classification_metrics", count(run_trainer.classification_metrics))
-    run_trainer.main([*options(digits, start, tmp_path / "trainer"), *extra])
-    assert len(evaluations) == 2
     monkeypatch.setattr(run_accelerate, "predict", count(run_accelerate.predict))
-    run_accelerate.main([*options(digits, start, tmp_path / "accelerate"), *extra])
+    with blank_figures():
+        run_trainer.main([*options(digits, start, tmp_path / "trainer"), *extra])
+        assert len(evaluations) == 2
+        run_accelerate.main([*options(digits, start, tmp_path / "accelerate"), *extra])
     # The loop evaluates the trained weights after each of two epochs, and at the end the averaged ones.
     assert len(evaluations) == 2 + (3 if extra else 2)
     for name in ("trainer", "accelerate"):

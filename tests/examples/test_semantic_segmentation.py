@@ -452,12 +452,13 @@ def test_columns_of_a_data_set_are_found(tmp_path, scenes):
     assert names == ["a", "b", "c", "d"]
 
 
+@pytest.mark.usefixtures("accelerators_keep_their_random_numbers")
 def test_crop_depends_on_seed_epoch_and_place_alone(scenes):
     pairs, _ = load_pairs(DataArguments(train_dir=str(scenes / "training")), seed=0)
     transform = training_transform(SegmentationRecipe(), processor_of(32))
     images = LabelledImages(pairs["train"], Preparation(transform, do_reduce_labels=False, seed=7))
     first = images[(2, 5)]
-    torch.manual_seed(123)
+    torch.default_generator.manual_seed(123)
     state = torch.get_rng_state()
     assert torch.equal(images[(2, 5)]["pixel_values"], first["pixel_values"])
     assert torch.equal(images[(2, 5)]["labels"], first["labels"])

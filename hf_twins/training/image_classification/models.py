@@ -183,7 +183,7 @@ class BatchMixer:
         if not self.transforms:
             return batch
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mixed_seed(self.seed, *step))
+            torch.default_generator.manual_seed(mixed_seed(self.seed, *step))
             pixel_values, labels = v2.RandomChoice(self.transforms)(batch["pixel_values"], batch["labels"])
         return batch | {"pixel_values": pixel_values, "labels": labels}
 

@@ -307,7 +307,7 @@ class TrainingImages(torch.utils.data.Dataset):
         image = self.split.open(index)
         target = self.target(self.split.objects(self.split.images[index]["id"]), image.height, image.width)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mixed_seed(self.seed, epoch, index))
+            torch.default_generator.manual_seed(mixed_seed(self.seed, epoch, index))
             pixel_values, target = self.transform(image, target)
         labels = {"class_labels": target["labels"], "boxes": target["boxes"].as_subclass(torch.Tensor)}
         if self.needs_masks:

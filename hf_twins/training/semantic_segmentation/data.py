@@ -471,6 +471,6 @@ class Preparation:
         image = v2.functional.to_image(convert_image(pair["image"]))
         mask = tv_tensors.Mask(class_numbers(pair["label"], self.do_reduce_labels).astype(np.uint8))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mixed_seed(self.seed, *place))
+            torch.default_generator.manual_seed(mixed_seed(self.seed, *place))
             image, mask = self.transform(image, mask)
         return {"pixel_values": image.as_subclass(torch.Tensor), "labels": mask.as_subclass(torch.Tensor)}
