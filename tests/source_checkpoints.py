@@ -220,28 +220,15 @@ def source_weights(source_format: str, architecture: Architecture, num_classes: 
     torch.manual_seed(0)
     is_published = architecture in PUBLISHED.values()
     widths = PUBLISHED_WIDTHS if is_published else TINY_WIDTHS
-    toolbox, _, head = source_format.partition("-")
     if num_classes is None:
-        num_classes = (150 if head else 1000) if is_published else 5
-    model: nn.Module
-    if source_format == "official":
-        model = OfficialBackbone(architecture, num_classes=num_classes)
-    elif source_format == "timm":
+        num_classes = (150 if "-" in source_format else 1000) if is_published else 5
+    if source_format == "timm":
         model = timm_model(architecture, num_classes)
-    elif source_format == "mmpretrain":
-        model = Structure(
-            backbone=OpenMMLabBackbone(architecture, "stages", norms="norm_after_stage3"),
-            head=Structure(fc=nn.Linear(architecture.hidden_sizes[-1], num_classes)),
-        )
-    elif source_format == "mmseg-backbone":
-        model = OpenMMLabBackbone(architecture, "layers", norms="norm")
-    elif toolbox == "mmseg":
-        norms = "norm_list" if architecture.is_svt else None
-        model = segmenter(OpenMMLabBackbone(architecture, "layers", norms), head, architecture, num_classes, widths)
     else:
-        # What ImageNet training leaves in the authors' segmentation checkpoints: a norm and a head that nothing uses.
-        backbone = OfficialBackbone(architecture, has_norm_list=architecture.is_svt)
-        model = segmenter(backbone, head, architecture, num_classes, widths)
+        # Without PyTorch's own random weights, which take as long as ours.
+        with torch.device("meta"):
+            model = source_model(source_format, architecture, num_classes, widths)
+        model.to_empty(device="cpu")
     randomize(model)
     for module in model.modules():
         if isinstance(module, nn.MultiheadAttention):
@@ -250,6 +237,28 @@ def source_weights(source_format: str, architecture: Architecture, num_classes: 
         elif isinstance(module, nn.BatchNorm2d):
             module.num_batches_tracked.fill_(7)
     return dict(model.state_dict())
+
+
+def source_model(
+    source_format: str, architecture: Architecture, num_classes: int, widths: dict[str, int]
+) -> nn.Module:
+    """The modules of a toolbox other than timm, under their names."""
+    toolbox, _, head = source_format.partition("-")
+    if source_format == "official":
+        return OfficialBackbone(architecture, num_classes=num_classes)
+    if source_format == "mmpretrain":
+        return Structure(
+            backbone=OpenMMLabBackbone(architecture, "stages", norms="norm_after_stage3"),
+            head=Structure(fc=nn.Linear(architecture.hidden_sizes[-1], num_classes)),
+        )
+    if source_format == "mmseg-backbone":
+        return OpenMMLabBackbone(architecture, "layers", norms="norm")
+    if toolbox == "mmseg":
+        norms = "norm_list" if architecture.is_svt else None
+        return segmenter(OpenMMLabBackbone(architecture, "layers", norms), head, architecture, num_classes, widths)
+    # What ImageNet training leaves in the authors' segmentation checkpoints: a norm and a head that nothing uses.
+    backbone = OfficialBackbone(architecture, has_norm_list=architecture.is_svt)
+    return segmenter(backbone, head, architecture, num_classes, widths)
 
 
 def number_weights(model: nn.Module) -> nn.Module:

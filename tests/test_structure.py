@@ -89,6 +89,8 @@ def test_package_imports_nothing_above_it():
             assert not any(module.startswith(tuple(others)) for module in inner), file
 
 
+# Fast: which modules import which, read from their code, above.
+@pytest.mark.slow
 def test_import_works_and_stays_light_where_extras_are_missing():
     code = f"""
 import sys

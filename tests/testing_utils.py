@@ -29,7 +29,7 @@ from timm.models import save_for_hf
 from torch import nn
 from transformers.integrations.peft import MIN_PEFT_VERSION
 
-from hf_twins import TwinsConfig
+from hf_twins import TwinsConfig, TwinsForImageClassification
 from hf_twins._utils import files, images
 
 
@@ -48,6 +48,17 @@ TINY = {
     "sr_ratios": [4, 2, 1],
     "num_labels": 5,
 }
+# Fields of a model that is compiled, traced or exported, which takes as long as there are blocks. All kinds of layers, each once:
+# attention within windows, global with sub-sampling and without, both of them with and without position encodings before.
+TWO_STAGES = {
+    "hidden_sizes": [16, 32],
+    "num_attention_heads": [1, 2],
+    "depths": [2, 2],
+    "mlp_ratios": [2, 2],
+    "sr_ratios": [2, 1],
+}
+# Fields of a segmentation model whose head does not take most of its time.
+NARROW_HEAD = {"fpn_hidden_size": 16, "decoder_hidden_size": 16}
 FAMILIES = ("svt", "pcpvt")
 
 
@@ -71,6 +82,13 @@ def randomize(model: nn.Module) -> nn.Module:
             if getattr(module, "bias", None) is not None:
                 module.bias.normal_(std=0.2)
     return model.eval()
+
+
+def published_variant(name: str) -> TwinsForImageClassification:
+    """One of the published architectures, randomized, without its own random weights before that: they take as long."""
+    with torch.device("meta"):
+        model = TwinsForImageClassification(TwinsConfig.from_variant(name))
+    return randomize(model.to_empty(device="cpu"))
 
 
 def rectangle_mask(sizes: list[tuple[int, int]], height: int, width: int) -> torch.Tensor:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from testing_utils import FAMILIES, randomize, tiny_config
+from testing_utils import FAMILIES, NARROW_HEAD, randomize, tiny_config
 from torch import nn
 from transformers import (
     DetrConfig,
@@ -40,7 +40,6 @@ DETR = {
     "encoder_attention_heads": 2,
     "decoder_attention_heads": 2,
 }
-SEGMENTATION = {"fpn_hidden_size": 16, "decoder_hidden_size": 16}
 STAGES = ["stage1", "stage2", "stage3"]
 
 
@@ -57,16 +56,16 @@ def detr(family: str) -> PreTrainedModel:
 BUILDERS: dict[str, Callable[[str], PreTrainedModel]] = {
     "classifier": lambda family: TwinsForImageClassification(tiny_config(family)),
     "backbone": lambda family: TwinsBackbone(tiny_config(family, out_features=STAGES)),
-    "segmentation": lambda family: TwinsForSemanticSegmentation(tiny_config(family, **SEGMENTATION)),
+    "segmentation": lambda family: TwinsForSemanticSegmentation(tiny_config(family, **NARROW_HEAD)),
     "upernet": upernet,
     "detr": detr,
 }
-# Twins-SVT has all that Twins-PCPVT has: fast, both families are tried on the classifier alone.
+# Tools work on the layers, which are the same in all: fast, they are tried on the classifier alone.
 EVERY_MODEL = [
     pytest.param(
         kind,
         family,
-        marks=[pytest.mark.slow] if family == "pcpvt" and kind != "classifier" else [],
+        marks=[] if kind == "classifier" else [pytest.mark.slow],
         id=f"{kind}-{family}",
     )
     for kind in BUILDERS

@@ -90,7 +90,7 @@ def configurations(draw) -> dict[str, Any]:
     return fields
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(fields=configurations(), height=st.integers(0, 9), width=st.integers(0, 9))
 def test_configuration_is_refused_by_name_or_its_model_runs_and_reloads(fields, height, width):
     try:
@@ -185,7 +185,7 @@ def other_name(name: str, number: int) -> str:
     return ".".join(parts)
 
 
-@settings(max_examples=80)
+@settings(max_examples=60)
 @given(
     family=st.sampled_from(FAMILIES),
     damages=st.lists(st.tuples(st.sampled_from(sorted(DAMAGES)), st.integers(0, 200), st.integers(0, 31)), max_size=2),

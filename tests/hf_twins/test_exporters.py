@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 import torch
-from testing_utils import FAMILIES, randomize, tiny_config
+from testing_utils import FAMILIES, TWO_STAGES, randomize, tiny_config
 from torch import nn
 from torch.export import Dim
 from transformers.exporters.auto import EXPORT_BACKENDS, get_exporter_class
@@ -37,15 +37,7 @@ EXPORTERS = ["dynamo", "onnx", "openvino"]
 NOT_INSTALLED = {"executorch": "executorch"}
 
 MODEL_CLASSES = [TwinsModel, TwinsForImageClassification, TwinsForSemanticSegmentation, TwinsBackbone]
-# Every kind of layer, twice: attention within windows, global with sub-sampling and without, position encoding.
-TWO_STAGES = {
-    "hidden_sizes": [16, 32],
-    "num_attention_heads": [1, 2],
-    "depths": [2, 2],
-    "mlp_ratios": [2, 2],
-    "sr_ratios": [2, 1],
-    "out_features": ["stem", "stage1", "stage2"],
-}
+FIELDS = {**TWO_STAGES, "out_features": ["stem", "stage1", "stage2"]}
 # Batch size, height and width. What was exported saw none of these.
 SAMPLE = (2, 40, 44)
 SIZES = [(1, 32, 32), (2, 48, 24), (1, 27, 41), (2, 33, 57), (3, 18, 21)]
@@ -94,7 +86,7 @@ def assert_computes_the_same(exported: Any, model: nn.Module, sizes: list[tuple[
 @pytest.mark.parametrize("exporter", EXPORTERS)
 def test_exported_model_computes_the_same(exporter, family, model_class):
     # With hidden states, because these come on top of what there is without.
-    model = randomize(model_class(tiny_config(family, **TWO_STAGES, output_hidden_states=True)))
+    model = randomize(model_class(tiny_config(family, **FIELDS, output_hidden_states=True)))
     exported = export(exporter, model)
     assert_computes_the_same(exported, model, SIZES)
     # The first patch embeddings and each stage, as images.
@@ -104,20 +96,25 @@ def test_exported_model_computes_the_same(exporter, family, model_class):
     assert [tuple(hidden_state.shape) for hidden_state in outputs.hidden_states] == expected
 
 
-@pytest.mark.parametrize("exporter", EXPORTERS)
-def test_exported_model_gives_no_hidden_states_unless_asked(exporter):
-    model = randomize(TwinsForImageClassification(tiny_config(**TWO_STAGES)))
-    exported = export(exporter, model)
+@pytest.fixture(scope="module", params=EXPORTERS)
+def classifier(request) -> tuple[str, nn.Module, Any]:
+    """The name of an exporter, a model, and what it was exported to."""
+    torch.manual_seed(0)
+    model = randomize(TwinsForImageClassification(tiny_config(**FIELDS)))
+    return request.param, model, export(request.param, model)
+
+
+def test_exported_model_gives_no_hidden_states_unless_asked(classifier):
+    _, model, exported = classifier
     assert_computes_the_same(exported, model, SIZES[2:3])
     assert set(exported(pixel_values=torch.randn(2, 3, 40, 44))) == {"logits"}
 
 
-@pytest.mark.parametrize("exporter", EXPORTERS)
-def test_exported_model_saves_and_reloads(tmp_path, exporter):
+def test_exported_model_saves_and_reloads(tmp_path, classifier):
     from transformers.exporters import ExportedModel
 
-    model = randomize(TwinsForImageClassification(tiny_config(**TWO_STAGES)))
-    export(exporter, model).save_pretrained(tmp_path)
+    exporter, model, exported = classifier
+    exported.save_pretrained(tmp_path)
     # torch.export's files are pickles, which transformers loads like code.
     reloaded = ExportedModel.from_pretrained(
         tmp_path, trust_remote_code=exporter == "dynamo", **RUNNERS.get(exporter, {})
@@ -168,7 +165,7 @@ SETTLED = "torch.export settles by the sample whether windows are one in a row, 
     ],
 )
 def test_exported_model_takes_images_of_one_window(exporter, sample, size):
-    model = randomize(TwinsModel(tiny_config("svt", **TWO_STAGES)))
+    model = randomize(TwinsModel(tiny_config("svt", **FIELDS)))
     assert_computes_the_same(export(exporter, model, sample), model, [size])
 
 

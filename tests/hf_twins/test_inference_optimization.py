@@ -22,13 +22,20 @@ import torch
 from peft import LoraConfig
 from PIL import Image
 from sklearn.datasets import load_digits
-from testing_utils import FAMILIES, randomize, rectangle_mask, tiny_config, uses_adapters_of_transformers
+from testing_utils import (
+    FAMILIES,
+    TWO_STAGES,
+    published_variant,
+    randomize,
+    rectangle_mask,
+    tiny_config,
+    uses_adapters_of_transformers,
+)
 from transformers import AutoImageProcessor, UperNetConfig, UperNetForSemanticSegmentation
 
 from hf_twins import (
     TWINS_VARIANTS,
     TwinsBackbone,
-    TwinsConfig,
     TwinsForImageClassification,
     TwinsForSemanticSegmentation,
     TwinsModel,
@@ -250,10 +257,7 @@ def test_recorded_model_is_not_saved_and_copies_itself(tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_compiled_model_is_recorded(family, monkeypatch):
     replays = count_calls(monkeypatch)
-    config = tiny_config(
-        family, hidden_sizes=[16, 32], num_attention_heads=[1, 2], depths=[2, 2], mlp_ratios=[2, 2], sr_ratios=[2, 1]
-    )
-    model = randomize(TwinsForImageClassification(config)).cuda()
+    model = randomize(TwinsForImageClassification(tiny_config(family, **TWO_STAGES))).cuda()
     optimized = optimize_for_inference(model, backend="compile")
     with torch.inference_mode():
         for _ in range(2):
@@ -388,7 +392,7 @@ def test_trained_model_in_int8_gives_the_same_labels(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TWINS_VARIANTS)
 def test_optimized_variant_gives_the_same(name):
-    model = randomize(TwinsForImageClassification(TwinsConfig.from_variant(name)))
+    model = published_variant(name)
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 3e-2), (torch.int8, 6e-2)):
         optimized = optimize_for_inference(model, dtype=dtype)
         with torch.inference_mode():
@@ -400,11 +404,7 @@ def test_optimized_variant_gives_the_same(name):
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_model_gives_the_same():
-    # Each kind of block once: every one of them is compiled for every shape.
-    config = tiny_config(
-        hidden_sizes=[16, 32], num_attention_heads=[1, 2], depths=[2, 2], mlp_ratios=[2, 2], sr_ratios=[2, 1]
-    )
-    model = randomize(TwinsForImageClassification(config))
+    model = randomize(TwinsForImageClassification(tiny_config(**TWO_STAGES)))
     optimized = optimize_for_inference(model, backend="compile", verify=True)
     pixel_values = torch.randn(2, 3, 40, 44)
     with torch.inference_mode():

@@ -17,7 +17,7 @@ import copy
 
 import pytest
 import torch
-from testing_utils import FAMILIES, rectangle_mask, tiny_config
+from testing_utils import FAMILIES, TWO_STAGES, rectangle_mask, tiny_config
 from testing_utils import randomize as randomized
 from torch import nn
 from transformers import UperNetConfig, UperNetForSemanticSegmentation
@@ -267,7 +267,7 @@ def test_grad_cam_equals_its_equations(family, model_class, pixel_values, pixel_
 
 
 def test_compiled_model_has_the_same_maps(pixel_values, fresh_compiler):
-    model = randomized(TwinsForImageClassification(tiny_config()))
+    model = randomized(TwinsForImageClassification(tiny_config(**TWO_STAGES)))
     expected, num_layers = grad_cam(model, pixel_values, 1), len(attention_maps(model, pixel_values))
     compiled = torch.compile(model, backend="eager")
     assert torch.equal(grad_cam(compiled, pixel_values, 1), expected)
@@ -386,7 +386,7 @@ def share_of_peaks_on_the_square(maps: torch.Tensor, corners: torch.Tensor) -> f
     return ((corners <= peaks) & (peaks < corners + SIDE)).all(1).float().mean().item()
 
 
-@pytest.mark.parametrize("window_size", [4, None], ids=FAMILIES)
+@pytest.mark.parametrize("window_size", [4, pytest.param(None, marks=pytest.mark.slow)], ids=FAMILIES)
 def test_attention_and_rollout_peak_where_the_label_is(window_size):
     model = trained_model(depths=[2, 1], window_size=window_size)
     images, labels, corners = textured_images(64, seed=0)

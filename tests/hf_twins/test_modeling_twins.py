@@ -14,6 +14,7 @@
 """The models against timm's and against attention written out, and what they do with sizes, types and bad input."""
 
 import copy
+import functools
 import inspect
 import math
 import os
@@ -27,9 +28,9 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from testing_utils import FAMILIES, randomize, rectangle_mask, tiny_config
+from testing_utils import FAMILIES, NARROW_HEAD, TWO_STAGES, randomize, rectangle_mask, tiny_config
 from torch import nn
-from transformers import BatchFeature
+from transformers import BatchFeature, PreTrainedModel
 from transformers.utils.output_capturing import install_all_output_capturing_hooks, maybe_install_capturing_hooks
 
 from hf_twins import (
@@ -59,11 +60,9 @@ from hf_twins.modeling_twins import (
 MODEL_CLASSES = [TwinsModel, TwinsForImageClassification, TwinsForSemanticSegmentation, TwinsBackbone]
 
 
-@pytest.mark.parametrize(
-    "name",
-    # The large ones differ from the small ones in depth and width alone.
-    [name if name.endswith("small") else pytest.param(name, marks=pytest.mark.slow) for name in TWINS_VARIANTS],
-)
+# Fast: small ones, as timm and as the authors save them, in test_checkpoints.py.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TWINS_VARIANTS)
 def test_variant_computes_the_same_as_timm(name):
     reference = randomize(timm.create_model(name.replace("-", "_")))
     with torch.device("meta"):
@@ -194,8 +193,9 @@ def test_stage_norm_is_what_the_next_stage_consumes(family):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
 def test_sdpa_equals_eager(family, model_class, dtype, masked):
-    eager = randomize(model_class._from_config(tiny_config(family), attn_implementation="eager")).to(dtype)
-    sdpa = model_class._from_config(tiny_config(family), attn_implementation="sdpa").eval().to(dtype)
+    config = tiny_config(family, **NARROW_HEAD)
+    eager = randomize(model_class._from_config(config, attn_implementation="eager")).to(dtype)
+    sdpa = model_class._from_config(copy.deepcopy(config), attn_implementation="sdpa").eval().to(dtype)
     sdpa.load_state_dict(eager.state_dict())
     assert (eager.config._attn_implementation, sdpa.config._attn_implementation) == ("eager", "sdpa")
     pixel_values = torch.randn(2, 3, 29, 41, dtype=dtype)
@@ -524,7 +524,8 @@ def test_backbones_train_in_several_processes():
 @pytest.mark.parametrize("use_reentrant", [True, False])
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
 def test_gradient_checkpointing_gives_the_same_gradients(family, model_class, use_reentrant, masked):
-    plain = model_class(tiny_config(family, drop_path_rate=0.2, hidden_dropout_prob=0.1)).train()
+    dropout = {"drop_path_rate": 0.2, "hidden_dropout_prob": 0.1}
+    plain = model_class(tiny_config(family, **TWO_STAGES, **NARROW_HEAD, **dropout)).train()
     checkpointed = copy.deepcopy(plain)
     checkpointed.activation_checkpointing_enable({"use_reentrant": use_reentrant})
     pixel_values, labels = torch.randn(4, 3, 29, 41), torch.tensor([0, 1, 2, 3])
@@ -599,7 +600,12 @@ def test_problem_types_have_their_loss(problem_type, num_labels, labels, expecte
 @pytest.mark.parametrize("model_class", MODEL_CLASSES)
 def test_bad_input_is_named(model_class, pixel_values, pixel_mask, message):
     with pytest.raises(ValueError, match=message):
-        model_class(tiny_config())(pixel_values, pixel_mask)
+        tiny_model(model_class)(pixel_values, pixel_mask)
+
+
+@functools.cache
+def tiny_model(model_class: type[PreTrainedModel]) -> PreTrainedModel:
+    return model_class(tiny_config())
 
 
 @pytest.mark.parametrize(
@@ -629,7 +635,7 @@ def test_field_set_after_construction_is_checked(model_class, field, value):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("model_class", MODEL_CLASSES)
 def test_empty_batch_gives_empty_outputs(model_class, family, masked, implementation):
-    config = tiny_config(family, out_features=["stage1", "stage3"])
+    config = tiny_config(family, **NARROW_HEAD, out_features=["stage1", "stage3"])
     model = model_class._from_config(config, attn_implementation=implementation)
     pixel_values = torch.randn(1, 3, 29, 41)
     pixel_mask = torch.ones(1, 29, 41, dtype=torch.long) if masked else None

@@ -17,7 +17,7 @@ import itertools
 
 import pytest
 import torch
-from testing_utils import FAMILIES, randomize, rectangle_mask, tiny_config
+from testing_utils import FAMILIES, NARROW_HEAD, randomize, rectangle_mask, tiny_config
 
 from hf_twins import (
     TwinsBackbone,
@@ -149,7 +149,8 @@ def test_gradients_equal_those_of_single_images(family):
 @pytest.mark.parametrize("window_padding", WINDOW_PADDING)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_segmentation_sees_zeros_outside_the_image(family, window_padding, patch_padding):
-    config = tiny_config(family, window_padding=window_padding, patch_padding=patch_padding, out_indices=[1, 2, 3])
+    fields = {"window_padding": window_padding, "patch_padding": patch_padding, "out_indices": [1, 2, 3]}
+    config = tiny_config(family, **NARROW_HEAD, **fields)
     model = randomize(TwinsForSemanticSegmentation(config))
     images = [torch.randn(3, *size) for size in SIZES]
     with torch.no_grad():

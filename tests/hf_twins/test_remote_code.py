@@ -105,6 +105,7 @@ LOAD_EVERYTHING = """
 """
 
 
+@pytest.mark.slow
 def test_published_model_loads_without_the_package(published, tmp_path):
     """From a folder and from the Hub."""
     cases = [

@@ -20,7 +20,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from testing_utils import FAMILIES, randomize, rectangle_mask, tiny_config
+from testing_utils import FAMILIES, TWO_STAGES, randomize, rectangle_mask, tiny_config
 from torch import nn
 from torch.export import Dim
 from transformers import (
@@ -195,21 +195,16 @@ def test_fsdp_plan_shards_every_block_and_nothing_that_is_not_there(model_class)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "model_class", "window_padding"),
-    [("svt", TwinsForImageClassification, "masked"), ("pcpvt", TwinsBackbone, "masked")]
-    # Padding is the encoder's, which all have.
-    + [
-        pytest.param(family, model_class, window_padding, marks=pytest.mark.slow)
-        for family, model_class, window_padding in (
-            ("svt", TwinsModel, "masked"),
-            ("svt", TwinsForSemanticSegmentation, "masked"),
-            ("svt", TwinsBackbone, "zeros"),
-            ("svt", TwinsBackbone, "authors_segmentation"),
-            ("pcpvt", TwinsForSemanticSegmentation, "masked"),
-        )
+    # The other classes: test_exporters.py, by the same torch.export. Padding is the encoder's, which all have.
+    [
+        ("svt", TwinsForImageClassification, "masked"),
+        ("pcpvt", TwinsBackbone, "masked"),
+        ("svt", TwinsBackbone, "zeros"),
+        ("svt", TwinsBackbone, "authors_segmentation"),
     ],
 )
 def test_exported_model_takes_any_batch_and_size(family, model_class, window_padding):
-    config = tiny_config(family, window_padding=window_padding)
+    config = tiny_config(family, **TWO_STAGES, window_padding=window_padding)
     model = randomize(model_class(config))
     dynamic_shapes = {
         "pixel_values": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},
@@ -229,12 +224,12 @@ def test_exported_model_takes_any_batch_and_size(family, model_class, window_pad
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.slow), True], ids=["whole", "masked"])
 @pytest.mark.parametrize(
     "model_class", [TwinsForImageClassification, pytest.param(TwinsForSemanticSegmentation, marks=pytest.mark.slow)]
 )
 def test_model_compiles_to_one_graph(fresh_compiler, family, masked, model_class):
-    model = randomize(model_class(tiny_config(family)))
+    model = randomize(model_class(tiny_config(family, **TWO_STAGES)))
     # All of torch.compile but the generation of machine code, which takes longest and knows nothing of models.
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True, dynamic=False, backend="aot_eager")
     pixel_values, labels = torch.randn(2, 3, 33, 47), torch.tensor([1, 2])
@@ -254,7 +249,7 @@ def test_model_compiles_to_one_graph(fresh_compiler, family, masked, model_class
 @pytest.mark.timeout(2400)
 def test_compiled_model_computes_the_same_at_any_size(fresh_compiler):
     # Which has both kinds of attention. Sizes that are symbols take the compiler minutes.
-    model = randomize(TwinsForImageClassification(tiny_config("svt")))
+    model = randomize(TwinsForImageClassification(tiny_config("svt", **TWO_STAGES)))
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True, dynamic=True)
     with torch.no_grad():
         for height, width in ((40, 44), (36, 36), (33, 47)):
@@ -264,11 +259,11 @@ def test_compiled_model_computes_the_same_at_any_size(fresh_compiler):
 
 @pytest.mark.slow
 def test_hidden_states_may_be_asked_for_first_after_compiling(fresh_compiler):
-    model = TwinsModel(tiny_config()).eval()
+    model = TwinsModel(tiny_config(**TWO_STAGES)).eval()
     compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
     pixel_values = torch.randn(1, 3, 36, 36)
     assert compiled(pixel_values).hidden_states is None
-    assert len(compiled(pixel_values, output_hidden_states=True).hidden_states) == 4
+    assert len(compiled(pixel_values, output_hidden_states=True).hidden_states) == 3
 
 
 def test_auto_classes_know_twins(tmp_path):

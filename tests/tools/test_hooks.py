@@ -140,23 +140,11 @@ ignore_warnings_of_tracing = [
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
     pytest.mark.filterwarnings("ignore:.torch.jit.trace.* is deprecated"),
 ]
-# Comparing two graphs as text takes long: the others are tried in the slow tests.
-SLOW_TO_TRACE = ("backbone", "segmentation", "upernet", "detr")
 
 
 @pytest.mark.parametrize(
     ("kind", "family"),
-    [
-        pytest.param(
-            *case.values,
-            marks=[
-                *ignore_warnings_of_tracing,
-                *case.marks,
-                *([pytest.mark.slow] * (case.values[0] in SLOW_TO_TRACE)),
-            ],
-        )
-        for case in EVERY_MODEL
-    ],
+    [pytest.param(*case.values, marks=[*ignore_warnings_of_tracing, *case.marks], id=case.id) for case in EVERY_MODEL],
 )
 def test_jit_trace_passes_its_own_check(kind, family):
     """With `strict=False`, as for every model whose output is a dictionary; for images of the same size only."""
