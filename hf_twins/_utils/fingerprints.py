@@ -17,6 +17,7 @@ A fingerprint holds no times and no absolute paths, so that a copy of a folder h
 """
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -64,10 +65,13 @@ def files_fingerprint(folder: str | Path, files: Iterable[str]) -> str:
     """
     files = list(files)
     digest = hashlib.sha256()
-    with ThreadPoolExecutor(NUM_THREADS) as threads:
-        digests = threads.map(lambda file: sampled_digest(Path(folder, file)), files)
-        named = tqdm(zip(files, digests), "Comparing files", len(files), unit="file", delay=3, leave=False)
-        for file, content in named:
+    # Threads get some files at a time: to hand them over takes as long as to read a small one.
+    chunks = [files[start : start + 64] for start in range(0, len(files), 64)]
+    progress = tqdm(desc="Comparing files", total=len(files), unit="file", delay=3, leave=False)
+    with ThreadPoolExecutor(NUM_THREADS) as threads, progress:
+        digests = threads.map(lambda chunk: [sampled_digest(Path(folder, file)) for file in chunk], chunks)
+        for file, content in zip(files, itertools.chain.from_iterable(digests)):
+            progress.update()
             name = os.fsencode(file.replace(os.sep, "/"))
             digest.update(b"%d %b %b" % (len(name), name, content))
     return digest.hexdigest()
