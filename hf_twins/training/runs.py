@@ -116,7 +116,9 @@ MAY_GROW = {
     "num_train_epochs": "The learning rate follows the longer schedule from the checkpoint on, and the model is not the one of "
     "a run that had that many epochs from its start.",
     "max_steps": "The same; -1, no limit, is the largest value.",
+    "early_stopping_patience": "A run that it ended goes on; 0, which never ends one, is the largest value.",
 }
+NO_LIMIT = {"max_steps": -1, "early_stopping_patience": 0}
 
 
 def may_differ(name: str, options: dict[str, Any]) -> bool:
@@ -219,10 +221,10 @@ def flattened(identity: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def has_grown(name: str, before: Any, now: Any) -> bool:
     """Whether an option has another value than before, as it may."""
-    if name.removeprefix("--") not in MAY_GROW:
+    option = name.removeprefix("--")
+    if option not in MAY_GROW:
         return False
-    # A negative number of steps is no limit.
-    limits = [float("inf") if value < 0 else value for value in (before, now)]
+    limits = [float("inf") if value == NO_LIMIT.get(option) else value for value in (before, now)]
     return limits[1] > limits[0]
 
 

@@ -382,3 +382,36 @@ def test_killed_training_resumes_to_the_same_weights(scenes, start, tmp_path):
     expected = load_file(tmp_path / "whole" / "model.safetensors")
     actual = load_file(output / "model.safetensors")
     assert all(torch.equal(weight, expected[name]) for name, weight in actual.items())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_process")
+def test_loss_that_is_not_finite_ends_training_and_is_not_saved(scenes, start, tmp_path):
+    arguments = run_options(scenes, start, tmp_path / "run", "retinanet")
+    with pytest.raises(
+        SystemExit, match=r"step \d+ (is|are) not finite \(NaN or infinite\): try a lower --learning_rate"
+    ):
+        run_detection.main([*arguments, "--learning_rate", "1e37", "--warmup_steps", "0", "--max_grad_norm", "0"])
+    assert not list((tmp_path / "run").glob("*.safetensors"))
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_process")
+def test_evaluations_are_of_the_average_that_is_saved(scenes, start, tmp_path, monkeypatch):
+    evaluated = []
+    detector = run_detection.Detector
+
+    def note(model, *arguments):
+        evaluated.append({name: weight.clone() for name, weight in model.state_dict().items()})
+        return detector(model, *arguments)
+
+    monkeypatch.setattr(run_detection, "Detector", note)
+    arguments = run_options(scenes, start, tmp_path / "run", "retinanet")
+    # With patience, the last evaluation is not left out.
+    run_detection.main(
+        [*arguments, "--num_train_epochs", "2", "--ema_decay", "0.9999", "--early_stopping_patience", "9"]
+    )
+    # The last but one is the training's last, before the script's own.
+    for name, weight in load_file(tmp_path / "run" / "model.safetensors").items():
+        assert torch.equal(weight, evaluated[-2][name]), name

@@ -767,3 +767,34 @@ def test_both_heads_learn_the_scenes(head, tmp_path):
 def test_training_of_one_step_has_no_warm_up(scenes, starts, tmp_path):
     run_segmentation.main([*options(scenes, starts["semantic-fpn"], tmp_path / "run"), "--max_steps", "1"])
     assert json.loads((tmp_path / "run" / "all_results.json").read_text())["steps"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_process")
+def test_loss_that_is_not_finite_ends_training_and_is_not_saved(scenes, starts, tmp_path):
+    arguments = options(scenes, starts["semantic-fpn"], tmp_path / "run")
+    with pytest.raises(
+        SystemExit, match=r"step \d+ (is|are) not finite \(NaN or infinite\): try a lower --learning_rate"
+    ):
+        run_segmentation.main([*arguments, "--learning_rate", "1e37", "--warmup_steps", "0", "--max_grad_norm", "0"])
+    assert not list((tmp_path / "run").glob("*.safetensors"))
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_process")
+def test_evaluations_are_of_the_average_that_is_saved(scenes, starts, tmp_path, monkeypatch):
+    evaluated = []
+    evaluate = run_segmentation.evaluate_pairs
+
+    def note(model, *arguments):
+        evaluated.append({name: weight.clone() for name, weight in model.state_dict().items()})
+        return evaluate(model, *arguments)
+
+    monkeypatch.setattr(run_segmentation, "evaluate_pairs", note)
+    arguments = options(scenes, starts["semantic-fpn"], tmp_path / "run")
+    # With patience, the last evaluation is not left out.
+    run_segmentation.main([*arguments, "--ema_decay", "0.9999", "--early_stopping_patience", "9"])
+    # The last but one is the training's last, before the script's own.
+    for name, weight in load_file(tmp_path / "run" / "model.safetensors").items():
+        assert torch.equal(weight, evaluated[-2][name]), name
