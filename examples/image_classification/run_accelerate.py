@@ -131,6 +131,7 @@ def train(
     """Train, evaluate, and write the model, its processor, and what was measured, into the output folder."""
     output_dir = Path(args.output_dir)
     check_is_apart(output_dir, [data_arguments.train_dir, data_arguments.validation_dir, data_arguments.dataset_name])
+    check_output_dir(model_arguments, recipe, output_dir)
     checkpoint = resumed_checkpoint(args, recipe.overwrite_output_dir, "step_")
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
@@ -147,7 +148,6 @@ def train(
     with accelerator.main_process_first():
         images = load_images(data_arguments, args.seed)
     names = images["train"].features["label"].names
-    check_output_dir(model_arguments, recipe, output_dir)
     model, processor = create_model(model_arguments, recipe, names)
     num_channels = model.config.num_channels
     preparation = Preparation(training_transform(recipe, processor, num_channels), num_channels, args.seed)

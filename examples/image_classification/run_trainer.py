@@ -109,11 +109,11 @@ def train(
     set_seed(args.seed)
     output_dir = Path(str(args.output_dir))
     check_is_apart(output_dir, [data_arguments.train_dir, data_arguments.validation_dir, data_arguments.dataset_name])
+    check_output_dir(model_arguments, recipe, output_dir)
     checkpoint = trainer_checkpoint(args, recipe)
     with args.main_process_first(desc="loading images"):
         images = load_images(data_arguments, args.seed)
     names = images["train"].features["label"].names
-    check_output_dir(model_arguments, recipe, output_dir)
     model, processor = create_model(model_arguments, recipe, names)
     num_channels = model.config.num_channels
     preparation = Preparation(training_transform(recipe, processor, num_channels), num_channels, args.seed)
