@@ -152,6 +152,7 @@ def train(
     # Where links in the folders lead is checked when they have been listed.
     check_is_apart(output_dir, [data_arguments.train_dir, data_arguments.validation_dir], follow_links=False)
     check_is_apart(output_dir, [data_arguments.dataset_name])
+    check_output_dir(model_arguments, recipe, output_dir)
     checkpoint = resumed_checkpoint(args, recipe.overwrite_output_dir, "step_")
     accelerator = Accelerator(
         # The loop accumulates itself: Accelerate would divide an epoch's last, shorter step by the batches of a whole one.
@@ -169,7 +170,6 @@ def train(
     with accelerator.main_process_first():
         images = load_images(data_arguments, args.seed, output_dir)
     names = images["train"].features["label"].names
-    check_output_dir(model_arguments, recipe, output_dir)
     model, processor = create_model(model_arguments, recipe, names)
     num_channels = model.config.num_channels
     preparation = Preparation(training_transform(recipe, processor, num_channels), num_channels, args.seed)

@@ -415,9 +415,20 @@ def begin_run(
         if previous is not None:
             run.checkpoints = previous.checkpoints
     elif previous is not None and options["overwrite_output_dir"]:
+        check_is_no_start(output_dir, options)
         previous.remove()
     run.write()
     return run
+
+
+def check_is_no_start(output_dir: Path, options: dict[str, Any]) -> None:
+    """Raise a ValueError if the model that training starts from would be removed: it is gone if training fails."""
+    for name in ("model_name_or_path", "config_name"):
+        start = Path(options.get(name) or os.devnull).resolve()
+        if output_dir.resolve() in (start, *start.parents):
+            raise ValueError(
+                f"--overwrite_output_dir would remove --{name}, {options[name]}: give another --output_dir, or move the model."
+            )
 
 
 def check_is_same(resumed: Run, run: Run, defaults: dict[str, Any]) -> None:

@@ -367,6 +367,7 @@ def test_rotation_removes_the_oldest_of_the_run_alone(tmp_path):
 @dataclasses.dataclass
 class Options(RecipeArguments):
     output_dir: str = ""
+    model_name_or_path: str | None = None
     resume_from_checkpoint: str | None = None
     seed: int = 1
     num_train_epochs: int = 2
@@ -429,6 +430,15 @@ def test_files_that_no_run_has_named_are_refused(name, options, tmp_path):
     ):
         begin(tmp_path, **options)
     assert (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("start", [".", "step_2"])
+def test_model_that_training_starts_from_is_not_removed(start, tmp_path):
+    finished_run(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"^--overwrite_output_dir would remove --model_name_or_path, "):
+        begin(tmp_path / "run", overwrite_output_dir=True, model_name_or_path=str(tmp_path / "run" / start))
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    assert find_damage(tmp_path / "run" / "step_2") is None
 
 
 def test_other_run_is_not_resumed_and_nothing_is_written(tmp_path):
