@@ -43,6 +43,7 @@ from hf_twins.training.reports import run_settings, write_report_and_card
 from hf_twins.training.runs import (
     MAY_DIFFER,
     MAY_GROW,
+    NO_LIMIT,
     Run,
     begin_run,
     check_output_dir,
@@ -128,8 +129,8 @@ def test_each_option_of_a_script_must_match_may_grow_or_has_a_reason(script, mon
             named = [text for text in differing + grown if text.startswith(f"--{field.name} ")]
             verdicts[field.name] = "differs" if named and differing else "grows" if grown else "may differ"
             expected = "may differ" if field.name in reasons else "grows" if field.name in MAY_GROW else "differs"
-            if field.name == "max_steps":
-                # 0 is less than -1, which is no limit.
+            if field.name in NO_LIMIT:
+                # The default is no limit, of which nothing is larger.
                 expected = "differs"
             assert verdicts[field.name] == expected, field.name
     assert {name for name in MUST_MATCH if verdicts.get(name, "differs") != "differs"} == set()
