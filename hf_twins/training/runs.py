@@ -49,7 +49,7 @@ CHECKPOINT = re.compile(r"(checkpoint-|step_)\d+")
 REPLACED = ".replaced"
 MODEL_FILES = (
     *("config.json", "model.safetensors", "preprocessor_config.json", "README.md", "report.json", "all_results.json"),
-    *("curves.png", "confusion_matrix.png", "predictions.png"),
+    *("curves.png", "confusion_matrix.png", "predictions.png", "class_iou.png"),
     # The quickstart's.
     *("results.png", "eval_results.json"),
 )
