@@ -224,6 +224,8 @@ def predict_shard(
         images,
         args.per_device_eval_batch_size,
         num_workers=args.dataloader_num_workers,
+        # A process that may open no more files loses its batch, for which this one would wait for ever.
+        timeout=600 if args.dataloader_num_workers > 0 else 0,
         collate_fn=list,
         generator=torch.Generator(),
     )

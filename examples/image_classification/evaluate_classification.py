@@ -117,6 +117,8 @@ def evaluate(
             args.per_device_eval_batch_size,
             collate_fn=collate,
             num_workers=args.dataloader_num_workers,
+            # A process that may open no more files loses its batch, for which this one would wait for ever.
+            timeout=600 if args.dataloader_num_workers > 0 else 0,
         )
     )
     started = time.perf_counter()

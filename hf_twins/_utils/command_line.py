@@ -95,6 +95,8 @@ def _fault_of_workers(text: str) -> str | None:
     """What is wrong with the data loading processes, if this is PyTorch's RuntimeError about them."""
     if "Too many open files" in text or "ancdata" in text:
         return f"too many open files: {ADVICE[errno.EMFILE]}, and start again."
+    if text.startswith("DataLoader timed out"):
+        return f"processes that prepare images gave none in time ({text.rstrip('.')}): {ADVICE[errno.EMFILE]}, and start again."
     if text.startswith("DataLoader worker"):
         first = text.splitlines()[0].rstrip(".")
         return (

@@ -78,6 +78,7 @@ SLOW = [
 # Of all others, why they are not compared.
 REASONS = {
     "drop_path_rate": "0 in every comparison: random numbers of layers depend on what was drawn before",
+    "drop_path_rates": "as --drop_path_rate",
     "help": "ends the script",
     "config_name": "given in every comparison but one",
     "model_revision": "as --image_processor_name",
@@ -94,6 +95,7 @@ REASONS = {
     "max_eval_samples": "evaluation images do not change a step",
     "license": "text of the card",
     "output_dir": "given in every comparison",
+    "overwrite_output_dir": "before training",
     "per_device_eval_batch_size": "evaluation does not change a step",
     "torch_compile": "compilation takes minutes; the compiled function is the same",
     "checkpointing_steps": "checkpoints do not change a step; the Trainer's are by --save_strategy and --save_steps",
@@ -246,18 +248,21 @@ def resumed(script: str, arguments: list[str], output: Path) -> dict[str, Any]:
 @pytest.mark.usefixtures("one_process", "no_reports")
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize(
-    ("extra", "steps", "reason"),
+    ("extra", "steps", "reason", "more", "more_steps"),
     [
-        ("--max_steps 3 --ema_decay 0.9", 3, "all 3 steps are done"),
+        ("--max_steps 3 --ema_decay 0.9", 3, "all 3 steps are done", ["--max_steps", "4"], 4),
         pytest.param(
             *("--learning_rate 0 --early_stopping_patience 1 --num_train_epochs 9", 12),
             "it was stopped early, after 1 evaluations without a better one",
+            *(["--early_stopping_patience", "2"], 18),
             marks=pytest.mark.slow,
         ),
     ],
     ids=["done", "stopped"],
 )
-def test_training_that_is_over_is_not_resumed(extra, steps, reason, script, few, start, tmp_path, caplog):
+def test_training_that_is_over_is_not_resumed(
+    extra, steps, reason, more, more_steps, script, few, start, tmp_path, caplog
+):
     """In the middle of an epoch, the Trainer would take one more step."""
     arguments = words(script, few, tmp_path, f"{extra} --config_name {start}")
     # A checkpoint of each step: that of the last is written before its evaluation.
@@ -270,8 +275,7 @@ def test_training_that_is_over_is_not_resumed(extra, steps, reason, script, few,
     for name, weight in load_file(tmp_path / "model.safetensors").items():
         assert torch.equal(weight, expected[name]), name
     # More patience, or more steps, and there is something to train.
-    arguments += ["--early_stopping_patience", "2", "--max_steps", str(steps + 1)]
-    assert resumed(script, arguments, tmp_path)["steps"] == steps + 1
+    assert resumed(script, arguments + more, tmp_path)["steps"] == more_steps
 
 
 @pytest.mark.usefixtures("one_process")

@@ -216,9 +216,13 @@ def test_recipes_of_the_package_are_those_of_the_authors():
             r"^error: too many open files: raise the number .*\(ulimit -n\).*, and start again\.$",
         ),
         (RuntimeError("received 0 items of ancdata"), r"^error: too many open files: raise"),
+        (
+            RuntimeError("DataLoader timed out after 600 seconds"),
+            r"^error: processes that prepare images gave none in time \(.*600 seconds\): raise the number of files",
+        ),
         (OSError(errno.EMFILE, "Too many open files"), r"^error: \[Errno 24\] Too many open files: raise the number"),
     ],
-    ids=["reading", "killed", "too many files", "sockets", "system"],
+    ids=["reading", "killed", "too many files", "sockets", "lost batch", "system"],
 )
 def test_errors_of_data_loading_processes_are_one_sentence(error, message):
     def fail(arguments: DataArguments) -> None:
