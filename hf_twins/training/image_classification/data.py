@@ -336,7 +336,7 @@ def stacked(images: list[torch.Tensor]) -> torch.Tensor:
     Raises:
         ValueError: if they are not of one size.
     """
-    sizes = {f"{image.shape[1]} x {image.shape[2]}": None for image in images}
+    sizes = dict.fromkeys(" x ".join(map(str, image.shape[-2:])) for image in images)
     if len(sizes) > 1:
         raise ValueError(
             f"The images of a batch must have one height and width, got {listed(list(sizes))}: the image processor must crop, or "
