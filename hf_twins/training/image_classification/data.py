@@ -213,7 +213,7 @@ class Preparation:
         elif self.num_channels in MODES:
             image = convert_image(image, MODES[self.num_channels])
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(mixed_seed(self.seed, *place))
+            torch.manual_seed(mixed_seed(self.seed, *place))
             return {"pixel_values": self.transform(image), "labels": example["label"]}
 
 
@@ -336,7 +336,7 @@ def stacked(images: list[torch.Tensor]) -> torch.Tensor:
     Raises:
         ValueError: if they are not of one size.
     """
-    sizes = {" x ".join(map(str, image.shape[1:])): None for image in images}
+    sizes = dict.fromkeys(" x ".join(map(str, image.shape[-2:])) for image in images)
     if len(sizes) > 1:
         raise ValueError(
             f"The images of a batch must have one height and width, got {listed(list(sizes))}: the image processor must crop, or "
