@@ -224,8 +224,6 @@ def predict_shard(
         images,
         args.per_device_eval_batch_size,
         num_workers=args.dataloader_num_workers,
-        # A process that may open no more files loses its batch, for which this one would wait for ever.
-        timeout=600 if args.dataloader_num_workers > 0 else 0,
         collate_fn=list,
         generator=torch.Generator(),
     )
@@ -248,7 +246,9 @@ def predict_shard(
         }
         if not readable:
             continue
-        pixel_values = stacked([example["pixel_values"] for example in readable]).to(accelerator.device)
+        pixel_values = stacked([torch.from_numpy(example["pixel_values"]) for example in readable]).to(
+            accelerator.device
+        )
         with accelerator.autocast():
             logits = model(pixel_values=pixel_values).logits
         scores, numbers = (values.tolist() for values in logits.float().softmax(-1).topk(top_k))

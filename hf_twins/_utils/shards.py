@@ -281,7 +281,7 @@ def image_column(file: str, schema: Any) -> str:
 class ShardImages(torch.utils.data.IterableDataset):
     """The images of a shard, prepared, each with its place and what it is called; divided among a loader's workers.
 
-    Those that cannot be used have None for `pixel_values`, and an `error` that says why; `applied` are the rules by which an
+    Those that cannot be used have None for `pixel_values`, an array, and an `error` that says why; `applied` are the rules by which an
     image is not taken as it is stored. The last example of each worker is no image: it has their `count`, or the `failure`, a
     ReadError or ShardError, which a worker cannot raise without a traceback in its message.
     """
@@ -334,7 +334,9 @@ class ShardImages(torch.utils.data.IterableDataset):
         except Exception as error:
             reason = decoding_fault(error) if decoded is None else f"cannot be prepared: {error!r}"
             return {"pixel_values": None, "error": reason}
-        return {"pixel_values": pixel_values, "error": None, "applied": list(applied)}
+        # As an array, which is sent through a pipe: PyTorch sends tensors by open files, and a process that may open no more
+        # loses them, for which the other would wait for ever.
+        return {"pixel_values": pixel_values.numpy(), "error": None, "applied": list(applied)}
 
 
 def check_is_complete(places: list[int], counts: list[int], num_workers: int, shard: Shard) -> None:
