@@ -29,6 +29,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 from hf_twins._utils.command_line import parse_arguments
 
@@ -57,11 +58,14 @@ from hf_twins._utils.images import ImageError, applied_rules, check_shape, conve
 from hf_twins._utils.labels import label_fields
 from hf_twins.training.image_classification.arguments import DataArguments
 from hf_twins.training.image_classification.data import load_images as load_labeled_images
-from hf_twins.training.runs import begin_run, check_output_dir, save_pretrained
+from hf_twins.training.runs import Run, begin_run, check_output_dir, files_of, save_pretrained
 
 
 @dataclass
 class QuickstartArguments:
+    # What is written beside the model.
+    FILES: ClassVar[tuple[str, ...]] = ("results.png", "eval_results.json")
+
     output_dir: str = field(default="outputs/quickstart", metadata={"help": "Where the repository is written."})
     dataset: str | None = field(
         default=None,
@@ -227,6 +231,7 @@ def fine_tune(
     model: TwinsForImageClassification,
     processor: TwinsImageProcessor,
     dataset: DatasetDict,
+    run: Run,
 ) -> list[dict]:
     """Train, evaluate after every epoch, save; returns the history of loss and accuracy."""
     default_learning_rate = 1e-3 if arguments.model_name_or_path is None else 1e-4
@@ -256,7 +261,9 @@ def fine_tune(
         compute_metrics=accuracy,
     )
     trainer.train()
-    trainer.save_metrics("eval", trainer.evaluate())
+    metrics = trainer.evaluate()
+    run.start_writing()
+    trainer.save_metrics("eval", metrics)
     save_pretrained(model, processor, Path(arguments.output_dir))
     return trainer.state.log_history
 
@@ -267,7 +274,8 @@ def main() -> None:
     require_extra("train")
     set_seed(arguments.seed)
     try:
-        check_output_dir(Path(arguments.output_dir), resumes=False, overwrites=arguments.overwrite_output_dir)
+        output_dir, files = Path(arguments.output_dir), files_of([arguments])
+        check_output_dir(output_dir, resumes=False, overwrites=arguments.overwrite_output_dir, files=files)
     except ValueError as error:
         sys.exit(f"error: {error}")
     try:
@@ -283,8 +291,8 @@ def main() -> None:
     labels = dataset["train"].features["label"].names
     try:
         model, processor = create_model(arguments, labels)
-        Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
-        begin_run(
+        output_dir.mkdir(parents=True, exist_ok=True)
+        run = begin_run(
             None, [arguments], labels=labels, splits=dict(dataset), model=model, processor=processor, num_processes=1
         )
     except (OSError, ValueError, MissingExtraError) as error:
@@ -295,12 +303,11 @@ def main() -> None:
         f"{len(dataset['train']):,} images of {len(labels)} labels, holding out {len(dataset['test']):,}."
     )
     try:
-        history = fine_tune(arguments, model, processor, dataset)
+        history = fine_tune(arguments, model, processor, dataset, run)
     except ImageError as error:
         sys.exit(str(error))
 
     # From here on only what was saved is used.
-    output_dir = Path(arguments.output_dir)
     classifier = pipeline(
         "image-classification",
         model=AutoModelForImageClassification.from_pretrained(output_dir),

@@ -153,7 +153,7 @@ def train(
     check_is_apart(output_dir, [data_arguments.train_dir, data_arguments.validation_dir], follow_links=False)
     check_is_apart(output_dir, [data_arguments.dataset_name])
     check_output_dir(model_arguments, recipe, output_dir)
-    checkpoint = resumed_checkpoint(args, recipe.overwrite_output_dir, "step_")
+    checkpoint = resumed_checkpoint(args, recipe, "step_")
     accelerator = Accelerator(
         # The loop accumulates itself: Accelerate would divide an epoch's last, shorter step by the batches of a whole one.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
@@ -337,6 +337,7 @@ def train(
     metrics = {f"eval_{name}": value for name, value in classification_metrics(predictions, evaluation_labels).items()}
     weights = whole_weights(accelerator, model)
     if accelerator.is_main_process:
+        training_run.start_writing()
         save_model(raw_model, processor, output_dir, weights)
         dataset = data_arguments.dataset_name or data_arguments.train_dir
         settings = run_settings(model_arguments, data_arguments, recipe, dataset, vars(args))

@@ -169,6 +169,7 @@ def train(
     trainer.log(prediction.metrics)
     weights = whole_weights(trainer.accelerator, trainer.model_wrapped)
     if trainer.is_world_process_zero():
+        training_run.start_writing()
         save_model(model, processor, output_dir, weights)
         dataset = data_arguments.dataset_name or data_arguments.train_dir
         settings = run_settings(model_arguments, data_arguments, recipe, dataset, args.to_sanitized_dict())

@@ -190,6 +190,7 @@ def train(
     trainer.log(metrics)
     weights = whole_weights(trainer.accelerator, trainer.model_wrapped)
     if trainer.is_world_process_zero():
+        training_run.start_writing()
         save_pretrained(model, processor, output_dir, weights)
         settings = {"detector": model_arguments.detector} | run_settings(
             model_arguments, data_arguments, recipe, data_arguments.train_annotations, args.to_sanitized_dict()

@@ -170,6 +170,7 @@ def train(
     metrics = {f"eval_{name}": value for name, value in segmentation_metrics(matrix).items()}
     trainer.log(metrics)
     if trainer.is_world_process_zero():
+        training_run.start_writing()
         save_pretrained(model, processor, output_dir)
         draw_predictions(model, processor, pairs["validation"], inference, output_dir / "predictions.png")
         dataset = data_arguments.dataset_name or data_arguments.train_dir

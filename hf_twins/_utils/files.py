@@ -254,13 +254,22 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def check_can_be_folder(folder: Path) -> None:
+    """Raise a ValueError if an output folder, or one that it is in, is a file or a link that leads nowhere."""
+    first = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not first.is_dir():
+        what = "a file" if first.exists() else "a link that leads nowhere"
+        raise ValueError(f"--output_dir must be a folder, or a new one, and {first} is {what}: give another.")
+
+
 @contextlib.contextmanager
 def exclusive_folder(folder: Path) -> Iterator[None]:
     """Keep other runs from writing to a folder meanwhile; a killed run keeps nobody from it, and what it left is removed.
 
     Raises:
-        ValueError: if another run writes to it.
+        ValueError: if another run writes to it, or it cannot be a folder.
     """
+    check_can_be_folder(folder)
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:

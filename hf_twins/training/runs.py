@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from datasets import Dataset, IterableDataset
 
-from hf_twins._utils.files import use_default_permissions, write_json
+from hf_twins._utils.files import check_can_be_folder, use_default_permissions, write_json
 from hf_twins._utils.fingerprints import dataset_fingerprint, file_digest, model_fingerprint
 from hf_twins._utils.image_folders import listed
 from hf_twins._utils.publishing import LOADED
@@ -47,12 +47,8 @@ CHECKSUMS_NAME = "checksums.json"
 CHECKPOINT = re.compile(r"(checkpoint-|step_)\d+")
 # The checkpoint of the same step that a new one replaces, until that is whole.
 REPLACED = ".replaced"
-MODEL_FILES = (
-    *("config.json", "model.safetensors", "preprocessor_config.json", "README.md", "report.json", "all_results.json"),
-    *("curves.png", "confusion_matrix.png", "predictions.png", "class_iou.png"),
-    # The quickstart's.
-    *("results.png", "eval_results.json"),
-)
+# What every script writes; see `files_of` for what each writes beside it.
+MODEL_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "README.md", "all_results.json")
 ADAPTER_FILES = tuple(
     f"adapter/{name}"
     for name in (
@@ -168,6 +164,8 @@ def run_identity(
 ) -> dict[str, Any]:
     """What identifies a run; see [`begin_run`] for the arguments."""
     return {
+        # They tell the scripts apart.
+        "arguments": [type(part).__name__ for part in arguments],
         "options": option_values(arguments),
         "labels": list(labels),
         "data": {name: split_fingerprint(split) for name, split in splits.items()},
@@ -189,7 +187,8 @@ def compare_identities(
     """How a run that is resumed differs from the one that was recorded.
 
     Args:
-        recorded: identity of the run that wrote the checkpoint.
+        recorded: identity of the run that wrote the checkpoint; options of it that are none now, or no longer matter, are not
+            compared.
         current: identity of the run that is to resume it.
         defaults: defaults of the options; one that was not recorded, because it is new, must have its own.
 
@@ -197,6 +196,7 @@ def compare_identities(
         What must not differ and does, each with both values; and what has grown, in the same way.
     """
     before, now = dict(flattened(recorded)), dict(flattened(current))
+    before = {name: value for name, value in before.items() if name in now or not name.startswith("--")}
     for name, default in (defaults or {}).items():
         if f"--{name}" in now:
             before.setdefault(f"--{name}", default)
@@ -238,24 +238,41 @@ class Run:
         output_dir: output folder.
         identity: see `run_identity`.
         files: files of the trained model and its report, there or yet to come, relative to the folder.
-        checkpoints: names of the folders of its checkpoints, in the order in which they were written.
+        checkpoints: names of the folders of its checkpoints, in the order in which they were written, or last resumed from.
+        replaces: run whose files are removed before the first of this one is written.
     """
 
     output_dir: Path
     identity: dict[str, Any]
     files: list[str] = field(default_factory=lambda: list(MODEL_FILES))
     checkpoints: list[str] = field(default_factory=list)
+    replaces: "Run | None" = None
+
+    def start_writing(self) -> None:
+        """Make place for the first of its files: of a run that fails before it, the one that it replaces is left."""
+        if self.replaces is not None and is_main_process():
+            # The other's record is the last to go, so that a run that is killed meanwhile leaves nothing without a name.
+            self.replaces.remove()
+            self.replaces = None
+            self.write()
 
     def write(self) -> None:
         values = {"identity": self.identity, "files": self.files, "checkpoints": self.checkpoints}
         write_json(self.output_dir / RUN_NAME, values)
 
     def start_checkpoint(self, name: str) -> Path:
-        """The folder of a checkpoint that is going to be written; one of the same name is put aside until it is whole."""
+        """The folder of a checkpoint that is going to be written.
+
+        The newest one, if it has the same name, is put aside until the new one is whole. An older one of that name is of a
+        training that was resumed before it, and nothing to go on from.
+        """
+        self.start_writing()
         folder = self.output_dir / name
         if is_main_process():
             replaced = folder.with_name(name + REPLACED)
-            if (folder / CHECKSUMS_NAME).is_file():
+            if self.checkpoints[-1:] != [name]:
+                remove_checkpoint(replaced)
+            elif (folder / CHECKSUMS_NAME).is_file():
                 remove_checkpoint(replaced)
                 folder.replace(replaced)
             remove_checkpoint(folder)
@@ -276,7 +293,7 @@ class Run:
         if not is_main_process():
             return
         folder = self.output_dir / name
-        write_json(folder / RUN_NAME, {"identity": self.identity})
+        write_json(folder / RUN_NAME, {"identity": self.identity, "files": self.files})
         write_checksums(folder)
         remove_checkpoint(folder.with_name(name + REPLACED))
         removable = [each for each in self.checkpoints if each not in (name, best)]
@@ -332,24 +349,68 @@ def read_run(folder: Path) -> Run | None:
     return run
 
 
+def find_run(output_dir: Path, resumes: bool) -> Run | None:
+    """The run that an output folder is of; where its record is damaged or gone, and a run resumes, by its checkpoints.
+
+    Raises:
+        ValueError: if the record is damaged and there is no whole checkpoint to resume.
+    """
+    damage = None
+    try:
+        run = read_run(output_dir)
+    except ValueError as error:
+        run, damage = None, error
+    if run is not None or not output_dir.is_dir():
+        return run
+    if not resumes:
+        if damage is not None:
+            raise ValueError(f"{damage} --resume_from_checkpoint writes it anew from checkpoints.") from damage
+        return None
+    folders = [path for path in output_dir.iterdir() if CHECKPOINT.fullmatch(path.name) and find_damage(path) is None]
+    folders.sort(key=lambda path: int(re.sub(r"\D", "", path.name)))
+    runs = [(path.name, found) for path in folders if (found := read_run(path)) is not None]
+    if not runs:
+        if damage is not None:
+            raise damage
+        return None
+    newest = runs[-1][1]
+    checkpoints = [name for name, found in runs if found.identity == newest.identity]
+    return Run(output_dir, newest.identity, newest.files, checkpoints)
+
+
+def files_of(arguments: Iterable[Any]) -> list[str]:
+    """The files of the trained model and its report that a script writes, by the classes of its options."""
+    return [*MODEL_FILES, *(name for part in arguments for name in getattr(part, "FILES", ()))]
+
+
 def is_inside(name: str) -> bool:
     """Whether the name of a file is that of one in the folder or below it, on any system."""
     path = PurePosixPath(name.replace("\\", "/"))
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and ":" not in name
 
 
-def check_output_dir(output_dir: Path, resumes: bool, overwrites: bool) -> None:
+def check_output_dir(output_dir: Path, resumes: bool, overwrites: bool, files: Sequence[str] = MODEL_FILES) -> None:
     """Raise a ValueError if a run would write over, or mix its files with, what another has left in its output folder.
 
     Args:
         output_dir: output folder, which need not exist.
         resumes: whether the run resumes another.
         overwrites: whether it replaces another.
+        files: files that it writes, beside checkpoints.
     """
     if resumes and overwrites:
         raise ValueError("--resume_from_checkpoint and --overwrite_output_dir contradict each other: give one.")
-    found = sorted(path.name for path in output_dir.iterdir() if is_of_a_run(path.name)) if output_dir.is_dir() else []
-    run = read_run(output_dir)
+    check_can_be_folder(output_dir)
+    run = find_run(output_dir, resumes)
+    files = [*files, *(() if run is None else run.files)]
+    found = sorted(path.name for path in output_dir.glob("*") if is_of_a_run(path.name, files))
+    linked = sorted({name for name in [*found, *files] if (output_dir / name).is_symlink()})
+    linked = [name for name in linked if not CHECKPOINT.fullmatch(name)]
+    if linked:
+        raise ValueError(
+            f"{output_dir} has {listed(linked)}, which would be written through a link: remove the link, or give another "
+            "--output_dir."
+        )
     own = set() if run is None else {name.partition("/")[0] for name in run.files} | {*run.checkpoints}
     others = [name for name in found if name.removesuffix(REPLACED) not in own]
     if others:
@@ -365,9 +426,9 @@ def check_output_dir(output_dir: Path, resumes: bool, overwrites: bool) -> None:
         )
 
 
-def is_of_a_run(name: str) -> bool:
-    """Whether a file or folder in an output folder is called as those of runs are."""
-    is_file = name in MODEL_FILES or name == "adapter" or LOADED.fullmatch(name)
+def is_of_a_run(name: str, files: Sequence[str]) -> bool:
+    """Whether a file or folder in an output folder is called as those of runs are, or as one of `files`."""
+    is_file = name in files or name == "adapter" or LOADED.fullmatch(name)
     return bool(is_file or CHECKPOINT.fullmatch(name.removesuffix(REPLACED)))
 
 
@@ -386,7 +447,7 @@ def begin_run(
     Args:
         checkpoint: checkpoint that it resumes from.
         arguments: instances of the dataclasses whose fields are its options, `output_dir` and `overwrite_output_dir` among
-            them.
+            them; what their attributes `FILES` name is written.
         labels: names of the labels, in the order of their numbers.
         splits: images of `train` and `validation`.
         model: model before training.
@@ -400,11 +461,13 @@ def begin_run(
     output_dir = Path(options["output_dir"])
     if not is_main_process():
         return Run(output_dir, {})
-    run = Run(output_dir, run_identity(arguments, labels, splits, model, processor, num_processes))
+    identity = run_identity(arguments, labels, splits, model, processor, num_processes)
+    run = Run(output_dir, identity, files_of(arguments))
     if options.get("lora_rank", 0) > 0:
         run.files += ADAPTER_FILES
-    previous = read_run(output_dir)
-    if options.get("resume_from_checkpoint") is not None:
+    resumes = options.get("resume_from_checkpoint") is not None
+    previous = find_run(output_dir, resumes)
+    if resumes:
         resumed = previous if checkpoint is None else read_run(checkpoint)
         if checkpoint is not None and resumed is None:
             raise ValueError(
@@ -413,12 +476,35 @@ def begin_run(
         if resumed is not None:
             check_is_same(resumed, run, option_defaults(arguments))
         if previous is not None:
+            # Also the one whose folder it is: their files would be mixed.
+            check_is_same(without_lengths(previous), without_lengths(run), option_defaults(arguments))
             run.checkpoints = previous.checkpoints
+        if checkpoint is not None and checkpoint.resolve().parent == output_dir.resolve():
+            # What was written after it is the past of another training: not the latest any more, and the first to go.
+            name = checkpoint.name.removesuffix(REPLACED)
+            run.checkpoints = [*(each for each in run.checkpoints if each != name), name]
     elif previous is not None and options["overwrite_output_dir"]:
         check_is_no_start(output_dir, options)
-        previous.remove()
+        run.replaces = previous
+        return run
     run.write()
     return run
+
+
+def without_lengths(run: Run) -> Run:
+    """The run without the options that say how long it is."""
+    options = {name: value for name, value in run.identity["options"].items() if name not in MAY_GROW}
+    return dataclasses.replace(run, identity=run.identity | {"options": options})
+
+
+def is_of_same_run(checkpoint: Path, run: Run) -> bool:
+    """Whether a checkpoint is one of the run, however long that is."""
+    other = read_run(checkpoint)
+    if other is None:
+        return False
+    # Versions of transformers differ in their options.
+    before, now = ({**each.identity, **without_lengths(each).identity["options"]} for each in (other, run))
+    return all(before[name] == now[name] for name in before.keys() & now.keys() - {"options"})
 
 
 def check_is_no_start(output_dir: Path, options: dict[str, Any]) -> None:
@@ -432,6 +518,12 @@ def check_is_no_start(output_dir: Path, options: dict[str, Any]) -> None:
 
 
 def check_is_same(resumed: Run, run: Run, defaults: dict[str, Any]) -> None:
+    # Older versions did not record them.
+    if resumed.identity.get("arguments", run.identity["arguments"]) != run.identity["arguments"]:
+        raise ValueError(
+            f"{resumed.output_dir} is of a run of another script: resume it with that one, or start a new run in another "
+            "--output_dir."
+        )
     differing, grown = compare_identities(resumed.identity, run.identity, defaults)
     if differing:
         more = f"; and {len(differing) - 10} more" if len(differing) > 10 else ""
@@ -446,12 +538,12 @@ def check_is_same(resumed: Run, run: Run, defaults: dict[str, Any]) -> None:
         )
 
 
-def resumed_checkpoint(args: Any, overwrites: bool, prefix: str) -> Path | None:
+def resumed_checkpoint(args: Any, recipe: Any, prefix: str) -> Path | None:
     """The checkpoint that a run resumes from, in an output folder that it may write to.
 
     Args:
         args: options with `output_dir` and `resume_from_checkpoint`.
-        overwrites: whether the run replaces another.
+        recipe: options with `overwrite_output_dir`, and the names of what is written in `FILES`.
         prefix: how the names of its checkpoints begin, before a number.
 
     Raises:
@@ -460,7 +552,8 @@ def resumed_checkpoint(args: Any, overwrites: bool, prefix: str) -> Path | None:
     output_dir = Path(str(args.output_dir))
     # Others may come when the first has begun to write.
     if is_main_process():
-        check_output_dir(output_dir, args.resume_from_checkpoint is not None, overwrites)
+        resumes = args.resume_from_checkpoint is not None
+        check_output_dir(output_dir, resumes, recipe.overwrite_output_dir, files_of([recipe]))
     return find_checkpoint(args.resume_from_checkpoint, output_dir, prefix)
 
 
@@ -473,7 +566,7 @@ def find_checkpoint(resume_from: str | None, output_dir: str | Path, prefix: str
         prefix: how the names of its checkpoints begin, before a number.
 
     Raises:
-        ValueError: if there is no such checkpoint, or it is not whole.
+        ValueError: if there is no such checkpoint, it is not whole, or it has a model alone.
     """
     if resume_from is None:
         return None
@@ -483,19 +576,39 @@ def find_checkpoint(resume_from: str | None, output_dir: str | Path, prefix: str
             raise ValueError(
                 f"--resume_from_checkpoint must be 'latest' or a whole checkpoint, got {resume_from}: {damage}."
             )
-        return Path(resume_from)
+        return trainable(Path(resume_from))
+    run = find_run(Path(output_dir), resumes=True)
+    written = [] if run is None else run.checkpoints
     numbered = []
     for folder in Path(output_dir).glob(f"{prefix}*"):
         number = folder.name.removesuffix(REPLACED).removeprefix(prefix)
         if number.isdecimal():
-            numbered.append((int(number), not folder.name.endswith(REPLACED), folder))
+            name = f"{prefix}{number}"
+            # A number says nothing where a run has begun again from an older one.
+            place = written.index(name) if name in written else -1
+            numbered.append((place, int(number), not folder.name.endswith(REPLACED), folder))
     for *_, folder in sorted(numbered, reverse=True):
         damage = find_damage(folder)
         if damage is None:
-            return folder
+            return trainable(folder)
         logger.warning(f"{folder} is not whole, and is left out: {damage}.")
     logger.warning(f"{output_dir} has no whole checkpoint: starting from the beginning.")
     return None
+
+
+def trainable(checkpoint: Path) -> Path:
+    """The checkpoint.
+
+    Raises:
+        ValueError: if the Trainer has saved the model alone: it would go on with a new optimizer and schedule.
+    """
+    # Written with the optimizer, whatever shards it.
+    if (checkpoint / "trainer_state.json").is_file() and not any(checkpoint.glob("rng_state*.pth")):
+        raise ValueError(
+            f"{checkpoint} has the model alone, without its optimizer and schedule (--save_only_model), and cannot be resumed: "
+            "start a new run from it by --model_name_or_path, in another --output_dir."
+        )
+    return checkpoint
 
 
 def write_checksums(checkpoint: Path) -> None:

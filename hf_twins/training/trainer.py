@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -47,7 +47,15 @@ from hf_twins.training.loop import (
     has_stopped_improving,
     why_training_is_over,
 )
-from hf_twins.training.runs import Run, is_main_process, resumed_checkpoint
+from hf_twins.training.runs import (
+    REPLACED,
+    Run,
+    find_damage,
+    is_main_process,
+    is_of_same_run,
+    read_run,
+    resumed_checkpoint,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -90,6 +98,9 @@ class RecipeArguments:
             "model it starts from."
         },
     )
+
+    # What a script of this task writes beside the model; no option.
+    FILES: ClassVar[tuple[str, ...]] = ("report.json", "curves.png")
 
     overwrite_output_dir: bool = field(
         default=False,
@@ -235,6 +246,8 @@ class RecipeTrainer(Trainer):
         super().__init__(*args, **kwargs)
         check_sharding(self.accelerator.distributed_type, bool(self.args.fsdp), recipe)
         self.add_callback(EpochOfSampler(sampler))
+        if checkpoint is not None and self.args.load_best_model_at_end:
+            self.add_callback(BestOfResumedRun(best_checkpoint(checkpoint, run.output_dir)))
         self.average = WeightAverage(self.model, recipe.ema_decay) if recipe.ema_decay > 0 else None
         if self.average is not None:
             self.add_callback(Averaging(self.average, checkpoint))
@@ -340,6 +353,11 @@ def refuse_options(args: TrainingArguments, recipe: RecipeArguments) -> None:
         raise ValueError(
             f"--hub_strategy must be end: the trained model is published, with the run's own files; got {args.hub_strategy}."
         )
+    if args.enable_jit_checkpoint:
+        raise ValueError(
+            "--enable_jit_checkpoint would end a run as if it was finished, with a checkpoint that cannot be resumed: leave it "
+            "out, and save checkpoints more often by --save_strategy steps and --save_steps."
+        )
     if recipe.early_stopping_patience > 0 and args.eval_strategy == IntervalStrategy.NO:
         raise ValueError(
             "--early_stopping_patience needs evaluations: --eval_strategy must be epoch or steps, got no."
@@ -381,6 +399,16 @@ class EpochOfSampler(TrainerCallback):
 
     def on_epoch_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         self.sampler.set_epoch(int(state.epoch))
+
+
+class BestOfResumedRun(TrainerCallback):
+    """Tells the Trainer where the best checkpoint of the run is that it resumes: it would follow the path of that time."""
+
+    def __init__(self, best: Path | None):
+        self.best = best
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        state.best_model_checkpoint = None if self.best is None else str(self.best)
 
 
 class NoLastEvaluation(TrainerCallback):
@@ -455,4 +483,37 @@ def trainer_checkpoint(args: TrainingArguments, recipe: RecipeArguments) -> Path
     """
     check_training_options(args, recipe)
     refuse_options(args, recipe)
-    return resumed_checkpoint(args, recipe.overwrite_output_dir, TRAINER_PREFIX)
+    checkpoint = resumed_checkpoint(args, recipe, TRAINER_PREFIX)
+    if checkpoint is not None and args.load_best_model_at_end:
+        best_checkpoint(checkpoint, Path(str(args.output_dir)))
+    return checkpoint
+
+
+def best_checkpoint(checkpoint: Path, output_dir: Path) -> Path | None:
+    """The best checkpoint so far of the run that a checkpoint is of; None if there was none.
+
+    Its folder is recorded by a path that may lead into another run's since: what counts is what is there.
+
+    Args:
+        checkpoint: checkpoint that training resumes from.
+        output_dir: output folder of the run that resumes.
+
+    Raises:
+        ValueError: if it is gone or damaged.
+    """
+    file = checkpoint / "trainer_state.json"
+    # Otherwise it is another script's, which is said elsewhere.
+    recorded = TrainerState.load_from_json(str(file)).best_model_checkpoint if file.is_file() else None
+    if recorded is None:
+        return None
+    name = Path(recorded).name
+    if name == checkpoint.name.removesuffix(REPLACED):
+        return checkpoint
+    run = read_run(checkpoint)
+    for folder in (checkpoint.parent / name, output_dir / name, Path(recorded)):
+        if find_damage(folder) is None and run is not None and is_of_same_run(folder, run):
+            return folder
+    raise ValueError(
+        f"{checkpoint} needs the best checkpoint of its run, {name}, which is neither beside it nor in --output_dir, whole: put "
+        "it there, or resume from an older checkpoint."
+    )

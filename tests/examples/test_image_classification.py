@@ -683,6 +683,7 @@ def test_options_of_the_trainer_act_or_are_refused(digits, start, tmp_path):
     for extra, message in (
         (["--label_smoothing_factor", "0.1"], "the recipe's is --label_smoothing"),
         (["--train_sampling_strategy", "group_by_length"], "--train_sampling_strategy must be random"),
+        (["--enable_jit_checkpoint", "true"], "--enable_jit_checkpoint would end a run as if it was finished"),
         (["--push_to_hub", "true", "--hub_strategy", "every_save"], "--hub_strategy must be end"),
         (["--early_stopping_patience", "1", "--eval_strategy", "no"], "--early_stopping_patience needs evaluations"),
         (

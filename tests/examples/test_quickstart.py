@@ -87,7 +87,8 @@ def test_quickstart_on_an_image_folder_then_on_from_there(quickstart, image_fold
 
 
 def test_quickstart_replaces_another_run_only_if_told(quickstart, tmp_path, image_folder):
-    finished = Run(tmp_path / "first", {"options": {}, "labels": [], "data": {}, "model": "", "num_processes": 1})
+    identity = {"options": {}, "labels": [], "data": {}, "model": "", "num_processes": 1}
+    finished = Run(tmp_path / "first", identity, files=["results.png"])
     finished.output_dir.mkdir()
     finished.write()
     (tmp_path / "first" / "results.png").touch()

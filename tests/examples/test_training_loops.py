@@ -14,6 +14,7 @@
 """Both training scripts of image classification take the same steps, by every option, and end for the same reasons."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -338,3 +339,11 @@ def test_best_model_is_the_average_that_was_best(few, start, tmp_path):
     history = json.loads((tmp_path / "report.json").read_text())["history"]
     evaluations = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
     assert metrics["eval_loss"] == pytest.approx(min(evaluations[:3]))
+    # A copy has its own best checkpoint, whatever has become of the run that it is of.
+    expected = load_file(tmp_path / "model.safetensors")
+    copied = shutil.copytree(tmp_path, tmp_path.with_name("copy"))
+    shutil.rmtree(tmp_path)
+    again = [*arguments, "--output_dir", str(copied), "--resume_from_checkpoint", "latest"]
+    assert run_trainer.main(again)["eval_loss"] == pytest.approx(metrics["eval_loss"])
+    for name, weight in load_file(copied / "model.safetensors").items():
+        assert torch.equal(weight, expected[name]), name

@@ -133,6 +133,8 @@ class DataArguments(ImageArguments):
 class ClassificationRecipe(RecipeArguments):
     """What a recipe sets for image classification, beyond what recipes of every task set."""
 
+    FILES: ClassVar[tuple[str, ...]] = (*RecipeArguments.FILES, "confusion_matrix.png")
+
     freeze_backbone: bool = field(default=False, metadata={"help": "Train the classifier alone."})
     lora_rank: int = field(
         default=0, metadata={"help": "Train matrices of this rank beside the frozen ones, and the head."}

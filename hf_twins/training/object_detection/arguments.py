@@ -79,6 +79,8 @@ class DataArguments:
 class DetectionRecipe(RecipeArguments):
     """What a recipe sets for object detection, beyond what recipes of every task set."""
 
+    FILES: ClassVar[tuple[str, ...]] = (*RecipeArguments.FILES, "predictions.png")
+
     decay_epochs: list[int] = field(
         default_factory=list,
         metadata={

@@ -110,7 +110,8 @@ class CocoImages:
         for image in self.images:
             digest.update(json.dumps([image, self.annotations.get(image["id"], [])], sort_keys=True).encode())
         names = [image["file_name"] for image in self.images]
-        return digest.hexdigest() + files_fingerprint(self.folder, names)
+        digest.update(files_fingerprint(self.folder, names).encode())
+        return digest.hexdigest()
 
     def select(self, indices: list[int]) -> "CocoImages":
         return replace(self, images=[self.images[index] for index in indices])

@@ -107,6 +107,8 @@ class DataArguments:
 class SegmentationRecipe(RecipeArguments):
     """What a recipe sets for semantic segmentation, beyond what recipes of every task set."""
 
+    FILES: ClassVar[tuple[str, ...]] = (*RecipeArguments.FILES, "predictions.png", "class_iou.png")
+
     min_scale: float = field(
         default=0.5,
         metadata={"help": "Smallest size that an image is scaled to before it is cropped, relative to --image_size."},

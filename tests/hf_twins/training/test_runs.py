@@ -34,13 +34,14 @@ from testing_utils import tiny_config
 from transformers import TrainingArguments
 
 from hf_twins import TwinsForImageClassification, TwinsImageProcessor
-from hf_twins._utils.files import new_output, write_atomically
+from hf_twins._utils.files import exclusive_folder, new_output, write_atomically
 from hf_twins.training.image_classification import arguments as classification
 from hf_twins.training.image_classification.data import load_images
 from hf_twins.training.object_detection import arguments as detection
 from hf_twins.training.object_detection.data import CocoImages
 from hf_twins.training.reports import run_settings, write_report_and_card
 from hf_twins.training.runs import (
+    ADAPTER_FILES,
     MAY_DIFFER,
     MAY_GROW,
     NO_LIMIT,
@@ -48,6 +49,7 @@ from hf_twins.training.runs import (
     begin_run,
     check_output_dir,
     compare_identities,
+    files_of,
     find_checkpoint,
     find_damage,
     may_differ,
@@ -274,6 +276,9 @@ def test_pairs_and_boxes_are_compared_by_content(tmp_path, monkeypatch):
     assert dataclasses.replace(objects, annotations={1: [{"bbox": [0, 0, 1, 2]}]}).fingerprint() != fingerprints[0][1]
     PILImage.new("L", (8, 8), 2).save("images/a.png")
     assert objects.fingerprint() != fingerprints[0][1]
+    data = [{"train": {"fingerprint": fingerprint}} for fingerprint in (fingerprints[0][1], objects.fingerprint())]
+    differing, _ = compare_identities(IDENTITY | {"data": data[0]}, IDENTITY | {"data": data[1]})
+    assert differing == ["other images or labels in train"]
 
 
 def segmentation_folder(folder: str) -> Dataset:
@@ -412,7 +417,13 @@ def test_folder_of_a_run_is_used_again_only_if_told(tmp_path):
         begin(tmp_path / "run")
     with pytest.raises(ValueError, match="contradict each other"):
         begin(tmp_path / "run", resume_from_checkpoint="latest", overwrite_output_dir=True)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     run = begin(tmp_path / "run", overwrite_output_dir=True, seed=2)
+    # A run that fails before it has anything to save costs nothing: the other can still be resumed.
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    begin(tmp_path / "run", tmp_path / "run" / "step_2", resume_from_checkpoint="latest")
+    run.start_writing()
+    assert read_run(tmp_path / "run") == run
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".env", "id_rsa", "notes.txt", "run.json"]
     assert run.checkpoints == []
     # Nothing is lost of a run that has not written anything.
@@ -508,6 +519,132 @@ def test_overwriting_follows_no_links(tmp_path):
     assert sorted(path.name for path in other.iterdir()) == ["README.md", "model.safetensors"]
     assert not (folder / "step_2").is_symlink()
     assert not (folder / "config.json").is_symlink()
+
+
+def test_first_checkpoint_of_a_run_takes_the_place_of_the_one_that_it_replaces(tmp_path):
+    finished_run(tmp_path / "run")
+    run = begin(tmp_path / "run", overwrite_output_dir=True, seed=2)
+    run.start_checkpoint("step_1")
+    left = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert left == [".env", "id_rsa", "notes.txt", "run.json"]
+    assert read_run(tmp_path / "run").checkpoints == ["step_1"]
+
+
+def test_run_is_not_mixed_with_the_one_in_the_output_folder(tmp_path):
+    checkpoint = finished_run(tmp_path / "a").output_dir / "step_2"
+    for name in "bc":
+        (tmp_path / name).mkdir()
+    begin(tmp_path / "b", seed=2)
+    before = (tmp_path / "b" / "run.json").read_bytes()
+    with pytest.raises(ValueError, match=r"b is of a run that differs in --seed 2, now 1\."):
+        begin(tmp_path / "b", checkpoint, resume_from_checkpoint=str(checkpoint))
+    assert (tmp_path / "b" / "run.json").read_bytes() == before
+    # Into an empty folder, and into that of the same run when it was longer.
+    begin(tmp_path / "c", checkpoint, resume_from_checkpoint=str(checkpoint), num_train_epochs=4)
+    begin(tmp_path / "c", checkpoint, resume_from_checkpoint=str(checkpoint))
+
+
+def test_run_of_another_script_is_named_as_such(tmp_path, monkeypatch):
+    @dataclasses.dataclass
+    class OtherOptions(Options):
+        pass
+
+    finished_run(tmp_path / "run")
+    monkeypatch.setitem(globals(), "Options", OtherOptions)
+    with pytest.raises(ValueError, match=r"step_2 is of a run of another script: resume it with that one, or"):
+        begin(tmp_path / "run", tmp_path / "run" / "step_2", resume_from_checkpoint="latest", seed=2)
+
+
+def test_option_that_is_none_any_more_is_not_compared():
+    before = IDENTITY | {"options": IDENTITY["options"] | {"removed_option": False}}
+    assert compare_identities(before, IDENTITY) == ([], [])
+
+
+def test_latest_is_the_newest_and_not_the_one_of_the_highest_number(tmp_path):
+    finished_run(tmp_path / "run")
+    for step in (4, 8, 12):
+        write_checkpoint(tmp_path / "run" / f"step_{step}")
+    run = begin(tmp_path / "run", tmp_path / "run" / "step_4", resume_from_checkpoint="step_4")
+    assert find_checkpoint("latest", tmp_path / "run", "step_") == tmp_path / "run" / "step_4"
+    # Killed while it writes: the one of that number is of the training before.
+    run.start_checkpoint("step_8").mkdir()
+    assert find_checkpoint("latest", tmp_path / "run", "step_") == tmp_path / "run" / "step_4"
+    (tmp_path / "run" / "step_8" / "state.json").write_text("{}")
+    run.finish_checkpoint("step_8", limit=2)
+    assert find_checkpoint("latest", tmp_path / "run", "step_") == tmp_path / "run" / "step_8"
+    assert read_run(tmp_path / "run").checkpoints == ["step_4", "step_8"]
+
+
+def test_model_alone_is_not_resumed(tmp_path):
+    checkpoint = write_checkpoint(tmp_path / "checkpoint-2")
+    (checkpoint / "trainer_state.json").write_text("{}")
+    write_checksums(checkpoint)
+    for resumed in ("latest", str(checkpoint)):
+        with pytest.raises(ValueError, match=rf"^{checkpoint} has the model alone, without its optimizer and sched"):
+            find_checkpoint(resumed, tmp_path, "checkpoint-")
+    (checkpoint / "rng_state_0.pth").write_text("numbers")
+    assert find_checkpoint("latest", tmp_path, "checkpoint-") == checkpoint
+
+
+def test_files_of_other_scripts_are_somebodys_own(tmp_path):
+    names = ("results.png", "predictions.png", "class_iou.png", "eval_results.json")
+    run = finished_run(tmp_path / "run")
+    for name in names:
+        (tmp_path / "run" / name).write_text("mine")
+    assert set(run.written_files()) == {"model.safetensors", "config.json", "README.md"}
+    begin(tmp_path / "run", tmp_path / "run" / "step_2", resume_from_checkpoint="latest")
+    begin(tmp_path / "run", overwrite_output_dir=True).start_writing()
+    assert all((tmp_path / "run" / name).read_text() == "mine" for name in names)
+    # What is going to be written is refused.
+    (tmp_path / "run" / "curves.png").write_text("mine")
+    (tmp_path / "run" / "run.json").unlink()
+    with pytest.raises(ValueError, match=r"has curves\.png, which no run has named as its own"):
+        check_output_dir(tmp_path / "run", resumes=False, overwrites=True, files=files_of([Options()]))
+
+
+@pytest.mark.parametrize("name", ["adapter", "adapter/adapter_config.json", "config.json"])
+def test_links_are_not_written_through(name, tmp_path):
+    finished_run(tmp_path / "run")
+    run = read_run(tmp_path / "run")
+    run.files += ADAPTER_FILES
+    run.write()
+    (tmp_path / "mine").mkdir()
+    link = tmp_path / "run" / name
+    link.parent.mkdir(exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(tmp_path / "mine")
+    for options in ({"resume_from_checkpoint": "latest"}, {"overwrite_output_dir": True}):
+        with pytest.raises(ValueError, match=rf"run has {name}, which would be written through a link: remove the"):
+            begin(tmp_path / "run", **options)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", None])
+def test_record_of_a_run_that_is_resumed_is_rebuilt_from_its_checkpoints(content, tmp_path):
+    run = finished_run(tmp_path / "run")
+    write_checkpoint(tmp_path / "run" / "step_10")
+    expected = read_run(run.output_dir)
+    record = run.output_dir / "run.json"
+    record.unlink() if content is None else record.write_text(content)
+    with pytest.raises(ValueError, match=r"resume_from_checkpoint writes it anew|no run has named as its own"):
+        begin(run.output_dir)
+    with pytest.raises(ValueError, match=r"run that differs in --seed 1, now 2\."):
+        begin(run.output_dir, run.output_dir / "step_10", resume_from_checkpoint="latest", seed=2)
+    assert find_checkpoint("latest", run.output_dir, "step_") == run.output_dir / "step_10"
+    begin(run.output_dir, run.output_dir / "step_10", resume_from_checkpoint="latest")
+    assert read_run(run.output_dir) == expected
+
+
+@pytest.mark.parametrize("kind", ["a file", "a link that leads nowhere"])
+def test_output_that_cannot_be_a_folder_is_a_sentence(kind, tmp_path):
+    path = tmp_path / "run"
+    path.write_text("mine") if kind == "a file" else path.symlink_to(tmp_path / "nowhere")
+    for folder in (path, path / "below"):
+        with pytest.raises(
+            ValueError, match=rf"^--output_dir must be a folder, or a new one, and {path} is {kind}: give"
+        ):
+            begin(folder)
+        with pytest.raises(ValueError, match=rf"and {path} is {kind}: give another\.$"), exclusive_folder(folder):
+            pass
 
 
 def test_of_several_processes_the_first_alone_compares_and_writes(tmp_path, monkeypatch):
