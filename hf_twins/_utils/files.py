@@ -259,10 +259,15 @@ def exclusive_folder(folder: Path) -> Iterator[None]:
     """Keep other runs from writing to a folder meanwhile; a killed run keeps nobody from it, and what it left is removed.
 
     Raises:
-        ValueError: if another run writes to it.
+        ValueError: if another run writes to it, or there is a file in its place.
     """
-    is_new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(
+            f"{folder} must be a folder, and a file is in its place: give another --output_dir."
+        ) from error
     try:
         with locked(folder) as is_mine:
             if is_mine is False:
@@ -270,10 +275,10 @@ def exclusive_folder(folder: Path) -> Iterator[None]:
             remove_left(folder)
             yield
     finally:
-        if is_new:
-            # Of a run that was refused before it wrote anything: only an empty folder is removed.
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        # Of a run that was refused before it wrote anything: only empty folders are removed.
+        with contextlib.suppress(OSError):
+            for each in new:
+                each.rmdir()
 
 
 # Descriptors that are open as long as their files are locked.
