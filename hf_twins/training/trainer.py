@@ -326,12 +326,12 @@ class RecipeTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self.sampler
 
-    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
-        drop_last = self.args.dataloader_drop_last
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        drop_last, is_training = self.args.dataloader_drop_last, kwargs.get("is_training", False)
         # Each image is evaluated.
         self.args.dataloader_drop_last = drop_last and is_training
         try:
-            loader = super()._get_dataloader(*args, is_training=is_training, **kwargs)
+            loader = super()._get_dataloader(*args, **kwargs)
         finally:
             self.args.dataloader_drop_last = drop_last
         if is_training and drop_last and len(loader) == 0:
