@@ -23,6 +23,7 @@ cores. The output folder is a complete repository: weights, image processor, mod
     python examples/quickstart.py --model_name_or_path path/or/hub-id   # trained weights to start from
 """
 
+import math
 import shlex
 import sys
 from collections import Counter
@@ -31,7 +32,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from hf_twins._utils.command_line import parse_arguments
+from hf_twins._utils.command_line import run
 
 import matplotlib
 import numpy as np
@@ -52,13 +53,14 @@ from transformers import (
 
 from hf_twins import TwinsConfig, TwinsForImageClassification, TwinsImageProcessor, load_model
 from hf_twins._utils.cards import model_card, origin_fields, usage_code
-from hf_twins._utils.extras import MissingExtraError, require_extra
+from hf_twins._utils.extras import require_extra
 from hf_twins._utils.files import check_is_apart, write_atomically
-from hf_twins._utils.images import ImageError, applied_rules, check_shape, convert_image, log_applied_rules
+from hf_twins._utils.images import applied_rules, check_shape, convert_image, log_applied_rules
 from hf_twins._utils.labels import label_fields
 from hf_twins.training.image_classification.arguments import DataArguments
 from hf_twins.training.image_classification.data import load_images as load_labeled_images
 from hf_twins.training.runs import Run, begin_run, check_output_dir, files_of, save_pretrained
+from hf_twins.training.trainer import one_at_a_time
 
 
 @dataclass
@@ -231,7 +233,7 @@ def fine_tune(
     model: TwinsForImageClassification,
     processor: TwinsImageProcessor,
     dataset: DatasetDict,
-    run: Run,
+    training_run: Run,
 ) -> list[dict]:
     """Train, evaluate after every epoch, save; returns the history of loss and accuracy."""
     default_learning_rate = 1e-3 if arguments.model_name_or_path is None else 1e-4
@@ -262,22 +264,27 @@ def fine_tune(
     )
     trainer.train()
     metrics = trainer.evaluate()
-    run.start_writing()
+    if not math.isfinite(metrics["eval_loss"]):
+        raise ValueError(
+            f"The model was not saved, because its loss on the held-out images is {metrics['eval_loss']}: try a lower --learning_rate."
+        )
+    training_run.start_writing()
     trainer.save_metrics("eval", metrics)
     save_pretrained(model, processor, Path(arguments.output_dir))
     return trainer.state.log_history
 
 
 def main() -> None:
-    (arguments,) = parse_arguments(QuickstartArguments)
+    run(quickstart, QuickstartArguments)
+
+
+@one_at_a_time
+def quickstart(arguments: QuickstartArguments) -> None:
     # Trainer asks for some of it only when it is built.
     require_extra("train")
     set_seed(arguments.seed)
-    try:
-        output_dir, files = Path(arguments.output_dir), files_of([arguments])
-        check_output_dir(output_dir, resumes=False, overwrites=arguments.overwrite_output_dir, files=files)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    output_dir = Path(arguments.output_dir)
+    check_output_dir(output_dir, resumes=False, overwrites=arguments.overwrite_output_dir, files=files_of([arguments]))
     try:
         check_is_apart(arguments.output_dir, [arguments.dataset])
         dataset = load_images(arguments.dataset, arguments.seed)
@@ -289,23 +296,16 @@ def main() -> None:
             "image_classification/run_trainer.py, which does the same with all of them."
         )
     labels = dataset["train"].features["label"].names
-    try:
-        model, processor = create_model(arguments, labels)
-        output_dir.mkdir(parents=True, exist_ok=True)
-        run = begin_run(
-            None, [arguments], labels=labels, splits=dict(dataset), model=model, processor=processor, num_processes=1
-        )
-    except (OSError, ValueError, MissingExtraError) as error:
-        sys.exit(f"error: {error}")
+    model, processor = create_model(arguments, labels)
+    training_run = begin_run(
+        None, [arguments], labels=labels, splits=dict(dataset), model=model, processor=processor, num_processes=1
+    )
 
     print(
         f"Fine-tuning {sum(parameter.numel() for parameter in model.parameters()):,} parameters on "
         f"{len(dataset['train']):,} images of {len(labels)} labels, holding out {len(dataset['test']):,}."
     )
-    try:
-        history = fine_tune(arguments, model, processor, dataset, run)
-    except ImageError as error:
-        sys.exit(str(error))
+    history = fine_tune(arguments, model, processor, dataset, training_run)
 
     # From here on only what was saved is used.
     classifier = pipeline(

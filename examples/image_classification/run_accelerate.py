@@ -23,6 +23,7 @@ import itertools
 import json
 import logging
 import math
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ from hf_twins._utils.command_line import run
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, set_seed
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import SchedulerType
@@ -159,7 +160,10 @@ def train(
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         mixed_precision=args.mixed_precision,
         log_with=None if args.report_to == "none" else args.report_to,
-        project_dir=output_dir,
+        # A folder for each run, as the Trainer has it.
+        project_config=ProjectConfiguration(
+            str(output_dir), str(output_dir / "runs" / time.strftime("%Y-%m-%d_%H-%M-%S"))
+        ),
         # Without an accelerator, the processes that torchrun starts are told that they are to be CPUs.
         cpu=not torch.accelerator.is_available(),
     )
@@ -305,11 +309,14 @@ def train(
                 average.update(raw_model)
             if step % finite_check.INTERVAL == 0:
                 finite_check.check(raw_model, step)
-            if checkpoint_every is not None and step % checkpoint_every == 0:
+            # Where training ends within an epoch, before it counts as whole: a run of more steps is to go on within it.
+            ends_within_epoch = step == num_steps and batches_done < len(train_loader)
+            if ends_within_epoch if checkpoint_every is None else step % checkpoint_every == 0:
                 save_checkpoint()
         finite_check.check(raw_model, step)
         steps_in_epoch = math.ceil(batches_done / args.gradient_accumulation_steps)
         loss_of_all: Any = accelerator.reduce(loss_sum / steps_in_epoch, "mean")
+        is_whole = batches_done >= len(train_loader)
         epoch += 1
         batches_done = 0
         loss_sum.zero_()
@@ -323,8 +330,10 @@ def train(
         history.append(entry)
         accelerator.log({name: value for name, value in entry.items() if name != "step"}, step=step)
         progress.set_postfix(accuracy=f"{metrics['eval_accuracy']:.3f}")
-        # A run that was stopped early is to know that when it is resumed.
-        if checkpoint_every is None or has_stopped_improving(accuracies(history), recipe.early_stopping_patience):
+        # A run that was stopped early is to know that when it is resumed. Of a part of an epoch, what is saved has no evaluation.
+        if is_whole and (
+            checkpoint_every is None or has_stopped_improving(accuracies(history), recipe.early_stopping_patience)
+        ):
             save_checkpoint()
 
     # What comes of it.

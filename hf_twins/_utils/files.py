@@ -270,7 +270,7 @@ def exclusive_folder(folder: Path) -> Iterator[None]:
         ValueError: if another run writes to it, or it cannot be a folder.
     """
     check_can_be_folder(folder)
-    is_new = not folder.exists()
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with locked(folder) as is_mine:
@@ -279,10 +279,10 @@ def exclusive_folder(folder: Path) -> Iterator[None]:
             remove_left(folder)
             yield
     finally:
-        if is_new:
-            # Of a run that was refused before it wrote anything: only an empty folder is removed.
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        # Of a run that was refused before it wrote anything: only empty folders are removed.
+        with contextlib.suppress(OSError):
+            for each in new:
+                each.rmdir()
 
 
 # Descriptors that are open as long as their files are locked.

@@ -255,7 +255,7 @@ class RecipeTrainer(Trainer):
         self.add_callback(StopIfNotFinite(self.finite_check))
         if recipe.early_stopping_patience > 0:
             self.add_callback(EarlyStopping(recipe.early_stopping_patience))
-        elif not self.args.load_best_model_at_end:
+        elif not self.args.load_best_model_at_end and self.args.save_strategy != SaveStrategy.BEST:
             self.add_callback(NoLastEvaluation())
         # The last one: whatever others save is part of the checkpoint.
         self.add_callback(FinishedCheckpoints(run, self.args.save_total_limit))
@@ -339,15 +339,70 @@ class RecipeTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self.sampler
 
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        drop_last, is_training = self.args.dataloader_drop_last, kwargs.get("is_training", False)
+        # Each image is evaluated.
+        self.args.dataloader_drop_last = drop_last and is_training
+        try:
+            loader = super()._get_dataloader(*args, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+        if is_training and drop_last and len(loader) == 0:
+            raise ValueError(
+                f"--dataloader_drop_last leaves no batch of {len(self.sampler)} training images: give a smaller "
+                f"--per_device_train_batch_size than {self.args.per_device_train_batch_size}, or --dataloader_drop_last false."
+            )
+        return loader
+
+
+# Options of the Trainer's that must be off beside a recipe, and why: they would have no effect, or end a run after training.
+OFF = {
+    "label_smoothing_factor": "it is the Trainer's own loss, the recipe's is --label_smoothing",
+    "data_seed": "the order of the examples follows --seed",
+    "remove_unused_columns": "images are prepared from all columns",
+    "label_names": "the labels of each task have one name",
+    "prediction_loss_only": "results are measured by predictions",
+    "batch_eval_metrics": "results are measured over all images at once",
+    "include_for_metrics": "results are measured by predictions and labels alone",
+    "bf16_full_eval": "the model that was evaluated is saved, in the precision it was trained in",
+    "fp16_full_eval": "the model that was evaluated is saved, in the precision it was trained in",
+    "use_liger_kernel": "there are no Liger kernels for Twins",
+    "neftune_noise_alpha": "it is noise on the embeddings of words",
+    "use_cache": "Twins has no cache",
+    "optim_target_modules": "the optimizers that take it group the parameters themselves",
+    "do_predict": "the only images beside those of training are those of the evaluation",
+}
+
 
 def refuse_options(args: TrainingArguments, recipe: RecipeArguments) -> None:
     """Say which options of the Trainer's have no effect beside a recipe, instead of letting them have none."""
-    if args.label_smoothing_factor != 0:
-        raise ValueError("--label_smoothing_factor is the Trainer's own loss: the recipe's is --label_smoothing.")
+    for name, reason in OFF.items():
+        value = getattr(args, name, None)
+        # 0 is a data seed.
+        if value or (name == "data_seed" and value is not None):
+            raise ValueError(f"--{name} must be left out: {reason}; got {value}.")
+    if not args.eval_do_concat_batches:
+        raise ValueError("--eval_do_concat_batches must be true: results are measured over all images at once.")
     if args.train_sampling_strategy != "random":
         raise ValueError(
             "--train_sampling_strategy must be random: the order of the examples is the recipe's, so that training can "
             f"be resumed; got {args.train_sampling_strategy}."
+        )
+    if args.auto_find_batch_size:
+        of_batches = [name for name in ("scale_learning_rate", "decay_epochs") if getattr(recipe, name, None)]
+        if of_batches:
+            raise ValueError(
+                f"--auto_find_batch_size and --{of_batches[0]} contradict each other: the learning rate would stay that of the "
+                "batches that were tried first; give --per_device_train_batch_size instead."
+            )
+    if (
+        args.load_best_model_at_end
+        and (args.eval_strategy, args.save_strategy) == (IntervalStrategy.STEPS, SaveStrategy.STEPS)
+        and args.eval_steps != args.save_steps
+    ):
+        raise ValueError(
+            f"--load_best_model_at_end needs a checkpoint of each evaluation: --save_steps must be --eval_steps, got {args.save_steps} "
+            f"and {args.eval_steps}."
         )
     if args.push_to_hub and args.hub_strategy != "end":
         raise ValueError(

@@ -449,6 +449,23 @@ def test_tracker_is_told(tracker, script, digits, start, tmp_path, monkeypatch):
     assert any(file.stat().st_size > 0 for file in written)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_runs_in_one_folder_have_tracks_of_their_own(script, digits, start, tmp_path):
+    arguments = plain_options(digits, start, tmp_path / "run")
+    for _ in range(2):
+        quietly(
+            script, [*arguments, "--report_to", "tensorboard", "--max_steps", "1", "--overwrite_output_dir", "true"]
+        )
+        # Accelerate's own state belongs to one run.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+    runs = sorted((tmp_path / "run" / "runs").iterdir())
+    assert len(runs) == 2
+    assert all(list(run.rglob("*tfevents*")) for run in runs)
+
+
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_training_that_gets_no_better_stops(script, digits, start, tmp_path):

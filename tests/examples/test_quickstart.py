@@ -27,6 +27,7 @@ from sklearn.datasets import load_digits
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from hf_twins import TwinsForImageClassification
+from hf_twins._utils.files import exclusive_folder
 from hf_twins.training.runs import Run
 
 
@@ -96,6 +97,28 @@ def test_quickstart_replaces_another_run_only_if_told(quickstart, tmp_path, imag
         SystemExit, match=r"^error: first has the files of a run: replace it by --overwrite_output_dir, or"
     ):
         quickstart("--dataset", str(image_folder), "--output-dir", "first")
+
+
+def test_quickstart_saves_no_model_that_is_not_finite(quickstart, image_folder):
+    with pytest.raises(
+        SystemExit, match=r"^error: The model was not saved, because its loss .* is nan: try a lower --lea"
+    ):
+        quickstart("--dataset", str(image_folder), "--epochs", "3", "--learning_rate", "1e30", "--output_dir", "nan")
+    assert [path.name for path in Path("nan").iterdir()] == ["run.json"]
+
+
+def test_quickstart_is_alone_in_its_folder(quickstart, tmp_path, image_folder):
+    with (
+        exclusive_folder(tmp_path / "used"),
+        pytest.raises(SystemExit, match=r"^error: Another run writes to used: wait"),
+    ):
+        quickstart("--dataset", str(image_folder), "--output_dir", "used")
+    (tmp_path / "file").touch()
+    for output in ("file", "file/new"):
+        with pytest.raises(
+            SystemExit, match=f"^error: {output} must be a folder, and a file is in its place: give ano"
+        ):
+            quickstart("--dataset", str(image_folder), "--output_dir", output)
 
 
 def test_quickstart_builds_a_published_variant(quickstart, image_folder):

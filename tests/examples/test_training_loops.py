@@ -279,6 +279,33 @@ def test_training_that_is_over_is_not_resumed(
     assert resumed(script, arguments + more, tmp_path)["steps"] == more_steps
 
 
+@pytest.mark.usefixtures("one_process", "no_reports")
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(
+    ("fewer", "more"),
+    [
+        ("--max_steps 2", "--max_steps 7"),
+        pytest.param("--num_train_epochs 1.5", "--num_train_epochs 3", marks=pytest.mark.slow),
+    ],
+)
+def test_training_that_ended_within_an_epoch_goes_on_within_it(fewer, more, script, few, start, tmp_path):
+    extra = f"--config_name {start} --lr_scheduler_type constant --ema_decay 0.5"
+    often = [] if script == "accelerate" else ["--save_strategy", "epoch"]
+    whole, grown = (
+        [*words(script, few, tmp_path / name, extra), *often] + ["--checkpointing_steps", "epoch"] * (not often)
+        for name in ("whole", "grown")
+    )
+    SCRIPTS[script].main([*whole, *more.split()])
+    SCRIPTS[script].main([*grown, *fewer.split()])
+    # Again without another step: evaluated, and not counted as a whole epoch.
+    once = resumed(script, [*grown, *fewer.split()], tmp_path / "grown")
+    assert once["steps"] == (2 if "max_steps" in fewer else 9)
+    resumed(script, [*grown, *more.split()], tmp_path / "grown")
+    expected = load_file(tmp_path / "whole" / "model.safetensors")
+    for name, weight in load_file(tmp_path / "grown" / "model.safetensors").items():
+        assert torch.equal(weight, expected[name]), name
+
+
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_loss_that_is_not_finite_ends_training_and_is_not_saved(script, few, start, tmp_path):

@@ -11,16 +11,119 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Resuming with the Trainer: which checkpoint is the best one so far."""
+"""The Trainer of recipes evaluates all images, and refuses what would have no effect or end a run after its training."""
 
 import shutil
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
+
+from hf_twins._utils.command_line import parse_arguments
 
 import pytest
-from transformers import TrainerState
+import torch
+from torch import nn
+from transformers import TrainerState, TrainingArguments
 
+from hf_twins.training.object_detection.arguments import DetectionRecipe
 from hf_twins.training.runs import Run
-from hf_twins.training.trainer import best_checkpoint
+from hf_twins.training.trainer import (
+    OFF,
+    TRAINER_DEFAULTS,
+    EpochSampler,
+    NoLastEvaluation,
+    RecipeArguments,
+    RecipeTrainer,
+    best_checkpoint,
+    refuse_options,
+)
+
+
+def trainer_arguments(output_dir: Path, options: str = "") -> TrainingArguments:
+    words = ["--output_dir", str(output_dir), "--use_cpu", "true", *options.split()]
+    (args,) = parse_arguments(TrainingArguments, defaults=TRAINER_DEFAULTS, arguments=words)
+    return args
+
+
+@pytest.fixture
+def trainer(tmp_path) -> Any:
+    """A trainer of ten examples, five of which are evaluated, with the options that are given."""
+
+    def create(options: str) -> RecipeTrainer:
+        examples = [{"pixel_values": torch.zeros(1)}] * 10
+        return RecipeTrainer(
+            nn.Linear(1, 1),
+            trainer_arguments(tmp_path, options),
+            train_dataset=examples,
+            eval_dataset=examples[:5],
+            recipe=RecipeArguments(),
+            sampler=EpochSampler(10, 0),
+            run=Run(tmp_path, {}),
+        )
+
+    return create
+
+
+@pytest.mark.parametrize("name", OFF)
+def test_option_that_has_no_effect_is_refused(name, tmp_path):
+    """And before the training where it would end the run after it."""
+    args = trainer_arguments(tmp_path)
+    refuse_options(args, RecipeArguments())
+    kind = {each.name: each for each in fields(TrainingArguments)}[name]
+    setattr(args, name, ["x"] if "list" in str(kind.type) else 0.5 if "float" in str(kind.type) else True)
+    with pytest.raises(ValueError, match=f"^--{name} must be left out: .*; got "):
+        refuse_options(args, RecipeArguments())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--data_seed 0", "--data_seed must be left out: the order of the examples follows --seed; got 0."),
+        ("--eval_do_concat_batches false", "--eval_do_concat_batches must be true: results are measured over all"),
+        ("--auto_find_batch_size", "--auto_find_batch_size and --scale_learning_rate contradict each other"),
+        (
+            "--load_best_model_at_end --eval_strategy steps --save_strategy steps --eval_steps 1 --save_steps 2",
+            "--load_best_model_at_end needs a checkpoint of each evaluation: --save_steps must be --eval_steps, got 2 and 1.",
+        ),
+    ],
+)
+def test_options_that_contradict_others_are_refused(options, message, tmp_path):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        refuse_options(trainer_arguments(tmp_path, options), RecipeArguments(scale_learning_rate=True))
+
+
+def test_batch_size_that_is_found_goes_with_recipes_that_do_not_follow_it(tmp_path):
+    args = trainer_arguments(tmp_path, "--auto_find_batch_size")
+    refuse_options(args, RecipeArguments())
+    refuse_options(args, DetectionRecipe(decay_epochs=[]))
+    with pytest.raises(ValueError, match=r"^--auto_find_batch_size and --decay_epochs contradict each other"):
+        refuse_options(args, DetectionRecipe(decay_epochs=[8, 11]))
+
+
+def test_last_batch_is_dropped_in_training_alone(trainer):
+    sizes = "--per_device_train_batch_size 4 --per_device_eval_batch_size 4 --dataloader_drop_last true"
+    created = trainer(sizes)
+    assert len(created.get_train_dataloader()) == 2
+    for loader in (created.get_eval_dataloader(), created.get_test_dataloader(created.eval_dataset)):
+        assert [len(batch["pixel_values"]) for batch in loader] == [4, 1]
+    assert created.args.dataloader_drop_last
+
+
+def test_batch_that_is_dropped_and_the_only_one_is_named(trainer):
+    with pytest.raises(
+        ValueError, match=r"^--dataloader_drop_last leaves no batch of 10 training images: give a small"
+    ):
+        trainer("--per_device_train_batch_size 11 --dataloader_drop_last true").get_train_dataloader()
+    assert len(trainer("--per_device_train_batch_size 11").get_train_dataloader()) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "leaves_out"),
+    [("", True), ("--load_best_model_at_end true", False), ("--save_strategy best", False)],
+)
+def test_last_evaluation_is_left_out_where_no_checkpoint_depends_on_it(trainer, options, leaves_out):
+    created = trainer(f"{options} --metric_for_best_model accuracy")
+    assert any(isinstance(each, NoLastEvaluation) for each in created.callback_handler.callbacks) is leaves_out
 
 
 IDENTITY = {"options": {"seed": 1, "num_train_epochs": 2}, "labels": [], "data": {}, "model": "", "num_processes": 1}
