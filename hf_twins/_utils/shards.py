@@ -83,7 +83,9 @@ def tar_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     stream: Any = archive.fileobj
     stream.seek(archive.offset)
     if stream.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-        raise tarfile.ReadError(f"it is cut or damaged at byte {archive.offset}, after {len(archive.getmembers())} members")
+        raise tarfile.ReadError(
+            f"it is cut or damaged at byte {archive.offset}, after {len(archive.getmembers())} members"
+        )
 
 
 def check_tar(file: str | Path) -> None:
