@@ -59,7 +59,7 @@ from hf_twins._utils.shards import (
 )
 from hf_twins.training.data import check_is_no_image_folder, only_column
 from hf_twins.training.image_classification.arguments import TrainedModelArguments
-from hf_twins.training.image_classification.data import Preparation, evaluation_transform, stacked
+from hf_twins.training.image_classification.data import Preparation, check_preparation, evaluation_transform, stacked
 from hf_twins.training.image_classification.models import load_trained
 from hf_twins.training.trainer import one_at_a_time
 
@@ -112,6 +112,7 @@ def predict(model_arguments: TrainedModelArguments, args: PredictionArguments) -
     model, processor = load_trained(model_arguments)
     model.to(accelerator.device)
     preparation = Preparation(evaluation_transform(processor), model.config.num_channels)
+    check_preparation(preparation)
 
     def prepare(image: PIL.Image.Image) -> torch.Tensor:
         return preparation({"image": image, "label": -1})["pixel_values"]
@@ -182,6 +183,8 @@ def load_shards(args: PredictionArguments) -> list[Shard]:
     column = args.image_column_name or only_column(split.features, "image", (Image,))
     if column not in split.features:
         raise ValueError(f"--image_column_name must be one of {', '.join(split.features)}, got {column}.")
+    if len(split) == 0:
+        raise ValueError(f"The split {args.split} of {args.dataset_name} has no rows.")
     split = split.select_columns([column]).cast_column(column, Image(decode=False))
     starts = range(0, len(split), args.shard_size)
     return [DatasetShard(split, range(start, min(start + args.shard_size, len(split))), column) for start in starts]
@@ -197,7 +200,7 @@ def find_pending(shards: list[Shard], files: list[Path]) -> list[int]:
     for index, (shard, file) in enumerate(zip(shards, files)):
         if not is_finished(file):
             pending.append(index)
-        elif pq.read_schema(file).metadata[IMAGES].decode() != shard.fingerprint():
+        elif (pq.read_schema(file).metadata or {}).get(IMAGES, b"").decode() != shard.fingerprint():
             raise ValueError(
                 f"{file} has the predictions of images in {shard.name} that have changed since: remove it to have them predicted "
                 "again, or give another --output_dir."

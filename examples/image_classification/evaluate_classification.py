@@ -22,6 +22,7 @@ same model and images again, and refuses those of others (`settings.json`).
 """
 
 import hashlib
+import json
 import re
 import time
 from collections import defaultdict
@@ -108,6 +109,8 @@ def evaluate(
         settings = {
             "model": model_fingerprint(model, processor),
             "images": dataset_fingerprint(images),
+            # Names that a file gives are no part of the data.
+            "labels": hashlib.sha256(json.dumps(images.features["label"].names).encode()).hexdigest(),
             "mixed_precision": accelerator.mixed_precision,
         }
         record_settings(Path(args.output_dir), settings, outputs="all_results.json")

@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 from hf_twins._utils.files import exclusive_folder, write_atomically, write_json
 from hf_twins._utils.fingerprints import files_fingerprint, model_fingerprint
-from hf_twins._utils.image_folders import find_images
+from hf_twins._utils.image_folders import find_images, listed
 from hf_twins._utils.images import ImageError, log_applied_rules, read_image
 from hf_twins._utils.labels import label_names
 from hf_twins._utils.run_settings import record_settings
@@ -69,6 +69,7 @@ def predict(options: PredictionArguments) -> None:
         raise ValueError(f"--threshold must be in [0, 1), got {options.threshold}.")
     output_dir = Path(options.output_dir)
     files = find_images(Path(options.images), output_dir)
+    check_names(files)
     detector = load_detector(options.model_name_or_path)
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     detector.model.to(options.device or accelerator)
@@ -106,6 +107,13 @@ def detect_in_files(detector: Detector, files: list[Path], threshold: float, out
 def drawn_name(file: Path) -> str:
     """Name of the drawing, a different one for images that differ in their extension alone."""
     return file.name if file.suffix == ".png" else f"{file.name}.png"
+
+
+def check_names(files: list[Path]) -> None:
+    """Raise a ValueError if two images would be drawn into one file, as `x.jpg` and `x.jpg.png` would."""
+    repeated = [name for name, count in Counter(map(drawn_name, files)).items() if count > 1]
+    if repeated:
+        raise ValueError(f"Two images would be drawn into one file: rename one for each of {listed(repeated)}.")
 
 
 def detect_and_draw(detector: Detector, image: PIL.Image.Image, threshold: float, path: Path) -> list[dict[str, Any]]:

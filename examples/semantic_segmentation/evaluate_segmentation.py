@@ -19,6 +19,7 @@ r"""Measure a segmentation model: mIoU, IoU of each class, accuracy; beside what
 `--scales 0.5 0.75 1.0 1.25 1.5 1.75 --flip true` measures as the published multi-scale results were.
 """
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from hf_twins._utils.devices import default_device
 from hf_twins._utils.files import check_is_apart, write_json
 from hf_twins._utils.fingerprints import dataset_fingerprint, model_fingerprint
 from hf_twins._utils.labels import label_names
+from hf_twins._utils.run_settings import describe_differences
 from hf_twins.training.orientation import EXIF_HELP, ExifOption
 from hf_twins.training.semantic_segmentation.data import (
     IGNORE_INDEX,
@@ -64,6 +66,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
 def evaluate(options: EvaluationArguments, how: InferenceArguments) -> dict[str, float]:
     """Measure, print, and return `segmentation_metrics`."""
+    if options.max_eval_samples is not None and options.max_eval_samples < 1:
+        raise ValueError(f"--max_eval_samples must be at least 1, got {options.max_eval_samples}.")
     if options.output_file is not None:
         folder, option = Path(options.output_file).parent, "The folder of --output_file"
         check_is_apart(
@@ -86,6 +90,15 @@ def evaluate(options: EvaluationArguments, how: InferenceArguments) -> dict[str,
     checked, used = checked_pairs({"validation": pairs}, processor.do_reduce_labels, names, options.exif)
     warn_of_unused_classes(used, names)
     pairs = checked["validation"]
+    identity: dict[str, Any] = {}
+    if options.output_file is not None:
+        identity = {
+            # No paths: what was measured is known by what is in it.
+            "model": model_fingerprint(model, processor),
+            "data": dataset_fingerprint(pairs.split),
+            "settings": {"do_reduce_labels": processor.do_reduce_labels, "exif": options.exif, **vars(how)},
+        }
+        check_replaceable(Path(options.output_file), identity)
     matrix = evaluate_pairs(model, processor, pairs, how)
     classes, metrics = per_class(matrix, names), segmentation_metrics(matrix)
     width = max(map(len, names))
@@ -108,13 +121,23 @@ def evaluate(options: EvaluationArguments, how: InferenceArguments) -> dict[str,
             "published_mean_iou": published[0] / 100 if published is not None else None,
             "images": len(pairs),
             "per_class": classes,
-            # No paths: what was measured is known by what is in it.
-            "model": model_fingerprint(model, processor),
-            "data": dataset_fingerprint(pairs.split),
-            "settings": {"do_reduce_labels": processor.do_reduce_labels, "exif": options.exif, **vars(how)},
+            **identity,
         }
         write_json(Path(options.output_file), results)
     return metrics
+
+
+def check_replaceable(file: Path, identity: dict[str, Any]) -> None:
+    """Raise a ValueError if there is a file that has no results, or those of another model, other data or settings."""
+    if not file.exists():
+        return
+    try:
+        recorded = json.loads(file.read_bytes())
+        differing = describe_differences({name: recorded[name] for name in identity}, identity)
+    except (IsADirectoryError, ValueError, KeyError, TypeError):
+        raise ValueError(f"--output_file {file} exists and has no results of this script: give another.") from None
+    if differing:
+        raise ValueError(f"--output_file {file} has the results of a run with {'; '.join(differing)}: give another.")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ calls `train` with one instance of each dataclass. `--help` shows the docstring 
 dataclass under their own heading. Every option is accepted with hyphens, too (`--output-dir`). A dataclass can say that one
 of several options is required, by an attribute `one_of: ClassVar = (("train_dir", "dataset_name"),)`.
 
-A recipe is a TOML file with values of options. `--recipe` takes the name of one in the folder `recipes`, or a path.
+A recipe is a TOML file with values of options, but those of `OPTIONS_OF_A_RUN`. `--recipe` takes the name of one in the folder `recipes`, or a path.
 Options of the command line have precedence over the recipe, and the recipe over `defaults`.
 
 The environment variable `HF_TWINS_MAX_STEPS` limits the number of training steps of every script that has `--max_steps`.
@@ -52,6 +52,17 @@ sys.excepthook = exit_with_sentence_if_extra_is_missing
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
+# Options that say what one run reads, writes and publishes, and not how it trains; so do all that begin with `hub_`.
+OPTIONS_OF_A_RUN = {
+    "output_dir",
+    "overwrite_output_dir",
+    "push_to_hub",
+    "resume_from_checkpoint",
+    "train_annotations",
+    "train_dir",
+    "validation_annotations",
+    "validation_dir",
+}
 MAX_STEPS_VARIABLE = "HF_TWINS_MAX_STEPS"
 
 
@@ -275,6 +286,8 @@ def _read_recipe(parser: _DataclassParser, file: Path) -> dict[str, Any]:
     for name, value in values.items():
         if name not in options:
             parser.error(f"{file}: {name} is not an option{_suggestion(name, options)}")
+        if name in OPTIONS_OF_A_RUN or name.startswith("hub_"):
+            parser.error(f"{file}: {name} is no part of a recipe, but of one run: give --{name} on the command line")
         if not _is_value_of(options[name], value):
             expected = getattr(options[name], "__name__", None) if isinstance(options[name], type) else options[name]
             parser.error(f"{file}: {name} must be {expected}, got {value!r}")

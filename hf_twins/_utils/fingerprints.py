@@ -138,8 +138,10 @@ def comparable(value: Any) -> Any:
 def dataset_fingerprint(split: Any) -> str:
     """What tells a split that `datasets` has loaded from others.
 
-    Of a data set on the Hub: its name, commit, configuration and split. Of other data: names and content of images, by size and
-    their first and last 64 KiB, and all else. Of a stream: its files.
+    Of a data set on the Hub: its name, commit, configuration and split, the first row, and the values of columns of numbers and
+    texts, because a column may have been renamed. Of other data: names and content of images, by size and
+    their first and last 64 KiB, and all else. Of a stream: its files, and which
+    columns are renamed.
 
     Args:
         split: `Dataset` or `IterableDataset`.
@@ -157,7 +159,7 @@ def dataset_fingerprint(split: Any) -> str:
     elif cached := hub_files(split):
         # Rows that were chosen or shuffled are numbers of those in the files.
         chosen = [] if split._indices is None else split._indices.column(0).to_pylist()
-        parts = [cached, len(split), chosen]
+        parts = itertools.chain([cached, len(split), chosen], column_values(split))
     else:
         parts = (row for batch in split.with_format("arrow").iter(256) for row in batch.to_pylist())
     for part in parts:
@@ -174,8 +176,26 @@ def hub_files(split: Any) -> list[str]:
     return ["/".join(file.parts[-5:]) for file in files] if all(COMMIT.fullmatch(f.parent.name) for f in files) else []
 
 
+def column_values(split: Any) -> Iterator[Any]:
+    """The first row of a split, which tells columns of images apart, and all values of those of numbers and texts."""
+    from pyarrow import types
+
+    rows = split.with_format("arrow")
+    yield rows[:1].to_pylist()
+    small = [
+        field.name
+        for field in rows.features.arrow_schema
+        if types.is_primitive(field.type) or types.is_string(field.type) or types.is_large_string(field.type)
+    ]
+    if small:
+        yield from (batch.to_pydict() for batch in rows.select_columns(small).iter(10_000))
+
+
 def stream_parts(examples: Any) -> Iterator[Any]:
-    """What the shards of a stream are read from: files, or the arguments of a generator."""
+    """What the shards of a stream are read from, files or the arguments of a generator, and which columns are renamed."""
+    renamed = getattr(getattr(examples, "function", None), "keywords", {}).get("column_mapping")
+    if renamed is not None:
+        yield renamed
     inner = getattr(examples, "ex_iterables", None) or [getattr(examples, "ex_iterable", None)]
     if hasattr(examples, "kwargs"):
         yield examples.kwargs

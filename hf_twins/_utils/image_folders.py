@@ -401,6 +401,20 @@ def data_files(folder: str | Path) -> list[Path]:
     return []
 
 
+def warn_of_others(folder: str | Path, files: Sequence[str | Path]) -> None:
+    """Say which images, archives and folders lie beside the .parquet or .tar files of a folder, which alone are read."""
+    listing = list_folder(folder, recursive=False)
+    known = {Path(file).name for file in files}
+    archives = [
+        name for name in listing.left_out.get(OTHER, []) if name.lower().endswith(".tar") and name not in known
+    ]
+    beside = [*listing.left_out.get(NOT_SEARCHED, []), *archives, *listing.files]
+    if beside:
+        logger.warning(
+            f"The {Path(files[0]).suffix} files of {folder} are read, and not what is beside them: {listed(beside)}."
+        )
+
+
 def split_files(files: list[Path]) -> dict[str, list[Path]]:
     """The files of each split, by the words in their names; of the split "all" if no name says one.
 

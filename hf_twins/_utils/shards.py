@@ -35,7 +35,7 @@ import torch
 
 from .files import ReadError, check_is_apart, is_read_error, read_again, write_atomically
 from .fingerprints import dataset_fingerprint, file_digest, files_fingerprint
-from .image_folders import Listing, list_folder
+from .image_folders import Listing, data_files, list_folder, warn_of_others
 from .images import ImageError, decoding_fault, image_source, is_image_file, open_image
 
 
@@ -56,6 +56,47 @@ def opened_parquet(file: str) -> Iterator[pyarrow.parquet.ParquetFile]:
         if is_read_error(error):
             raise
         raise ShardError(f"{file} is broken: {error}") from error
+
+
+@contextlib.contextmanager
+def opened_tar(file: str) -> Iterator[tarfile.TarFile]:
+    """A .tar file; a ShardError names one that is broken."""
+    try:
+        with tarfile.open(file) as archive:
+            yield archive
+    # Of a broken archive, those of its compression too.
+    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        if is_read_error(error):
+            raise
+        # tarfile names each compression that it has tried in a line.
+        raise ShardError(f"{file} is broken: {' '.join(str(error).split())}") from error
+
+
+def tar_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members of a .tar file.
+
+    Raises:
+        tarfile.ReadError: after the last one, if the archive does not end there.
+    """
+    yield from archive
+    # `tarfile` takes a damaged header, and the end of a file that was cut, for the end of the archive, which is a block of zeros.
+    stream: Any = archive.fileobj
+    stream.seek(archive.offset)
+    if stream.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(
+            f"it is cut or damaged at byte {archive.offset}, after {len(archive.getmembers())} members"
+        )
+
+
+def check_tar(file: str | Path) -> None:
+    """Raise a ShardError if a .tar file cannot be read from its first member to its last."""
+
+    def read() -> None:
+        with opened_tar(str(file)) as archive:
+            for _ in tar_members(archive):
+                pass
+
+    read_again(read, file)
 
 
 @dataclass(frozen=True)
@@ -100,17 +141,11 @@ class TarShard:
         return files_fingerprint(Path(self.file).parent, [Path(self.file).name])
 
     def images(self, start: int, step: int) -> Iterator[tuple[str, dict[str, Any]]]:
-        try:
-            with tarfile.open(self.file) as archive:
-                members = (member for member in archive if member.isfile() and is_image_file(member.name))
-                for member in islice(members, start, None, step):
-                    content: Any = archive.extractfile(member)
-                    yield f"{Path(self.file).name}/{member.name}", {"path": member.name, "bytes": content.read()}
-        # Of a broken archive, those of its compression too.
-        except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-            if is_read_error(error):
-                raise
-            raise ShardError(f"{self.file} is broken: {error}") from error
+        with opened_tar(self.file) as archive:
+            members = (member for member in tar_members(archive) if member.isfile() and is_image_file(member.name))
+            for member in islice(members, start, None, step):
+                content: Any = archive.extractfile(member)
+                yield f"{Path(self.file).name}/{member.name}", {"path": member.name, "bytes": content.read()}
 
 
 @dataclass(frozen=True)
@@ -188,14 +223,16 @@ def find_shards(
     """
     if not Path(folder).is_dir():
         raise ValueError(f"--input_dir must be a folder of images, of .parquet or of .tar files, got {folder}.")
-    parquet_files = sorted(str(file) for file in Path(folder).glob("*.parquet"))
-    if parquet_files:
-        check_output(output_dir, parquet_files)
-        return [shard for file in parquet_files for shard in parquet_shards(file, shard_size, column)]
-    tar_files = sorted(str(file) for file in Path(folder).glob("*.tar"))
-    if tar_files:
-        check_output(output_dir, tar_files)
-        return [TarShard(file) for file in tar_files]
+    data = [str(file) for file in data_files(folder)]
+    if data:
+        check_output(output_dir, data)
+        warn_of_others(folder, data)
+        if data[0].lower().endswith(".tar"):
+            return [TarShard(file) for file in data]
+        shards = [shard for file in data for shard in parquet_shards(file, shard_size, column)]
+        if not shards:
+            raise ValueError(f"The .parquet files of {folder} have no rows.")
+        return list(shards)
     listing = list_folder(folder)
     check_output(output_dir, [listing])
     listing.warn()
@@ -260,7 +297,7 @@ def parquet_shards(file: str, shard_size: int, column: str | None) -> Iterator[P
     start = first_row = num_rows = 0
     for index, size in enumerate(sizes):
         num_rows += size
-        if num_rows >= shard_size or index == len(sizes) - 1:
+        if num_rows >= shard_size or (num_rows > 0 and index == len(sizes) - 1):
             yield ParquetShard(file, tuple(range(start, index + 1)), first_row, column)
             start, first_row, num_rows = index + 1, first_row + num_rows, 0
 

@@ -38,7 +38,7 @@ from testing_utils import fail_to_read
 
 from hf_twins import TwinsForImageClassification, TwinsImageProcessor
 from hf_twins._utils.files import exclusive_folder
-from hf_twins._utils.shards import FileShard, ShardImages
+from hf_twins._utils.shards import FileShard, ShardImages, write_output
 
 
 pytestmark = pytest.mark.usefixtures("one_process")
@@ -248,6 +248,15 @@ def test_images_that_changed_since_they_were_predicted_are_told(start, folder, t
         batch_predict.main(command(start, folder, output))
     (output / name).unlink()
     assert batch_predict.main(command(start, folder, output)) == {"images": 36, "errors": 1}
+
+
+def test_finished_file_that_says_nothing_of_its_images_is_named(folder, tmp_path):
+    file = tmp_path / "rows.parquet"
+    write_output(file, lambda partial: pyarrow.parquet.write_table(pyarrow.table({"path": ["3/003.png"]}), partial))
+    with pytest.raises(
+        ValueError, match=r"rows\.parquet has the predictions of images in \S+ that have changed since"
+    ):
+        batch_predict.find_pending([FileShard(str(folder), ("3/003.png",))], [file])
 
 
 def test_finished_file_with_a_damaged_byte_is_noticed_and_predicted_again(start, folder, tmp_path, caplog):

@@ -15,6 +15,7 @@
 
 import json
 
+import datasets
 import evaluate_classification
 import pytest
 import torch
@@ -83,6 +84,20 @@ def test_results_of_something_else_are_not_replaced(start, folder, tmp_path):
     with pytest.raises(SystemExit, match=r"results holds all_results\.json, but no settings\.json of the run"):
         run(start, folder, *output)
     assert (tmp_path / "results" / "all_results.json").read_bytes() == before
+
+
+def test_other_names_of_the_labels_are_other_results(start, tmp_path):
+    (tmp_path / "data").mkdir()
+    rows = {"image": [Image.new("RGB", (18, 18))] * 2, "label": [0, 1]}
+    datasets.Dataset.from_dict(
+        rows, features=datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    ).to_parquet(tmp_path / "data" / "a.parquet")
+    for name, lines in (("one", "3\n5\n"), ("two", "5\n3\n")):
+        (tmp_path / name).write_text(lines)
+    output = ["--output_dir", tmp_path / "results", "--class_names_file"]
+    run(start, tmp_path / "data", *output, tmp_path / "one")
+    with pytest.raises(SystemExit, match="results holds the files of a run with other labels: give another"):
+        run(start, tmp_path / "data", *output, tmp_path / "two")
 
 
 def test_labels_are_found_by_name_number_and_wordnet_id():

@@ -178,6 +178,15 @@ assert not [name for name in {EXTRAS} if sys.modules[name]]
     assert all(line.startswith("digit 0.") for line in found)
 
 
+def test_images_that_would_be_drawn_into_one_file_are_refused(tmp_path):
+    for name in ("x.jpg", "x.jpg.png", "y.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    arguments = ["--model_name_or_path", "x", "--images", str(tmp_path), "--output_dir", str(tmp_path / "found")]
+    with pytest.raises(SystemExit, match=r"drawn into one file: rename one for each of x\.jpg\.png\."):
+        predict_detection.main(arguments)
+    assert not (tmp_path / "found").exists()
+
+
 def test_predictions_of_something_else_are_not_mixed_in(tmp_path, monkeypatch):
     torch.manual_seed(0)
     model = randomize(TwinsForImageClassification(tiny_config()))

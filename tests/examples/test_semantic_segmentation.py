@@ -798,3 +798,17 @@ def test_evaluations_are_of_the_average_that_is_saved(scenes, starts, tmp_path, 
     # The last but one is the training's last, before the script's own.
     for name, weight in load_file(tmp_path / "run" / "model.safetensors").items():
         assert torch.equal(weight, evaluated[-2][name]), name
+
+
+def test_results_of_something_else_are_not_replaced(tmp_path):
+    file = tmp_path / "results.json"
+    identity = {"model": "a" * 64, "data": "b" * 64, "settings": {"flip": False, "scales": (1.0,)}}
+    evaluate_segmentation.check_replaceable(file, identity)
+    file.write_text(json.dumps({"metrics": {}, **identity}))
+    evaluate_segmentation.check_replaceable(file, identity)
+    with pytest.raises(ValueError, match=r"has the results of a run with another model; settings .*: give another"):
+        evaluate_segmentation.check_replaceable(file, identity | {"model": "c" * 64, "settings": {"flip": True}})
+    for content in ("notes", "[]", "{}"):
+        file.write_text(content)
+        with pytest.raises(ValueError, match=r"results\.json exists and has no results of this script: give another"):
+            evaluate_segmentation.check_replaceable(file, identity)

@@ -154,5 +154,18 @@ class ClassificationRecipe(RecipeArguments):
         metadata={"help": "Against rare labels: none, loss (weighs it), or sampling (draws them more often)."},
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("random_erasing", "horizontal_flip"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name} must be from 0 to 1, got {getattr(self, name)}.")
+        for name in ("color_jitter", "mixup_alpha", "cutmix_alpha"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"--{name} must be at least 0, got {getattr(self, name)}.")
+        if not 0 < self.min_crop_scale <= 1:
+            raise ValueError(f"--min_crop_scale must be above 0 and at most 1, got {self.min_crop_scale}.")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"--label_smoothing must be at least 0 and below 1, got {self.label_smoothing}.")
+
     def options_for_whole_weights(self) -> list[str]:
         return super().options_for_whole_weights() + (["--lora_rank"] if self.lora_rank > 0 else [])

@@ -420,9 +420,7 @@ def training_transform(arguments: ClassificationRecipe, processor: Any, num_chan
         v2.RandomHorizontalFlip(arguments.horizontal_flip),
     ]
     if arguments.rand_augment:
-        # One number is for all channels.
-        means = np.broadcast_to(0.5 if processor.image_mean is None else processor.image_mean, num_channels)
-        steps.append(RandAugment([min(255, round(255 * mean)) for mean in means.tolist()]))
+        steps.append(RandAugment(mean_color(processor, num_channels)))
     if arguments.color_jitter > 0:
         steps.append(v2.ColorJitter(*3 * [arguments.color_jitter]))
     steps.append(ProcessorPixels(processor))
@@ -435,6 +433,33 @@ def training_transform(arguments: ClassificationRecipe, processor: Any, num_chan
         # As timm does it for the authors: torchvision's own rectangles are slightly smaller.
         steps.append(v2.RandomErasing(arguments.random_erasing, (0.02, 1 / 3), (0.3, 1 / 0.3), value="random"))
     return v2.Compose([*steps, v2.ToPureTensor()])
+
+
+def mean_color(processor: Any, num_channels: int) -> list[int]:
+    """The value of each channel, from 0 to 255, of which an image processor makes its mean."""
+    if processor.image_mean is None:
+        return [128] * num_channels
+    factor = processor.rescale_factor if processor.do_rescale else 1
+    # One number is for all channels.
+    values = np.broadcast_to(np.asarray(processor.image_mean, dtype=float) / factor, num_channels)
+    return [round(value) for value in values.clip(0, 255).tolist()]
+
+
+def check_preparation(preparation: Preparation) -> None:
+    """Raise a ValueError if an image processor can prepare no image at all, as with a mean of other channels or a division by zero."""
+    gradient = PIL.Image.linear_gradient("L").convert("RGB")
+    try:
+        values = preparation({"image": gradient, "label": NO_LABEL})["pixel_values"]
+        is_image = bool(values.isfinite().all()) and len(values.unique()) > 1
+        fault = None if is_image else "all pixel values are the same, or some are no numbers"
+    # Whatever it raises, it would of every image.
+    except Exception as error:
+        fault = f"it raises {error!r}"
+    if fault is not None:
+        raise ValueError(
+            f"The image processor cannot prepare images ({fault}): look at its rescale_factor, image_mean and image_std, or give "
+            "another one, with --image_processor_name."
+        )
 
 
 def evaluation_transform(processor: Any) -> Any:

@@ -49,7 +49,9 @@ from hf_twins._utils.image_folders import (
     split_files,
     split_folders,
     visible_folders,
+    warn_of_others,
 )
+from hf_twins._utils.shards import check_tar
 
 
 logger = logging.getLogger(__name__)
@@ -94,6 +96,10 @@ class FolderPart:
             ValueError: if there are no images, or a table does not fit them.
         """
         if self.files:
+            for file in self.files:
+                # `datasets` takes the beginning of a broken one for all of it.
+                if file.suffix.lower() == ".tar":
+                    check_tar(file)
             builder = BUILDERS[self.files[0].suffix.lower()]
             # A name may have characters of a pattern.
             files = [glob.escape(str(file.absolute())) for file in self.files]
@@ -177,11 +183,7 @@ def folder_parts(folder: str) -> dict[str, FolderPart]:
     metadata = None if files else metadata_file(path)
     if files:
         parts = {name: FolderPart(path, tuple(part)) for name, part in split_files(files).items()}
-        beside = [other.name for other in [*visible_folders(path), *path.glob("*.tar")] if other not in files]
-        if beside:
-            logger.warning(
-                f"The {files[0].suffix} files of {folder} are read, and not what is beside them: {listed(beside)}."
-            )
+        warn_of_others(path, files)
         if "all" in parts and files[0].suffix.lower() == ".parquet":
             texts = [text for file in files for text in read_split_column(file)]
             parts = {split: FolderPart(path, tuple(files), split) for split in row_splits(texts, path)} or parts

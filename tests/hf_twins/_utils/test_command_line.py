@@ -84,17 +84,28 @@ def test_recipe_is_a_name_or_a_file_and_gives_way_to_the_command_line(recipes, t
 
 
 def test_recipe_can_give_what_is_required(recipes):
-    (recipes / "whole.toml").write_text('output_dir = "here"\ndataset_name = "there"\n')
-    data, loop = parse_arguments(
-        DataArguments, LoopArguments, recipes=recipes, arguments=["--recipe", "whole", "--max_steps", "1"]
+    @dataclass
+    class RequiredArguments:
+        batch_size: int = field(metadata={"help": "Images of a batch."})
+
+    (recipes / "whole.toml").write_text('batch_size = 2\ndataset_name = "there"\n')
+    data, _, required = parse_arguments(
+        *(DataArguments, LoopArguments, RequiredArguments),
+        recipes=recipes,
+        arguments=["--recipe", "whole", "--output_dir", "here"],
     )
-    assert (data.dataset_name, loop.output_dir) == ("there", "here")
+    assert (data.dataset_name, required.batch_size) == ("there", 2)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("learning_rat = 1", "learning_rat is not an option, did you mean learning_rate?"),
+        (
+            'output_dir = "here"',
+            "output_dir is no part of a recipe, but of one run: give --output_dir on the command line",
+        ),
+        ('train_dir = "here"', "train_dir is no part of a recipe"),
         ('recipe = "long"', "recipe is not an option"),
         ('max_steps = "3"', "max_steps must be int, got '3'"),
         ("max_steps = 3.5", "max_steps must be int, got 3.5"),

@@ -33,6 +33,7 @@ from hf_twins._utils.fingerprints import (
     files_fingerprint,
     model_fingerprint,
 )
+from hf_twins.training.data import renamed_columns
 
 
 NAMES = ["a/1.png", "b/2.png", os.fsdecode(b"b/\xff.png")]
@@ -218,6 +219,28 @@ def test_fingerprint_of_a_split_of_the_hub_is_of_its_commit(tmp_path):
     assert dataset_fingerprint(cached("two", "a" * 40)) == expected
     others = [cached("one", "b" * 40), cached("one", "a" * 40, "large"), first.select([2, 0]), first.select([0, 2])]
     assert len({expected, *map(dataset_fingerprint, others)}) == 5
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_fingerprint_tells_columns_apart_that_were_renamed(streaming, tmp_path):
+    rows = {"image": [{"bytes": b"1", "path": None}, {"bytes": b"2", "path": None}], "fine": [0, 1], "coarse": [0, 0]}
+    rows["crop"] = [{"bytes": b"3", "path": None}, {"bytes": b"2", "path": None}]
+    features = Features({"image": Image(), "fine": Value("int64"), "coarse": Value("int64"), "crop": Image()})
+    table = Dataset.from_dict(rows, features)
+    if streaming:
+        table.to_parquet(tmp_path / "rows.parquet")
+        files = {"train": str(tmp_path / "rows.parquet")}
+        split = load_dataset("parquet", data_files=files, split="train", streaming=True)
+    else:
+        table.save_to_disk(tmp_path / "saved")
+        folder = tmp_path / f"me___pets/default/0.0.0/{'a' * 40}"
+        folder.mkdir(parents=True)
+        shutil.copy(next((tmp_path / "saved").glob("*.arrow")), folder / "pets-train.arrow")
+        split = Dataset.from_file(str(folder / "pets-train.arrow"), split=NamedSplit("train"))
+    chosen = [("image", "fine"), ("image", "coarse"), ("crop", "fine"), ("image", "fine")]
+    digests = [dataset_fingerprint(renamed_columns(split, *columns)) for columns in chosen]
+    assert len(set(digests)) == 3
+    assert digests[0] == digests[-1]
 
 
 def test_fingerprint_of_a_stream_of_files_is_of_the_files(tmp_path):

@@ -14,6 +14,7 @@
 """Shards: read to their end or not at all, their images told from others, and their output files whole."""
 
 import errno
+import gzip
 import os
 import shutil
 import subprocess
@@ -36,6 +37,7 @@ from hf_twins._utils.shards import (
     ShardImages,
     TarShard,
     check_is_complete,
+    check_tar,
     find_shards,
     is_finished,
     shards_fingerprint,
@@ -189,3 +191,52 @@ def test_archive_that_is_broken_is_named(write, tmp_path):
         if write is write_table:
             with pytest.raises(ShardError, match=r"a\.parquet is broken: "):
                 find_shards(str(tmp_path), 2)
+
+
+def damaged_tars(archive: Path) -> dict[str, bytes]:
+    """What is left of a .tar file whose end, or whose third header, is lost."""
+    whole = archive.read_bytes()
+    with tarfile.open(archive) as opened:
+        start = opened.getmembers()[2].offset
+    flipped = bytearray(whole)
+    flipped[start + 148] ^= 0x41
+    return {"header": bytes(flipped), "between": whole[:start], "in header": whole[: start + 200]}
+
+
+@pytest.mark.parametrize("damage", ["header", "between", "in header"])
+@pytest.mark.parametrize("is_compressed", [False, True], ids=["plain", "gzip"])
+def test_tar_that_lost_members_is_broken(damage, is_compressed, tmp_path):
+    archive = write_tar(tmp_path)
+    content = damaged_tars(archive)[damage]
+    compress = gzip.compress if is_compressed else bytes
+    archive.write_bytes(compress(archive.read_bytes()))
+    check_tar(archive)
+    assert examples_of(TarShard(str(archive)))[-1] == {"count": 5}
+    archive.write_bytes(compress(content))
+    *rows, end = examples_of(TarShard(str(archive)))
+    assert [row["path"] for row in rows] == ["a.tar/0.png", "a.tar/1.png"]
+    assert str(end["failure"]).startswith(f"{archive} is broken: it is cut or damaged at byte ")
+    with pytest.raises(ShardError, match=r"a\.tar is broken: it is cut or damaged at byte \d+, after 2 members"):
+        check_tar(archive)
+
+
+def test_archives_are_found_in_any_case_and_what_is_beside_them_is_named(tmp_path, caplog):
+    write_tar(tmp_path).rename(tmp_path / "A.TAR")
+    (tmp_path / "._A.TAR").write_bytes(b"\0\5\x16\7")
+    Image.new("L", (8, 8)).save(tmp_path / "beside.png")
+    assert find_shards(str(tmp_path), 2) == [TarShard(str(tmp_path / "A.TAR"))]
+    assert f"The .TAR files of {tmp_path} are read, and not what is beside them: images, beside.png." in caplog.text
+
+
+def test_table_of_metadata_has_no_images(tmp_path):
+    folder = write_images(tmp_path / "images")
+    table = pyarrow.table({"file_name": NAMES, "label": [0] * len(NAMES)})
+    pyarrow.parquet.write_table(table, folder / "metadata.parquet")
+    assert find_shards(str(folder), 9) == [FileShard(str(folder), NAMES)]
+
+
+def test_tables_without_rows_are_named(tmp_path):
+    table = pyarrow.parquet.read_table(write_table(tmp_path))
+    pyarrow.parquet.write_table(table.slice(0, 0), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"The \.parquet files of .* have no rows"):
+        find_shards(str(tmp_path), 2)

@@ -23,7 +23,9 @@ from hf_twins import TwinsImageProcessor
 from hf_twins.training.image_classification.arguments import ClassificationRecipe
 from hf_twins.training.image_classification.data import (
     Preparation,
+    check_preparation,
     evaluation_transform,
+    mean_color,
     stacked,
     training_transform,
     without_corrupt_images,
@@ -135,6 +137,55 @@ NOT_TRAINABLE = {
 def test_processor_that_cannot_be_trained_with_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         training_transform(ClassificationRecipe(), TwinsImageProcessor(**fields))
+
+
+UNUSABLE = {
+    "factor": {"rescale_factor": 0.0},
+    "deviation": {"image_std": [0.0, 0.2, 0.2]},
+    "channels": {"image_mean": [0.5, 0.5]},
+}
+
+
+@pytest.mark.parametrize("fields", UNUSABLE.values(), ids=UNUSABLE)
+def test_processor_that_can_prepare_no_image_is_refused(fields):
+    for num_channels in (1, 3):
+        processor = adapt_processor(TwinsImageProcessor(), None, num_channels)
+        check_preparation(Preparation(evaluation_transform(processor), num_channels))
+    broken = Preparation(evaluation_transform(TwinsImageProcessor(**fields)), 3)
+    with pytest.raises(
+        ValueError, match=r"^The image processor cannot prepare images \(.*\): look at its rescale_factor"
+    ):
+        check_preparation(broken)
+
+
+@pytest.mark.parametrize(
+    ("fields", "color"),
+    [
+        ({}, [124, 116, 104]),
+        ({"do_rescale": False, "image_mean": [124.0, 300.0, 0.0]}, [124, 255, 0]),
+        ({"rescale_factor": 1 / 127.5, "image_mean": 1.0}, [128, 128, 128]),
+    ],
+    ids=["plain", "not rescaled", "other factor"],
+)
+def test_mean_color_is_what_the_processor_makes_zero(fields, color):
+    assert mean_color(TwinsImageProcessor(**fields), 3) == color
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("random_erasing", 2.0),
+        ("horizontal_flip", -0.1),
+        ("min_crop_scale", 0.0),
+        ("label_smoothing", 1.0),
+        ("color_jitter", -1.0),
+        ("mixup_alpha", float("nan")),
+        ("cutmix_alpha", -1.0),
+    ],
+)
+def test_share_out_of_its_range_is_named(name, value):
+    with pytest.raises(ValueError, match=f"^--{name} must be .*, got {value}"):
+        ClassificationRecipe(**{name: value})
 
 
 def test_noise_of_erasing_needs_normalized_pixels():

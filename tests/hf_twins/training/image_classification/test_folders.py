@@ -142,6 +142,19 @@ def test_what_is_beside_tables_is_named(tmp_path, caplog):
     assert f"The .parquet files of {tmp_path} are read, and not what is beside them: cat, 1.tar." in caplog.text
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_tar_that_was_cut_between_two_images_is_refused(streaming, tmp_path):
+    write(tmp_path / "images", "1.png", "2.png")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in ("1.png", "2.png"):
+            archive.add(tmp_path / "images" / name, name)
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        start = archive.getmembers()[1].offset
+    (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:start])
+    with pytest.raises(ValueError, match=rf"a\.tar is broken: it is cut or damaged at byte {start}, after 1 members"):
+        load_folder(str(tmp_path), streaming)
+
+
 def test_tar_files_are_the_splits_that_their_names_say(tmp_path):
     for name, count in (("data-train-000.tar", 4), ("data-train-[1].tar", 4), ("data-test-000.tar", 2)):
         with tarfile.open(tmp_path / name, "w") as archive:
