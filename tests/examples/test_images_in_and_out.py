@@ -110,11 +110,11 @@ def test_every_reader_gives_the_same_pixels(name, tmp_path):
     preparation = Preparation(v2.PILToTensor(), 3)
     split = load_folder(str(tmp_path / "all"))
     found["classification"] = LabelledImages(split, preparation)[0]["pixel_values"].permute(1, 2, 0)
-    (batch,) = ShardImages(
+    example, _ = ShardImages(
         FileShard(str(tmp_path / "all"), (f"cat/{name}",)),
         lambda image: preparation({"image": image, "label": 0})["pixel_values"],
     )
-    found["batch_predict"] = batch["pixel_values"].permute(1, 2, 0)
+    found["batch_predict"] = example["pixel_values"].transpose(1, 2, 0)
     # Features.
     ((_, image),) = extract_features.readable_images(file.parent, [name], tqdm(disable=True), Counter())
     found["extract_features"] = image

@@ -16,6 +16,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +211,7 @@ def test_scripts_read_streams_by_the_same_steps(record, few, start, tmp_path):
 
 def test_every_option_is_compared_or_has_a_reason():
     classes = (ModelArguments, DataArguments, ClassificationRecipe, run_accelerate.LoopArguments)
-    options = {name for each in classes for name in each.__dataclass_fields__} - {"one_of"} | {"help"}
+    options = {field.name for each in classes for field in fields(each)} | {"help"}
     compared = {word[2:] for words in FAST + SLOW for word in words.split() if word.startswith("--")}
     compared |= {
         "lora_rank",

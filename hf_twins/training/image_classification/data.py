@@ -213,7 +213,7 @@ class Preparation:
         elif self.num_channels in MODES:
             image = convert_image(image, MODES[self.num_channels])
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mixed_seed(self.seed, *place))
+            torch.default_generator.manual_seed(mixed_seed(self.seed, *place))
             return {"pixel_values": self.transform(image), "labels": example["label"]}
 
 
