@@ -123,7 +123,7 @@ def test_every_reader_gives_the_same_pixels(name, tmp_path):
     both = segmentation.Preparation(lambda *images: images, False)(pair, 0)
     found["segmentation"] = both["pixel_values"].permute(1, 2, 0)
     recorder = Recorder()
-    recorder.size = {}
+    recorder.size, recorder.do_resize = {}, False
     found["segment"] = given_to(recorder, lambda: segment(None, recorder, pair["image"], InferenceArguments()))
     # Detection: training and evaluation, and prediction from Python.
     entry = {"file_name": name, "height": expected.shape[0], "width": expected.shape[1]}
