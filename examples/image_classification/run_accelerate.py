@@ -106,6 +106,7 @@ class LoopArguments:
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches of a step."})
     learning_rate: float = field(default=5e-5, metadata={"help": "Highest learning rate."})
     weight_decay: float = field(default=0.0, metadata={"help": "Of AdamW; norms, biases and PEG are spared."})
+    # The default is its text, as in TrainingArguments, whose parser makes the type of it.
     lr_scheduler_type: SchedulerType = field(default="linear", metadata={"help": "Schedule of the learning rate."})  # type: ignore[assignment]
     lr_scheduler_kwargs: dict | str | None = field(default=None, metadata={"help": "More arguments of it, as JSON."})
     warmup_steps: float = field(default=0, metadata={"help": "Steps, or below 1 the share of all, of rising rate."})

@@ -43,7 +43,7 @@ with atheris.instrument_imports(include=["PIL", "safetensors"]):
     import PIL.Image  # noqa: F401
     import safetensors  # noqa: F401
 
-# Imported behind the instrumentation, which they must not be part of.
+# Imported below code (E402): behind the instrumentation, which they must not be part of.
 from test_fuzzing import (  # noqa: E402
     KEYS_THAT_ARE_DOUBLED,
     STORAGE_REFERENCE,
