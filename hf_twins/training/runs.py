@@ -533,8 +533,8 @@ def check_is_same(resumed: Run, run: Run, defaults: dict[str, Any]) -> None:
         )
     if grown:
         logger.warning(
-            f"The run is longer than the one that it resumes ({'; '.join(grown)}): the learning rate follows the longer schedule "
-            "from here on, and the model is not the one of a run that was that long from its start."
+            f"The run may last longer than the one that it resumes ({'; '.join(grown)}). With more epochs or steps, the learning "
+            "rate follows the longer schedule from here on, and the model is not the one of a run that was that long from its start."
         )
 
 

@@ -472,7 +472,9 @@ def test_other_run_is_not_resumed_and_nothing_is_written(tmp_path):
 def test_longer_run_is_resumed_and_says_what_that_means(tmp_path, caplog):
     checkpoint = finished_run(tmp_path / "run").output_dir / "step_2"
     run = begin(tmp_path / "run", checkpoint, resume_from_checkpoint="latest", num_train_epochs=4)
-    assert "(--num_train_epochs 2, now 4): the learning rate follows the longer schedule" in caplog.text
+    assert (
+        "(--num_train_epochs 2, now 4). With more epochs or steps, the learning rate follows the longer" in caplog.text
+    )
     assert read_run(tmp_path / "run") == run
     assert run.checkpoints == ["step_2"]
 
