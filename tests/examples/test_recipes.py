@@ -73,9 +73,9 @@ def test_every_recipe_of_both_scripts_learns_and_they_agree(tmp_path):
         from_mnist = ["--model_name_or_path", str(tmp_path / "trainer"), "--max_train_samples", "1000"]
         accuracies[script] = {
             "imagenet-from-scratch": learn(script, "imagenet-from-scratch", mnist, trained, 7, *from_scratch),
-            "linear-probe": learn(script, "linear-probe", digits, tmp_path / "probe", 6, *from_mnist),
-            "lora": learn(script, "lora", digits, tmp_path / "lora", 4, *from_mnist),
-            "fine-tune": learn(script, "fine-tune", digits, tmp_path / "all", 4, *from_mnist),
+            "linear-probe": learn(script, "linear-probe", digits, tmp_path / f"{script}-probe", 6, *from_mnist),
+            "lora": learn(script, "lora", digits, tmp_path / f"{script}-lora", 4, *from_mnist),
+            "fine-tune": learn(script, "fine-tune", digits, tmp_path / f"{script}-all", 4, *from_mnist),
         }
     print(accuracies)
     for recipe, least in (("imagenet-from-scratch", 80), ("linear-probe", 85), ("lora", 90), ("fine-tune", 93)):
