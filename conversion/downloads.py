@@ -26,9 +26,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
-from huggingface_hub.utils import httpx, tqdm
+from huggingface_hub.utils import httpx
 
 from hf_twins._utils.files import locked, remove, write_json
+from hf_twins._utils.progress import progress_bar
 from hf_twins.configuration_twins import WEIGHTS_SUFFIXES
 
 
@@ -163,7 +164,7 @@ def keep(response: Any, name: str, folder: Path, shown: str, sha256: str | None)
         size = response.headers.get("Content-Length")
         with (
             Path(partial, name).open("wb") as file,
-            tqdm(total=int(size) if size else None, unit="B", unit_scale=True, desc=name) as progress,
+            progress_bar(total=int(size) if size else None, unit="B", unit_scale=True, desc=name) as progress,
         ):
             for block in response.iter_bytes():
                 file.write(block)

@@ -39,10 +39,9 @@ from typing import Any
 
 from hf_twins._utils.command_line import ArgumentParser
 
-from tqdm.auto import tqdm
-
 from hf_twins._utils.benchmarks import compete, draw, growth, table
 from hf_twins._utils.extras import require_extra
+from hf_twins._utils.progress import progress_bar
 
 
 MODES = ("inference", "pyramid", "training")
@@ -357,7 +356,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     require_extra("convert")
     groups = list(all_cases(args))
     rows: list[dict[str, Any]] = []
-    for group in tqdm(groups, desc="measuring", unit="group", file=sys.stderr):
+    for group in progress_bar(groups, desc="measuring", unit="group"):
         rows += compete(create_call, count_flops, group, args)
     machine = hardware(args)
     exponents = growth(rows)

@@ -60,7 +60,7 @@ from hf_twins._utils.labels import label_fields
 from hf_twins.training.image_classification.arguments import DataArguments
 from hf_twins.training.image_classification.data import load_images as load_labeled_images
 from hf_twins.training.runs import Run, begin_run, check_output_dir, files_of, save_pretrained
-from hf_twins.training.trainer import one_at_a_time
+from hf_twins.training.trainer import one_at_a_time, show_progress
 
 
 @dataclass
@@ -262,6 +262,7 @@ def fine_tune(
         processing_class=processor,
         compute_metrics=accuracy,
     )
+    show_progress(trainer)
     trainer.train()
     metrics = trainer.evaluate()
     if not math.isfinite(metrics["eval_loss"]):

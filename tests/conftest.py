@@ -14,11 +14,14 @@
 """No network, no traces in the user's cache, the same random numbers in every test."""
 
 import atexit
+import ctypes
 import gc
 import os
 import shutil
 import socket
+import sys
 import tempfile
+from collections.abc import Iterator
 
 
 # Before the libraries are imported, which read them once.
@@ -46,6 +49,14 @@ def pytest_collection_finish() -> None:
 def pytest_unconfigure() -> None:
     # Libraries look at their end for what was not freed.
     gc.unfreeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def memory_is_given_back() -> Iterator[None]:
+    """Large models leave gigabytes with the allocator: more than two processes and those that they start may have."""
+    yield
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(autouse=True)

@@ -45,6 +45,7 @@ from hf_twins._utils.files import check_is_apart, exclusive_folder, write_json
 from hf_twins._utils.fingerprints import files_fingerprint
 from hf_twins._utils.image_folders import list_folder
 from hf_twins._utils.images import ImageError, log_applied_rules, read_image
+from hf_twins._utils.progress import progress_bar
 from hf_twins._utils.run_settings import record_settings
 from hf_twins._utils.shards import is_finished, write_output
 
@@ -189,7 +190,7 @@ def write_features(extractor: FeatureExtractor, arguments: ExtractionArguments, 
         output_dir / f"features-{number:05}-of-{len(chunks):05}.{suffix}" for number in range(1, len(chunks) + 1)
     ]
     applied: Counter[str] = Counter()
-    with tqdm(total=len(paths), desc="Extracting features", unit="image") as progress:
+    with progress_bar(total=len(paths), desc="Extracting features", unit="image") as progress:
         for shard, chunk in zip(shards, chunks):
             if is_finished(shard):
                 progress.update(len(chunk))

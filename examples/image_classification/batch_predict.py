@@ -45,6 +45,7 @@ from hf_twins._utils.files import check_is_apart
 from hf_twins._utils.fingerprints import model_fingerprint
 from hf_twins._utils.image_folders import printable
 from hf_twins._utils.images import log_applied_rules
+from hf_twins._utils.progress import progress_bar
 from hf_twins._utils.run_settings import record_settings
 from hf_twins._utils.shards import (
     DatasetShard,
@@ -140,7 +141,7 @@ def predict(model_arguments: TrainedModelArguments, args: PredictionArguments) -
     started = time.perf_counter()
     applied: Counter[str] = Counter()
     broken: list[str] = []
-    progress = tqdm(desc="predicting", unit=" images", disable=not accelerator.is_local_main_process)
+    progress = progress_bar(desc="predicting", unit=" images", disable=not accelerator.is_local_main_process)
     for done, index in enumerate(own):
         progress.set_postfix_str(f"file {done + 1} of {len(own)}")
         images = shards[index].fingerprint()

@@ -37,11 +37,11 @@ import torch
 from accelerate import Accelerator
 from datasets import load_dataset
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from hf_twins import TWINS_VARIANTS, TwinsImageProcessor, published_variant
 from hf_twins._utils.fingerprints import dataset_fingerprint, model_fingerprint
 from hf_twins._utils.image_folders import label_name, listed
+from hf_twins._utils.progress import progress_bar
 from hf_twins._utils.run_settings import record_settings
 from hf_twins.training.data import LabelledImages, check_is_no_image_folder
 from hf_twins.training.image_classification.arguments import ImageArguments, TrainedModelArguments
@@ -258,7 +258,7 @@ def count_correct(accelerator: Accelerator, model: Any, loader: Any, label_of: t
     label_of = label_of.to(accelerator.device)
     num_ranks = 5 if model.config.num_labels > 5 else 1
     correct = torch.zeros(num_ranks, dtype=torch.long, device=accelerator.device)
-    for batch in tqdm(loader, desc="evaluating", unit="batch", disable=not accelerator.is_main_process):
+    for batch in progress_bar(loader, desc="evaluating", unit="batch", disable=not accelerator.is_main_process):
         with accelerator.autocast():
             logits = model(pixel_values=batch["pixel_values"]).logits
         hits = logits.topk(num_ranks).indices == label_of[batch["labels"]].unsqueeze(-1)

@@ -38,11 +38,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import SchedulerType
 
 from hf_twins import parameter_groups
 from hf_twins._utils.files import check_is_apart
+from hf_twins._utils.progress import describe_metrics, progress_bar
 from hf_twins.training.averaging import WeightAverage
 from hf_twins.training.data import LabelledImages
 from hf_twins.training.image_classification.arguments import (
@@ -271,7 +272,9 @@ def train(
     # The training.
     predictions: Any = None
     evaluation_labels: Any = None
-    progress = tqdm(total=num_steps, initial=step, disable=not accelerator.is_local_main_process)
+    progress = progress_bar(
+        desc="Training", total=num_steps, initial=step, unit=" steps", disable=not accelerator.is_local_main_process
+    )
     # Also if all steps are done, but the last epoch was not evaluated before the training was stopped.
     while batches_done > 0 or not why_training_is_over(
         step, num_steps, accuracies(history), recipe.early_stopping_patience
@@ -330,7 +333,8 @@ def train(
         entry = {"epoch": epoch, "step": step, "loss": float(loss_of_all), **metrics}
         history.append(entry)
         accelerator.log({name: value for name, value in entry.items() if name != "step"}, step=step)
-        progress.set_postfix(accuracy=f"{metrics['eval_accuracy']:.3f}")
+        if accelerator.is_main_process:
+            tqdm.write(describe_metrics(entry))
         # A run that was stopped early is to know that when it is resumed. Of a part of an epoch, what is saved has no evaluation.
         if is_whole and (
             checkpoint_every is None or has_stopped_improving(accuracies(history), recipe.early_stopping_patience)

@@ -33,13 +33,13 @@ from hf_twins._utils.command_line import run
 import PIL.Image
 import torch
 from torchvision.transforms.v2 import functional
-from tqdm import tqdm
 
 from hf_twins._utils.files import exclusive_folder, write_atomically, write_json
 from hf_twins._utils.fingerprints import files_fingerprint, model_fingerprint
 from hf_twins._utils.image_folders import find_images, listed
 from hf_twins._utils.images import ImageError, log_applied_rules, read_image
 from hf_twins._utils.labels import label_names
+from hf_twins._utils.progress import progress_bar
 from hf_twins._utils.run_settings import record_settings
 from hf_twins.detection import Detector, load_detector
 from hf_twins.training.object_detection.reports import draw_objects, mask_run_lengths
@@ -88,7 +88,7 @@ def detect_in_files(detector: Detector, files: list[Path], threshold: float, out
     found: dict[str, list[dict[str, Any]]] = {}
     unreadable = []
     applied: Counter[str] = Counter()
-    for file in tqdm(files, desc="Images", disable=len(files) == 1):
+    for file in progress_bar(files, desc="Images", disable=len(files) == 1):
         try:
             image = read_image(file, applied=applied)
         except ImageError as error:

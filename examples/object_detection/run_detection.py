@@ -29,11 +29,11 @@ from hf_twins._utils.command_line import run
 
 import torch
 from accelerate.utils import gather_object
-from tqdm import tqdm
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
 from hf_twins._utils.files import check_is_apart
+from hf_twins._utils.progress import progress_bar
 from hf_twins.detection import Detector, TwinsForObjectDetection
 from hf_twins.training.loop import number_of_warmup_steps
 from hf_twins.training.object_detection.arguments import RECIPES, DataArguments, DetectionRecipe, ModelArguments
@@ -107,7 +107,7 @@ class DetectionTrainer(RecipeTrainer):
         model: Any = self.model
         detector = Detector(model.eval(), self.processing_class)
         found: list[tuple[int, dict[str, Any]]] = []
-        for batch in tqdm(
+        for batch in progress_bar(
             dataloader, desc=description, disable=self.args.disable_tqdm or not self.is_world_process_zero()
         ):
             batch = self._prepare_inputs(batch)

@@ -29,8 +29,6 @@ from typing import Any
 
 from hf_twins._utils.command_line import run
 
-from tqdm import tqdm
-
 from hf_twins import load_model
 from hf_twins._utils.devices import default_device
 from hf_twins._utils.drawing import mask_image
@@ -39,6 +37,7 @@ from hf_twins._utils.fingerprints import files_fingerprint, model_fingerprint
 from hf_twins._utils.image_folders import find_images
 from hf_twins._utils.images import ImageError, log_applied_rules, read_image
 from hf_twins._utils.labels import label_names
+from hf_twins._utils.progress import progress_bar
 from hf_twins._utils.run_settings import record_settings
 from hf_twins.training.semantic_segmentation.drawing import class_shares, draw_prediction
 from hf_twins.training.semantic_segmentation.inference import InferenceArguments, segment
@@ -86,7 +85,7 @@ def segment_files(
     names = label_names(model.config)
     shares, unreadable = {}, []
     applied: Counter[str] = Counter()
-    for file in tqdm(files, desc="Segmenting", disable=len(files) == 1):
+    for file in progress_bar(files, desc="Segmenting", disable=len(files) == 1):
         try:
             image = read_image(file, applied=applied)
         except ImageError as error:

@@ -45,10 +45,19 @@ from transformers import HfArgumentParser
 
 from .extras import MissingExtraError, exit_with_sentence_if_extra_is_missing
 from .files import ADVICE
+from .progress import quiet_libraries
+
+
+def _end_in_one_line(kind: type[BaseException], error: BaseException, traceback: types.TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        # Below the progress bar.
+        print("\nstopped by Ctrl-C", file=sys.stderr)
+    else:
+        exit_with_sentence_if_extra_is_missing(kind, error, traceback)
 
 
 # In scripts, this module is imported before any that may be missing (see the order of imports in pyproject.toml).
-sys.excepthook = exit_with_sentence_if_extra_is_missing
+sys.excepthook = _end_in_one_line
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -82,6 +91,7 @@ def run(
     Raises:
         SystemExit: if the command line is wrong, or files, the disk, data loading processes or the connection to the Hub are.
     """
+    quiet_libraries()
     try:
         return function(*parse_arguments(*dataclasses, recipes=recipes, defaults=defaults, arguments=arguments))
     # safetensors has its own error for a disk that is full.

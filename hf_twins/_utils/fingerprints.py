@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
 from .files import read_again
+from .progress import progress_bar
 
 
 # Of a longer file, so much of its beginning and of its end is read.
@@ -67,7 +67,7 @@ def files_fingerprint(folder: str | Path, files: Iterable[str]) -> str:
     digest = hashlib.sha256()
     # Threads get some files at a time: to hand them over takes as long as to read a small one.
     chunks = [files[start : start + 64] for start in range(0, len(files), 64)]
-    progress = tqdm(desc="Comparing files", total=len(files), unit="file", delay=3, leave=False)
+    progress = progress_bar(desc="Comparing files", total=len(files), unit="file", delay=3, leave=False)
     with ThreadPoolExecutor(NUM_THREADS) as threads, progress:
         digests = threads.map(lambda chunk: [sampled_digest(Path(folder, file)) for file in chunk], chunks)
         for file, content in zip(files, itertools.chain.from_iterable(digests)):

@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from hf_twins import TwinsForImageClassification
 from hf_twins._utils.extras import require_extra
 from hf_twins._utils.files import new_output
 from hf_twins._utils.image_folders import list_images
+from hf_twins._utils.progress import progress_bar
 from hf_twins.export.folder import TOLERANCES, check_dtype, describe, relative_distance, verification_shapes, verify
 from hf_twins.export.run_exported import (
     PREPROCESSING_NAME,
@@ -118,7 +118,9 @@ def load_images(folder: Path, preprocessing: Preprocessing, max_samples: int) ->
         raise ValueError(f"--calibration_dir must have ten images or more, better hundreds, got {len(files)}.")
     order = np.random.default_rng(0).permutation(len(files))[:max_samples]
     applied: Counter[str] = Counter()
-    images = [preprocessing(read_image(files[index], applied)) for index in tqdm(order, desc="reading", unit="image")]
+    images = [
+        preprocessing(read_image(files[index], applied)) for index in progress_bar(order, desc="reading", unit="image")
+    ]
     say_applied_rules(applied)
     return images
 

@@ -17,7 +17,8 @@ import copy
 from pathlib import Path
 
 import torch
-from torch._inductor.exc import InductorError
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch._inductor.exc import InvalidCxxCompiler
 from torch.export import Dim
 
 from hf_twins._utils.files import new_output
@@ -40,22 +41,20 @@ def export_torch(source: Source, output_dir: str | Path, dtype: str = "float32")
         ValueError: if the folder exists, there is no C++ compiler, or the export does not compute the same.
     """
     check_dtype(dtype, "float32", "bfloat16")
+    # Asked for before the export, which takes a while.
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise ValueError("AOTInductor needs a C++ compiler, such as g++: install one, or name it by CXX.") from error
     model = ExportableModel(copy.deepcopy(source.model.model), getattr(torch, dtype))
     with new_output(Path(output_dir)) as folder:
         print("compiling, which can take minutes ...", flush=True)
         program = fixed_program(source, model, Dim("batch_size", min=1, max=MAX_BATCH))
-        try:
-            torch._inductor.aoti_compile_and_package(
-                program,
-                package_path=str(folder / "model.pt2"),
-                # Otherwise it runs with as many threads as there are here.
-                inductor_configs={"cpp.dynamic_threads": True},
-            )
-        except InductorError as error:
-            if "InvalidCxxCompiler" not in str(error):
-                raise
-            raise ValueError(
-                "AOTInductor needs a C++ compiler, such as g++: install one, or name it by CXX."
-            ) from error
+        torch._inductor.aoti_compile_and_package(
+            program,
+            package_path=str(folder / "model.pt2"),
+            # Otherwise it runs with as many threads as there are here.
+            inductor_configs={"cpp.dynamic_threads": True},
+        )
         describe(folder, source, runtime="torch", file="model.pt2", size=source.size, dtype=dtype)
         verify(folder, source, [(batch, *source.size) for batch in (1, 2, 5)], TOLERANCES[dtype])

@@ -33,12 +33,15 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
 from torch.utils.data import Sampler
+from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_optimizer import is_optimizer_factory
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy, TrainOutput
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, TrainOutput, has_length
 
 from hf_twins import TWINS_VARIANTS, TwinsConfig, parameter_groups, published_variant
 from hf_twins._utils.files import exclusive_folder
+from hf_twins._utils.progress import describe_metrics, progress_bar
 from hf_twins.training.averaging import Averaging, WeightAverage
 from hf_twins.training.loop import (
     FiniteCheck,
@@ -251,6 +254,7 @@ class RecipeTrainer(Trainer):
         self.average = WeightAverage(self.model, recipe.ema_decay) if recipe.ema_decay > 0 else None
         if self.average is not None:
             self.add_callback(Averaging(self.average, checkpoint))
+        show_progress(self)
         self.finite_check = FiniteCheck(self.accelerator)
         self.add_callback(StopIfNotFinite(self.finite_check))
         if recipe.early_stopping_patience > 0:
@@ -444,6 +448,40 @@ def whole_weights(accelerator: Accelerator, model: nn.Module) -> dict[str, Any] 
     To be called in all processes.
     """
     return accelerator.get_state_dict(model) if accelerator.distributed_type in SHARDED else None
+
+
+class TrainingProgress(ProgressCallback):
+    """The Trainer's progress bars and logs, readable in a log file too: it would print dictionaries between control characters."""
+
+    training_bar: Any
+    prediction_bar: Any
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        self.current_step = 0
+        if state.is_world_process_zero:
+            self.training_bar = progress_bar(
+                desc="Training", total=state.max_steps, unit=" steps", disable=args.disable_tqdm
+            )
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero and self.prediction_bar is None and has_length(eval_dataloader):
+            self.prediction_bar = progress_bar(
+                desc="Evaluating", total=len(eval_dataloader), unit=" batches", leave=False, disable=args.disable_tqdm
+            )
+        if self.prediction_bar is not None:
+            self.prediction_bar.update(1)
+
+    def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and logs:
+            tqdm.write(describe_metrics(logs))
+
+
+def show_progress(trainer: Trainer) -> None:
+    """Let a Trainer show its progress by `TrainingProgress` instead of its own callback."""
+    trainer.remove_callback(PrinterCallback if trainer.args.disable_tqdm else ProgressCallback)
+    trainer.add_callback(TrainingProgress())
 
 
 class EpochOfSampler(TrainerCallback):

@@ -158,6 +158,8 @@ def training_job(folder: Path, script: str, is_damaged: bool = False) -> Job:
     every_two = ["--checkpointing_steps", "2"]
     if script == "run_trainer":
         every_two = ["--save_strategy", "steps", "--save_steps", "2", "--disable_tqdm", "true"]
+    # The average of the weights is to be resumed, too.
+    every_two += ["--ema_decay", "0.9"]
 
     def run(output: Path) -> None:
         resume = ["--resume_from_checkpoint", "latest"] if output.exists() else []
@@ -324,7 +326,9 @@ def torment(job: Job, folder: Path, kills: int, log: Path, seed: int = 0) -> dic
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="of each script, by each signal (default: %(default)s)")
-    parser.add_argument("--only", help="part of the name of the scripts to kill")
+    parser.add_argument(
+        "--only", nargs="+", metavar="PART", help="kill the scripts whose names have one of these parts"
+    )
     parser.add_argument("--log", type=Path, default=os.devnull, help="file for what the scripts print")
     args = parser.parse_args(arguments)
     # A process that is forked has only one of its parent's threads.
@@ -335,7 +339,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
         os.environ["HF_HOME"] = f"{folder}/home"
         with all_jobs(Path(folder)) as jobs:
             for job in jobs:
-                if args.only is None or args.only in job.name:
+                if args.only is None or any(part in job.name for part in args.only):
                     results.append(torment(job, Path(folder), args.kills, args.log))
     print("| script | seconds undisturbed | SIGKILL | SIGTERM | before any output | finished first |")
     print("|---|---|---|---|---|---|")

@@ -296,12 +296,12 @@ def test_openvino_computes_what_the_model_does_in_every_precision(tmp_path, caps
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_model_trained_on_mnist_keeps_its_labels_in_int8(tmp_path):
-    """By every way to int8: logits within 3 %, and the same label for 99 of 100 held-out images."""
+    """Logits within 3 %, and the same label for 99 of 100 held-out images. OpenVINO has digits for the same, above."""
     images, labels = mnist_data()
-    order = np.random.default_rng(0).permutation(len(images))[:2500]
+    order = np.random.default_rng(0).permutation(len(images))[:1600]
     files = []
     for place, index in enumerate(order):
-        file = tmp_path / "mnist" / ("train" if place < 2000 else "test") / str(labels[index]) / f"{index}.png"
+        file = tmp_path / "mnist" / ("train" if place < 1200 else "test") / str(labels[index]) / f"{index}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(images[index].reshape(28, 28).astype("uint8")).save(file)
         files.append(file)
@@ -313,20 +313,17 @@ def test_model_trained_on_mnist_keeps_its_labels_in_int8(tmp_path):
         capture_output=True,
     )
     preprocessing = run_exported.Preprocessing(run_exported.read_json(model / "preprocessor_config.json"))
-    pixel_values = np.concatenate([preprocessing(Image.open(file).convert("RGB")) for file in files[2000:]])
-    truth = labels[order[2000:]]
+    pixel_values = np.concatenate([preprocessing(Image.open(file).convert("RGB")) for file in files[1200:]])
+    truth = labels[order[1200:]]
     classifier = TwinsForImageClassification.from_pretrained(model).eval()
     expected = outputs_of(classifier, pixel_values).logits.numpy()
     assert (expected.argmax(1) == truth).mean() > 0.7
 
-    calibration = ["--calibration_dir", str(tmp_path / "mnist" / "train")]
     onnx_folder = convert(export_onnx, model, tmp_path / "onnx", "--dtype", "int8")
-    openvino_folder = convert(export_openvino, model, tmp_path / "openvino", "--dtype", "int8", *calibration)
     optimized = optimize_for_inference(classifier, dtype=torch.int8)
     for logits in (
         outputs_of(optimized, pixel_values).logits.numpy(),
         run_exported.load_runtime(onnx_folder, threads=1)(pixel_values),
-        run_exported.load_runtime(openvino_folder, threads=1)(pixel_values),
     ):
         assert relative_distance(logits, expected) < 0.03
         assert (logits.argmax(1) == expected.argmax(1)).mean() >= 0.99

@@ -55,31 +55,29 @@ def learn(script: str, recipe: str, data: Path, output: Path, epochs: int, *more
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 @pytest.mark.usefixtures("one_process")
-def test_every_recipe_of_both_scripts_learns_and_they_agree(tmp_path):
+def test_every_recipe_learns(tmp_path):
     """From random weights to MNIST, 80 % in seven epochs of 1200 images, with the authors' augmentation; from there to
-    1000 of scikit-learn's digits: 85 % by the head alone in six epochs, 90 % by LoRA and 93 % by all weights in four."""
+    1000 of scikit-learn's digits: 85 % by the head alone in six epochs, 90 % by LoRA and 93 % by all weights in four.
+
+    Each by one script: that both take the same steps, by every recipe, is tested in test_training_loops.py.
+    """
     images, labels = mnist_data()
     chosen = np.random.default_rng(0).permutation(len(images))[:1400]
     pictures = [Image.fromarray(images[index].reshape(28, 28).astype("uint8")) for index in chosen]
     mnist = write_parquet(tmp_path / "mnist", pictures, [str(labels[index]) for index in chosen])
     digits = write_parquet(tmp_path / "digits", *digit_pictures())
     start = save_start(tmp_path / "start", size=32, **SMALL)
-    accuracies: dict[str, dict[str, float]] = {}
-    for script in SCRIPTS:
-        trained = tmp_path / script
-        from_scratch = ["--config_name", str(start), "--learning_rate", "2e-2", "--warmup_steps", "0.1"]
-        from_scratch += ["--per_device_train_batch_size", "32"]
-        # Of the same model, so that what differs is the script.
-        from_mnist = ["--model_name_or_path", str(tmp_path / "trainer"), "--max_train_samples", "1000"]
-        accuracies[script] = {
-            "imagenet-from-scratch": learn(script, "imagenet-from-scratch", mnist, trained, 7, *from_scratch),
-            "linear-probe": learn(script, "linear-probe", digits, tmp_path / f"{script}-probe", 6, *from_mnist),
-            "lora": learn(script, "lora", digits, tmp_path / f"{script}-lora", 4, *from_mnist),
-            "fine-tune": learn(script, "fine-tune", digits, tmp_path / f"{script}-all", 4, *from_mnist),
-        }
+    from_scratch = ["--config_name", str(start), "--learning_rate", "2e-2", "--warmup_steps", "0.1"]
+    from_scratch += ["--per_device_train_batch_size", "32"]
+    from_mnist = ["--model_name_or_path", str(tmp_path / "trained"), "--max_train_samples", "1000"]
+    accuracies = {
+        "imagenet-from-scratch": learn(
+            "trainer", "imagenet-from-scratch", mnist, tmp_path / "trained", 7, *from_scratch
+        ),
+        "linear-probe": learn("accelerate", "linear-probe", digits, tmp_path / "probe", 6, *from_mnist),
+        "lora": learn("trainer", "lora", digits, tmp_path / "lora", 4, *from_mnist),
+        "fine-tune": learn("accelerate", "fine-tune", digits, tmp_path / "all", 4, *from_mnist),
+    }
     print(accuracies)
     for recipe, least in (("imagenet-from-scratch", 80), ("linear-probe", 85), ("lora", 90), ("fine-tune", 93)):
-        by_script = [accuracies[script][recipe] for script in SCRIPTS]
-        assert min(by_script) >= least, (recipe, accuracies)
-        # The same batches in both; rounding may turn one or two of some 200 held-out images.
-        assert abs(by_script[0] - by_script[1]) <= 1, (recipe, accuracies)
+        assert accuracies[recipe] >= least, accuracies

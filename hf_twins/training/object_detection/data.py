@@ -33,7 +33,6 @@ from pycocotools import mask as coco_mask
 from torchvision import tv_tensors
 from torchvision.ops import box_convert
 from torchvision.transforms import v2
-from tqdm import tqdm
 
 from hf_twins._utils.files import ReadError
 from hf_twins._utils.fingerprints import files_fingerprint
@@ -46,6 +45,7 @@ from hf_twins._utils.images import (
     log_applied_rules,
     open_image,
 )
+from hf_twins._utils.progress import progress_bar
 from hf_twins.training.data import ProcessorPixels, RandomScale, interpolation_of, warn_of_shared_images
 from hf_twins.training.object_detection.annotations import find_fault, first_names, read_annotations
 from hf_twins.training.object_detection.arguments import DataArguments, DetectionRecipe
@@ -202,7 +202,7 @@ def without_corrupt_images(splits: dict[str, CocoImages], is_decoded: bool) -> d
     checks = {
         name: [
             check_image(split, image, is_decoded, applied[name])
-            for image in tqdm(split.images, desc=f"Checking the images of {name}", disable=not is_decoded)
+            for image in progress_bar(split.images, desc=f"Checking the images of {name}", disable=not is_decoded)
         ]
         for name, split in splits.items()
     }

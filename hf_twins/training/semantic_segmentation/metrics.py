@@ -23,11 +23,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from hf_twins import TWINS_VARIANTS, published_variant
+from hf_twins._utils.progress import progress_bar
 from hf_twins.checkpoints import published_checkpoints
 from hf_twins.training.semantic_segmentation.data import IGNORE_INDEX, ImageMaskPairs, class_numbers
 from hf_twins.training.semantic_segmentation.inference import MULTI_SCALES, InferenceArguments, segment
@@ -95,7 +95,7 @@ def evaluate_pairs(
     rank, world_size = (accelerator.process_index, accelerator.num_processes) if accelerator is not None else (0, 1)
     was_training = model.training
     model.eval()
-    for index in tqdm(range(rank, len(pairs), world_size), desc="Evaluating", disable=rank > 0, leave=False):
+    for index in progress_bar(range(rank, len(pairs), world_size), desc="Evaluating", disable=rank > 0, leave=False):
         pair = pairs[index]
         prediction = segment(model, processor, pair["image"], how).argmax(0)
         truth = torch.from_numpy(class_numbers(pair["label"], processor.do_reduce_labels)).to(model.device)

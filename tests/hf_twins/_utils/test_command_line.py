@@ -15,6 +15,8 @@
 
 import errno
 import logging
+import subprocess
+import sys
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -249,3 +251,12 @@ def test_other_errors_keep_their_traceback():
 
     with pytest.raises(RuntimeError, match="mat1"):
         run(fail, DataArguments, arguments=["--train_dir", "x"])
+
+
+def test_interrupted_script_ends_in_one_line(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import os, signal\nimport hf_twins._utils.command_line\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.stderr.endswith("\nstopped by Ctrl-C\n")
+    assert "Traceback" not in done.stderr
+    assert done.returncode != 0

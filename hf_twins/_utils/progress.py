@@ -1,0 +1,90 @@
+# Copyright 2026 The hf_twins team. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Progress bars on a terminal, and plain lines where standard error is a file or a pipe."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from huggingface_hub.utils import disable_progress_bars
+from tqdm import tqdm
+from transformers.utils import logging
+
+
+# Seconds between the lines of a log.
+LOG_INTERVAL = 30.0
+# What the Trainer logs and nobody reads.
+UNREAD = ("steps_per_second", "total_flos", "epoch", "step")
+
+
+class LogLines:
+    """Stream that writes each state of a progress bar as a line of its own, without control characters."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        line = text.replace("\x1b[A", "").strip("\r\n ")
+        if line:
+            self.stream.write(f"{line}\n")
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+def progress_bar(iterable: Any = None, **options: Any) -> Any:
+    """tqdm's progress bar on a terminal; elsewhere a line every half minute, and one at the end.
+
+    Args:
+        iterable, options: as of tqdm.
+    """
+    if sys.stderr.isatty():
+        return tqdm(iterable, **options)
+    plain = {"file": LogLines(sys.stderr), "mininterval": LOG_INTERVAL, "maxinterval": LOG_INTERVAL, "ascii": True}
+    return tqdm(iterable, **options | plain | {"dynamic_ncols": False, "ncols": 0})
+
+
+def quiet_libraries() -> None:
+    """Switch the libraries' progress bars off where they would fill a log file."""
+    if sys.stderr.isatty():
+        return
+    disable_progress_bars()
+    logging.disable_progress_bar()
+    # Not every script needs it.
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].disable_progress_bars()
+
+
+def describe_metrics(metrics: Mapping[str, Any]) -> str:
+    """What the Trainer logs, as one line: "epoch 3, evaluation: loss 0.1335, accuracy 95.83%, 2.7 s, 134.1 images/s"."""
+    values = {name: value for name, value in metrics.items() if not name.endswith(UNREAD)}
+    kinds = {"eval_": "evaluation", "train_": "training", "test_": "test"}
+    prefix = next((prefix for prefix in kinds if values and all(name.startswith(prefix) for name in values)), "")
+    when = [f"epoch {metrics['epoch']:.4g}"] if "epoch" in metrics else []
+    heading = ", ".join([*when, *([kinds[prefix]] if prefix else [])])
+    described = ", ".join(_describe(name.removeprefix(prefix), value) for name, value in values.items())
+    return f"{heading}: {described}" if heading else described
+
+
+def _describe(name: str, value: Any) -> str:
+    if not isinstance(value, int | float | str):
+        return f"{name.replace('_', ' ')} {value}"
+    # Newer versions of the Trainer log text.
+    number = float(value)
+    if name == "runtime":
+        return f"{number:.1f} s"
+    if name == "samples_per_second":
+        return f"{number:.1f} images/s"
+    form = ".2%" if name.endswith("accuracy") else ".2e" if name == "learning_rate" else ".4g"
+    return f"{name.replace('_', ' ')} {number:{form}}"
