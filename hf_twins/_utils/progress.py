@@ -44,15 +44,16 @@ class LogLines:
 
 
 def progress_bar(iterable: Any = None, **options: Any) -> Any:
-    """tqdm's progress bar on a terminal; elsewhere a line every half minute, and one at the end.
+    """tqdm's progress bar on a terminal; elsewhere a line every half minute, and nothing for what takes less.
 
     Args:
         iterable, options: as of tqdm.
     """
     if sys.stderr.isatty():
         return tqdm(iterable, **options)
-    plain = {"file": LogLines(sys.stderr), "mininterval": LOG_INTERVAL, "maxinterval": LOG_INTERVAL, "ascii": True}
-    return tqdm(iterable, **options | plain | {"dynamic_ncols": False, "ncols": 0})
+    plain = {"file": LogLines(sys.stderr), "ascii": True, "ncols": 0}
+    seldom = dict.fromkeys(("delay", "mininterval", "maxinterval"), LOG_INTERVAL)
+    return tqdm(iterable, **options | plain | seldom)
 
 
 def quiet_libraries() -> None:
