@@ -99,14 +99,20 @@ def choose_label(label: str | None, model: Any, pixel_values: torch.Tensor) -> i
     return index
 
 
-def draw_map(axes: Axes, picture: np.ndarray, values: torch.Tensor, stride: int, title: str) -> None:
-    """A map `(height, width)` over the picture, each of its values over the `stride x stride` pixels that it is of."""
+def draw_map(
+    axes: Axes, picture: np.ndarray, values: torch.Tensor, stride: int, title: str, is_smooth: bool = False
+) -> None:
+    """A map `(height, width)` over the picture, each of its values over the `stride x stride` pixels that it is of.
+
+    `is_smooth` interpolates between the values, as is usual for Grad-CAM.
+    """
     draw_picture(axes, picture, title)
     height, width = values.shape
     image = axes.imshow(
         values.numpy(),
         extent=(-0.5, width * stride - 0.5, height * stride - 0.5, -0.5),
         cmap="inferno",
+        interpolation="bicubic" if is_smooth else "nearest",
         alpha=0.6,
         vmin=0,
     )
@@ -148,7 +154,7 @@ def draw_stage(
     figure = Figure(figsize=(3.3 * (len(shown) + 2), 2 * panel_height + 0.4), layout="constrained")
     grid = figure.subplots(2, len(shown) + 2)
     draw_picture(grid[0, 0], picture, f"image, {picture.shape[0]} x {picture.shape[1]} pixels")
-    draw_map(grid[1, 0], picture, cam, stride, f"Grad-CAM: {label}")
+    draw_map(grid[1, 0], picture, cam, stride, f"Grad-CAM: {label}", is_smooth=True)
     for layer, (above, below) in zip(shown, grid.T[1:-1]):
         kind = "GSA" if layer.window_size is None else "LSA"
         for axes, weights, caption in (

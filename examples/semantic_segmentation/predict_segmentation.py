@@ -39,7 +39,7 @@ from hf_twins._utils.images import ImageError, log_applied_rules, read_image
 from hf_twins._utils.labels import label_names
 from hf_twins._utils.progress import progress_bar
 from hf_twins._utils.run_settings import record_settings
-from hf_twins.training.semantic_segmentation.drawing import class_shares, draw_prediction
+from hf_twins.training.semantic_segmentation.drawing import class_shares, draw_prediction, visible_shares
 from hf_twins.training.semantic_segmentation.inference import InferenceArguments, segment
 
 
@@ -83,7 +83,7 @@ def segment_files(
 ) -> dict[str, dict[str, float]]:
     """Write an overlay and a mask of each picture; see `predict`."""
     names = label_names(model.config)
-    shares, unreadable = {}, []
+    shares, visible, unreadable = {}, {}, []
     applied: Counter[str] = Counter()
     for file in progress_bar(files, desc="Segmenting", disable=len(files) == 1):
         try:
@@ -96,7 +96,8 @@ def segment_files(
         write_atomically(output_dir / f"{file.stem}_mask.png", partial(mask_image(mask, names).save, format="PNG"))
         write_atomically(output_dir / f"{file.stem}_overlay.png", partial(draw_prediction, image, mask, names))
         shares[file.name] = class_shares(mask, names)
-    for name, classes in shares.items():
+        visible[file.name] = visible_shares(mask, names)
+    for name, classes in visible.items():
         print(f"{name}: {', '.join(f'{label} {100 * share:.1f} %' for label, share in classes.items())}")
     log_applied_rules(applied)
     if unreadable:

@@ -13,7 +13,7 @@
 # limitations under the License.
 """What models see and say, as images: inputs, masks in the colors of their classes, and masks over their image."""
 
-import colorsys
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +24,7 @@ import torch
 
 # Of pixels without a class.
 GRAY = (128, 128, 128)
-MASK_OPACITY = 0.6
+MASK_OPACITY = 0.5
 
 
 def denormalize(pixel_values: torch.Tensor, processor: Any) -> PIL.Image.Image:
@@ -45,13 +45,40 @@ def denormalize(pixel_values: torch.Tensor, processor: Any) -> PIL.Image.Image:
 
 
 def label_colors(names: Sequence[str]) -> np.ndarray:
-    """A color for each class, `(num_labels, 3)`, uint8: black for one called background; those of neighbors differ most."""
-    colors = []
-    for index, name in enumerate(names):
-        # Steps of the golden ratio around the circle of hues, lighter and darker.
-        hue, value = (0.618034 * index) % 1, (1.0, 0.75, 0.55)[index % 3]
-        colors.append((0, 0, 0) if name.lower() == "background" else colorsys.hsv_to_rgb(hue, 0.85, value))
-    return (255 * np.array(colors)).round().astype(np.uint8)
+    """A color for each class, `(num_labels, 3)`, uint8: black for one called background, the others far apart."""
+    colors = _distant_colors(len(names)).copy()
+    colors[[is_background(name) for name in names]] = 0
+    return colors
+
+
+def is_background(name: str) -> bool:
+    return name.lower() == "background"
+
+
+@functools.cache
+def _distant_colors(count: int) -> np.ndarray:
+    """Each color is the one farthest from all before it, from gray and from black, in CIELAB, `(count, 3)`, uint8."""
+    levels = np.linspace(0, 255, 12).round()
+    candidates = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
+    lab = _to_lab(candidates)
+    # White looks like a hole in the image.
+    taken = _to_lab(np.array([GRAY, (0, 0, 0), (255, 255, 255)], dtype=float))
+    distance = np.linalg.norm(lab[:, None] - taken, axis=-1).min(axis=1)
+    chosen = np.empty(count, dtype=int)
+    for index in range(count):
+        chosen[index] = distance.argmax()
+        distance = np.minimum(distance, np.linalg.norm(lab - lab[chosen[index]], axis=-1))
+    return candidates[chosen].astype(np.uint8)
+
+
+def _to_lab(colors: np.ndarray) -> np.ndarray:
+    """CIELAB (D65) of sRGB colors from 0 to 255, `(num_colors, 3)`, as IEC 61966-2-1 and CIE 15 define them."""
+    values = colors / 255
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = linear @ to_xyz.T / np.array([0.9505, 1.0, 1.089])
+    f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz * (29 / 6) ** 2 / 3 + 4 / 29)
+    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=-1)
 
 
 def mask_image(mask: np.ndarray, names: Sequence[str]) -> PIL.Image.Image:
@@ -74,7 +101,7 @@ def mask_image(mask: np.ndarray, names: Sequence[str]) -> PIL.Image.Image:
 def overlay_mask(
     image: PIL.Image.Image, mask: np.ndarray, names: Sequence[str], opacity: float = MASK_OPACITY
 ) -> PIL.Image.Image:
-    """An image under the colors of its mask.
+    """An image under the colors of its mask, whose regions have borders. The background is left as it is.
 
     Args:
         image: the image.
@@ -83,9 +110,28 @@ def overlay_mask(
         opacity: from 0, the image alone, to 1, the colors alone.
     """
     # Not `torchvision.utils.draw_segmentation_masks`, which needs a boolean mask of the whole image for every class.
-    is_known = mask < len(names)
-    colors = np.where(is_known[..., None], label_colors(names)[np.where(is_known, mask, 0)], np.array(GRAY, np.uint8))
-    return PIL.Image.blend(image.convert("RGB"), PIL.Image.fromarray(colors.astype(np.uint8)), opacity)
+    pixels = np.asarray(image.convert("RGB"))
+    # The last one is for what has no class.
+    classes = np.where(mask < len(names), mask, len(names)).astype(int)
+    colors = np.concatenate([label_colors(names), [GRAY]])[classes]
+    is_painted = ~np.array([*map(is_background, names), False])[classes]
+    # Full colors, those of the legend, where one region ends and another begins.
+    strength = np.maximum(_borders(classes) if opacity > 0 else 0, opacity) * is_painted
+    blended = pixels + strength[..., None] * (colors - pixels.astype(float))
+    return PIL.Image.fromarray(blended.round().astype(np.uint8))
+
+
+def _borders(mask: np.ndarray) -> np.ndarray:
+    """1 where a pixel's neighbor is of another class, 0 elsewhere, as wide as an image of this size needs."""
+    borders = np.zeros(mask.shape)
+    for step in range(1, max(mask.shape) // 400 + 2):
+        for axis in (0, 1):
+            # Views of the first pixels along the axis, and of those `step` further.
+            before, after = (np.moveaxis(each, axis, 0)[:-step] for each in (mask, np.roll(mask, -step, axis)))
+            along = np.moveaxis(borders, axis, 0)
+            along[:-step] = np.maximum(along[:-step], before != after)
+            along[step:] = np.maximum(along[step:], before != after)
+    return borders
 
 
 def class_areas(mask: np.ndarray, num_labels: int) -> dict[int, int]:

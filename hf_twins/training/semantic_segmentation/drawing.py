@@ -19,10 +19,13 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import PIL.Image
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
+from scipy import ndimage
 
-from hf_twins._utils.drawing import class_areas, label_colors, overlay_mask
+from hf_twins._utils.drawing import class_areas, is_background, label_colors, overlay_mask
 from hf_twins._utils.labels import distinct_names
 
 
@@ -32,14 +35,28 @@ def class_shares(mask: np.ndarray, names: Sequence[str]) -> dict[str, float]:
     return {distinct[index]: area / mask.size for index, area in class_areas(mask, len(names)).items()}
 
 
+def visible_shares(mask: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+    """The shares that are not 0.0 % when they are rounded."""
+    return {name: share for name, share in class_shares(mask, names).items() if share >= 0.0005}
+
+
 def legend_entries(masks: Sequence[np.ndarray], names: Sequence[str], limit: int) -> list[Patch]:
-    """The colours of the classes in the masks, largest first, with their shares of the last mask; at most `limit`."""
+    """The colors of the classes in the masks, largest first, with their shares of the last mask; at most `limit`.
+
+    Classes whose share would be printed as 0.0 % are left out.
+    """
     colors = label_colors(names) / 255
     number = {name: index for index, name in enumerate(distinct_names(names))}
-    everything = class_shares(np.concatenate([mask.ravel() for mask in masks]), names)
+    everything = visible_shares(np.concatenate([mask.ravel() for mask in masks]), names)
     shares = class_shares(masks[-1], names)
     entries = [
-        Patch(color=colors[number[name]], label=f"{name}  {100 * shares.get(name, 0):.1f} %")
+        Patch(
+            # The background is not painted.
+            facecolor="none" if is_background(names[number[name]]) else colors[number[name]],
+            edgecolor=colors[number[name]],
+            linewidth=0.5,
+            label=f"{name}  {100 * shares.get(name, 0):.1f} %",
+        )
         for name in list(everything)[:limit]
     ]
     if len(everything) > limit:
@@ -55,6 +72,22 @@ def draw_prediction(
 ) -> None:
     """The picture with its mask over it, beside a legend of the classes that are there."""
     draw_rows([(image, prediction, None)], names, path)
+
+
+def label_regions(axes: Axes, mask: np.ndarray, names: Sequence[str]) -> None:
+    """Write the name of its class into the middle of each region that has at least a hundredth of the image."""
+    for index in class_areas(mask, len(names)):
+        if is_background(names[index]):
+            continue
+        regions, _ = ndimage.label(mask == index)
+        for region, area in enumerate(np.bincount(regions.ravel())[1:], start=1):
+            if area < 0.01 * mask.size:
+                continue
+            # The pixel farthest from the region's border, to which the image's belongs.
+            distance = ndimage.distance_transform_edt(np.pad(regions == region, 1))[1:-1, 1:-1]
+            row, column = np.unravel_index(distance.argmax(), mask.shape)
+            text = axes.text(column, row, names[index], fontsize=7, color="white", ha="center", va="center")
+            text.set_path_effects([withStroke(linewidth=2, foreground="black")])
 
 
 # Names may have dollar signs, which are no formulas.
@@ -77,7 +110,7 @@ def draw_rows(
     grid = figure.subplots(len(rows), 2 + has_truth, squeeze=False)
     for axes, (image, prediction, truth) in zip(grid, rows):
         masks = [prediction] if truth is None else [truth, prediction]
-        panels = [("picture", image.convert("RGB"))]
+        panels = [("image", image.convert("RGB"))]
         panels += [
             (title, overlay_mask(image, mask, names))
             for title, mask in zip(("truth", "prediction")[-len(masks) :], masks)
@@ -86,6 +119,8 @@ def draw_rows(
             axis.imshow(picture)
             axis.set_axis_off()
             axis.set_title(title, fontsize=10)
+        for axis, mask in zip(axes[1:], masks):
+            label_regions(axis, mask, names)
         entries = legend_entries(masks, names, limit=round(4 * height))
         axes[-1].legend(
             handles=entries,

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from hf_twins import TwinsImageProcessor
-from hf_twins._utils.drawing import GRAY, class_areas, denormalize, label_colors, mask_image, overlay_mask
+from hf_twins._utils.drawing import GRAY, _to_lab, class_areas, denormalize, label_colors, mask_image, overlay_mask
 
 
 NAMES = [str(index) for index in range(150)]
@@ -33,10 +33,39 @@ def test_each_class_has_its_color_and_background_is_black():
     assert np.array_equal(named[1:], colors[1:])
 
 
+def test_lab_is_that_of_the_standard():
+    red, green, gray = _to_lab(np.array([(255, 0, 0), (0, 255, 0), (119, 119, 119)]))
+    np.testing.assert_allclose(red, [53.24, 80.09, 67.20], atol=0.05)
+    np.testing.assert_allclose(green, [87.73, -86.18, 83.18], atol=0.05)
+    np.testing.assert_allclose(gray, [50.03, 0, 0], atol=0.05)
+
+
+@pytest.mark.parametrize(("count", "least"), [(2, 80), (10, 50), (20, 35), (150, 12)])
+def test_colors_are_far_apart(count, least):
+    """As seen: 2.3 is a difference that one just notices."""
+    colors = _to_lab(np.concatenate([label_colors(NAMES[:count]), [GRAY]]))
+    distances = np.linalg.norm(colors[:, None] - colors, axis=-1) + 1e9 * np.eye(count + 1)
+    assert distances.min() >= least
+
+
 def test_overlay_shows_each_class_in_its_color_and_what_has_none_in_gray():
-    mask = np.array([[0, 1, 255]], dtype=np.uint8)
-    pixels = np.asarray(overlay_mask(Image.new("RGB", (3, 1)), mask, NAMES))[0]
-    np.testing.assert_allclose(pixels, 0.6 * np.array([*label_colors(NAMES)[:2], GRAY]), atol=1)
+    mask = np.repeat(np.array([[0, 1, 255]], dtype=np.uint8), 5, axis=1).repeat(3, axis=0)
+    image = Image.new("RGB", (15, 3), (10, 20, 30))
+    pixels = np.asarray(overlay_mask(image, mask, NAMES))[1]
+    colors = np.array([*label_colors(NAMES)[:2], GRAY])
+    # In the middle of a region, half of both.
+    np.testing.assert_allclose(pixels[[2, 7, 12]], (colors + np.array([10, 20, 30])) / 2, atol=1)
+    # At borders, the color of the legend.
+    np.testing.assert_array_equal(pixels[[4, 5, 9, 10]], colors[[0, 1, 1, 2]])
+    assert overlay_mask(image, mask, NAMES, opacity=0).tobytes() == image.tobytes()
+
+
+def test_overlay_leaves_the_background_visible():
+    mask = np.array([[0, 0, 0, 1, 1, 1]])
+    image = Image.new("RGB", (6, 1), (10, 20, 30))
+    pixels = np.asarray(overlay_mask(image, mask, ["Background", "digit"]))[0]
+    assert pixels[:3].tolist() == 3 * [[10, 20, 30]]
+    assert pixels[3].tolist() == label_colors(["Background", "digit"])[1].tolist()
 
 
 @pytest.mark.parametrize("num_labels", [2, 256, 300])
