@@ -128,6 +128,12 @@ class LayerAttention:
     def query_relevance(self, query: tuple[int, int] | None) -> torch.Tensor:
         """1 at a token or, without one, the same for every token of the image, with the sum 1.
 
+        Args:
+            query: row and column of the token, or None.
+
+        Returns:
+            `(batch_size, height, width)`, in tokens.
+
         Raises:
             ValueError: if the token does not lie on every image of the batch.
         """

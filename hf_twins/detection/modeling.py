@@ -162,7 +162,14 @@ class TwinsForObjectDetection(PreTrainedModel):
         return TwinsDetectorOutput(**predictions, image_sizes=torch.tensor(sizes, device=pixel_values.device))
 
     def target(self, labels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The labels of an image in the form that torchvision's detectors take."""
+        """The labels of an image in the form that torchvision's detectors take.
+
+        Args:
+            labels: `boxes` `(num_objects, 4)`, `class_labels` `(num_objects,)` and, for Mask R-CNN, `masks` `(num_objects, height, width)`.
+
+        Raises:
+            ValueError: if there are no masks for Mask R-CNN.
+        """
         target = {"boxes": labels["boxes"], "labels": labels["class_labels"] + self.first_label}
         if self.config.detector == "mask-rcnn":
             if "masks" not in labels:

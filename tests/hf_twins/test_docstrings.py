@@ -15,9 +15,14 @@
 
 import doctest
 import importlib
+import inspect
 import pkgutil
+import re
+from collections.abc import Callable, Iterator
 
 import pytest
+import torch
+from transformers import PreTrainedConfig
 from transformers.testing_utils import HfDocTestParser
 
 import hf_twins
@@ -52,3 +57,31 @@ def test_public_classes_have_an_example(name):
         documented = getattr(documented, part)
     assert ">>> " in documented.__doc__
     assert "pixel_mask" in documented.__doc__ or name == "TwinsConfig"
+
+
+def public_functions() -> Iterator[tuple[str, Callable]]:
+    """Public functions, classes and methods of the package's public names; of models, methods alone: arguments are `config`."""
+    for module in ("hf_twins", "hf_twins.detection", "hf_twins.export", "hf_twins.training"):
+        members = vars(importlib.import_module(module))
+        exported = members.get("__all__", [name for name in members if not name.startswith("_")])
+        for name in exported:
+            value = getattr(importlib.import_module(module), name)
+            # The fields that transformers adds to every configuration are on its own page.
+            if inspect.isclass(value) and not issubclass(value, torch.nn.Module | PreTrainedConfig):
+                yield f"{module}.{name}", value
+            if inspect.isclass(value):
+                methods = {key: each for key, each in vars(value).items() if inspect.isfunction(each)}
+                yield from ((f"{module}.{name}.{key}", each) for key, each in methods.items() if key[0] != "_")
+            elif callable(value):
+                yield f"{module}.{name}", value
+
+
+@pytest.mark.parametrize(("name", "function"), list(public_functions()))
+def test_every_argument_of_a_public_name_is_described(name, function):
+    description = inspect.getdoc(function) or ""
+    assert description, name
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name == "self" or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            continue
+        pattern = rf"^\s*(\w+, )*`?{parameter.name}`?(, \w+)*( \(.*\))?:"
+        assert re.search(pattern, description, re.MULTILINE), f"{name}: {parameter.name}"
