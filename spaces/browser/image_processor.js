@@ -76,6 +76,7 @@ function cropStart(length, cropLength) {
 
 /** The RGB values of an image of another size, on white where it is transparent. */
 function resize(image, width, height, filter) {
+  // Sums begin with a half, and are rounded down: to the nearest integer. A clamped array keeps them from 0 to 255.
   const columns = resamplingWeights(image.width, width, filter);
   const rows = resamplingWeights(image.height, height, filter);
   // First along the rows: as many as before, of the new width.
@@ -84,12 +85,18 @@ function resize(image, width, height, filter) {
   for (const strip of readStrips(image)) {
     for (let row = 0; row < strip.length; row += 4 * image.width) {
       for (const { first, weights } of columns) {
-        for (let channel = 0; channel < 3; channel++) {
-          let sum = 0;
-          let index = row + 4 * first + channel;
-          for (let k = 0; k < weights.length; k++, index += 4) sum += weights[k] * strip[index];
-          narrow[position++] = Math.floor(sum + 0.5);
+        let red = 0.5;
+        let green = 0.5;
+        let blue = 0.5;
+        let index = row + 4 * first;
+        for (let k = 0; k < weights.length; k++, index += 4) {
+          red += weights[k] * strip[index];
+          green += weights[k] * strip[index + 1];
+          blue += weights[k] * strip[index + 2];
         }
+        narrow[position++] = Math.floor(red);
+        narrow[position++] = Math.floor(green);
+        narrow[position++] = Math.floor(blue);
       }
     }
   }
@@ -97,10 +104,10 @@ function resize(image, width, height, filter) {
   position = 0;
   for (const { first, weights } of rows) {
     for (let column = 0; column < 3 * width; column++) {
-      let sum = 0;
+      let sum = 0.5;
       let index = 3 * width * first + column;
       for (let k = 0; k < weights.length; k++, index += 3 * width) sum += weights[k] * narrow[index];
-      resized[position++] = Math.floor(sum + 0.5);
+      resized[position++] = Math.floor(sum);
     }
   }
   return resized;
@@ -129,7 +136,7 @@ function resamplingWeights(inputLength, outputLength, { support, weight }) {
     const center = (index + 0.5) * scale;
     const first = Math.max(Math.trunc(center - support * width + 0.5), 0);
     const end = Math.min(Math.trunc(center + support * width + 0.5), inputLength);
-    const weights = Array.from({ length: end - first }, (_, k) => weight((first + k - center + 0.5) / width));
+    const weights = Float64Array.from({ length: end - first }, (_, k) => weight((first + k - center + 0.5) / width));
     const total = weights.reduce((sum, value) => sum + value, 0);
     return { first, weights: weights.map((value) => Math.round(value / total / WEIGHT_UNIT) * WEIGHT_UNIT) };
   });

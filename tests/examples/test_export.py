@@ -37,6 +37,7 @@ from transformers import ResNetConfig
 
 from hf_twins import (
     TwinsBackbone,
+    TwinsConfig,
     TwinsForImageClassification,
     TwinsForSemanticSegmentation,
     TwinsImageProcessor,
@@ -118,6 +119,9 @@ def test_folder_holds_all_that_the_runner_needs(exported):
         "run_exported.py",
         "twins_export.json",
     ]
+    # Without it, transformers.js would look for int8 in a browser.
+    assert json.loads((folder / "config.json").read_text())["transformers.js_config"] == {"dtype": "fp32"}
+    assert TwinsConfig.from_pretrained(folder).model_type == "twins"
     # Nothing half-written is left beside it.
     assert sorted(path.name for path in folder.parent.iterdir()) == ["model", "onnx"]
 

@@ -15,6 +15,7 @@
 
 import base64
 import io
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -191,6 +192,9 @@ RUN_MODEL = """async ([library, folder, dtype, values, dims]) => {
 def test_same_tensor_gives_the_logits_of_pytorch(empty_page, spaces):
     for name, side in (("digits", 32), ("imagenet", 224)):
         space = spaces[name]
+        # What is loaded where no dtype is named.
+        config = json.loads((space.model_folder / "config.json").read_text())
+        assert config["transformers.js_config"] == {"dtype": "q8"}
         pixel_values = np.random.default_rng(0).standard_normal((1, 3, side, side), dtype=np.float32)
         expected = space.logits(pixel_values)
         folder = space.model_folder.relative_to(space.folder.parent).as_posix()
