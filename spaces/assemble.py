@@ -17,6 +17,9 @@ The folder, what the Spaces share and the hf_twins package are put together, bec
 
     python spaces/assemble.py image_classification --output_dir outputs/space
     python spaces/assemble.py image_classification --output_dir outputs/space --push_to_hub --repo_id ORG/NAME
+    python spaces/assemble.py browser --output_dir outputs/browser_space --model outputs/quickstart
+
+`browser` is a static page instead: it is put together with a model, exported to ONNX.
 """
 
 import shutil
@@ -25,6 +28,7 @@ from pathlib import Path
 
 from hf_twins._utils.command_line import ArgumentParser
 
+from browser_model import DEFAULT_MODEL, add_model
 from huggingface_hub import HfApi, RepoCard
 from huggingface_hub.utils import httpx
 
@@ -34,26 +38,33 @@ from hf_twins._utils.publishing import create_repository
 
 
 HERE = Path(__file__).resolve().parent
-SPACES = sorted(file.parent.name for file in HERE.glob("*/app.py"))
+SPACES = sorted(file.parent.name for file in HERE.glob("*/README.md"))
+# The page that runs its model in the browser.
+BROWSER = "browser"
 LEFT_OUT = ("__pycache__", "*.pyc", "*.tmp", ".*")
 
 
-def assemble(space: str, output: Path) -> None:
+def assemble(space: str, output: Path, model: str | None = None) -> None:
     """Write a Space's folder, whole or not at all.
 
     Args:
         space: one of `SPACES`.
         output: the folder to write, which must not exist or be empty.
+        model: folder or Hub id of the model of `BROWSER`.
 
     Raises:
-        ValueError: if `output` is there already, or in the end.
+        ImportError: if a package that exports the model is missing.
+        OSError: if the model cannot be loaded.
+        ValueError: if `output` is there already, or in the end, or the page cannot use the model.
     """
     check_is_new(output)
     package = Path(hf_twins.__file__).parent
     with new_output(output) as partial:
         shutil.copytree(HERE / space, partial, ignore=shutil.ignore_patterns(*LEFT_OUT), dirs_exist_ok=True)
+        if space == BROWSER:
+            add_model(partial, model or DEFAULT_MODEL, HERE / "image_classification" / "examples")
         # Their pages are for who works on them.
-        for folder in (HERE / "twins_space", package):
+        for folder in () if space == BROWSER else (HERE / "twins_space", package):
             ignore = shutil.ignore_patterns(*LEFT_OUT, "README.md")
             shutil.copytree(folder, partial / folder.name, ignore=ignore)
         shutil.copy(HERE.parent / "LICENSE", partial)
@@ -68,8 +79,9 @@ def push(folder: Path, repo_id: str, private: bool) -> str:
     """
     api = HfApi()
     try:
-        RepoCard.load(folder / "README.md").validate(repo_type="space")
-        url = create_repository(api, repo_id, private, repo_type="space", space_sdk="gradio")
+        card = RepoCard.load(folder / "README.md")
+        card.validate(repo_type="space")
+        url = create_repository(api, repo_id, private, repo_type="space", space_sdk=card.data.sdk)
         api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
@@ -86,6 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser()
     parser.add_argument("space", choices=SPACES, help="folder of the Space")
     parser.add_argument("--output_dir", "--output", dest="output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--model", help=f"folder or Hub id of the model of {BROWSER}; {DEFAULT_MODEL} by default")
     parser.add_argument("--push_to_hub", action="store_true", help="publish it (needs a token, see `hf auth login`)")
     parser.add_argument("--repo_id", metavar="ORG/NAME", help="of the Space on the Hub")
     parser.add_argument("--private", action="store_true", help="let nobody else see the Space")
@@ -94,12 +107,14 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--push_to_hub needs --repo_id")
     if not args.push_to_hub and (args.repo_id or args.private):
         parser.error("--repo_id and --private say how a Space is published: give --push_to_hub too, or leave them out")
+    if args.model and args.space != BROWSER:
+        parser.error(f"--model is for {BROWSER}")
     try:
-        assemble(args.space, args.output)
+        assemble(args.space, args.output, args.model)
         print(f"written   {args.output}")
         if args.push_to_hub:
             print(f"published {push(args.output, args.repo_id, args.private)}")
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         # The Hub's client says it in several lines.
         sys.exit(f"error: {' '.join(str(error).split())}")
 

@@ -11,11 +11,14 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Export a Twins model to ONNX, for images of any number, height and width, in float32 or int8.
+"""Export a Twins model to ONNX, for images of any number, height and width, in float32, float16 or int8.
 
     python examples/export/export_onnx.py --model_name_or_path outputs/quickstart --output_dir outputs/onnx
     ... --dtype int8
+    ... --dtype int8 float16 float32        # three files; run_exported.py and transformers.js load the first by default
     python outputs/onnx/run_exported.py picture.png
+
+The folder has the layout that transformers.js loads: `onnx/model.onnx`, `onnx/model_fp16.onnx`, `onnx/model_quantized.onnx`.
 
 Classifiers and segmenters return `logits`, backbones `feature_map_0`, `feature_map_1` and so on. The folder is only written
 if ONNX Runtime computes the same as PyTorch, for one and several images, of sizes that fill attention windows and that do not.
@@ -23,7 +26,6 @@ int8 needs no images: linear layers scale their inputs as they come.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from hf_twins.export.command_line import ExportArguments, run_export
 from hf_twins.export.source import load_source
@@ -32,7 +34,10 @@ from hf_twins.export.to_onnx import export_onnx
 
 @dataclass
 class OnnxArguments(ExportArguments):
-    dtype: Literal["float32", "int8"] = field(default="float32", metadata={"help": "Dtype of weights and products."})
+    dtype: list[str] = field(
+        default_factory=lambda: ["float32"],
+        metadata={"help": "One or several dtypes of weights and products: float32, float16, int8."},
+    )
     opset_version: int = field(
         default=18,
         metadata={

@@ -27,7 +27,7 @@ from hf_twins.export.source import Source
 
 
 # Largest relative L2 distance of any output from PyTorch's in float32.
-TOLERANCES = {"float32": 1e-4, "bfloat16": 3e-2, "int8": 3e-2}
+TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 3e-2, "int8": 3e-2}
 
 
 def check_dtype(dtype: str, *supported: str) -> None:
@@ -43,7 +43,7 @@ def describe(folder: Path, source: Source, runtime: str, file: str, size: tuple[
         folder: the folder of the export.
         source: the model that was exported.
         runtime: what runs the file: "onnx", "openvino", "torch" or "executorch".
-        file: name of the model's file, in the folder.
+        file: path of the model's file, in the folder.
         size: the only height and width that it takes; None for any.
         more: further entries of the description, such as the dtype.
     """

@@ -11,9 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""ONNX, for images of any number, height and width, in float32 or int8."""
+"""ONNX, for images of any number, height and width, in float32, float16 or int8: a folder that transformers.js loads too."""
 
+import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -24,13 +26,22 @@ from hf_twins.export.folder import TOLERANCES, check_dtype, describe, verificati
 from hf_twins.export.source import Source, dynamic_program
 
 
-def export_onnx(source: Source, output_dir: str | Path, dtype: str = "float32", opset_version: int = 18) -> None:
-    """Write a folder with the model as ONNX.
+# The names by which transformers.js finds the files, and by which it calls the dtypes.
+FOLDER_NAME = "onnx"
+FILE_NAMES = {"float32": "model.onnx", "float16": "model_fp16.onnx", "int8": "model_quantized.onnx"}
+TRANSFORMERS_JS_DTYPES = {"float32": "fp32", "float16": "fp16", "int8": "q8"}
+
+
+def export_onnx(
+    source: Source, output_dir: str | Path, dtype: str | Sequence[str] = "float32", opset_version: int = 18
+) -> None:
+    """Write a folder with the model as ONNX, in one file for each dtype.
 
     Args:
         source: the model.
         output_dir: folder that is written, new or empty.
-        dtype: "float32", or "int8" for weights and products of 8 bits in the linear layers, except the classifier.
+        dtype: one or several of "float32", "float16", and "int8" for weights and products of 8 bits in the linear layers,
+            except the classifier. `run_exported.py` and transformers.js load the first one by default.
         opset_version: version of ONNX's operators; from 23 on, attention is one operator.
 
     Raises:
@@ -39,14 +50,24 @@ def export_onnx(source: Source, output_dir: str | Path, dtype: str = "float32", 
     """
     # onnxscript is what PyTorch's exporter needs.
     require_extra("export", "onnx", "onnxruntime", "onnxscript")
-    check_dtype(dtype, "float32", "int8")
+    dtypes = [dtype] if isinstance(dtype, str) else list(dict.fromkeys(dtype))
+    for name in dtypes:
+        check_dtype(name, *FILE_NAMES)
     with new_output(Path(output_dir)) as folder:
-        save_onnx(source, folder / "model.onnx", opset_version)
-        if dtype == "int8":
-            print("quantizing ...", flush=True)
-            quantize_linear_layers(folder / "model.onnx")
-        describe(folder, source, runtime="onnx", file="model.onnx", size=None, dtype=dtype)
-        verify(folder, source, verification_shapes(source), TOLERANCES[dtype])
+        files = {name: folder / FOLDER_NAME / file for name, file in FILE_NAMES.items()}
+        files["float32"].parent.mkdir()
+        save_onnx(source, files["float32"], opset_version)
+        # The first one last: its description stays.
+        for name in reversed(dtypes):
+            if name != "float32":
+                print(f"converting to {name} ...", flush=True)
+                (convert_to_float16 if name == "float16" else quantize_linear_layers)(files["float32"], files[name])
+            file = files[name].relative_to(folder).as_posix()
+            describe(folder, source, runtime="onnx", file=file, size=None, dtype=name)
+            verify(folder, source, verification_shapes(source), TOLERANCES[name])
+        if "float32" not in dtypes:
+            files["float32"].unlink()
+        set_default_of_transformers_js(folder / "config.json", TRANSFORMERS_JS_DTYPES[dtypes[0]])
 
 
 def save_onnx(source: Source, file: Path, opset_version: int) -> None:
@@ -81,12 +102,19 @@ def save_onnx(source: Source, file: Path, opset_version: int) -> None:
     program.save(file, external_data=False)
 
 
-def quantize_linear_layers(file: Path) -> None:
+def convert_to_float16(file: Path, converted: Path) -> None:
+    """Compute in float16; pixels and outputs stay float32."""
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    onnx.save(convert_float_to_float16(onnx.load(file), keep_io_types=True), converted)
+
+
+def quantize_linear_layers(file: Path, quantized: Path) -> None:
     """Compute products with weights in 8 bits, except the classifier's, which are few and cost accuracy."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantized = file.with_suffix(".int8")
     classifiers = [node.name for node in onnx.load(file).graph.node if "logits" in node.output]
     quantize_dynamic(
         file,
@@ -96,4 +124,10 @@ def quantize_linear_layers(file: Path) -> None:
         # ONNX Runtime splits a Gemm into a product and a sum before it looks for the names.
         nodes_to_exclude=[f"{name}{suffix}" for name in classifiers for suffix in ("", "_MatMul")],
     )
-    quantized.replace(file)
+
+
+def set_default_of_transformers_js(file: Path, dtype: str) -> None:
+    """Say in `config.json` which file transformers.js is to load: by default, it asks for one in int8 in a browser."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["transformers.js_config"] = {"dtype": dtype}
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -37,6 +37,7 @@ from transformers import ResNetConfig
 
 from hf_twins import (
     TwinsBackbone,
+    TwinsConfig,
     TwinsForImageClassification,
     TwinsForSemanticSegmentation,
     TwinsImageProcessor,
@@ -95,9 +96,9 @@ def test_onnx_computes_what_the_model_does_at_any_size(exported):
 @pytest.mark.slow
 def test_int8_onnx_is_close_and_leaves_the_classifier(exported, tmp_path):
     model, folder = exported
-    shutil.copytree(folder, tmp_path / "int8")
-    to_onnx.quantize_linear_layers(tmp_path / "int8" / "model.onnx")
-    nodes = onnx.load(tmp_path / "int8" / "model.onnx").graph.node
+    file = shutil.copytree(folder, tmp_path / "int8") / "onnx" / "model.onnx"
+    to_onnx.quantize_linear_layers(file, file)
+    nodes = onnx.load(file).graph.node
     linear_layers = sum(
         isinstance(module, torch.nn.Linear) for module in TwinsForImageClassification.from_pretrained(model).modules()
     )
@@ -110,13 +111,17 @@ def test_int8_onnx_is_close_and_leaves_the_classifier(exported, tmp_path):
 @pytest.mark.slow
 def test_folder_holds_all_that_the_runner_needs(exported):
     _, folder = exported
-    assert sorted(path.name for path in folder.iterdir()) == [
+    assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*")) == [
         "config.json",
-        "model.onnx",
+        "onnx",
+        "onnx/model.onnx",
         "preprocessor_config.json",
         "run_exported.py",
         "twins_export.json",
     ]
+    # Without it, transformers.js would look for int8 in a browser.
+    assert json.loads((folder / "config.json").read_text())["transformers.js_config"] == {"dtype": "fp32"}
+    assert TwinsConfig.from_pretrained(folder).model_type == "twins"
     # Nothing half-written is left beside it.
     assert sorted(path.name for path in folder.parent.iterdir()) == ["model", "onnx"]
 
@@ -124,12 +129,12 @@ def test_folder_holds_all_that_the_runner_needs(exported):
 @pytest.mark.slow
 def test_onnx_has_no_traces_of_the_machine_that_made_it(exported, tmp_path):
     model, folder = exported
-    for file in folder.iterdir():
+    for file in (path for path in folder.rglob("*") if path.is_file()):
         content = file.read_bytes()
         for trace in (".py", str(Path(torch.__file__).parents[2]), str(Path(__file__).parents[2]), str(model)):
             assert trace.encode() not in content or file.suffix == ".py", (file.name, trace)
     # Most of a small model's file was stack traces.
-    assert (folder / "model.onnx").stat().st_size < 2 * (model / "model.safetensors").stat().st_size
+    assert (folder / "onnx" / "model.onnx").stat().st_size < 2 * (model / "model.safetensors").stat().st_size
 
 
 @pytest.mark.slow

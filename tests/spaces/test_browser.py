@@ -14,13 +14,13 @@
 """The pages in a real browser, as people use them. What they look like is kept in outputs/screenshots."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browser_utils import launch_chromium
 from hostile_files import archive, saved
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from space_server import SPACES, Server, digit_image, digit_label, serve
 
 
@@ -35,15 +35,9 @@ PATIENCE = 20_000
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    names = ("chromium", "google-chrome", "chromium-browser")
-    executable = next((path for path in map(shutil.which, names) if path), None)
-    if executable is None:
-        pytest.skip("no chromium is installed")
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable)
+    with launch_chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
