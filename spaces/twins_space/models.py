@@ -13,6 +13,7 @@
 # limitations under the License.
 """The models of a Space: which there are, loaded when they are first wanted, few kept, and run on many requests at once."""
 
+import json
 import logging
 import math
 import threading
@@ -28,6 +29,7 @@ import PIL.Image
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.utils import HFValidationError, get_session, validate_repo_id
+from transformers.utils import CONFIG_NAME
 
 from hf_twins import TwinsConfig
 from hf_twins._utils.labels import label_names
@@ -110,7 +112,7 @@ class LoadedModel:
         elif "shortest_edge" in sizes["size"]:
             short, long = sorted(image.size)
             if sizes["size"]["shortest_edge"] ** 2 * long / short > MAX_INPUT_PIXELS:
-                raise PictureError("This picture is too long for so high a resolution: lower it, or crop the picture.")
+                raise PictureError("This image is too long for so high a resolution: lower it, or crop the image.")
         # An image alone needs no padding.
         return self.processor(image, do_pad=False, return_tensors="pt", **sizes)["pixel_values"][0]
 
@@ -157,6 +159,7 @@ class ModelShelf:
         locations: folder or Hub id of each, by what the page calls it. The first is the default.
         load: makes a model and an image processor of a folder or Hub id.
         capacity: how many are kept in memory.
+        recognized: what each can recognize, such as "10 digits", by name, where it is known.
     """
 
     def __init__(
@@ -164,8 +167,10 @@ class ModelShelf:
         locations: dict[str, str],
         load: Callable[[str], tuple[Any, Any]],
         capacity: int = MAX_LOADED,
+        recognized: dict[str, str] | None = None,
     ):
         self.locations = locations
+        self.recognized = recognized or {}
         self.load = load
         self.capacity = capacity
         self.loaded: OrderedDict[str, LoadedModel] = OrderedDict()
@@ -174,6 +179,9 @@ class ModelShelf:
     @property
     def names(self) -> list[str]:
         return list(self.locations)
+
+    def title(self, name: str) -> str:
+        return f"{name}: {self.recognized[name]}" if name in self.recognized else name
 
     def get(self, name: str) -> LoadedModel:
         """The model of that name.
@@ -246,6 +254,34 @@ def name_locations(locations: Sequence[str]) -> dict[str, str]:
             count += 1
         named[name] = location
     return named
+
+
+def first_that_loads(shelf: ModelShelf, names: Sequence[str]) -> str:
+    """The first of several models that can be loaded; why the others cannot is in the log.
+
+    Raises:
+        ModelError: if none can.
+    """
+    for name in names[:-1]:
+        try:
+            shelf.get(name)
+        except ModelError:
+            continue
+        return name
+    shelf.get(names[-1])
+    return names[-1]
+
+
+def count_labels(locations: dict[str, str]) -> dict[str, str]:
+    """How many labels each model in a folder has, as far as its configuration says so."""
+    counts = {}
+    for name, location in locations.items():
+        try:
+            fields = json.loads(Path(location, CONFIG_NAME).read_text(encoding="utf-8"))
+            counts[name] = f"{len(fields['id2label']):,} labels"
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return counts
 
 
 def is_cached(repo_id: str) -> bool:

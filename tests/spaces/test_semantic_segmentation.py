@@ -95,7 +95,7 @@ def test_segment_gives_what_the_model_gives(client, scenes, segment_locally, tmp
             assert count == pytest.approx((expected == index).sum(), abs=5)
             assert re.fullmatch("#[0-9a-f]{6}", color)
         assert pixels(overlay).shape == (*expected.shape, 3)
-        assert details.startswith(f"{MODEL} saw ")
+        assert details.startswith(f"{MODEL}: input of ")
 
 
 def test_opacity_goes_from_the_picture_to_the_mask(client, scenes, tmp_path):
@@ -110,12 +110,12 @@ def test_opacity_goes_from_the_picture_to_the_mask(client, scenes, tmp_path):
 
 def test_batch_gives_a_table_and_the_same_as_csv(client, scenes, tmp_path):
     members = {f"{index}.png": saved(image, "PNG") for index, (image, _) in enumerate(scenes[:6])}
-    (tmp_path / "scenes.zip").write_bytes(archive(members | {"broken.png": b"no picture"}))
+    (tmp_path / "scenes.zip").write_bytes(archive(members | {"broken.png": b"no image"}))
     table, download = client.predict([handle_file(tmp_path / "scenes.zip")], api_name="/segment_batch")
     assert table["headers"] == ["file", "class", "pixels", "%", "problem"]
     for name, (image, _) in zip(members, scenes):
         assert sum(row[2] for row in table["data"] if row[0] == name) == image.width * image.height
-    assert "not a picture" in table["data"][-1][4]
+    assert "not an image" in table["data"][-1][4]
     with Path(download).open(newline="") as file:
         assert len(list(csv.reader(file))) == 1 + len(table["data"])
 
