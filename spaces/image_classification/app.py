@@ -318,6 +318,7 @@ def first_answer(actions: Classification, notice: str) -> tuple[str, Path, tuple
 
 
 def build(asked_for: list[str]) -> gr.Blocks:
+    asked_for = [*asked_for, *models.listed_models(HERE)]
     shelf, notice = find_models(asked_for)
     actions = Classification(shelf)
     default, example, answer, notice = first_answer(actions, notice)
@@ -338,7 +339,7 @@ def build(asked_for: list[str]) -> gr.Blocks:
                 "classify_batch",
                 BATCH_COLUMNS,
                 ["str", "str", "number", "str"],
-                (27, 23, 22, 28),
+                (25, 21, 28, 26),
                 default,
             )
         with gr.Tab("API"):

@@ -219,6 +219,7 @@ class Segmentation:
 
 
 def build(asked_for: list[str]) -> gr.Blocks:
+    asked_for = [*asked_for, *models.listed_models(HERE)]
     bundled = models.name_locations([str(folder) for folder in sorted((HERE / "models").iterdir())])
     own = models.name_locations(asked_for)
     recognized = dict.fromkeys(bundled, "10 digits") | models.count_labels(own)
@@ -231,7 +232,7 @@ def build(asked_for: list[str]) -> gr.Blocks:
     answer = actions.answer(pictures.read_picture(example), default, 100, OPACITY)
     with page.blocks("Twins: semantic segmentation") as demo:
         gr.Markdown(
-            "# What Twins sees, pixel by pixel\n\nChoose an image: a [Twins vision transformer]"
+            "# What Twins sees, per pixel\n\nChoose an image: a [Twins vision transformer]"
             "(https://huggingface.co/papers/2104.13840) names what each part of it is.",
             elem_classes="heading",
         )
@@ -239,7 +240,7 @@ def build(asked_for: list[str]) -> gr.Blocks:
             segment_tab(actions, default, example, answer)
         with gr.Tab("Batch"):
             kinds = ["str", "str", "number", "number", "str"]
-            widths = (24, 24, 14, 13, 25)
+            widths = (24, 22, 18, 12, 24)
             page.batch_tab(shelf, actions.segment_batch, "segment_batch", BATCH_COLUMNS, kinds, widths, default)
         with gr.Tab("API"):
             page.describe_api(demo, ABOUT)
@@ -260,7 +261,7 @@ def segment_tab(actions: Segmentation, default: str, example: Path, answer: tupl
                 areas,
                 headers=LEGEND_COLUMNS,
                 datatype=["str", "str", "number", "number"],
-                column_widths=["24%", "38%", "20%", "18%"],
+                column_widths=["24%", "34%", "24%", "18%"],
                 interactive=False,
                 label="Areas",
             )

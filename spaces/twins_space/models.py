@@ -39,6 +39,8 @@ from .pictures import PictureError
 
 logger = logging.getLogger(__name__)
 
+# What `assemble.py --model` adds to a Space: a list of models, by Hub id or folder, and a place for folders.
+MODEL_LIST, OWN_MODELS = "models.txt", "own_models"
 # Two, so that two can be compared.
 MAX_LOADED = 2
 MAX_BATCH_SIZE = 16
@@ -256,6 +258,15 @@ def name_locations(locations: Sequence[str]) -> dict[str, str]:
     return named
 
 
+def listed_models(space: Path) -> list[str]:
+    """The models that a Space was assembled with, the default first."""
+    try:
+        names = (space / MODEL_LIST).read_text(encoding="utf-8").split()
+    except FileNotFoundError:
+        return []
+    return [str(space / name) if (space / name).is_dir() else name for name in names]
+
+
 def first_that_loads(shelf: ModelShelf, names: Sequence[str]) -> str:
     """The first of several models that can be loaded; why the others cannot is in the log.
 
@@ -278,9 +289,11 @@ def count_labels(locations: dict[str, str]) -> dict[str, str]:
     for name, location in locations.items():
         try:
             fields = json.loads(Path(location, CONFIG_NAME).read_text(encoding="utf-8"))
-            counts[name] = f"{len(fields['id2label']):,} labels"
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError):
             continue
+        if "model_type" in fields:
+            # transformers leaves out the two labels that a configuration has by default.
+            counts[name] = f"{len(fields.get('id2label', range(2))):,} labels"
     return counts
 
 

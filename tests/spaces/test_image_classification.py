@@ -13,6 +13,8 @@
 # limitations under the License.
 """The classification Space as its visitors' programs use it: started with `python app.py`, asked with gradio_client."""
 
+import asyncio
+import base64
 import csv
 import importlib.util
 import re
@@ -22,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from hf_twins._utils.command_line import parse_arguments, run
 
@@ -274,6 +277,37 @@ def test_files_of_the_server_cannot_be_read(server):
         assert "Traceback" not in answer
 
 
+def test_assistants_can_call_it(server, digit):
+    """With the client of the Model Context Protocol's own library."""
+    pytest.importorskip("mcp", reason="gradio[mcp] is not installed")
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamable_http_client
+
+    def sent(content: bytes) -> str:
+        return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+    async def call() -> tuple[dict[str, Any], list[Any]]:
+        async with (
+            streamable_http_client(f"{server.url}/gradio_api/mcp/") as (read, write, *_),
+            ClientSession(read, write) as session,
+        ):
+            await session.initialize()
+            tools = {tool.name: tool for tool in (await session.list_tools()).tools}
+            images = (sent(digit.read_bytes()), sent(b"no image"))
+            return tools, [await session.call_tool("classify", {"image": image}) for image in images]
+
+    tools, (answer, failure) = asyncio.run(call())
+    assert set(tools) == {"classify", "explain", "compare", "classify_batch", "describe_model"}
+    # Docstrings are what an assistant knows of them.
+    assert tools["classify"].description.startswith("Classify an image with a Twins model.")
+    assert "percent" in tools["classify"].inputSchema["properties"]["resolution"]["description"]
+    assert tools["classify"].inputSchema["required"] == ["image"]
+    assert not answer.isError
+    assert digit_label(3) in answer.content[0].text
+    assert failure.isError
+    assert "This is not an image that can be read here" in failure.content[0].text
+
+
 def test_page_and_configuration_name_no_place_of_the_server(server):
     for path in ("/", "/config", "/gradio_api/info"):
         content = httpx.get(f"{server.url}{path}", trust_env=False).text
@@ -344,7 +378,7 @@ def test_selector_offers_what_is_there_and_says_so(app, monkeypatch, tmp_path):
     # What was downloaded before, and the models that were asked for, come first.
     monkeypatch.setattr(app.models, "is_cached", lambda repo_id: "svt_small" in repo_id)
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "config.json").write_text('{"id2label": {"0": "a", "1": "b"}}')
+    (tmp_path / "mine" / "config.json").write_text('{"model_type": "twins", "id2label": {"0": "a", "1": "b"}}')
     shelf, said = app.find_models(["somebody/twins", str(tmp_path / "mine")])
     assert list(shelf.names) == ["somebody/twins", "mine", "twins-svt-small", *MODELS]
     assert shelf.locations["twins-svt-small"] == "timm/twins_svt_small.in1k"
