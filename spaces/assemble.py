@@ -38,6 +38,8 @@ from hf_twins._utils.publishing import create_repository
 
 HERE = Path(__file__).resolve().parent
 SPACES = sorted(file.parent.name for file in HERE.glob("*/app.py"))
+# What converts the published checkpoints of a Space that has them.
+CONVERSION = ("checkpoint_formats.py", "checkpoint_sources.py", "downloads.py", "ade20k_classes.txt")
 LEFT_OUT = ("__pycache__", "*.pyc", "*.tmp", ".*")
 
 
@@ -62,6 +64,10 @@ def assemble(space: str, output: Path, model: str | None = None) -> None:
             ignore = shutil.ignore_patterns(*LEFT_OUT, "README.md")
             shutil.copytree(folder, partial / folder.name, ignore=ignore)
         shutil.copy(HERE.parent / "LICENSE", partial)
+        if space == "semantic_segmentation":
+            (partial / "conversion").mkdir()
+            for name in CONVERSION:
+                shutil.copy(HERE.parent / "conversion" / name, partial / "conversion")
         if model is not None:
             add_model(space, model, partial)
 

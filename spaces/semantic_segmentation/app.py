@@ -16,11 +16,13 @@
     python spaces/semantic_segmentation/app.py
     python spaces/semantic_segmentation/app.py --model path/to/a/converted/upernet
 
-It starts with a small Semantic FPN, for handwritten digits in small scenes, that lies beside it.
+It starts with a model that the authors of mmsegmentation trained on ADE20K, once that is downloaded and converted; until
+then, and without a network, with a small model of handwritten digits that lies beside it.
 """
 
 import io
 import sys
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -35,20 +37,28 @@ import torch
 
 
 HERE = Path(__file__).resolve().parent
-# What the Spaces share lies beside this file once the Space is assembled, and one folder up in the repository.
-sys.path.append(str(HERE.parent))
+# What the Spaces share, and the conversion, lie beside this file once the Space is assembled, and further up in the repository.
+sys.path += [str(HERE.parent), str(HERE / "conversion"), str(HERE.parents[1] / "conversion")]
 
+from checkpoint_formats import convert_checkpoint, image_processor
+from checkpoint_sources import open_checkpoint
+from downloads import cache_folder, read_kept
 from twins_space import models, page, pictures
 
 from hf_twins import load_model
 from hf_twins._utils.drawing import class_areas, label_colors, mask_image, overlay_mask
+from hf_twins.checkpoints import published_checkpoints
 from hf_twins.loading import CroppingProcessorError
 
 
 OPACITY = 0.6
 LEGEND_COLUMNS = ["color", "class", "pixels", "%"]
 BATCH_COLUMNS = ["file", "class", "pixels", "%", "problem"]
+ADE20K, DIGITS = "150 ADE20K classes", "10 digits"
+# The published model that the page starts with.
+DEFAULT = "twins-svt-small-semantic-fpn-ade20k"
 EXAMPLES = HERE / "examples"
+PHOTOGRAPHS = {"palace": EXAMPLES / "china.jpg", "coffee": EXAMPLES / "coffee.jpg"}
 SCENES = {f"scene {index}": EXAMPLES / f"scene_{index}.jpg" for index in range(1, 7)}
 ABOUT = f"""
 ### From Python, or any other language
@@ -80,11 +90,32 @@ model with more than 256 classes, it is a grayscale PNG with 16 bits per pixel.
 
 Twins is the work of [Chu et al., NeurIPS 2021](https://huggingface.co/papers/2104.13840). Digits in the example scenes:
 [Optical Recognition of Handwritten Digits](https://archive.ics.uci.edu/dataset/80) (CC BY 4.0), from scikit-learn; the
-bundled model was not trained on them.
+bundled model was not trained on them. Photographs: *china*, by danielbuechele (CC BY 2.0), from scikit-learn; *coffee*, by Rachel
+Michetti (CC0), from scikit-image. The ADE20K models were trained and published by
+[OpenMMLab](https://github.com/open-mmlab/mmsegmentation/tree/main/configs/twins).
 """
 
 
+def published_models() -> dict[str, str]:
+    """The addresses of the published ADE20K models by name, the default first."""
+    found = {name: entry["url"] for name, entry in published_checkpoints().items() if "ade20k_miou" in entry}
+    return {name: found[name] for name in sorted(found, key=lambda name: name != DEFAULT)}
+
+
+def is_downloaded(address: str) -> bool:
+    return read_kept(cache_folder(address)) is not None
+
+
+def load_published(name: str) -> tuple[Any, Any]:
+    """Download a published checkpoint, unless that was done, check its hash, and convert it."""
+    checkpoint = open_checkpoint(name)
+    conversion = convert_checkpoint(checkpoint.weights, checkpoint.meta)
+    return conversion.model, image_processor(conversion)
+
+
 def load(location: str) -> tuple[Any, Any]:
+    if location in published_models():
+        return load_published(location)
     try:
         return load_model(location, "semantic-segmentation")
     except CroppingProcessorError as error:
@@ -218,42 +249,98 @@ class Segmentation:
         return *self.segment(image, model_name, resolution, opacity), self.describe_model(model_name)
 
 
-def build(asked_for: list[str]) -> gr.Blocks:
-    asked_for = [*asked_for, *models.listed_models(HERE)]
+def find_models(asked_for: list[str]) -> tuple[models.ModelShelf, str]:
+    """The models that the page offers, and a sentence on those that have to be downloaded."""
     bundled = models.name_locations([str(folder) for folder in sorted((HERE / "models").iterdir())])
     own = models.name_locations(asked_for)
-    recognized = dict.fromkeys(bundled, "10 digits") | models.count_labels(own)
+    addresses = published_models()
+    is_online = models.answers(addresses[DEFAULT]) if DEFAULT in addresses else False
+    published = {name: name for name, address in addresses.items() if is_online or is_downloaded(address)}
+    # A folder may have the name of another model.
+    locations = bundled | published | own
     shelf = models.ModelShelf(
-        own | {name: bundled[name] for name in bundled.keys() - own}, load, recognized=recognized
+        {name: locations[name] for name in [*own, *published, *bundled]},
+        load,
+        recognized=dict.fromkeys(bundled, DIGITS) | dict.fromkeys(published, ADE20K) | models.count_labels(own),
     )
+    if is_online:
+        return shelf, "Published models are downloaded when you first choose them."
+    missing = "" if published else " The ADE20K models cannot be chosen."
+    return shelf, f"Offline: published models cannot be downloaded.{missing}"
+
+
+def first_answer(actions: Segmentation, notice: str) -> tuple[str, Path, tuple[Any, ...], str]:
+    """The default model, an example, and the answer that the page shows before anything is chosen; the notice to show."""
+    shelf = actions.shelf
+    digits = [name for name in shelf.names if shelf.recognized.get(name) == DIGITS]
+    first = shelf.names[0]
+    if shelf.locations[first] == DEFAULT and not is_downloaded(published_models()[DEFAULT]):
+        default = digits[0]
+        notice = f"{DEFAULT} is being downloaded; the page starts with it once it is there."
+    else:
+        default = models.first_that_loads(shelf, [first, *digits])
+        if default != first:
+            notice = f"{first} could not be loaded, so the page starts with another model. {notice}"
+    example = next(iter((SCENES if default in digits else PHOTOGRAPHS).values()))
+    return default, example, actions.answer(pictures.read_picture(example), default, 100, OPACITY), notice
+
+
+def prepare(shelf: models.ModelShelf, name: str, is_ready: threading.Event) -> None:
+    """Download and convert a model, while the page starts with another."""
+    try:
+        shelf.get(name)
+    except models.ModelError:
+        # Why is in the log, and whoever chooses the model gets a sentence.
+        return
+    is_ready.set()
+
+
+def build(asked_for: list[str]) -> gr.Blocks:
+    shelf, notice = find_models([*asked_for, *models.listed_models(HERE)])
     actions = Segmentation(shelf)
-    example = SCENES["scene 1"]
-    default = models.first_that_loads(shelf, [shelf.names[0], *bundled])
-    answer = actions.answer(pictures.read_picture(example), default, 100, OPACITY)
+    default, example, answer, notice = first_answer(actions, notice)
     with page.blocks("Twins: semantic segmentation") as demo:
         gr.Markdown(
             "# What Twins sees, per pixel\n\nChoose an image: a [Twins vision transformer]"
             "(https://huggingface.co/papers/2104.13840) names what each part of it is.",
-            elem_classes="heading",
         )
         with gr.Tab("Segment"):
-            segment_tab(actions, default, example, answer)
+            image, model = segment_tab(actions, default, example, answer, notice)
         with gr.Tab("Batch"):
             kinds = ["str", "str", "number", "number", "str"]
             widths = (24, 22, 18, 12, 24)
             page.batch_tab(shelf, actions.segment_batch, "segment_batch", BATCH_COLUMNS, kinds, widths, default)
         with gr.Tab("API"):
             page.describe_api(demo, ABOUT)
+        if shelf.locations[shelf.names[0]] == DEFAULT != default:
+            start_later(demo, shelf, image, model)
     return demo
 
 
-def segment_tab(actions: Segmentation, default: str, example: Path, answer: tuple[Any, ...]) -> None:
+def start_later(demo: gr.Blocks, shelf: models.ModelShelf, image: gr.Image, model: gr.Dropdown) -> None:
+    """Start the page with the published model and a photograph as soon as the model is there."""
+    is_ready = threading.Event()
+    photograph = page.sendable("palace", PHOTOGRAPHS["palace"])
+
+    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    chosen = demo.load(
+        lambda: gr.update(value=DEFAULT, info="") if is_ready.is_set() else gr.skip(), None, model, **private
+    )
+    # After the model, so that the change of the image, by which it is segmented, finds the model chosen.
+    chosen.success(lambda name: photograph if name == DEFAULT else gr.skip(), model, image, **private)
+    threading.Thread(target=prepare, args=(shelf, DEFAULT, is_ready), daemon=True).start()
+
+
+def segment_tab(
+    actions: Segmentation, default: str, example: Path, answer: tuple[Any, ...], notice: str
+) -> tuple[gr.Image, gr.Dropdown]:
     overlay_image, areas, mask_file, details_text, state = answer
     with gr.Row():
         with gr.Column():
             image = page.image_input(value=str(example))
-            page.example_gallery(SCENES, image)
-            model = page.model_selector(actions.shelf, value=default)
+            photographs_first = example in PHOTOGRAPHS.values()
+            page.example_gallery(PHOTOGRAPHS | SCENES if photographs_first else SCENES | PHOTOGRAPHS, image)
+            model = page.model_selector(actions.shelf, value=default, info=notice)
         with gr.Column():
             problem = page.error_message()
             overlay = page.image_output("Segmentation", value=overlay_image, height=300)
@@ -281,6 +368,7 @@ def segment_tab(actions: Segmentation, default: str, example: Path, answer: tupl
     )
     page.endpoint(actions.segment, [page.api_image(), *options], results, "segment")
     page.endpoint(actions.describe_model, [model], [status], "describe_model")
+    return image, model
 
 
 if __name__ == "__main__":

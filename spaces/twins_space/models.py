@@ -177,6 +177,7 @@ class ModelShelf:
         self.capacity = capacity
         self.loaded: OrderedDict[str, LoadedModel] = OrderedDict()
         self.lock = threading.Lock()
+        self.loading = {name: threading.Lock() for name in locations}
 
     @property
     def names(self) -> list[str]:
@@ -193,15 +194,23 @@ class ModelShelf:
         """
         if name not in self.locations:
             raise ModelError(f"There is no model of this name here: choose one of {', '.join(self.names)}.")
-        # One loads, the others wait for it.
-        with self.lock:
-            if name not in self.loaded:
-                # Given up first: there is never one more in memory than there may be.
-                while len(self.loaded) >= self.capacity:
-                    self.loaded.popitem(last=False)
-                self.loaded[name] = self.load_model(name)
-            self.loaded.move_to_end(name)
-            return self.loaded[name]
+        # One request loads a model, and the others for this model wait. Those for other models do not: it may take a download.
+        with self.loading[name]:
+            with self.lock:
+                if name in self.loaded:
+                    self.loaded.move_to_end(name)
+                    return self.loaded[name]
+                # Before the new one is in memory, too.
+                self.make_room()
+            model = self.load_model(name)
+            with self.lock:
+                self.make_room()
+                self.loaded[name] = model
+            return model
+
+    def make_room(self) -> None:
+        while len(self.loaded) >= self.capacity:
+            self.loaded.popitem(last=False)
 
     def load_model(self, name: str) -> LoadedModel:
         start = time.perf_counter()
@@ -304,11 +313,16 @@ def is_cached(repo_id: str) -> bool:
 
 
 def hub_answers() -> bool:
-    """Whether the Hub can be reached, found out with one short request."""
+    """Whether the Hub can be reached."""
+    return answers(constants.ENDPOINT)
+
+
+def answers(address: str) -> bool:
+    """Whether a server can be reached, found out with one short request; none is made where the Hub is switched off."""
     if constants.HF_HUB_OFFLINE:
         return False
     try:
-        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
+        get_session().head(address, timeout=HUB_TIMEOUT)
     # Whatever is wrong with the network, there is none.
     except Exception:
         return False

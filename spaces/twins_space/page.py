@@ -212,12 +212,14 @@ def resolution_slider() -> gr.Slider:
     )
 
 
+def sendable(name: str, file: Path) -> str:
+    """A copy of an example, among the files that may be sent: its address does not say where the app lies."""
+    return result_file(f"{name.replace(' ', '_')}{file.suffix}", file.read_bytes())
+
+
 def example_gallery(examples: dict[str, Path], image: gr.Image) -> None:
     """Images to choose from, by name. Not `gr.Examples`, which drops a click while it works on another."""
-    # Copies among the files that may be sent, whose addresses do not say where the app lies.
-    copies = [
-        result_file(f"{name.replace(' ', '_')}{file.suffix}", file.read_bytes()) for name, file in examples.items()
-    ]
+    copies = [sendable(name, file) for name, file in examples.items()]
     gallery = gr.Dataset(
         components=[gr.Image(render=False)],
         samples=[[copy] for copy in copies],

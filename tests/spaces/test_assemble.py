@@ -52,8 +52,9 @@ def fails(*arguments: object) -> str:
 
 
 @pytest.mark.slow
-def test_assembled_space_starts_without_the_repository(tmp_path):
-    assemble.main(["image_classification", "--output", str(tmp_path / "space")])
+@pytest.mark.parametrize(("name", "endpoint"), [*zip(NAMES, ("/classify", "/segment"))])
+def test_assembled_space_starts_without_the_repository(tmp_path, name, endpoint):
+    assemble.main([name, "--output", str(tmp_path / "space")])
     digit_image(3).save(tmp_path / "digit.png")
     # Neither the environment's path nor an editable installation leads to the repository.
     runner = tmp_path / "space" / "run_app.py"
@@ -70,8 +71,11 @@ def test_assembled_space_starts_without_the_repository(tmp_path):
         "runpy.run_path(str(here / 'app.py'), run_name='__main__')\n"
     )
     with serve(tmp_path / "space", tmp_path / "log.txt", script="run_app.py", PYTHONPATH="") as server:
-        label, *_ = server.client().predict(handle_file(tmp_path / "digit.png"), api_name="/classify")
-    assert label["label"] == digit_label(3)
+        answer = server.client().predict(handle_file(tmp_path / "digit.png"), api_name=endpoint)
+    if endpoint == "/classify":
+        assert answer[0]["label"] == digit_label(3)
+    else:
+        assert "background" in [row[1] for row in answer[1]["data"]]
 
 
 def built(folder: Path):

@@ -21,8 +21,9 @@ from pathlib import Path
 
 import pytest
 from hostile_files import archive, saved
+from loopback_hub import serve_hub
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from space_server import SPACES, Server, digit_image, digit_label, serve
+from space_server import SPACES, Server, digit_image, digit_label, save_published, serve
 
 
 pytestmark = pytest.mark.slow
@@ -243,6 +244,30 @@ def test_last_of_fast_clicks_wins(open_page, classification):
     # Nothing comes after it.
     page.wait_for_timeout(2500)
     expect(result(page)).to_have_text("digit 5")
+
+
+def test_page_starts_with_the_published_model_once_it_is_there(open_page, tmp_path):
+    with serve_hub(files=tmp_path / "files") as hub:
+        table, _ = save_published(tmp_path / "files", hub.endpoint)
+        (tmp_path / "run_app.py").write_text(
+            "import pathlib, runpy\n"
+            "from hf_twins.checkpoints import published\n"
+            f"published.PUBLISHED_FILE = pathlib.Path({str(table)!r})\n"
+            f"runpy.run_path({str(SEGMENTATION / 'app.py')!r}, run_name='__main__')\n"
+        )
+        # The download is slow.
+        hub.stall_downloads(6, times=1, pattern="fpn.pth")
+        environment = {"TORCH_HOME": str(tmp_path / "torch"), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.endpoint}
+        with serve(tmp_path, tmp_path / "log.txt", script="run_app.py", **environment) as server:
+            page = open_page(server)
+            expect(page.get_by_text("is being downloaded; the page starts with it once it is there")).to_be_visible()
+            expect(page.get_by_role("gridcell", name="background")).to_be_visible()
+            while "loaded twins-svt-small-semantic-fpn-ade20k" not in server.log.read_text():
+                page.wait_for_timeout(200)
+            page.reload()
+            model = page.get_by_role("combobox", name="Model").first
+            expect(model).to_have_value("twins-svt-small-semantic-fpn-ade20k: 150 ADE20K classes")
+            expect(page.get_by_text("twins-svt-small-semantic-fpn-ade20k: input of 512 x")).to_be_visible()
 
 
 @pytest.mark.parametrize("space", ["classification", "segmentation"])
