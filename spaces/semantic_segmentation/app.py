@@ -265,8 +265,7 @@ def find_models(asked_for: list[str]) -> tuple[models.ModelShelf, str]:
     )
     if is_online:
         return shelf, "Published models are downloaded when you first choose them."
-    missing = "" if published else " The ADE20K models cannot be chosen."
-    return shelf, f"Offline: published models cannot be downloaded.{missing}"
+    return shelf, f"Offline: {'other' if published else 'the'} ADE20K models cannot be downloaded."
 
 
 def first_answer(actions: Segmentation, notice: str) -> tuple[str, Path, tuple[Any, ...], str]:
@@ -276,7 +275,7 @@ def first_answer(actions: Segmentation, notice: str) -> tuple[str, Path, tuple[A
     first = shelf.names[0]
     if shelf.locations[first] == DEFAULT and not is_downloaded(published_models()[DEFAULT]):
         default = digits[0]
-        notice = f"{DEFAULT} is being downloaded; the page starts with it once it is there."
+        notice = "An ADE20K model is being downloaded: reload this page later."
     else:
         default = models.first_that_loads(shelf, [first, *digits])
         if default != first:
@@ -301,7 +300,7 @@ def build(asked_for: list[str]) -> gr.Blocks:
     default, example, answer, notice = first_answer(actions, notice)
     with page.blocks("Twins: semantic segmentation") as demo:
         gr.Markdown(
-            "# What Twins sees, per pixel\n\nChoose an image: a [Twins vision transformer]"
+            "# What Twins sees\n\nChoose an image: a [Twins vision transformer]"
             "(https://huggingface.co/papers/2104.13840) names what each part of it is.",
         )
         with gr.Tab("Segment"):

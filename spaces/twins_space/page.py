@@ -60,11 +60,11 @@ button[role=tab].selected {{ color: var(--primary-600); }}
 .error-message p {{ border-left: 4px solid #dc2626; margin: 0; padding: 8px 12px; }}
 {PHONE} {{
     /* So that an image, the examples and the answer share a screen. */
-    .main-image {{ height: 180px !important; }}
+    .main-image {{ height: 170px !important; }}
     .gradio-container main.fillable {{ padding: 8px !important; }}
     .gradio-container table * {{ font-size: 11px !important; }}
     .gradio-container td, .gradio-container th {{ padding: 2px !important; }}
-    #segmentation {{ height: 220px !important; }}
+    #segmentation {{ height: 200px !important; }}
     .examples .gallery {{ flex-wrap: nowrap !important; overflow-x: auto; }}
     .examples .gallery-item {{ flex: none; }}
 }}

@@ -84,7 +84,7 @@ def open_page(chromium):
             outside.append(request.url)
 
     def open_page(server: Server, theme: str = "light", viewport: dict[str, int] = DESKTOP) -> Page:
-        page = chromium.new_page(viewport=viewport)
+        page = chromium.new_page(viewport=viewport, has_touch=viewport is PHONE)
         pages.append(page)
         page.set_default_timeout(PATIENCE)
         page.on("request", note)
@@ -174,14 +174,22 @@ def is_on_screen(page: Page, locator) -> bool:
     return page.evaluate("window.scrollY") == 0 and box["y"] >= 0 and box["y"] + box["height"] <= height
 
 
-def test_first_visit_has_an_answer(open_page, classification, segmentation):
+def test_first_visit_has_an_answer_and_a_tap_on_a_phone_another(open_page, classification, segmentation):
     page = open_page(classification, viewport=PHONE)
     expect(result(page)).to_have_text("digit 7")
     expect(page.get_by_text("Offline: the Hub cannot be reached, so none of the published models")).to_have_count(1)
     assert is_on_screen(page, result(page))
+    example(page, "digit 0").tap()
+    expect(result(page)).to_have_text("digit 0")
+    assert is_on_screen(page, result(page))
     assert overlay_source(page)
+
     page = open_page(segmentation, viewport=PHONE)
     expect(page.get_by_role("gridcell", name="background")).to_be_visible()
+    before = overlay(page).get_attribute("src")
+    assert is_on_screen(page, overlay(page))
+    example(page, "scene 2").tap()
+    expect(overlay(page)).not_to_have_attribute("src", before)
     assert is_on_screen(page, overlay(page))
 
 
@@ -260,7 +268,7 @@ def test_page_starts_with_the_published_model_once_it_is_there(open_page, tmp_pa
         environment = {"TORCH_HOME": str(tmp_path / "torch"), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.endpoint}
         with serve(tmp_path, tmp_path / "log.txt", script="run_app.py", **environment) as server:
             page = open_page(server)
-            expect(page.get_by_text("is being downloaded; the page starts with it once it is there")).to_be_visible()
+            expect(page.get_by_text("An ADE20K model is being downloaded: reload this page later.")).to_be_visible()
             expect(page.get_by_role("gridcell", name="background")).to_be_visible()
             while "loaded twins-svt-small-semantic-fpn-ade20k" not in server.log.read_text():
                 page.wait_for_timeout(200)
@@ -306,23 +314,16 @@ def start_batch(page: Page, file: Path):
     return panel
 
 
-def test_batch_shows_progress_and_a_table_and_can_be_stopped(open_page, classification, tmp_path):
-    members = {f"{index}.png": saved(digit_image(index), "PNG") for index in range(199)}
-    (tmp_path / "digits.zip").write_bytes(archive(members | {"broken.png": b"no image"}))
+def test_batch_shows_progress_and_can_be_stopped(open_page, classification, tmp_path):
+    # Large ones, so that there is time for it.
+    image = saved(digit_image(0, side=1500), "JPEG", quality=30)
+    (tmp_path / "digits.zip").write_bytes(archive({f"{index}.jpg": image for index in range(200)}))
     page = open_page(classification)
     panel = start_batch(page, tmp_path / "digits.zip")
     panel.get_by_text(re.compile(r"\d+ of 200 images")).first.wait_for()
     panel.get_by_role("button", name="Stop").click()
     settle(page)
     expect(panel.get_by_label("predictions.csv")).to_have_count(0)
-
-    panel.get_by_role("button", name="Start").click()
-    panel.get_by_label("predictions.csv").wait_for()
-    settle(page)
-    expect(panel.get_by_role("gridcell", name=digit_label(0)).first).to_be_visible()
-    with page.expect_download() as download:
-        panel.locator("a[download='predictions.csv']").click()
-    assert len(Path(download.value.path()).read_text().splitlines()) == 201
 
 
 def test_api_is_explained_on_the_page(open_page, classification):
@@ -336,39 +337,46 @@ def test_api_is_explained_on_the_page(open_page, classification):
     assert_fits(page)
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("viewport", [DESKTOP, TABLET, PHONE], ids=["1280", "820", "390"])
 @pytest.mark.parametrize("space", ["classification", "segmentation"])
-def test_pages_fit_and_are_accessible(open_page, request, axe, tmp_path, space, viewport, theme):
+def test_pages_fit_and_are_accessible(open_page, request, axe, tmp_path, space):
     """First visit, answer, error and batch, kept as screenshots and, where it is installed, looked at by axe-core."""
-    page = open_page(request.getfixturevalue(space), theme, viewport)
+    page = open_page(request.getfixturevalue(space))
     if axe is not None:
         page.evaluate(axe)
-    assert page.evaluate("document.body.classList.contains('dark')") == (theme == "dark")
-    (tmp_path / "broken.png").write_bytes(b"no image")
-    name, chosen = ("digit 3", result(page)) if space == "classification" else ("scene 2", overlay(page))
 
     def keep(state: str) -> None:
         settle(page)
-        shoot(page, f"{space}_{state}_{viewport['width']}_{theme}")
-        assert_fits(page)
-        # Names and colors do not depend on the width.
-        if axe is not None and viewport is DESKTOP:
-            assert findings(page) == [], state
+        for theme in ("light", "dark"):
+            page.evaluate("isDark => document.body.classList.toggle('dark', isDark)", theme == "dark")
+            for viewport in (PHONE, TABLET, DESKTOP):
+                page.set_viewport_size(viewport)
+                page.wait_for_timeout(200)
+                shoot(page, f"{space}_{state}_{viewport['width']}_{theme}")
+                assert_fits(page)
+            # Names and colors do not depend on the width.
+            if axe is not None:
+                assert findings(page) == [], f"{state}, {theme}"
 
     overlay(page).wait_for()
     keep("first")
     before = overlay(page).get_attribute("src")
-    example(page, name).click()
+    example(page, "digit 3" if space == "classification" else "scene 2").click()
     expect(overlay(page)).not_to_have_attribute("src", before)
-    assert is_on_screen(page, chosen)
     keep("answer")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     upload(page, tmp_path / "broken.png")
     page.get_by_role("alert").wait_for()
-    assert is_on_screen(page, page.get_by_role("alert"))
     keep("error")
     members = {f"{folder}/image.png": saved(digit_image(index), "PNG") for index, folder in enumerate(("a", "b"))}
     (tmp_path / "images.zip").write_bytes(archive(members | {"c/image.png": b"no image"}))
     panel = start_batch(page, tmp_path / "images.zip")
     panel.get_by_role("gridcell", name="a/image.png").first.wait_for()
     keep("batch")
+    with page.expect_download() as download:
+        panel.locator("a[download$='.csv']").click()
+    assert "c/image.png" in Path(download.value.path()).read_text()
+
+
+def test_dark_page_is_dark(open_page, segmentation):
+    page = open_page(segmentation, "dark")
+    assert page.evaluate("document.body.classList.contains('dark')")

@@ -209,7 +209,7 @@ def test_published_model_is_downloaded_checked_and_converted(app, site, monkeypa
     # The page starts with the digits, while it is downloaded.
     default, example, _, notice = app.first_answer(app.Segmentation(shelf), notice)
     assert (default, example.name) == (MODEL, "scene_1.jpg")
-    assert notice == f"{app.DEFAULT} is being downloaded; the page starts with it once it is there."
+    assert notice == "An ADE20K model is being downloaded: reload this page later."
     is_ready = threading.Event()
     app.prepare(shelf, app.DEFAULT, is_ready)
     assert is_ready.is_set()
@@ -218,7 +218,7 @@ def test_published_model_is_downloaded_checked_and_converted(app, site, monkeypa
     loaded = shelf.get(app.DEFAULT)
     monkeypatch.setattr(app.models.constants, "HF_HUB_OFFLINE", True)
     shelf, notice = app.find_models([])
-    assert notice == "Offline: published models cannot be downloaded."
+    assert notice == "Offline: other ADE20K models cannot be downloaded."
     default, example, answer, _ = app.first_answer(app.Segmentation(shelf), notice)
     assert (default, example.name) == (app.DEFAULT, "china.jpg")
     # As the conversion to a folder has it.
@@ -244,7 +244,7 @@ def test_published_file_with_another_hash_is_refused(app, site, caplog):
 def test_page_without_a_network_has_the_digits_alone(app):
     shelf, notice = app.find_models([])
     assert shelf.names == [MODEL]
-    assert notice == "Offline: published models cannot be downloaded. The ADE20K models cannot be chosen."
+    assert notice == "Offline: the ADE20K models cannot be downloaded."
 
 
 def test_bundled_model_says_how_well_it_does():
