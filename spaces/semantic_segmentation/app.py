@@ -307,7 +307,7 @@ def build(asked_for: list[str]) -> gr.Blocks:
             image, model = segment_tab(actions, default, example, answer, notice)
         with gr.Tab("Batch"):
             kinds = ["str", "str", "number", "number", "str"]
-            widths = (24, 22, 18, 12, 24)
+            widths = (21, 22, 20, 18, 19)
             page.batch_tab(shelf, actions.segment_batch, "segment_batch", BATCH_COLUMNS, kinds, widths, default)
         with gr.Tab("API"):
             page.describe_api(demo, ABOUT)
