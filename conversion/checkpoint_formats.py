@@ -26,15 +26,18 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, UperNetConfig, UperNetForSemanticSegmentation
+from transformers.image_utils import PILImageResampling
 
 from hf_twins import (
     TwinsBackbone,
     TwinsConfig,
     TwinsForImageClassification,
     TwinsForSemanticSegmentation,
+    TwinsImageProcessor,
     TwinsModel,
     published_variant,
 )
+from hf_twins._utils.labels import label_names
 from hf_twins.checkpoints import (
     BATCH_COUNTER,
     ORIGINAL_NAMES,
@@ -451,6 +454,27 @@ def build_model(
             )
     model.load_state_dict(weights, assign=True)
     return model
+
+
+def image_processor(conversion: Conversion, preprocessing: Mapping[str, Any] | None = None) -> TwinsImageProcessor:
+    """The image processor of a converted model: mmsegmentation's for ADE20K, timm's evaluation transforms, or the authors'.
+
+    Args:
+        conversion: the converted model.
+        preprocessing: fields of a classifier's image processor, where the checkpoint says them.
+    """
+    if isinstance(conversion.model, UperNetForSemanticSegmentation | TwinsForSemanticSegmentation):
+        # mmsegmentation's own list has a blank behind a name.
+        names = [name.strip() for name in label_names(conversion.model.config)]
+        # The short side to 512 pixels, the long one to 2048 at most: so the published mIoU is measured.
+        return TwinsImageProcessor(
+            size={"shortest_edge": 512, "longest_edge": 2048},
+            resample=PILImageResampling.BILINEAR,
+            do_center_crop=False,
+            # ADE20K's masks have 0 where there is no class; another data set of as many classes need not.
+            do_reduce_labels=names == ade20k_class_names(),
+        )
+    return TwinsImageProcessor(**(preprocessing or {}))
 
 
 def revert_model(model: PreTrainedModel, toolbox: str) -> tuple[CheckpointFormat, dict[str, torch.Tensor], list[str]]:

@@ -32,7 +32,7 @@ from typing import Any
 from hf_twins._utils.command_line import ArgumentParser
 
 import torch
-from checkpoint_formats import WITHOUT_HEAD, Conversion, ade20k_class_names, convert_checkpoint
+from checkpoint_formats import WITHOUT_HEAD, Conversion, convert_checkpoint, image_processor
 from checkpoint_sources import Checkpoint, one_line, open_checkpoint, published_checkpoints
 from downloads import file_sha256
 from huggingface_hub import HfApi
@@ -40,10 +40,9 @@ from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import httpx, validate_repo_id
 from model_cards import model_card
 from transformers import AutoImageProcessor, UperNetForSemanticSegmentation
-from transformers.image_utils import PILImageResampling
 from verification import backbone_config, verify
 
-from hf_twins import TWINS_VARIANTS, TwinsForSemanticSegmentation, TwinsImageProcessor, save_remote_code
+from hf_twins import TWINS_VARIANTS, TwinsImageProcessor, save_remote_code
 from hf_twins._utils.files import new_output
 from hf_twins._utils.labels import label_names
 from hf_twins._utils.publishing import publish_folder
@@ -243,7 +242,7 @@ def write(
         ValueError: if what is read is not what was written.
     """
     model = conversion.model
-    processor = image_processor(conversion, checkpoint)
+    processor = image_processor(conversion, checkpoint.preprocessing)
     remote_code = args.with_remote_code and has_remote_code(conversion)
     try:
         model.save_pretrained(folder, max_shard_size=args.shard_size)
@@ -263,22 +262,6 @@ def write(
         "sha256": {file.name: file_sha256(file) for file in sorted(folder.iterdir())},
     }
     (folder / REPORT_NAME).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-
-
-def image_processor(conversion: Conversion, checkpoint: Checkpoint) -> TwinsImageProcessor:
-    """timm's evaluation transforms, or the authors'; for segmentation, mmsegmentation's for ADE20K."""
-    if isinstance(conversion.model, UperNetForSemanticSegmentation | TwinsForSemanticSegmentation):
-        # mmsegmentation's own list has a blank behind a name.
-        names = [name.strip() for name in label_names(conversion.model.config)]
-        # The short side to 512 pixels, the long one to 2048 at most: so the published mIoU is measured.
-        return TwinsImageProcessor(
-            size={"shortest_edge": 512, "longest_edge": 2048},
-            resample=PILImageResampling.BILINEAR,
-            do_center_crop=False,
-            # ADE20K's masks have 0 where there is no class; another data set of as many classes need not.
-            do_reduce_labels=names == ade20k_class_names(),
-        )
-    return TwinsImageProcessor(**(checkpoint.preprocessing or {}))
 
 
 def check_written(folder: Path, conversion: Conversion, processor: TwinsImageProcessor) -> None:

@@ -16,6 +16,7 @@
 The folder, what the Spaces share and the hf_twins package are put together, because a Space on the Hub has nothing else.
 
     python spaces/assemble.py image_classification --output_dir outputs/space
+    python spaces/assemble.py image_classification --output_dir outputs/space --model outputs/my_model
     python spaces/assemble.py image_classification --output_dir outputs/space --push_to_hub --repo_id ORG/NAME
     python spaces/assemble.py browser --output_dir outputs/browser_space --model outputs/quickstart
 
@@ -28,11 +29,13 @@ from pathlib import Path
 
 from hf_twins._utils.command_line import ArgumentParser
 
-from browser_model import DEFAULT_MODEL, add_model
+from browser_model import DEFAULT_MODEL, export_model
 from huggingface_hub import HfApi, RepoCard
 from huggingface_hub.utils import httpx
+from twins_space.models import MODEL_LIST, OWN_MODELS
 
 import hf_twins
+from hf_twins import load_model
 from hf_twins._utils.files import check_is_new, new_output
 from hf_twins._utils.publishing import create_repository
 
@@ -41,6 +44,8 @@ HERE = Path(__file__).resolve().parent
 SPACES = sorted(file.parent.name for file in HERE.glob("*/README.md"))
 # The page that runs its model in the browser.
 BROWSER = "browser"
+# What converts the published checkpoints of a Space that has them.
+CONVERSION = ("checkpoint_formats.py", "checkpoint_sources.py", "downloads.py", "ade20k_classes.txt")
 LEFT_OUT = ("__pycache__", "*.pyc", "*.tmp", ".*")
 
 
@@ -50,24 +55,51 @@ def assemble(space: str, output: Path, model: str | None = None) -> None:
     Args:
         space: one of `SPACES`.
         output: the folder to write, which must not exist or be empty.
-        model: folder or Hub id of the model of `BROWSER`.
+        model: folder, file or Hub id of the model that the Space starts with.
 
     Raises:
-        ImportError: if a package that exports the model is missing.
+        ImportError: if a package that exports the model of `BROWSER` is missing.
         OSError: if the model cannot be loaded.
-        ValueError: if `output` is there already, or in the end, or the page cannot use the model.
+        ValueError: if `output` is there already, or in the end, or the model is of another kind.
     """
     check_is_new(output)
     package = Path(hf_twins.__file__).parent
     with new_output(output) as partial:
         shutil.copytree(HERE / space, partial, ignore=shutil.ignore_patterns(*LEFT_OUT), dirs_exist_ok=True)
+        shutil.copy(HERE.parent / "LICENSE", partial)
         if space == BROWSER:
-            add_model(partial, model or DEFAULT_MODEL, HERE / "image_classification" / "examples")
+            export_model(partial, model or DEFAULT_MODEL, HERE / "image_classification" / "examples")
+            return
         # Their pages are for who works on them.
-        for folder in () if space == BROWSER else (HERE / "twins_space", package):
+        for folder in (HERE / "twins_space", package):
             ignore = shutil.ignore_patterns(*LEFT_OUT, "README.md")
             shutil.copytree(folder, partial / folder.name, ignore=ignore)
-        shutil.copy(HERE.parent / "LICENSE", partial)
+        if space == "semantic_segmentation":
+            (partial / "conversion").mkdir()
+            for name in CONVERSION:
+                shutil.copy(HERE.parent / "conversion" / name, partial / "conversion")
+        if model is not None:
+            add_model(space, model, partial)
+
+
+def add_model(space: str, model: str, folder: Path) -> None:
+    """Make a model the default of a Space: copied into its folder, or downloaded from the Hub when the Space is built."""
+    loaded, processor = load_model(model, space.replace("_", "-"), dtype="auto")
+    card = RepoCard.load(folder / "README.md")
+    if Path(model).exists():
+        # As a model folder, whatever it was: an adapter or another library's checkpoint may need files that are elsewhere.
+        name = f"{OWN_MODELS}/{Path(model).resolve().stem}"
+        loaded.save_pretrained(folder / name)
+        processor.save_pretrained(folder / name)
+        if (Path(model) / "README.md").is_file():
+            shutil.copy(Path(model) / "README.md", folder / name)
+        card.data.pop("preload_from_hub", None)
+    else:
+        name = model
+        card.data.preload_from_hub = [model]
+        card.data.models = [model, *(each for each in card.data.get("models") or [] if each != model)]
+    (folder / MODEL_LIST).write_text(f"{name}\n", encoding="utf-8")
+    card.save(folder / "README.md")
 
 
 def push(folder: Path, repo_id: str, private: bool) -> str:
@@ -98,7 +130,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser()
     parser.add_argument("space", choices=SPACES, help="folder of the Space")
     parser.add_argument("--output_dir", "--output", dest="output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--model", help=f"folder or Hub id of the model of {BROWSER}; {DEFAULT_MODEL} by default")
+    parser.add_argument(
+        "--model", help="model that the Space starts with: a folder or file, or a repository on the Hub"
+    )
     parser.add_argument("--push_to_hub", action="store_true", help="publish it (needs a token, see `hf auth login`)")
     parser.add_argument("--repo_id", metavar="ORG/NAME", help="of the Space on the Hub")
     parser.add_argument("--private", action="store_true", help="let nobody else see the Space")
@@ -107,8 +141,6 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--push_to_hub needs --repo_id")
     if not args.push_to_hub and (args.repo_id or args.private):
         parser.error("--repo_id and --private say how a Space is published: give --push_to_hub too, or leave them out")
-    if args.model and args.space != BROWSER:
-        parser.error(f"--model is for {BROWSER}")
     try:
         assemble(args.space, args.output, args.model)
         print(f"written   {args.output}")

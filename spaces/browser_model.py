@@ -31,7 +31,7 @@ EXAMPLES = {"chelsea.jpg": "a cat", "coffee.jpg": "a cup of coffee", "astronaut.
 RESAMPLING_FILTERS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
-def add_model(space: Path, model_name_or_path: str, examples: Path) -> None:
+def export_model(space: Path, model_name_or_path: str, examples: Path) -> None:
     """Complete the folder of the page with a model, and with example images if it knows what is on them.
 
     Args:

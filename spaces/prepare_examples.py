@@ -26,7 +26,7 @@ import numpy as np
 import PIL.Image
 import skimage.data
 from digit_scenes import digit_scene
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_sample_image
 from train_digit_models import MIN_DIGIT_SIDE, SCENE_SIDE, split_handwriting
 
 
@@ -59,6 +59,8 @@ def main() -> None:
             (picture.width * SCENE_FACTOR, picture.height * SCENE_FACTOR), PIL.Image.Resampling.BICUBIC
         )
         picture.save(folder / f"scene_{seed + 1}.jpg", quality=90, optimize=True)
+    for name, photograph in (("china", load_sample_image("china.jpg")), ("coffee", skimage.data.coffee())):
+        PIL.Image.fromarray(photograph).save(folder / f"{name}.jpg", quality=85, optimize=True)
 
 
 if __name__ == "__main__":

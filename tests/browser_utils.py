@@ -53,6 +53,12 @@ def npm_package(name: str) -> Path:
     return folder
 
 
+def axe_script() -> str | None:
+    """axe-core's script, if it is installed."""
+    file = NODE_MODULES / "axe-core" / "axe.min.js"
+    return file.read_text(encoding="utf-8") if file.is_file() else None
+
+
 @contextmanager
 def serve_static_spaces(root: Path) -> Iterator[str]:
     """The address of a folder of static Spaces, each of which is served with the headers that its card asks for."""

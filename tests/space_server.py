@@ -13,6 +13,8 @@
 # limitations under the License.
 """A Space, started as a person starts it, and clients for it."""
 
+import hashlib
+import json
 import os
 import socket
 import subprocess
@@ -26,9 +28,11 @@ from pathlib import Path
 import httpx
 import numpy as np
 import psutil
+import torch
 from gradio_client import Client
 from PIL import Image
 from sklearn.datasets import load_digits
+from source_checkpoints import TINY, source_checkpoint, source_weights
 
 
 SPACES = Path(__file__).parents[1] / "spaces"
@@ -100,6 +104,32 @@ def answers(url: str) -> bool:
         return httpx.get(f"{url}/config", timeout=5, trust_env=False).status_code == 200
     except httpx.HTTPError:
         return False
+
+
+def save_published(files: Path, endpoint: str) -> tuple[Path, dict]:
+    """What stands for the published ADE20K model that the segmentation Space starts with, on a site for downloads.
+
+    Args:
+        files: folder of the files that the site has.
+        endpoint: address of the site.
+
+    Returns:
+        The table of published checkpoints, a file, and its only entry.
+    """
+    weights = source_weights("mmseg-semantic-fpn", TINY["svt"], num_classes=150)
+    files.mkdir(exist_ok=True)
+    file = files / "fpn.pth"
+    torch.save(source_checkpoint("mmseg-semantic-fpn", weights), file)
+    entry = {
+        "name": "twins-svt-small-semantic-fpn-ade20k",
+        "variant": "twins-svt-small",
+        "url": f"{endpoint}/files/{file.name}",
+        "sha256_prefix": hashlib.sha256(file.read_bytes()).hexdigest()[:8],
+        "ade20k_miou": 44.47,
+    }
+    table = files.parent / "table.json"
+    table.write_text(json.dumps([entry]))
+    return table, entry
 
 
 def pixels(path: str) -> np.ndarray:

@@ -11,13 +11,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A page where a person drops a picture and sees what Twins says, and where it looks.
+"""A page where a visitor chooses an image and sees what Twins recognizes in it, and where it looked.
 
     python spaces/image_classification/app.py
     python spaces/image_classification/app.py --model outputs/quickstart timm/twins_svt_small.in1k
 
-It starts with two small models of handwritten digits that lie beside it, and offers the six published variants where
-there is a network, or where they were downloaded before.
+It starts with a published ImageNet model, or, where the Hub cannot be reached, with two small models of handwritten digits
+that lie beside it.
 """
 
 import sys
@@ -43,43 +43,61 @@ from hf_twins import TWINS_VARIANTS, load_model
 from hf_twins._utils.labels import distinct_names
 
 
-TOP_K = 5
+TOP_K, OPACITY = 5, 0.5
 BATCH_COLUMNS = ["file", "label", "probability", "problem"]
+IMAGENET = "1,000 ImageNet classes"
+DIGITS = "10 digits"
+# The first one is the page's default, and the Space's metadata asks for it to be downloaded when the Space is built.
+PUBLISHED = {
+    name: f"timm/{name.replace('-', '_')}.in1k"
+    for name in ("twins-svt-small", *TWINS_VARIANTS)
+    if name in TWINS_VARIANTS
+}
+EXAMPLES = HERE / "examples"
+PHOTOGRAPHS = {
+    "cat": EXAMPLES / "chelsea.jpg",
+    "coffee": EXAMPLES / "coffee.jpg",
+    "astronaut": EXAMPLES / "astronaut.jpg",
+}
+DIGIT_IMAGES = {f"digit {digit}": EXAMPLES / f"digit_{digit}.png" for digit in (7, 0, 1, 2, 3, 4, 5, 6, 8, 9)}
+STAGES = [f"stage{index}" for index in range(1, 5)]
 ABOUT = f"""
 ### From Python, or any other language
 
-Everything above is also an API, without a key. *Use via API*, at the bottom of the page, has each endpoint's arguments.
+Everything on this page is also an API, without a key. *Use via API*, at the bottom, lists each endpoint's arguments.
 
 ```python
 from gradio_client import Client, handle_file
 
-client = Client("https://ORG-NAME.hf.space")  # or http://127.0.0.1:7860
-label, seen, details = client.predict(handle_file("picture.png"), api_name="/classify")
-print(label["label"], label["confidences"][0]["confidence"])
+client = Client("{page.LOCAL_ADDRESS}")
+prediction, seen, details = client.predict(handle_file("image.png"), api_name="/classify")
+print(prediction["label"], prediction["confidences"][0]["confidence"])
 ```
 
-| endpoint | takes | gives |
+| endpoint | inputs | outputs |
 |---|---|---|
-| `/classify` | picture, model, resolution | label with the five largest probabilities; what the model saw; how long it took |
-| `/explain` | picture, model, resolution, method, stage, layer (`"1"`, ..., or `"last"`), opacity | the overlay; what it is |
-| `/compare` | picture, two models, resolution | label, overlay and time of each |
-| `/classify_batch` | files, model, resolution | a table; the same as a CSV file |
-| `/describe_model` | model | what it is, and which models are in memory |
+| `/classify` | image, model, resolution | the five most probable labels; the model's input; time and size |
+| `/explain` | image, model, resolution, method, stage, layer (`"1"`, ..., or `"last"`), opacity | the overlay; its caption |
+| `/compare` | image, two models, resolution | for each model: labels, overlay, time and size |
+| `/classify_batch` | files, model, resolution | a table; the same table as a CSV file |
+| `/describe_model` | model | its size and labels, and which models are in memory |
+
+Assistants that speak MCP can call the same endpoints as tools at `{page.LOCAL_ADDRESS}/gradio_api/mcp/`.
 
 {page.LIMITS}
 
-### What the pictures of attention show
+### What the explanations show
 
-**Grad-CAM**: which parts of a stage's output speak for the label. **Attention**: the attention that all tokens pay to each
-place, the mean of a layer's heads; layers with locally-grouped attention (LSA) look within windows only, those with global
-sub-sampled attention (GSA) at a square of tokens at a time. **Attention rollout**: how much of what a stage gives comes from
-each token that the stage was given. None of them is a proof: they show where the model read, not why.
+**Grad-CAM**: which regions of a stage's output increase the score of the predicted label. **Attention**: how much attention each
+region receives from all tokens, averaged over the heads of a layer. Layers with locally-grouped attention (LSA) attend within
+windows, layers with global sub-sampled attention (GSA) to one token per square. **Attention rollout**: how much each input token of
+a stage contributes to the stage's output. They show where a model looked, not why.
 
 ### Credits
 
 Twins is the work of [Chu et al., NeurIPS 2021](https://huggingface.co/papers/2104.13840). Digits:
-[Optical Recognition of Handwritten Digits](https://archive.ics.uci.edu/dataset/80) (CC BY 4.0), from scikit-learn; the
-models have not seen those in the gallery. Photographs, from scikit-image: *Chelsea*, by Stéfan van der Walt (CC0); *coffee*, by
+[Optical Recognition of Handwritten Digits](https://archive.ics.uci.edu/dataset/80) (CC BY 4.0), from scikit-learn; the example
+digits were not used in training. Photographs, from scikit-image: *Chelsea*, by Stéfan van der Walt (CC0); *coffee*, by
 Rachel Michetti (CC0); *astronaut*, Eileen Collins, NASA (public domain).
 """
 
@@ -88,22 +106,38 @@ def load(location: str) -> tuple[Any, Any]:
     return load_model(location, "image-classification")
 
 
-def find_models(asked_for: list[str]) -> tuple[dict[str, str], str]:
-    """What the page offers, and a sentence that says so."""
+def find_models(asked_for: list[str]) -> tuple[models.ModelShelf, str]:
+    """The models that the page offers, the default first, and a sentence on those that it cannot offer."""
     bundled = [str(folder) for folder in sorted((HERE / "models").iterdir(), reverse=True)]
-    published = {f"{name} (ImageNet-1k)": f"timm/{name.replace('-', '_')}.in1k" for name in TWINS_VARIANTS}
     is_online = models.hub_answers()
-    offered = {name: repo_id for name, repo_id in published.items() if is_online or models.is_cached(repo_id)}
-    locations = models.name_locations([*asked_for, *bundled]) | offered
-    if len(offered) == len(published):
-        return locations, "The six published models are downloaded when they are first chosen."
-    return locations, (
-        f"**Offline:** the Hub cannot be reached, so {len(offered) or 'none'} of the six published models can be chosen."
+    published = {
+        name: repo_id
+        for name, repo_id in PUBLISHED.items()
+        if repo_id not in asked_for and (is_online or models.is_cached(repo_id))
+    }
+    own, digits = models.name_locations(asked_for), models.name_locations(bundled)
+    # A folder may have the name of another model.
+    locations = digits | published | own
+    order = [*own, *published, *digits]
+    shelf = models.ModelShelf(
+        {name: locations[name] for name in order},
+        load,
+        recognized=dict.fromkeys(digits, DIGITS) | dict.fromkeys(published, IMAGENET) | models.count_labels(own),
+    )
+    if is_online:
+        return shelf, "Published models are downloaded when you first choose them."
+    return (
+        shelf,
+        f"Offline: the Hub cannot be reached, so {len(published) or 'none'} of the published models can be chosen.",
     )
 
 
 class Classification:
-    """What the page's buttons and the API's endpoints do."""
+    """What the page and the API's endpoints do.
+
+    Args:
+        shelf: the models.
+    """
 
     def __init__(self, shelf: models.ModelShelf):
         self.shelf = shelf
@@ -117,14 +151,22 @@ class Classification:
 
     def details(self, model: models.LoadedModel, output: models.Output) -> str:
         height, width = output.pixel_values.shape[1:]
-        shared = f", together with {output.batch_size - 1} other pictures" if output.batch_size > 1 else ""
-        return f"{model.name} saw {height} x {width} pixels and took {output.seconds * 1000:.0f} ms{shared}."
+        shared = f", in a batch with {output.batch_size - 1} other images" if output.batch_size > 1 else ""
+        return f"{model.name}: input of {height} x {width} pixels, {output.seconds * 1000:.0f} ms{shared}"
 
     def classify(
         self, image: PIL.Image.Image | None, model_name: str, resolution: float
     ) -> tuple[dict[str, float], PIL.Image.Image, str]:
-        """Say what is in a picture: the five most probable labels, what the model saw of the picture, and how long it
-        took."""
+        """Classify an image with a Twins model.
+
+        Args:
+            image: the image to classify.
+            model_name: one of the models that this Space offers.
+            resolution: size of the model's input, in percent of the size that the model was trained with.
+
+        Returns:
+            The five most probable labels, the model's input as an image, and the time that it took.
+        """
         with page.errors_for_people():
             model = self.shelf.get(model_name)
             output = model(model.prepare(page.require(image), resolution))
@@ -134,7 +176,7 @@ class Classification:
     def draw_map(
         self, image: PIL.Image.Image | None, model_name: str, resolution: float, method: str, stage: str, layer: str
     ) -> tuple[PIL.Image.Image, np.ndarray, str]:
-        """What the model saw, where it looked, as large, and what that is."""
+        """The model's input, where the model looked, at the same size, and a caption."""
         model = self.shelf.get(model_name)
         pixel_values = model.prepare(page.require(image), resolution)
         heat, stride = drawing.explain(model, pixel_values, method, stage, str(layer))
@@ -153,15 +195,58 @@ class Classification:
         layer: str,
         opacity: float,
     ) -> tuple[PIL.Image.Image, str]:
-        """Show where a model looked in a picture: Grad-CAM, attention or attention rollout, over what it saw."""
+        """Show which regions of an image a Twins model looked at.
+
+        Args:
+            image: the image to explain.
+            model_name: one of the models that this Space offers.
+            resolution: size of the model's input, in percent of the size that the model was trained with.
+            method: Grad-CAM, Attention, or Attention rollout.
+            stage: stage of the model, from stage1 (fine) to stage4 (coarse).
+            layer: layer of the stage for Attention, "1" to the number of layers, or "last".
+            opacity: opacity of the map, from 0 (only the image) to 1 (only the map).
+
+        Returns:
+            The map over the model's input, and its caption.
+        """
         with page.errors_for_people():
             seen, heat, caption = self.draw_map(image, model_name, resolution, method, stage, layer)
             return drawing.overlay(seen, heat, opacity), caption
 
+    def answer(
+        self,
+        image: PIL.Image.Image | None,
+        model_name: str,
+        resolution: float,
+        method: str,
+        stage: str,
+        layer: str,
+        opacity: float,
+    ) -> tuple[Any, ...]:
+        """Everything that the page shows of an image: results of `classify` and `explain`, layers, state of the model."""
+        labels, seen, details = self.classify(image, model_name, resolution)
+        with page.errors_for_people():
+            layers = drawing.layer_choices(self.shelf.get(model_name), stage)
+        # A layer of another model or stage may not be there.
+        layer = layer if layer in [value for _, value in layers] else drawing.LAST_LAYER
+        overlay, caption = self.explain(image, model_name, resolution, method, stage, layer, opacity)
+        state = self.describe_model(model_name)
+        return labels, details, seen, overlay, caption, gr.update(choices=layers, value=layer), state
+
     def compare(
         self, image: PIL.Image.Image | None, first_model: str, second_model: str, resolution: float
     ) -> tuple[Any, ...]:
-        """Show what two models say of one picture, and Grad-CAM of the last but one stage of each."""
+        """Compare the labels and the Grad-CAM maps that two Twins models give for an image.
+
+        Args:
+            image: the image to classify.
+            first_model: one of the models that this Space offers.
+            second_model: another one.
+            resolution: size of the models' inputs, in percent of the size that each was trained with.
+
+        Returns:
+            For each model: the five most probable labels, Grad-CAM of its third stage, and the time that it took.
+        """
         results: list[Any] = []
         with page.errors_for_people():
             for name in (first_model, second_model):
@@ -174,7 +259,16 @@ class Classification:
     def classify_batch(
         self, files: list[str] | None, model_name: str, resolution: float, progress: gr.Progress = gr.Progress()
     ) -> Iterator[tuple[list[list[Any]], str | None]]:
-        """Say what is in each of several pictures, or zip archives of pictures: a table, and the same as a CSV file."""
+        """Classify several images, or zip archives of images, with a Twins model.
+
+        Args:
+            files: image files and zip archives.
+            model_name: one of the models that this Space offers.
+            resolution: size of the model's input, in percent of the size that the model was trained with.
+
+        Returns:
+            A table of the most probable label of each image, and the same table as a CSV file.
+        """
         with page.errors_for_people():
             found = pictures.list_pictures([Path(file) for file in files or []])
             progress((0, len(found)), desc=f"Loading {model_name}")
@@ -183,7 +277,7 @@ class Classification:
         for name, image in pictures.read_pictures(found):
             with page.errors_for_people():
                 rows.append([name, *self.classify_one(model, image, resolution)])
-            progress((len(rows), len(found)), desc=f"{len(rows)} of {len(found)} pictures")
+            progress((len(rows), len(found)), desc=f"{len(rows)} of {len(found)} images")
             # So that the table grows before one's eyes, and stopping loses nothing.
             if len(rows) % 10 == 0:
                 yield rows, None
@@ -192,125 +286,147 @@ class Classification:
     def classify_one(
         self, model: models.LoadedModel, image: PIL.Image.Image | pictures.PictureError, resolution: float
     ) -> tuple[str, float | None, str]:
-        """Label, probability and problem of a picture in a batch, of which one bad file is not the end."""
+        """Label, probability and problem of an image in a batch, which a bad file does not end."""
         if isinstance(image, pictures.PictureError):
             return "", None, str(image)
         ((label, probability), *_) = self.top_labels(model, model(model.prepare(image, resolution))).items()
         return label, round(probability, 4), ""
 
     def describe_model(self, model_name: str) -> str:
-        """Load a model, and say what it is and which ones are in memory."""
+        """Load a Twins model and describe it.
+
+        Args:
+            model_name: one of the models that this Space offers.
+
+        Returns:
+            Its numbers of parameters and labels and its input size, and which models are in memory.
+        """
         with page.errors_for_people():
             return self.shelf.describe(model_name)
 
-    def layers(self, model_name: str, stage: str, chosen: str) -> dict[str, Any]:
-        """The choice of layers that belongs to a model and a stage; what was chosen stays if it is among them."""
-        with page.errors_for_people():
-            choices = drawing.layer_choices(self.shelf.get(model_name), stage)
-        is_there = chosen in [value for _, value in choices]
-        return gr.update(choices=choices, value=chosen if is_there else drawing.LAST_LAYER)
+
+def first_answer(actions: Classification, notice: str) -> tuple[str, Path, tuple[Any, ...], str]:
+    """The default model, an example, and the answer that the page shows before anything is chosen; the notice to show."""
+    shelf = actions.shelf
+    digits = [name for name in shelf.names if shelf.recognized.get(name) == DIGITS]
+    default = models.first_that_loads(shelf, [shelf.names[0], *digits])
+    if default != shelf.names[0]:
+        notice = f"{shelf.names[0]} could not be loaded, so the page starts with another model. {notice}"
+    example = next(iter((DIGIT_IMAGES if default in digits else PHOTOGRAPHS).values()))
+    inputs = (default, 100, drawing.METHODS[0], STAGES[2], drawing.LAST_LAYER, OPACITY)
+    return default, example, actions.answer(pictures.read_picture(example), *inputs), notice
 
 
 def build(asked_for: list[str]) -> gr.Blocks:
-    locations, availability = find_models(asked_for)
-    shelf = models.ModelShelf(locations, load)
+    asked_for = [*asked_for, *models.listed_models(HERE)]
+    shelf, notice = find_models(asked_for)
     actions = Classification(shelf)
+    default, example, answer, notice = first_answer(actions, notice)
     with page.blocks("Twins: image classification") as demo:
         gr.Markdown(
-            "# What Twins sees\n\nBring a picture: a [Twins vision transformer]"
-            f"(https://huggingface.co/papers/2104.13840) says what it is, and where it looked. {availability}"
+            "# What Twins sees\n\nChoose an image: a [Twins vision transformer]"
+            "(https://huggingface.co/papers/2104.13840) names what is in it and shows where it looked.",
+            elem_classes="heading",
         )
         with gr.Tab("Classify"):
-            classify_tab(actions)
+            classify_tab(actions, default, example, answer, notice)
         with gr.Tab("Compare"):
-            compare_tab(actions)
+            compare_tab(actions, default, example)
         with gr.Tab("Batch"):
             page.batch_tab(
-                shelf, actions.classify_batch, "classify_batch", BATCH_COLUMNS, ["str", "str", "number", "str"]
+                shelf,
+                actions.classify_batch,
+                "classify_batch",
+                BATCH_COLUMNS,
+                ["str", "str", "number", "str"],
+                (25, 21, 28, 26),
+                default,
             )
-        with gr.Tab("API and credits"):
-            gr.Markdown(ABOUT)
+        with gr.Tab("API"):
+            page.describe_api(demo, ABOUT)
     return demo
 
 
-def classify_tab(actions: Classification) -> None:
+def examples_for(default_example: Path) -> dict[str, Path]:
+    """All examples, those for the default model first."""
+    digits_first = default_example in DIGIT_IMAGES.values()
+    return DIGIT_IMAGES | PHOTOGRAPHS if digits_first else PHOTOGRAPHS | DIGIT_IMAGES
+
+
+def classify_tab(actions: Classification, default: str, example: Path, answer: tuple[Any, ...], notice: str) -> None:
+    labels, details_text, seen_image, overlay_image, caption_text, layer_update, state = answer
     with gr.Row():
         with gr.Column():
-            image = page.picture_input()
-            model = page.model_selector(actions.shelf)
-            status = gr.Markdown("The model is loaded when it is first needed.")
-            resolution = page.resolution_slider()
-            start = gr.Button("Classify", variant="primary")
-            page.example_gallery(HERE / "examples", "digit_*.png", image, "Digits, for the digit models")
-            page.example_gallery(
-                HERE / "examples",
-                "*.jpg",
-                image,
-                "Photographs, for models of ImageNet-1k (a digit model sees a digit in each)",
-            )
+            image = page.image_input(value=str(example))
+            page.example_gallery(examples_for(example), image)
+            model = page.model_selector(actions.shelf, value=default, info=notice)
         with gr.Column():
-            label = gr.Label(num_top_classes=TOP_K, label="What it is")
-            details = gr.Markdown(container=False)
+            problem = page.error_message()
+            label = gr.Label(labels, num_top_classes=TOP_K, label="Prediction")
+            details = gr.Markdown(details_text, label="Time and size", container=False)
             with gr.Row():
-                with gr.Column(min_width=200):
-                    gr.Markdown("What the model saw")
-                    seen = page.picture_output("What the model saw")
-                with gr.Column(min_width=200):
-                    gr.Markdown("Where it looked")
-                    overlay = page.picture_output("Where it looked", elem_id="overlay")
-            caption = gr.Markdown(container=False)
-            method = gr.Radio(list(drawing.METHODS), value=drawing.METHODS[0], label="Explanation")
-            with gr.Row():
-                stages = [f"stage{index}" for index in range(1, 5)]
-                stage = gr.Dropdown(stages, value="stage3", label="Stage", min_width=120)
-                layer = gr.Dropdown(
-                    [drawing.LAST_LAYER],
-                    value=drawing.LAST_LAYER,
-                    label="Layer, for attention",
-                    allow_custom_value=True,
-                    min_width=160,
-                )
-            opacity = gr.Slider(0, 1, 0.5, step=0.05, label="Opacity of the overlay")
-    picture_inputs = [image, model, resolution]
-    explain_inputs = [*picture_inputs, method, stage, layer, opacity]
-    explain_outputs = [overlay, caption]
-    private: dict[str, Any] = {"api_visibility": "private"}
-
-    described = model.change(actions.describe_model, model, status, api_name="describe_model")
-    classified = start.click(actions.classify, picture_inputs, [label, seen, details], api_name="classify")
-    explained = classified.success(actions.explain, explain_inputs, explain_outputs, api_name="explain")
-    explained.success(actions.describe_model, model, status, **private, show_progress="hidden")
-    stage.change(actions.layers, [model, stage, layer], layer, **private)
-    for changed in (image.change, described.success, resolution.release):
-        again = changed(page.only_with_picture(actions.classify, 3), picture_inputs, [label, seen, details], **private)
-        shown_again = again.success(
-            page.only_with_picture(actions.explain, 2), explain_inputs, explain_outputs, **private
-        )
-        told = shown_again.success(actions.describe_model, model, status, **private, show_progress="hidden")
-        told.success(actions.layers, [model, stage, layer], layer, **private, show_progress="hidden")
-    for chosen in (method.change, stage.change, layer.change, opacity.release):
-        chosen(page.only_with_picture(actions.explain, 2), explain_inputs, explain_outputs, **private)
+                with gr.Column(min_width=140):
+                    gr.Markdown("Where the model looked")
+                    overlay = page.image_output("Where the model looked", value=overlay_image)
+                with gr.Column(min_width=140):
+                    gr.Markdown("The model's input")
+                    seen = page.image_output("The model's input", value=seen_image)
+            caption = gr.Markdown(caption_text, label="Caption", container=False)
+            with gr.Accordion("Options", open=False):
+                resolution = page.resolution_slider()
+                method = gr.Radio(list(drawing.METHODS), value=drawing.METHODS[0], label="Explanation")
+                with gr.Row():
+                    stage = gr.Dropdown(STAGES, value=STAGES[2], label="Stage", min_width=120)
+                    layer = gr.Dropdown(
+                        layer_update["choices"],
+                        value=drawing.LAST_LAYER,
+                        label="Layer, for attention",
+                        # The layers depend on the model and the stage, and are checked with these.
+                        allow_custom_value=True,
+                        min_width=160,
+                    )
+                opacity = gr.Slider(0, 1, OPACITY, step=0.05, label="Opacity of the overlay")
+                status = gr.Markdown(state, label="Model", container=False)
+    options: list[Any] = [model, resolution, method, stage, layer, opacity]
+    results = [label, details, seen, overlay, caption]
+    page.on_change(
+        [image.change, *(option.input for option in options)],
+        page.for_page(actions.answer, len(results), num_kept=2),
+        [image, *options],
+        [*results, layer, status, problem],
+    )
+    sent = page.api_image()
+    page.endpoint(actions.classify, [sent, model, resolution], [label, seen, details], "classify")
+    page.endpoint(actions.explain, [sent, *options], [overlay, caption], "explain")
+    page.endpoint(actions.describe_model, [model], [status], "describe_model")
 
 
-def compare_tab(actions: Classification) -> None:
-    names = actions.shelf.names
+def compare_tab(actions: Classification, default: str, example: Path) -> None:
+    others = [name for name in actions.shelf.names if name != default]
     with gr.Row():
         with gr.Column():
-            image = page.picture_input()
+            image = page.image_input()
+            page.example_gallery(examples_for(example), image)
         with gr.Column():
-            first = page.model_selector(actions.shelf, "First model")
-            second = page.model_selector(actions.shelf, "Second model", names[min(1, len(names) - 1)])
+            first = page.model_selector(actions.shelf, "First model", default)
+            second = page.model_selector(actions.shelf, "Second model", (others or [default])[0])
             resolution = page.resolution_slider()
-            start = gr.Button("Compare", variant="primary")
-            page.example_gallery(HERE / "examples", "digit_*.png", image, "Digits")
+    problem = page.error_message()
     outputs: list[Any] = []
     with gr.Row():
         for which in ("First model", "Second model"):
             with gr.Column():
-                outputs.append(gr.Label(num_top_classes=TOP_K, label=f"{which}: what it is"))
-                outputs.append(page.picture_output(f"{which}: where it looked", height=300))
-                outputs.append(gr.Markdown(container=False))
-    start.click(actions.compare, [image, first, second, resolution], outputs, api_name="compare")
+                outputs.append(gr.Label(num_top_classes=TOP_K, label=f"{which}: prediction"))
+                outputs.append(page.image_output(f"{which}: where it looked", height=300))
+                outputs.append(gr.Markdown(label=f"{which}: time and size", container=False))
+    options: list[Any] = [first, second, resolution]
+    page.on_change(
+        [image.change, *(option.input for option in options)],
+        page.for_page(actions.compare, len(outputs)),
+        [image, *options],
+        [*outputs, problem],
+    )
+    page.endpoint(actions.compare, [page.api_image(), *options], outputs, "compare")
 
 
 if __name__ == "__main__":

@@ -11,16 +11,18 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A page where a person drops a picture and sees which part of it Twins takes for what.
+"""A page where a visitor chooses an image and sees what Twins recognizes in each part of it.
 
     python spaces/semantic_segmentation/app.py
     python spaces/semantic_segmentation/app.py --model path/to/a/converted/upernet
 
-It starts with a small Semantic FPN, for handwritten digits in small scenes, that lies beside it.
+It starts with a model that the authors of mmsegmentation trained on ADE20K, once that is downloaded and converted; until
+then, and without a network, with a small model of handwritten digits that lies beside it.
 """
 
 import io
 import sys
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -35,51 +37,85 @@ import torch
 
 
 HERE = Path(__file__).resolve().parent
-# What the Spaces share lies beside this file once the Space is assembled, and one folder up in the repository.
-sys.path.append(str(HERE.parent))
+# What the Spaces share, and the conversion, lie beside this file once the Space is assembled, and further up in the repository.
+sys.path += [str(HERE.parent), str(HERE / "conversion"), str(HERE.parents[1] / "conversion")]
 
+from checkpoint_formats import convert_checkpoint, image_processor
+from checkpoint_sources import open_checkpoint
+from downloads import cache_folder, read_kept
 from twins_space import models, page, pictures
 
 from hf_twins import load_model
 from hf_twins._utils.drawing import class_areas, label_colors, mask_image, overlay_mask
+from hf_twins.checkpoints import published_checkpoints
 from hf_twins.loading import CroppingProcessorError
 
 
+OPACITY = 0.6
 LEGEND_COLUMNS = ["color", "class", "pixels", "%"]
 BATCH_COLUMNS = ["file", "class", "pixels", "%", "problem"]
+ADE20K, DIGITS = "150 ADE20K classes", "10 digits"
+# The published model that the page starts with.
+DEFAULT = "twins-svt-small-semantic-fpn-ade20k"
+EXAMPLES = HERE / "examples"
+PHOTOGRAPHS = {"palace": EXAMPLES / "china.jpg", "coffee": EXAMPLES / "coffee.jpg"}
+SCENES = {f"scene {index}": EXAMPLES / f"scene_{index}.jpg" for index in range(1, 7)}
 ABOUT = f"""
 ### From Python, or any other language
 
-Everything above is also an API, without a key. *Use via API*, at the bottom of the page, has each endpoint's arguments.
+Everything on this page is also an API, without a key. *Use via API*, at the bottom, lists each endpoint's arguments.
 
 ```python
 from gradio_client import Client, handle_file
 
-client = Client("https://ORG-NAME.hf.space")  # or http://127.0.0.1:7860
-overlay, legend, mask, details = client.predict(handle_file("picture.png"), api_name="/segment")
-print(legend["data"], mask)
+client = Client("{page.LOCAL_ADDRESS}")
+overlay, areas, mask, details = client.predict(handle_file("image.png"), api_name="/segment")
+print(areas["data"], mask)
 ```
 
-| endpoint | takes | gives |
+| endpoint | inputs | outputs |
 |---|---|---|
-| `/segment` | picture, model, resolution, opacity | the classes in colors over the picture; the area of each; the mask as a PNG file; how long it took |
-| `/segment_batch` | files, model, resolution | a table of areas; the same as a CSV file |
-| `/describe_model` | model | what it is, and which models are in memory |
+| `/segment` | image, model, resolution, opacity | the classes in colors over the image; the area of each; the mask as a PNG; time and size |
+| `/segment_batch` | files, model, resolution | a table of areas; the same table as a CSV file |
+| `/describe_model` | model | its size and labels, and which models are in memory |
 
-The mask is as large as the picture. It is a palette PNG: its pixels are the classes' indices, its colors those of the page.
-Of a model with more than 256 classes, it is a gray PNG with 16 bits a pixel.
+Assistants that speak MCP can call the same endpoints as tools at `{page.LOCAL_ADDRESS}/gradio_api/mcp/`.
+
+The mask has the size of the image. It is a palette PNG: its pixels are class indices, shown in the colors of this page. For a
+model with more than 256 classes, it is a grayscale PNG with 16 bits per pixel.
 
 {page.LIMITS}
 
 ### Credits
 
-Twins is the work of [Chu et al., NeurIPS 2021](https://huggingface.co/papers/2104.13840). Digits in the gallery's scenes:
+Twins is the work of [Chu et al., NeurIPS 2021](https://huggingface.co/papers/2104.13840). Digits in the example scenes:
 [Optical Recognition of Handwritten Digits](https://archive.ics.uci.edu/dataset/80) (CC BY 4.0), from scikit-learn; the
-bundled model has not seen this handwriting.
+bundled model was not trained on them. Photographs: *china*, by danielbuechele (CC BY 2.0), from scikit-learn; *coffee*, by Rachel
+Michetti (CC0), from scikit-image. The ADE20K models were trained and published by
+[OpenMMLab](https://github.com/open-mmlab/mmsegmentation/tree/main/configs/twins).
 """
 
 
+def published_models() -> dict[str, str]:
+    """The addresses of the published ADE20K models by name, the default first."""
+    found = {name: entry["url"] for name, entry in published_checkpoints().items() if "ade20k_miou" in entry}
+    return {name: found[name] for name in sorted(found, key=lambda name: name != DEFAULT)}
+
+
+def is_downloaded(address: str) -> bool:
+    return read_kept(cache_folder(address)) is not None
+
+
+def load_published(name: str) -> tuple[Any, Any]:
+    """Download a published checkpoint, unless that was done, check its hash, and convert it."""
+    checkpoint = open_checkpoint(name)
+    conversion = convert_checkpoint(checkpoint.weights, checkpoint.meta)
+    return conversion.model, image_processor(conversion)
+
+
 def load(location: str) -> tuple[Any, Any]:
+    if location in published_models():
+        return load_published(location)
     try:
         return load_model(location, "semantic-segmentation")
     except CroppingProcessorError as error:
@@ -95,21 +131,28 @@ def png(image: PIL.Image.Image) -> bytes:
     return file.getvalue()
 
 
+def readable_on(color: list[int]) -> str:
+    """Black or white, whichever has more contrast on a color by WCAG's relative luminance."""
+    linear = [(value / 255 / 12.92) if value <= 10 else ((value / 255 + 0.055) / 1.055) ** 2.4 for value in color]
+    luminance = float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+    return "black" if luminance > 0.179 else "white"
+
+
 def legend(areas: list[tuple[int, str, int, float]], labels: list[str]) -> dict[str, Any]:
     """The table of areas, with a cell in the color of each class."""
     palette = label_colors(labels).tolist()
     colors = [palette[index] for index, *_ in areas]
-    styles = [
-        # On dark colors their name is white.
-        [f"background: rgb{tuple(color)}; color: {'black' if sum(color) > 382 else 'white'}", "", "", ""]
-        for color in colors
-    ]
+    styles = [[f"background: rgb{tuple(color)}; color: {readable_on(color)}", "", "", ""] for color in colors]
     rows = [["#{:02x}{:02x}{:02x}".format(*color), *area[1:]] for color, area in zip(colors, areas)]
     return {"headers": LEGEND_COLUMNS, "data": rows, "metadata": {"styling": styles}}
 
 
 class Segmentation:
-    """What the page's buttons and the API's endpoints do."""
+    """What the page and the API's endpoints do.
+
+    Args:
+        shelf: the models.
+    """
 
     def __init__(self, shelf: models.ModelShelf):
         self.shelf = shelf
@@ -117,7 +160,7 @@ class Segmentation:
     def find_mask(
         self, model: models.LoadedModel, image: PIL.Image.Image, resolution: float
     ) -> tuple[np.ndarray, models.Output]:
-        """The class of each pixel of a picture, `(height, width)`, and what it comes from."""
+        """The class of each pixel of an image, `(height, width)`, and the model's output."""
         output = model(model.prepare(image, resolution))
         logits = torch.nn.functional.interpolate(
             output.logits.unsqueeze(0), size=(image.height, image.width), mode="bilinear"
@@ -134,22 +177,41 @@ class Segmentation:
     def segment(
         self, image: PIL.Image.Image | None, model_name: str, resolution: float, opacity: float
     ) -> tuple[PIL.Image.Image, dict[str, Any], str, str]:
-        """Say what each pixel of a picture is: the classes in colors over the picture, the area of each, and the mask as a
-        PNG file."""
+        """Segment an image with a Twins model.
+
+        Args:
+            image: the image to segment.
+            model_name: one of the models that this Space offers.
+            resolution: size of the model's input, in percent of the size that the model was trained with.
+            opacity: opacity of the colors, from 0 (only the image) to 1 (only the mask).
+
+        Returns:
+            The classes in colors over the image, a table of the area of each class, the mask as a PNG file of class indices,
+            and the time that it took.
+        """
         with page.errors_for_people():
             model = self.shelf.get(model_name)
             image = page.require(image)
             mask, output = self.find_mask(model, image, resolution)
             overlay = overlay_mask(image, mask, model.labels, opacity)
             height, width = output.pixel_values.shape[1:]
-            details = f"{model.name} saw {height} x {width} pixels and took {output.seconds * 1000:.0f} ms."
+            details = f"{model.name}: input of {height} x {width} pixels, {output.seconds * 1000:.0f} ms"
             areas = legend(self.areas(model, mask), model.labels)
             return overlay, areas, page.result_file("mask.png", png(mask_image(mask, model.labels))), details
 
     def segment_batch(
         self, files: list[str] | None, model_name: str, resolution: float, progress: gr.Progress = gr.Progress()
     ) -> Iterator[tuple[list[list[Any]], str | None]]:
-        """Say what is in each of several pictures, or zip archives of pictures: a table of areas, also as a CSV file."""
+        """Segment several images, or zip archives of images, with a Twins model.
+
+        Args:
+            files: image files and zip archives.
+            model_name: one of the models that this Space offers.
+            resolution: size of the model's input, in percent of the size that the model was trained with.
+
+        Returns:
+            A table of the area of each class in each image, and the same table as a CSV file.
+        """
         with page.errors_for_people():
             found = pictures.list_pictures([Path(file) for file in files or []])
             progress((0, len(found)), desc=f"Loading {model_name}")
@@ -162,63 +224,150 @@ class Segmentation:
                 else:
                     mask, _ = self.find_mask(model, image, resolution)
                     rows += [[name, *area[1:], ""] for area in self.areas(model, mask)]
-            progress((count, len(found)), desc=f"{count} of {len(found)} pictures")
+            progress((count, len(found)), desc=f"{count} of {len(found)} images")
             # So that the table grows before one's eyes, and stopping loses nothing.
             if count % 10 == 0:
                 yield rows, None
         yield rows, page.result_file("areas.csv", page.write_csv(BATCH_COLUMNS, rows))
 
     def describe_model(self, model_name: str) -> str:
-        """Load a model, and say what it is and which ones are in memory."""
+        """Load a Twins model and describe it.
+
+        Args:
+            model_name: one of the models that this Space offers.
+
+        Returns:
+            Its numbers of parameters and labels and its input size, and which models are in memory.
+        """
         with page.errors_for_people():
             return self.shelf.describe(model_name)
 
+    def answer(
+        self, image: PIL.Image.Image | None, model_name: str, resolution: float, opacity: float
+    ) -> tuple[Any, ...]:
+        """Everything that the page shows of an image: results of `segment`, and the state of the model."""
+        return *self.segment(image, model_name, resolution, opacity), self.describe_model(model_name)
+
+
+def find_models(asked_for: list[str]) -> tuple[models.ModelShelf, str]:
+    """The models that the page offers, and a sentence on those that have to be downloaded."""
+    bundled = models.name_locations([str(folder) for folder in sorted((HERE / "models").iterdir())])
+    own = models.name_locations(asked_for)
+    addresses = published_models()
+    is_online = models.answers(addresses[DEFAULT]) if DEFAULT in addresses else False
+    published = {name: name for name, address in addresses.items() if is_online or is_downloaded(address)}
+    # A folder may have the name of another model.
+    locations = bundled | published | own
+    shelf = models.ModelShelf(
+        {name: locations[name] for name in [*own, *published, *bundled]},
+        load,
+        recognized=dict.fromkeys(bundled, DIGITS) | dict.fromkeys(published, ADE20K) | models.count_labels(own),
+    )
+    if is_online:
+        return shelf, "Published models are downloaded when you first choose them."
+    return shelf, f"Offline: {'other' if published else 'the'} ADE20K models cannot be downloaded."
+
+
+def first_answer(actions: Segmentation, notice: str) -> tuple[str, Path, tuple[Any, ...], str]:
+    """The default model, an example, and the answer that the page shows before anything is chosen; the notice to show."""
+    shelf = actions.shelf
+    digits = [name for name in shelf.names if shelf.recognized.get(name) == DIGITS]
+    first = shelf.names[0]
+    if shelf.locations[first] == DEFAULT and not is_downloaded(published_models()[DEFAULT]):
+        default = digits[0]
+        notice = "An ADE20K model is being downloaded: reload this page later."
+    else:
+        default = models.first_that_loads(shelf, [first, *digits])
+        if default != first:
+            notice = f"{first} could not be loaded, so the page starts with another model. {notice}"
+    example = next(iter((SCENES if default in digits else PHOTOGRAPHS).values()))
+    return default, example, actions.answer(pictures.read_picture(example), default, 100, OPACITY), notice
+
+
+def prepare(shelf: models.ModelShelf, name: str, is_ready: threading.Event) -> None:
+    """Download and convert a model, while the page starts with another."""
+    try:
+        shelf.get(name)
+    except models.ModelError:
+        # Why is in the log, and whoever chooses the model gets a sentence.
+        return
+    is_ready.set()
+
 
 def build(asked_for: list[str]) -> gr.Blocks:
-    bundled = [str(folder) for folder in sorted((HERE / "models").iterdir())]
-    actions = Segmentation(models.ModelShelf(models.name_locations([*asked_for, *bundled]), load))
+    shelf, notice = find_models([*asked_for, *models.listed_models(HERE)])
+    actions = Segmentation(shelf)
+    default, example, answer, notice = first_answer(actions, notice)
     with page.blocks("Twins: semantic segmentation") as demo:
         gr.Markdown(
-            "# What Twins sees, pixel by pixel\n\nBring a picture: a [Twins vision transformer]"
-            "(https://huggingface.co/papers/2104.13840) says what each part of it is. The bundled model knows bright "
-            "handwritten digits on a dark ground, and nothing else."
+            "# What Twins sees\n\nChoose an image: a [Twins vision transformer]"
+            "(https://huggingface.co/papers/2104.13840) names what each part of it is.",
         )
         with gr.Tab("Segment"):
-            segment_tab(actions)
+            image, model = segment_tab(actions, default, example, answer, notice)
         with gr.Tab("Batch"):
             kinds = ["str", "str", "number", "number", "str"]
-            page.batch_tab(actions.shelf, actions.segment_batch, "segment_batch", BATCH_COLUMNS, kinds)
-        with gr.Tab("API and credits"):
-            gr.Markdown(ABOUT)
+            widths = (21, 22, 20, 18, 19)
+            page.batch_tab(shelf, actions.segment_batch, "segment_batch", BATCH_COLUMNS, kinds, widths, default)
+        with gr.Tab("API"):
+            page.describe_api(demo, ABOUT)
+        if shelf.locations[shelf.names[0]] == DEFAULT != default:
+            start_later(demo, shelf, image, model)
     return demo
 
 
-def segment_tab(actions: Segmentation) -> None:
+def start_later(demo: gr.Blocks, shelf: models.ModelShelf, image: gr.Image, model: gr.Dropdown) -> None:
+    """Start the page with the published model and a photograph as soon as the model is there."""
+    is_ready = threading.Event()
+    photograph = page.sendable("palace", PHOTOGRAPHS["palace"])
+
+    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    chosen = demo.load(
+        lambda: gr.update(value=DEFAULT, info="") if is_ready.is_set() else gr.skip(), None, model, **private
+    )
+    # After the model, so that the change of the image, by which it is segmented, finds the model chosen.
+    chosen.success(lambda name: photograph if name == DEFAULT else gr.skip(), model, image, **private)
+    threading.Thread(target=prepare, args=(shelf, DEFAULT, is_ready), daemon=True).start()
+
+
+def segment_tab(
+    actions: Segmentation, default: str, example: Path, answer: tuple[Any, ...], notice: str
+) -> tuple[gr.Image, gr.Dropdown]:
+    overlay_image, areas, mask_file, details_text, state = answer
     with gr.Row():
         with gr.Column():
-            image = page.picture_input()
-            model = page.model_selector(actions.shelf)
-            status = gr.Markdown("The model is loaded when it is first needed.")
-            resolution = page.resolution_slider()
-            start = gr.Button("Segment", variant="primary")
-            page.example_gallery(HERE / "examples", "*.jpg", image, "Scenes of handwritten digits")
+            image = page.image_input(value=str(example))
+            photographs_first = example in PHOTOGRAPHS.values()
+            page.example_gallery(PHOTOGRAPHS | SCENES if photographs_first else SCENES | PHOTOGRAPHS, image)
+            model = page.model_selector(actions.shelf, value=default, info=notice)
         with gr.Column():
-            overlay = page.picture_output("What is where", height=300, elem_id="overlay")
-            opacity = gr.Slider(0, 1, 0.6, step=0.05, label="Opacity of the overlay")
-            details = gr.Markdown(container=False)
+            problem = page.error_message()
+            overlay = page.image_output("Segmentation", value=overlay_image, height=300)
             legend = gr.Dataframe(
-                headers=LEGEND_COLUMNS, datatype=["str", "str", "number", "number"], interactive=False, label="Areas"
+                areas,
+                headers=LEGEND_COLUMNS,
+                datatype=["str", "str", "number", "number"],
+                column_widths=["24%", "34%", "24%", "18%"],
+                interactive=False,
+                label="Areas",
             )
-            mask = gr.File(label="Mask as PNG", interactive=False, height=100)
-    inputs, outputs = [image, model, resolution, opacity], [overlay, legend, mask, details]
-    private: dict[str, Any] = {"api_visibility": "private"}
-
-    described = model.change(actions.describe_model, model, status, api_name="describe_model")
-    segmented = start.click(actions.segment, inputs, outputs, api_name="segment")
-    segmented.success(actions.describe_model, model, status, **private, show_progress="hidden")
-    for changed in (image.change, described.success, resolution.release, opacity.release):
-        again = changed(page.only_with_picture(actions.segment, len(outputs)), inputs, outputs, **private)
-        again.success(actions.describe_model, model, status, **private, show_progress="hidden")
+            details = gr.Markdown(details_text, label="Time and size", container=False)
+            mask = gr.File(mask_file, label="Mask as PNG", interactive=False, height=100)
+            with gr.Accordion("Options", open=False):
+                resolution = page.resolution_slider()
+                opacity = gr.Slider(0, 1, OPACITY, step=0.05, label="Opacity of the overlay")
+                status = gr.Markdown(state, label="Model", container=False)
+    options: list[Any] = [model, resolution, opacity]
+    results = [overlay, legend, mask, details]
+    page.on_change(
+        [image.change, *(option.input for option in options)],
+        page.for_page(actions.answer, len(results), num_kept=1),
+        [image, *options],
+        [*results, status, problem],
+    )
+    page.endpoint(actions.segment, [page.api_image(), *options], results, "segment")
+    page.endpoint(actions.describe_model, [model], [status], "describe_model")
+    return image, model
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@
 # limitations under the License.
 """The models of a Space: which there are, loaded when they are first wanted, few kept, and run on many requests at once."""
 
+import json
 import logging
 import math
 import threading
@@ -28,6 +29,7 @@ import PIL.Image
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.utils import HFValidationError, get_session, validate_repo_id
+from transformers.utils import CONFIG_NAME
 
 from hf_twins import TwinsConfig
 from hf_twins._utils.labels import label_names
@@ -37,6 +39,8 @@ from .pictures import PictureError
 
 logger = logging.getLogger(__name__)
 
+# What `assemble.py --model` adds to a Space: a list of models, by Hub id or folder, and a place for folders.
+MODEL_LIST, OWN_MODELS = "models.txt", "own_models"
 # Two, so that two can be compared.
 MAX_LOADED = 2
 MAX_BATCH_SIZE = 16
@@ -110,7 +114,7 @@ class LoadedModel:
         elif "shortest_edge" in sizes["size"]:
             short, long = sorted(image.size)
             if sizes["size"]["shortest_edge"] ** 2 * long / short > MAX_INPUT_PIXELS:
-                raise PictureError("This picture is too long for so high a resolution: lower it, or crop the picture.")
+                raise PictureError("This image is too long for so high a resolution: lower it, or crop the image.")
         # An image alone needs no padding.
         return self.processor(image, do_pad=False, return_tensors="pt", **sizes)["pixel_values"][0]
 
@@ -157,6 +161,7 @@ class ModelShelf:
         locations: folder or Hub id of each, by what the page calls it. The first is the default.
         load: makes a model and an image processor of a folder or Hub id.
         capacity: how many are kept in memory.
+        recognized: what each can recognize, such as "10 digits", by name, where it is known.
     """
 
     def __init__(
@@ -164,16 +169,22 @@ class ModelShelf:
         locations: dict[str, str],
         load: Callable[[str], tuple[Any, Any]],
         capacity: int = MAX_LOADED,
+        recognized: dict[str, str] | None = None,
     ):
         self.locations = locations
+        self.recognized = recognized or {}
         self.load = load
         self.capacity = capacity
         self.loaded: OrderedDict[str, LoadedModel] = OrderedDict()
         self.lock = threading.Lock()
+        self.loading = {name: threading.Lock() for name in locations}
 
     @property
     def names(self) -> list[str]:
         return list(self.locations)
+
+    def title(self, name: str) -> str:
+        return f"{name}: {self.recognized[name]}" if name in self.recognized else name
 
     def get(self, name: str) -> LoadedModel:
         """The model of that name.
@@ -183,15 +194,23 @@ class ModelShelf:
         """
         if name not in self.locations:
             raise ModelError(f"There is no model of this name here: choose one of {', '.join(self.names)}.")
-        # One loads, the others wait for it.
-        with self.lock:
-            if name not in self.loaded:
-                # Given up first: there is never one more in memory than there may be.
-                while len(self.loaded) >= self.capacity:
-                    self.loaded.popitem(last=False)
-                self.loaded[name] = self.load_model(name)
-            self.loaded.move_to_end(name)
-            return self.loaded[name]
+        # One request loads a model, and the others for this model wait. Those for other models do not: it may take a download.
+        with self.loading[name]:
+            with self.lock:
+                if name in self.loaded:
+                    self.loaded.move_to_end(name)
+                    return self.loaded[name]
+                # Before the new one is in memory, too.
+                self.make_room()
+            model = self.load_model(name)
+            with self.lock:
+                self.make_room()
+                self.loaded[name] = model
+            return model
+
+    def make_room(self) -> None:
+        while len(self.loaded) >= self.capacity:
+            self.loaded.popitem(last=False)
 
     def load_model(self, name: str) -> LoadedModel:
         start = time.perf_counter()
@@ -248,6 +267,45 @@ def name_locations(locations: Sequence[str]) -> dict[str, str]:
     return named
 
 
+def listed_models(space: Path) -> list[str]:
+    """The models that a Space was assembled with, the default first."""
+    try:
+        names = (space / MODEL_LIST).read_text(encoding="utf-8").split()
+    except FileNotFoundError:
+        return []
+    return [str(space / name) if (space / name).is_dir() else name for name in names]
+
+
+def first_that_loads(shelf: ModelShelf, names: Sequence[str]) -> str:
+    """The first of several models that can be loaded; why the others cannot is in the log.
+
+    Raises:
+        ModelError: if none can.
+    """
+    for name in names[:-1]:
+        try:
+            shelf.get(name)
+        except ModelError:
+            continue
+        return name
+    shelf.get(names[-1])
+    return names[-1]
+
+
+def count_labels(locations: dict[str, str]) -> dict[str, str]:
+    """How many labels each model in a folder has, as far as its configuration says so."""
+    counts = {}
+    for name, location in locations.items():
+        try:
+            fields = json.loads(Path(location, CONFIG_NAME).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if "model_type" in fields:
+            # transformers leaves out the two labels that a configuration has by default.
+            counts[name] = f"{len(fields.get('id2label', range(2))):,} labels"
+    return counts
+
+
 def is_cached(repo_id: str) -> bool:
     return any(
         isinstance(try_to_load_from_cache(repo_id, file), str) for file in ("model.safetensors", "pytorch_model.bin")
@@ -255,11 +313,16 @@ def is_cached(repo_id: str) -> bool:
 
 
 def hub_answers() -> bool:
-    """Whether the Hub can be reached, found out with one short request."""
+    """Whether the Hub can be reached."""
+    return answers(constants.ENDPOINT)
+
+
+def answers(address: str) -> bool:
+    """Whether a server can be reached, found out with one short request; none is made where the Hub is switched off."""
     if constants.HF_HUB_OFFLINE:
         return False
     try:
-        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
+        get_session().head(address, timeout=HUB_TIMEOUT)
     # Whatever is wrong with the network, there is none.
     except Exception:
         return False

@@ -14,12 +14,16 @@
 """The page around the models: its parts, its errors, its command line, and how it is served."""
 
 import csv
+import html
 import io
+import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -43,10 +47,49 @@ CONCURRENCY, BATCH_CONCURRENCY, QUEUE_SIZE = 16, 2, 256
 # Seconds after which the files of the page's visitors are deleted.
 FILE_LIFETIME = 3600
 LIMITS = (
-    f"Pictures: {FORMAT_NAMES}, at most {MAX_FILE_SIZE >> 20} MB and {MAX_PIXELS // 10**6} megapixels each (a quarter of these with "
-    "32 bits a pixel). The first frame is read, upright; 16 bits a pixel are scaled to 8, and what is transparent is composited "
-    "on white. Batches: at most "
-    f"{MAX_PICTURES} pictures, also in zip archives. What is sent is deleted after {FILE_LIFETIME // 3600} hour."
+    f"Images: {FORMAT_NAMES}, at most {MAX_FILE_SIZE >> 20} MB and {MAX_PIXELS // 10**6} megapixels each (a quarter of this for 32 "
+    "bits per channel). The first frame is read and turned upright; 16 bits per channel are scaled to 8; transparent areas become "
+    f"white. Batches: at most {MAX_PICTURES} images, also in zip archives. Uploads are deleted after {FILE_LIFETIME // 3600} hour."
+)
+# The address in the examples of the API, which the page replaces by its own.
+LOCAL_ADDRESS = "http://127.0.0.1:7860"
+PHONE = "@media (max-width: 640px)"
+CSS = f"""
+button[role=tab].selected {{ color: var(--primary-600); }}
+.dark button[role=tab].selected {{ color: var(--primary-300); }}
+.error-message p {{ border-left: 4px solid #dc2626; margin: 0; padding: 8px 12px; }}
+{PHONE} {{
+    /* So that an image, the examples and the answer share a screen. */
+    .main-image {{ height: 170px !important; }}
+    .gradio-container main.fillable {{ padding: 8px !important; }}
+    .gradio-container td, .gradio-container th {{ padding: 2px !important; }}
+    #segmentation {{ height: 200px !important; }}
+    .examples .gallery {{ flex-wrap: nowrap !important; overflow-x: auto; }}
+    .examples .gallery-item {{ flex: none; }}
+}}
+"""
+# Gradio gives no names to the buttons around images. Screen readers get the names of the examples' files, and of the results.
+NAME_BUTTONS = """() => {
+    const name = (selector, find) => document.querySelectorAll(`${selector}:not([aria-label])`).forEach(button => {
+        button.setAttribute("aria-label", find(button).replace(/\\..*$/, "").replaceAll(/[-_]/g, " "));
+    });
+    const nameAll = () => {
+        name(".examples .gallery-item", button => button.querySelector("img").src.split("/").pop());
+        name(".result-image .image-container > button", button => button.closest(".result-image").id);
+    };
+    new MutationObserver(nameAll).observe(document.body, { childList: true, subtree: true });
+    nameAll();
+}"""
+# Small print that can be read: Gradio's own has too little contrast.
+THEME = gr.themes.Default(primary_hue="indigo").set(
+    block_info_text_color="*neutral_600",
+    block_info_text_color_dark="*neutral_300",
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_300",
+    button_primary_background_fill="*primary_600",
+    button_primary_background_fill_dark="*primary_600",
+    button_cancel_background_fill="*neutral_600",
+    button_cancel_background_fill_dark="*neutral_600",
 )
 
 
@@ -66,26 +109,48 @@ def errors_for_people() -> Iterator[None]:
         ) from error
 
 
-def picture_input() -> gr.Image:
-    """A picture that somebody uploads, pastes or takes with a webcam."""
-    image = gr.Image(label="Picture", type="pil", sources=["upload", "webcam", "clipboard"], height=300)
-    # Gradio would open the file in a way of its own, before any of our code runs: a bad one would get an error without a
-    # sentence, and one of 16 bits would be cut off at 255. Not in a subclass: it would write a stub beside the source of it.
-    image.preprocess = read_upload  # type: ignore[method-assign]
+def image_input(**options: Any) -> gr.Image:
+    """An image that somebody uploads, pastes or takes with a webcam."""
+    image = gr.Image(
+        label="Image",
+        type="pil",
+        sources=["upload", "webcam", "clipboard"],
+        height=300,
+        elem_classes="main-image",
+        **options,
+    )
+    # Gradio would open the file itself, before any of our code runs: a bad file would get an error without a sentence, and
+    # 16 bits per channel would be cut off at 255. Not in a subclass, for which Gradio would write a stub beside its source.
+    image.preprocess = read_upload  # type: ignore[method-assign, assignment]
     return image
 
 
-def read_upload(payload: Any) -> PIL.Image.Image | None:
+def api_image() -> gr.Image:
+    """The image of an API endpoint. Unlike the page's own, it has no example for its default value."""
+    return image_input(visible=False)
+
+
+def read_upload(payload: Any) -> PIL.Image.Image | PictureError | None:
+    """The image that was sent, or what is wrong with it, which `require` raises where it can be shown."""
     if payload is None or not payload.path:
         return None
-    with errors_for_people():
+    try:
         return read_picture(Path(payload.path))
+    except PictureError as error:
+        return error
 
 
-def picture_output(label: str, **options: Any) -> gr.Image:
-    """A picture that is shown pixel by pixel; its label, which would cover a corner of it, is for screen readers alone."""
+def image_output(label: str, **options: Any) -> gr.Image:
+    """An image that is shown pixel by pixel; its label, which would cover a corner of it, is for screen readers only."""
     image = gr.Image(
-        label=label, show_label=False, format="png", interactive=False, buttons=["download", "fullscreen"], **options
+        label=label,
+        show_label=False,
+        format="png",
+        interactive=False,
+        buttons=["download", "fullscreen"],
+        elem_id=re.sub(r"\W+", "-", label.lower()),
+        elem_classes="result-image",
+        **options,
     )
     postprocess = image.postprocess
 
@@ -109,26 +174,32 @@ def result_file(name: str, content: bytes) -> str:
     return str(file)
 
 
-def require(image: PIL.Image.Image | None) -> PIL.Image.Image:
+def require(image: PIL.Image.Image | PictureError | None) -> PIL.Image.Image:
     if image is None:
-        raise PictureError("There is no picture yet: upload, paste or take one, or choose an example.")
+        raise PictureError("There is no image yet: upload, paste or take one, or choose an example.")
+    if isinstance(image, PictureError):
+        raise image
     return image
 
 
+# Spreadsheets compute cells that begin so, also after a character that some of them begin a new cell at, whatever the quotes:
+# https://owasp.org/www-community/attacks/CSV_Injection
+FORMULA = re.compile(r"(^|[\t\r\n,;|\"'])(\s*)(?=[=+\-@\uff1d\uff0b\uff0d\uff20])|^(?=[\t\r\n])")
+
+
 def write_csv(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes:
-    """A table as a file, in which no name of a file is a formula for a spreadsheet."""
+    """A table as a CSV file in which no text, such as a file's name, is a formula for a spreadsheet."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(columns)
-    writer.writerows(
-        [f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")) else cell for cell in row]
-        for row in rows
-    )
+    writer.writerows([FORMULA.sub(r"\1'\2", cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
     return text.getvalue().encode()
 
 
-def model_selector(shelf: ModelShelf, label: str = "Model", value: str | None = None) -> gr.Dropdown:
-    return gr.Dropdown(shelf.names, value=value or shelf.names[0], label=label)
+def model_selector(shelf: ModelShelf, label: str = "Model", value: str | None = None, info: str = "") -> gr.Dropdown:
+    """The models, each with what it can recognize."""
+    choices = [(shelf.title(name), name) for name in shelf.names]
+    return gr.Dropdown(choices, value=value or shelf.names[0], label=label, info=info or None)
 
 
 def resolution_slider() -> gr.Slider:
@@ -136,25 +207,108 @@ def resolution_slider() -> gr.Slider:
         *(50, 200, 100),
         step=12.5,
         label="Input resolution",
-        info="Percent of the size that the model was trained with.",
+        info="Percent of the image size that the model was trained with.",
     )
 
 
-def example_gallery(folder: Path, pattern: str, image: gr.Image, label: str) -> None:
-    gr.Examples(
-        sorted(str(file) for file in folder.glob(pattern)),
+def sendable(name: str, file: Path) -> str:
+    """A copy of an example, among the files that may be sent: its address does not say where the app lies."""
+    return result_file(f"{name.replace(' ', '_')}{file.suffix}", file.read_bytes())
+
+
+def example_gallery(examples: dict[str, Path], image: gr.Image) -> None:
+    """Images to choose from, by name. Not `gr.Examples`, which drops a click while it works on another."""
+    copies = [sendable(name, file) for name, file in examples.items()]
+    gallery = gr.Dataset(
+        components=[gr.Image(render=False)],
+        samples=[[copy] for copy in copies],
+        type="index",
+        label="Examples",
+        samples_per_page=len(examples),
+        elem_classes="examples",
+    )
+    gallery.click(
+        lambda index: copies[index],
+        gallery,
         image,
-        cache_examples=False,
-        label=label,
+        queue=False,
+        trigger_mode="always_last",
+        show_progress="hidden",
         api_visibility="private",
-        examples_per_page=12,
+    )
+
+
+def error_message() -> gr.HTML:
+    """Where errors are shown: in the place of the results, and read out by screen readers."""
+    return gr.HTML(visible=False, elem_classes="error-message")
+
+
+def for_page(action: Callable, num_results: int, num_kept: int = 0) -> Callable:
+    """What the page does on a change: show the results of an action, or no results and its error instead.
+
+    Args:
+        action: takes an image and other inputs; raises `gr.Error`.
+        num_results: how many results it has, which are cleared without an image and on an error.
+        num_kept: how many outputs it has after these, which stay as they are.
+
+    Returns:
+        A function of the same inputs, with the update of an [`error_message`] after the outputs of the action.
+    """
+    nothing = (*(None,) * num_results, *(gr.skip() for _ in range(num_kept)))
+
+    def act(image: Any, *others: Any) -> Any:
+        if image is None:
+            return (*nothing, show_error(None))
+        try:
+            return (*action(image, *others), show_error(None))
+        except gr.Error as error:
+            return (*nothing, show_error(error))
+
+    return act
+
+
+def show_error(error: gr.Error | None) -> Any:
+    message = "" if error is None else f'<p role="alert">{html.escape(str(error.message))}</p>'
+    return gr.update(value=message, visible=error is not None)
+
+
+def on_change(
+    events: Sequence[Any], action: Callable, inputs: Sequence[Any], outputs: Sequence[Any], **options: Any
+) -> None:
+    """Run an action on each of several events: one run at a time for each visitor, the last one with the last inputs.
+
+    All are one listener of Gradio's, so that no answer to earlier inputs comes after that to later ones.
+    """
+    gr.on(events, action, list(inputs), list(outputs), trigger_mode="always_last", api_visibility="private", **options)
+
+
+def endpoint(action: Callable, inputs: Sequence[Any], outputs: Sequence[Any], api_name: str, **options: Any) -> None:
+    """An action for programs, which no event of the page starts."""
+    gr.on([], action, list(inputs), list(outputs), api_name=api_name, **options)
+
+
+def describe_api(demo: gr.Blocks, text: str) -> None:
+    """The page of the API, with the address that the visitor's browser has for this Space in its examples."""
+    shown = gr.Markdown(text)
+    demo.load(
+        None,
+        None,
+        shown,
+        js=f"() => {json.dumps(text)}.replaceAll({LOCAL_ADDRESS!r}, window.location.origin)",
+        api_visibility="private",
     )
 
 
 def batch_tab(
-    shelf: ModelShelf, action: Callable, api_name: str, columns: Sequence[str], kinds: Sequence[Any]
+    shelf: ModelShelf,
+    action: Callable,
+    api_name: str,
+    columns: Sequence[str],
+    kinds: Sequence[Any],
+    widths: Sequence[int],
+    default: str,
 ) -> None:
-    """Several pictures, and a table that grows while one watches.
+    """Several images, and a table that grows while they are processed.
 
     Args:
         shelf: the models.
@@ -162,41 +316,57 @@ def batch_tab(
         api_name: of the endpoint.
         columns: the table's headers.
         kinds: Gradio's types of the columns.
+        widths: of the columns, in percent.
+        default: name of the model that is chosen at first.
     """
     with gr.Row():
         with gr.Column():
             files = gr.File(
-                label=f"Pictures, or zip archives of pictures (at most {MAX_PICTURES} pictures)",
+                label=f"Images, or zip archives of images (at most {MAX_PICTURES} images)",
                 file_count="multiple",
                 height=160,
             )
         with gr.Column():
-            model = model_selector(shelf)
+            model = model_selector(shelf, value=default)
             resolution = resolution_slider()
     with gr.Row():
         start = gr.Button("Start", variant="primary")
         stop = gr.Button("Stop", variant="stop")
-    table = gr.Dataframe(headers=list(columns), datatype=kinds, interactive=False, wrap=True, label="Results")
+    problem = error_message()
+    table = gr.Dataframe(
+        headers=list(columns),
+        datatype=kinds,
+        column_widths=[f"{width}%" for width in widths],
+        interactive=False,
+        wrap=True,
+        label="Results",
+    )
     download = gr.File(label="Table as CSV", interactive=False, height=140)
+    inputs, outputs = [files, model, resolution], [table, download]
+
+    def act(
+        files: list[str] | None,
+        model_name: str,
+        resolution: float,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008  # Gradio finds out by it that progress is reported
+    ) -> Iterator[tuple[Any, ...]]:
+        try:
+            for results in action(files, model_name, resolution, progress):
+                yield (*results, show_error(None))
+        except gr.Error as error:
+            yield None, None, show_error(error)
+
     running = start.click(
-        action,
-        [files, model, resolution],
-        [table, download],
-        api_name=api_name,
+        act,
+        inputs,
+        [*outputs, problem],
+        api_visibility="private",
         concurrency_limit=BATCH_CONCURRENCY,
         # The table can be seen meanwhile.
         show_progress_on=download,
     )
     stop.click(None, cancels=[running], api_visibility="private")
-
-
-def only_with_picture(action: Callable, num_outputs: int) -> Callable:
-    """An action for what is changed on the page, which clears its results where there is no picture."""
-
-    def act(image: PIL.Image.Image | None, *others: Any) -> Any:
-        return (None,) * num_outputs if image is None else action(image, *others)
-
-    return act
+    endpoint(action, inputs, outputs, api_name, concurrency_limit=BATCH_CONCURRENCY)
 
 
 @dataclass
@@ -215,18 +385,23 @@ class PageArguments:
 def serve(build: Callable[[list[str]], gr.Blocks], args: PageArguments) -> None:
     """Build a page for the models asked for, and serve it where `GRADIO_SERVER_NAME` and `GRADIO_SERVER_PORT` say."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for chatty in ("httpx", "mcp"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     disable_progress_bar()
     demo = build(args.model)
     demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=CONCURRENCY)
     demo.launch(
-        theme=gr.themes.Default(primary_hue="indigo"),
+        theme=THEME,
+        css=CSS,
+        js=NAME_BUTTONS,
         max_file_size=MAX_FILE_SIZE,
-        show_error=False,
+        # Also errors of Gradio's own say why, to programs too; it is only their message, without a traceback.
+        show_error=True,
         # It would print an address with a token in it.
         enable_monitoring=False,
         ssr_mode=False,
-        mcp_server=False,
+        # For assistants, where Gradio's extra for it is installed.
+        mcp_server=find_spec("mcp") is not None,
         share=False,
         footer_links=["api", "settings"],
     )

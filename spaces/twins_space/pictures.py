@@ -57,14 +57,14 @@ def read_picture(source: Path | BinaryIO) -> PIL.Image.Image:
         try:
             check_is_file(source)
         except (ImageError, OSError) as error:
-            raise PictureError("This is not a file: send one with a picture in it.") from error
+            raise PictureError("This is not a file: send one with an image in it.") from error
         with source.open("rb") as file:
             return read_picture(file)
     start = source.read(4096)
     size = source.seek(0, 2)
     source.seek(0)
     if size == 0:
-        raise PictureError("This file is empty: send one with a picture in it.")
+        raise PictureError("This file is empty: send one with an image in it.")
     if size > MAX_FILE_SIZE:
         raise PictureError(f"This file is too large: send one of at most {MAX_FILE_SIZE >> 20} MB.")
     try:
@@ -82,22 +82,22 @@ def read_picture(source: Path | BinaryIO) -> PIL.Image.Image:
         raise PictureError(unknown_format(start)) from error
     except PIL.Image.DecompressionBombError as error:
         raise PictureError(
-            f"This picture has too many pixels: send one of at most {MAX_PIXELS // 10**6} megapixels."
+            f"This image has too many pixels: send one of at most {MAX_PIXELS // 10**6} megapixels."
         ) from error
     # On broken files, decoders raise whatever they come upon.
     except Exception as error:
         raise PictureError(
-            "This picture is broken or incomplete: open it in another program, save it anew and send that."
+            "This image is broken or incomplete: open it in another program, save it anew and send that."
         ) from error
 
 
 def unknown_format(start: bytes) -> str:
     """What to say of a file that Pillow does not know by its first bytes."""
     if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
-        return "HEIC pictures cannot be read here: save it as JPEG or PNG and send that."
+        return "HEIC images cannot be read here: save it as JPEG or PNG and send that."
     if b"<svg" in start.lower():
         return "SVG drawings cannot be read here: export it as PNG and send that."
-    return f"This is not a picture that can be read here: send a {FORMAT_NAMES} file."
+    return f"This is not an image that can be read here: send a {FORMAT_NAMES} file."
 
 
 def list_pictures(files: Sequence[Path]) -> list[tuple[str, Path, str | None]]:
@@ -112,13 +112,15 @@ def list_pictures(files: Sequence[Path]) -> list[tuple[str, Path, str | None]]:
     pictures: list[tuple[str, Path, str | None]] = []
     for file in files:
         if zipfile.is_zipfile(file):
-            pictures += [(PurePosixPath(member).name, file, member) for member in list_members(file)]
+            # Members of one archive may have the same name in several folders, and so may several archives.
+            folder = PurePosixPath(file.name if len(files) > 1 else "")
+            pictures += [(str(folder / member.replace("\\", "/")), file, member) for member in list_members(file)]
         else:
             pictures.append((file.name, file, None))
     if not pictures:
-        raise PictureError("There is no picture in what was sent: send pictures, or a zip archive of some.")
+        raise PictureError("There is no image in what was sent: send images, or a zip archive of some.")
     if len(pictures) > MAX_PICTURES:
-        raise PictureError(f"These are {len(pictures):,} pictures: send at most {MAX_PICTURES} at once.")
+        raise PictureError(f"These are {len(pictures):,} images: send at most {MAX_PICTURES} at once.")
     return pictures
 
 

@@ -27,7 +27,7 @@ import convert_twins_to_hf
 import pytest
 import torch
 from card_utils import run_card
-from checkpoint_formats import ade20k_class_names, convert_checkpoint
+from checkpoint_formats import ade20k_class_names, convert_checkpoint, image_processor
 from conversion_utils import fails, run, save_source
 from huggingface_hub import ModelCard
 from source_checkpoints import FORMATS, TINY, source_checkpoint, source_weights, timm_model
@@ -427,7 +427,7 @@ def test_labels_are_reduced_for_ade20k_alone(names):
         classes = [f"field {number}" for number in range(150)]
     weights = source_weights("mmseg-semantic-fpn", TINY["svt"], num_classes=150)
     conversion = convert_checkpoint(weights, {"CLASSES": classes})
-    processor = convert_twins_to_hf.image_processor(conversion, argparse.Namespace(preprocessing=None))
+    processor = image_processor(conversion)
     assert processor.do_reduce_labels == (names != "of another data set")
 
 

@@ -13,7 +13,9 @@
 # limitations under the License.
 """An assembled Space is whole: it starts where nothing of the repository can be seen, and the Hub gets all of it."""
 
+import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -21,10 +23,14 @@ from pathlib import Path
 
 import assemble
 import pytest
+import torch
 from gradio_client import handle_file
 from huggingface_hub import HfApi, RepoCard, snapshot_download
 from loopback_hub import serve_hub
 from space_server import SPACES, digit_image, digit_label, serve
+from testing_utils import save_small_svt, tiny_config
+
+from hf_twins import TwinsForImageClassification, TwinsImageProcessor
 
 
 NAMES = ("image_classification", "semantic_segmentation")
@@ -46,8 +52,9 @@ def fails(*arguments: object) -> str:
 
 
 @pytest.mark.slow
-def test_assembled_space_starts_without_the_repository(tmp_path):
-    assemble.main(["image_classification", "--output", str(tmp_path / "space")])
+@pytest.mark.parametrize(("name", "endpoint"), [*zip(NAMES, ("/classify", "/segment"))])
+def test_assembled_space_starts_without_the_repository(tmp_path, name, endpoint):
+    assemble.main([name, "--output", str(tmp_path / "space")])
     digit_image(3).save(tmp_path / "digit.png")
     # Neither the environment's path nor an editable installation leads to the repository.
     runner = tmp_path / "space" / "run_app.py"
@@ -64,8 +71,55 @@ def test_assembled_space_starts_without_the_repository(tmp_path):
         "runpy.run_path(str(here / 'app.py'), run_name='__main__')\n"
     )
     with serve(tmp_path / "space", tmp_path / "log.txt", script="run_app.py", PYTHONPATH="") as server:
-        label, *_ = server.client().predict(handle_file(tmp_path / "digit.png"), api_name="/classify")
-    assert label["label"] == digit_label(3)
+        answer = server.client().predict(handle_file(tmp_path / "digit.png"), api_name=endpoint)
+    if endpoint == "/classify":
+        assert answer[0]["label"] == digit_label(3)
+    else:
+        assert "background" in [row[1] for row in answer[1]["data"]]
+
+
+def built(folder: Path):
+    """The app of an assembled Space, and the models that it offers."""
+    spec = importlib.util.spec_from_file_location("assembled_app", folder / "app.py")
+    app = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(app)
+    return app.find_models(app.models.listed_models(folder))[0]
+
+
+def test_space_of_own_folder_starts_with_it(tmp_path):
+    model = TwinsForImageClassification(tiny_config(num_labels=2))
+    model.save_pretrained(tmp_path / "cats")
+    TwinsImageProcessor().save_pretrained(tmp_path / "cats")
+    (tmp_path / "cats" / "checkpoint-1").mkdir()
+    (tmp_path / "cats" / "README.md").write_text("# Cats")
+    arguments = ["image_classification", "--output", str(tmp_path / "space"), "--model", str(tmp_path / "cats")]
+    assemble.main(arguments)
+    shutil.rmtree(tmp_path / "cats")
+    shelf = built(tmp_path / "space")
+    assert shelf.names[0] == "cats"
+    assert shelf.title("cats") == "cats: 2 labels"
+    for name, weight in shelf.get("cats").model.state_dict().items():
+        assert torch.equal(weight, model.state_dict()[name])
+    files = {file.name for file in (tmp_path / "space" / "own_models" / "cats").iterdir()}
+    assert files == {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
+    assert "preload_from_hub" not in (tmp_path / "space" / "README.md").read_text()
+
+
+def test_space_of_a_model_on_the_hub_starts_with_it(hub, tmp_path):
+    hub.add_repository("somebody/twins", save_small_svt(tmp_path / "timm"))
+    assemble.main(["image_classification", "--output", str(tmp_path / "space"), "--model", "somebody/twins"])
+    assert built(tmp_path / "space").names[0] == "somebody/twins"
+    card = RepoCard.load(tmp_path / "space" / "README.md")
+    assert card.data.preload_from_hub == ["somebody/twins"]
+    assert card.data.models[0] == "somebody/twins"
+    assert card.text.strip().startswith("# Twins image classification")
+
+
+def test_model_of_another_kind_makes_no_space(tmp_path):
+    model = SPACES / "semantic_segmentation" / "models" / "twins-svt-digit-scenes"
+    message = fails("image_classification", "--output", tmp_path / "space", "--model", model)
+    assert "TwinsForSemanticSegmentation, but an image classifier is needed" in message
+    assert not (tmp_path / "space").exists()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -157,7 +211,11 @@ def test_options_of_publishing_need_it(option, tmp_path, capsys):
 @pytest.mark.parametrize("name", NAMES)
 def test_metadata_and_requirements_agree(name):
     card = RepoCard.load(SPACES / name / "README.md")
-    pins = dict(re.findall(r"^([\w-]+)==([\w.]+)$", (SPACES / name / "requirements.txt").read_text(), re.MULTILINE))
+    requirements = (SPACES / name / "requirements.txt").read_text()
+    pins = dict(re.findall(r"^([\w-]+)(?:\[mcp\])?==([\w.]+)$", requirements, re.MULTILINE))
+    # PyTorch's CPU build: a plain pin takes its 2.x.y+cpu before the 2.x.y of PyPI, which brings CUDA.
+    assert requirements.startswith("--extra-index-url https://download.pytorch.org/whl/cpu\n")
+    assert {"torch", "torchvision", "gradio"} <= pins.keys()
     assert card.data.sdk_version == pins["gradio"]
     assert len(card.data.short_description) <= 60
     assert card.data.license == "apache-2.0"

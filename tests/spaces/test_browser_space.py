@@ -527,9 +527,3 @@ def test_page_names_files_that_are_there_and_versions_that_are_fixed():
     card = RepoCard.load(PAGE / "README.md")
     assert (card.data.sdk, card.data.app_file, card.data.license) == ("static", "index.html", "apache-2.0")
     assert len(card.data.short_description) <= 60
-
-
-def test_model_option_is_of_the_browser_space(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        assemble.main(["image_classification", "--output_dir", str(tmp_path / "space"), "--model", "somebody/model"])
-    assert "--model is for browser" in capsys.readouterr().err

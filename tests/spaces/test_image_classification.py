@@ -13,6 +13,8 @@
 # limitations under the License.
 """The classification Space as its visitors' programs use it: started with `python app.py`, asked with gradio_client."""
 
+import asyncio
+import base64
 import csv
 import importlib.util
 import re
@@ -22,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from hf_twins._utils.command_line import parse_arguments, run
 
@@ -32,9 +35,10 @@ import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from hostile_files import archive, saved, write_unusable, write_unusable_archives, write_unusual
+from loopback_hub import serve_hub
 from PIL import Image
 from space_server import SPACES, digit_image, digit_label, pixels, serve
-from testing_utils import tiny_config
+from testing_utils import save_small_svt, tiny_config
 from twins_space.models import ModelError, ModelShelf
 
 from hf_twins import (
@@ -97,7 +101,7 @@ def test_classify_gives_what_the_model_gives(client, local_models, digit, name, 
     assert len(label["confidences"]) == 5
     for each in label["confidences"]:
         assert each["confidence"] == pytest.approx(expected[each["label"]], abs=1e-4)
-    assert re.fullmatch(rf"{name} saw {side} x {side} pixels and took \d+ ms\.", details)
+    assert re.fullmatch(rf"{name}: input of {side} x {side} pixels, \d+ ms", details)
     assert pixels(seen).shape == (side * -(-320 // side), side * -(-320 // side), 3)
 
 
@@ -176,25 +180,24 @@ def test_describe_model_says_what_is_in_memory(client):
 
 
 def test_batch_gives_a_table_and_the_same_as_csv(client, tmp_path):
-    members = {f"{index}.png": saved(digit_image(index), "PNG") for index in range(12)}
-    (tmp_path / "digits.zip").write_bytes(archive({**members, "=1+1.png": b"no picture"}))
+    members = {f"folder/{index}.png": saved(digit_image(index), "PNG") for index in range(12)}
+    (tmp_path / "digits.zip").write_bytes(archive({**members, "=1+1.png": b"no image"}))
     digit_image(18).save(tmp_path / "eight.png")
     files = [handle_file(tmp_path / "digits.zip"), handle_file(tmp_path / "eight.png")]
     job = client.submit(files, api_name="/classify_batch")
     table, download = job.result(timeout=120)
     assert table["headers"] == ["file", "label", "probability", "problem"]
     rows = table["data"]
-    assert [row[0] for row in rows] == [*members, "=1+1.png", "eight.png"]
+    # Members keep their folders, and the archive's name tells them from other files.
+    assert [row[0] for row in rows] == [*(f"digits.zip/{name}" for name in (*members, "=1+1.png")), "eight.png"]
     assert [row[1] for row in rows] == [*map(digit_label, range(12)), "", digit_label(18)]
-    assert "not a picture" in rows[12][3]
+    assert "not an image" in rows[12][3]
     # The table grew meanwhile.
     assert len(job.outputs()) > 1
     with Path(download).open(newline="") as file:
         read = list(csv.reader(file))
     assert read[0] == table["headers"]
-    assert read[1][:2] == ["0.png", digit_label(0)]
-    # No formula for a spreadsheet.
-    assert read[13][0] == "'=1+1.png"
+    assert read[1][:2] == ["digits.zip/folder/0.png", digit_label(0)]
 
 
 def fails(client: Client, *arguments, **options) -> str:
@@ -216,7 +219,7 @@ def test_bad_files_get_a_sentence_and_the_server_goes_on(server, client, digit, 
             assert sentence in fails(client, handle_file(path), api_name="/classify")
         for path, sentence in archives.values():
             if path.name == "broken.zip":
-                # Taken for one more file that is no picture.
+                # Taken for one more file that is no image.
                 continue
             assert sentence in fails(client, [handle_file(path)], api_name="/classify_batch")
         for path in unusual.values():
@@ -249,8 +252,8 @@ def test_bad_arguments_get_a_sentence(client, digit, arguments, message):
 
 
 def test_no_picture_gets_a_sentence(client):
-    assert "There is no picture yet" in fails(client, None, api_name="/classify")
-    assert "There is no picture in what was sent" in fails(client, [], api_name="/classify_batch")
+    assert "There is no image yet" in fails(client, None, api_name="/classify")
+    assert "There is no image in what was sent" in fails(client, [], api_name="/classify_batch")
 
 
 def test_files_of_the_server_cannot_be_read(server):
@@ -268,8 +271,41 @@ def test_files_of_the_server_cannot_be_read(server):
         response = httpx.post(f"{server.url}/gradio_api/call/classify", json=body, trust_env=False)
         answer = get(f"/gradio_api/call/classify/{response.json()['event_id']}").text
         assert "event: error" in answer
+        # Why is said in one sentence, not in a traceback.
+        assert re.search(r'"error": "[^"\\]+"', answer), answer
         assert "root:" not in answer
         assert "Traceback" not in answer
+
+
+def test_assistants_can_call_it(server, digit):
+    """With the client of the Model Context Protocol's own library."""
+    pytest.importorskip("mcp", reason="gradio[mcp] is not installed")
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamable_http_client
+
+    def sent(content: bytes) -> str:
+        return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+    async def call() -> tuple[dict[str, Any], list[Any]]:
+        async with (
+            streamable_http_client(f"{server.url}/gradio_api/mcp/") as (read, write, *_),
+            ClientSession(read, write) as session,
+        ):
+            await session.initialize()
+            tools = {tool.name: tool for tool in (await session.list_tools()).tools}
+            images = (sent(digit.read_bytes()), sent(b"no image"))
+            return tools, [await session.call_tool("classify", {"image": image}) for image in images]
+
+    tools, (answer, failure) = asyncio.run(call())
+    assert set(tools) == {"classify", "explain", "compare", "classify_batch", "describe_model"}
+    # Docstrings are what an assistant knows of them.
+    assert tools["classify"].description.startswith("Classify an image with a Twins model.")
+    assert "percent" in tools["classify"].inputSchema["properties"]["resolution"]["description"]
+    assert tools["classify"].inputSchema["required"] == ["image"]
+    assert not answer.isError
+    assert digit_label(3) in answer.content[0].text
+    assert failure.isError
+    assert "This is not an image that can be read here" in failure.content[0].text
 
 
 def test_page_and_configuration_name_no_place_of_the_server(server):
@@ -334,20 +370,52 @@ def test_labels_of_one_name_are_told_apart(app):
 
 def test_selector_offers_what_is_there_and_says_so(app, monkeypatch, tmp_path):
     monkeypatch.setattr(app.models, "hub_answers", lambda: False)
-    locations, said = app.find_models([])
-    assert tuple(locations) == MODELS
-    assert "**Offline:** the Hub cannot be reached, so none of the six" in said
+    shelf, said = app.find_models([])
+    assert tuple(shelf.names) == MODELS
+    assert shelf.title(MODELS[0]) == "twins-svt-digits: 10 digits"
+    assert said == "Offline: the Hub cannot be reached, so none of the published models can be chosen."
 
+    # What was downloaded before, and the models that were asked for, come first.
     monkeypatch.setattr(app.models, "is_cached", lambda repo_id: "svt_small" in repo_id)
-    locations, said = app.find_models(["somebody/twins"])
-    assert list(locations) == ["somebody/twins", *MODELS, "twins-svt-small (ImageNet-1k)"]
-    assert locations["twins-svt-small (ImageNet-1k)"] == "timm/twins_svt_small.in1k"
-    assert "so 1 of the six" in said
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text('{"model_type": "twins", "id2label": {"0": "a", "1": "b"}}')
+    shelf, said = app.find_models(["somebody/twins", str(tmp_path / "mine")])
+    assert list(shelf.names) == ["somebody/twins", "mine", "twins-svt-small", *MODELS]
+    assert shelf.locations["twins-svt-small"] == "timm/twins_svt_small.in1k"
+    assert shelf.title("twins-svt-small") == "twins-svt-small: 1,000 ImageNet classes"
+    assert shelf.title("mine") == "mine: 2 labels"
+    assert "so 1 of the published models" in said
 
     monkeypatch.setattr(app.models, "hub_answers", lambda: True)
-    locations, said = app.find_models([])
-    assert len(locations) == 8
+    shelf, said = app.find_models([])
+    assert len(shelf.names) == 8
+    assert shelf.names[0] == "twins-svt-small"
     assert "Offline" not in said
+
+
+def test_published_model_answers_a_photograph_on_the_first_visit(app, monkeypatch, tmp_path):
+    """`timm/twins_svt_small.in1k` of the loopback Hub has random weights."""
+    small_svt = save_small_svt(tmp_path / "timm")
+    with serve_hub({"timm/twins_svt_small.in1k": small_svt}) as hub, hub.in_process(tmp_path / "home"):
+        monkeypatch.setattr(app.models.constants, "HF_HUB_OFFLINE", False)
+        shelf, notice = app.find_models([])
+        assert notice == "Published models are downloaded when you first choose them."
+        default, example, answer, notice = app.first_answer(app.Classification(shelf), notice)
+        model = shelf.get("twins-svt-small")
+        labels = model(model.prepare(app.pictures.read_picture(example))).logits.softmax(-1)
+    assert (default, example.name) == ("twins-svt-small", "chelsea.jpg")
+    assert len(answer[0]) == 5
+    assert max(answer[0].values()) == pytest.approx(labels.max().item(), abs=1e-6)
+    assert list(app.examples_for(example))[:4] == ["cat", "coffee", "astronaut", "digit 7"]
+
+
+def test_default_that_cannot_be_loaded_is_replaced_and_said_so(app, tmp_path):
+    (tmp_path / "mine").mkdir()
+    shelf, notice = app.find_models([str(tmp_path / "mine")])
+    default, example, answer, notice = app.first_answer(app.Classification(shelf), notice)
+    assert (default, example.name) == (MODELS[0], "digit_7.png")
+    assert next(iter(answer[0])) == "digit 7"
+    assert notice.startswith("mine could not be loaded, so the page starts with another model.")
 
 
 def test_model_of_the_command_line_or_the_environment_is_the_default(app, monkeypatch):

@@ -116,10 +116,10 @@ def test_large_picture_is_made_smaller(scene):
 
 REFUSED = {
     "empty": (io.BytesIO(), "This file is empty"),
-    "text": (io.BytesIO(b"no picture"), "not a picture that can be read here: send a PNG, JPEG"),
+    "text": (io.BytesIO(b"no picture"), "not an image that can be read here: send a PNG, JPEG"),
     "svg": (io.BytesIO(b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>'), "SVG drawings"),
-    "heic": (io.BytesIO(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)), "HEIC pictures"),
-    "postscript": (io.BytesIO(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "not a picture"),
+    "heic": (io.BytesIO(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)), "HEIC images"),
+    "postscript": (io.BytesIO(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "not an image"),
     "long": (io.BytesIO(png_of(20_000, 10)), "too long, 20000 x 10 pixels"),
     "many pixels": (io.BytesIO(png_of(9_000, 9_000)), "9000 x 9000 has too many pixels"),
     "bomb": (io.BytesIO(png_of(60_000, 60_000, num_rows=1)), "too many pixels"),
@@ -138,7 +138,7 @@ def test_what_cannot_be_used_is_refused_with_a_sentence(file, message):
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"])
 def test_truncated_picture_is_refused_with_a_sentence(image_format):
     content = sent(PIL.Image.effect_noise((200, 200), 80).convert("RGB"), image_format).getvalue()
-    with pytest.raises(PictureError, match=r"broken or incomplete|not a picture"):
+    with pytest.raises(PictureError, match=r"broken or incomplete|not an image"):
         read_picture(io.BytesIO(content[: len(content) // 2]))
 
 
@@ -196,7 +196,7 @@ def test_pictures_of_files_and_archives_are_listed_and_read(scene, tmp_path):
     )
     (tmp_path / "alone.png").write_bytes(png)
     found = list(read_pictures(list_pictures([tmp_path / "alone.png", archive])))
-    assert [name for name, _ in found] == ["alone.png", "one.png", "broken.png"]
+    assert [name for name, _ in found] == ["alone.png", "all.zip/a/one.png", "all.zip/a/broken.png"]
     assert difference(found[1][1], scene) == 0
     assert isinstance(found[2][1], PictureError)
 
@@ -254,7 +254,7 @@ def test_encrypted_archive_is_refused(tmp_path):
         list_pictures([tmp_path / "locked.zip"])
 
 
-@pytest.mark.parametrize(("count", "message"), [(0, "no picture"), (201, "201 pictures: send at most 200")])
+@pytest.mark.parametrize(("count", "message"), [(0, "no image"), (201, "201 images: send at most 200")])
 def test_number_of_pictures_is_limited(tmp_path, count, message):
     archive = write_zip(tmp_path / "many.zip", {f"{index}.png": b"" for index in range(count)})
     with pytest.raises(PictureError, match=message):

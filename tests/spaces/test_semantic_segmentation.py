@@ -14,25 +14,32 @@
 """The segmentation Space as its visitors' programs use it: started with `python app.py`, asked with gradio_client."""
 
 import csv
+import json
 import re
 import runpy
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from checkpoint_formats import convert_checkpoint
 from digit_scenes import digit_scene
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from hostile_files import archive, saved, write_unusable, write_unusable_archives
+from loopback_hub import serve_hub
 from PIL import Image
-from space_server import SPACES, digit_image, pixels, serve
+from source_checkpoints import TINY, source_weights
+from space_server import SPACES, digit_image, pixels, save_published, serve
 from train_digit_models import MIN_DIGIT_SIDE, split_handwriting
 from transformers import SegformerImageProcessor
 from twins_space.models import LoadedModel, ModelError
 
 from hf_twins import TwinsForSemanticSegmentation, TwinsImageProcessor
+from hf_twins.checkpoints import published
 
 
 SPACE = SPACES / "semantic_segmentation"
@@ -95,7 +102,7 @@ def test_segment_gives_what_the_model_gives(client, scenes, segment_locally, tmp
             assert count == pytest.approx((expected == index).sum(), abs=5)
             assert re.fullmatch("#[0-9a-f]{6}", color)
         assert pixels(overlay).shape == (*expected.shape, 3)
-        assert details.startswith(f"{MODEL} saw ")
+        assert details.startswith(f"{MODEL}: input of ")
 
 
 def test_opacity_goes_from_the_picture_to_the_mask(client, scenes, tmp_path):
@@ -110,12 +117,12 @@ def test_opacity_goes_from_the_picture_to_the_mask(client, scenes, tmp_path):
 
 def test_batch_gives_a_table_and_the_same_as_csv(client, scenes, tmp_path):
     members = {f"{index}.png": saved(image, "PNG") for index, (image, _) in enumerate(scenes[:6])}
-    (tmp_path / "scenes.zip").write_bytes(archive(members | {"broken.png": b"no picture"}))
+    (tmp_path / "scenes.zip").write_bytes(archive(members | {"broken.png": b"no image"}))
     table, download = client.predict([handle_file(tmp_path / "scenes.zip")], api_name="/segment_batch")
     assert table["headers"] == ["file", "class", "pixels", "%", "problem"]
     for name, (image, _) in zip(members, scenes):
         assert sum(row[2] for row in table["data"] if row[0] == name) == image.width * image.height
-    assert "not a picture" in table["data"][-1][4]
+    assert "not an image" in table["data"][-1][4]
     with Path(download).open(newline="") as file:
         assert len(list(csv.reader(file))) == 1 + len(table["data"])
 
@@ -177,6 +184,67 @@ def test_model_with_another_image_processor_loads_and_one_that_crops_does_not(sc
     TwinsImageProcessor().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"crops images \(do_center_crop=True\), .* choose another model"):
         load(str(tmp_path))
+
+
+@pytest.fixture
+def app():
+    """The app's module, without a server."""
+    return SimpleNamespace(**runpy.run_path(str(SPACE / "app.py")))
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A site that has the published model, and its entry in the table."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    with serve_hub(files=tmp_path / "files") as hub, hub.in_process(tmp_path / "home"):
+        table, entry = save_published(tmp_path / "files", hub.endpoint)
+        monkeypatch.setattr(published, "PUBLISHED_FILE", table)
+        yield SimpleNamespace(hub=hub, table=table, entry=entry)
+
+
+def test_published_model_is_downloaded_checked_and_converted(app, site, monkeypatch):
+    shelf, notice = app.find_models([])
+    assert shelf.names == [app.DEFAULT, MODEL]
+    assert shelf.title(app.DEFAULT) == f"{app.DEFAULT}: 150 ADE20K classes"
+    # The page starts with the digits, while it is downloaded.
+    default, example, _, notice = app.first_answer(app.Segmentation(shelf), notice)
+    assert (default, example.name) == (MODEL, "scene_1.jpg")
+    assert notice == "An ADE20K model is being downloaded: reload this page later."
+    is_ready = threading.Event()
+    app.prepare(shelf, app.DEFAULT, is_ready)
+    assert is_ready.is_set()
+
+    # From then on it starts with it, also without a network.
+    loaded = shelf.get(app.DEFAULT)
+    monkeypatch.setattr(app.models.constants, "HF_HUB_OFFLINE", True)
+    shelf, notice = app.find_models([])
+    assert notice == "Offline: other ADE20K models cannot be downloaded."
+    default, example, answer, _ = app.first_answer(app.Segmentation(shelf), notice)
+    assert (default, example.name) == (app.DEFAULT, "china.jpg")
+    # As the conversion to a folder has it.
+    weights = source_weights("mmseg-semantic-fpn", TINY["svt"], num_classes=150)
+    expected = convert_checkpoint(weights, {}).model.eval()
+    for model in (loaded, shelf.get(app.DEFAULT)):
+        assert model.processor.size.shortest_edge == 512
+        assert model.labels[0] == "wall"
+        pixel_values = torch.rand(3, 64, 64)
+        assert torch.equal(model(pixel_values).logits, expected(pixel_values[None]).logits[0].detach())
+    assert sum(row[2] for row in answer[1]["data"]) == 640 * 427
+
+
+def test_published_file_with_another_hash_is_refused(app, site, caplog):
+    site.entry["sha256_prefix"] = "00000000"
+    site.table.write_text(json.dumps([site.entry]))
+    shelf, _ = app.find_models([])
+    with pytest.raises(ModelError, match=f"The model {app.DEFAULT} cannot be loaded"):
+        shelf.get(app.DEFAULT)
+    assert 'expected "00000000"' in caplog.text
+
+
+def test_page_without_a_network_has_the_digits_alone(app):
+    shelf, notice = app.find_models([])
+    assert shelf.names == [MODEL]
+    assert notice == "Offline: the ADE20K models cannot be downloaded."
 
 
 def test_bundled_model_says_how_well_it_does():
