@@ -99,7 +99,7 @@ class QuickstartArguments:
 
 
 def load_digits_images() -> Dataset:
-    """scikit-learn's digits, 8 x 8 pixels of 17 grey levels, as a data set of images."""
+    """scikit-learn's digits, 8 x 8 pixels of 17 gray levels, as a data set of images."""
     digits = load_digits()
     images = (digits.images * 255 / 16).astype(np.uint8)
     features = Features({"image": Image(), "label": ClassLabel(names=[str(digit) for digit in digits.target_names])})
@@ -183,13 +183,13 @@ def draw_results(images: list, labels: list[str], predictions: list[dict], histo
         axes.axis("off")
     loss_axes = curve_figure.subplots()
     accuracy_axes = loss_axes.twinx()
-    for axes, name, caption, colour in (
+    for axes, name, caption, color in (
         (loss_axes, "loss", "training loss", "tab:blue"),
         (accuracy_axes, "eval_accuracy", "held-out accuracy", "tab:orange"),
     ):
         points = [(entry["epoch"], entry[name]) for entry in history if name in entry]
-        axes.plot(*zip(*points), color=colour, marker=".")
-        axes.set_ylabel(caption, color=colour)
+        axes.plot(*zip(*points), color=color, marker=".")
+        axes.set_ylabel(caption, color=color)
     loss_axes.set_xlabel("epoch")
     loss_axes.set_title("Learning curve")
     figure.savefig(path, dpi=120)

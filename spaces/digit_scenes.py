@@ -34,7 +34,7 @@ class DigitScene:
     """A picture and what is in it.
 
     Args:
-        image: of colour.
+        image: of color.
         mask: `(height, width)`, uint8: 0 on the background, 1 + the digit on one.
         boxes: `(num_digits, 4)`, float32: left, top, right and bottom of each digit in pixels, right and bottom exclusive.
         labels: `(num_digits,)`, int64: which digit it is.
@@ -59,7 +59,7 @@ def digit_scene(
     handwriting: np.ndarray | None = None,
     min_side: int = 14,
 ) -> DigitScene:
-    """Digits at random places and of random sizes and colours, none over another, on dark clouds of colour.
+    """Digits at random places and of random sizes and colors, none over another, on dark clouds of color.
 
     Args:
         seed: which everything depends on.

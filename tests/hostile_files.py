@@ -131,7 +131,7 @@ def write_unusable(folder: Path, picture: PIL.Image.Image) -> dict[str, tuple[Pa
 
 
 def write_unusual(folder: Path, picture: PIL.Image.Image) -> dict[str, Path]:
-    """The same grey picture, in ways that are easy to read wrongly."""
+    """The same gray picture, in ways that are easy to read wrongly."""
     exif = PIL.Image.Exif()
     # To be turned by 90 degrees clockwise.
     exif[0x0112] = 6
@@ -143,7 +143,7 @@ def write_unusual(folder: Path, picture: PIL.Image.Image) -> dict[str, Path]:
         "animated.gif": saved(
             picture, "GIF", save_all=True, append_images=[PIL.Image.new("L", picture.size, 128)], duration=50
         ),
-        "colour.webp": saved(picture.convert("RGB"), "WEBP", quality=95),
+        "color.webp": saved(picture.convert("RGB"), "WEBP", quality=95),
     }
     for name, content in contents.items():
         (folder / name).write_bytes(content)

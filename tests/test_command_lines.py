@@ -211,7 +211,7 @@ def test_script_that_fails_ends_with_a_sentence_and_status_1(start, tmp_path):
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_scripts_import_their_neighbours_by_name(folder):
+def test_scripts_import_their_neighbors_by_name(folder):
     """An installation in editable mode puts the root on the search path, where users have installed a wheel."""
     for file in ROOT.glob(f"{folder}/**/*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The nearest neighbours of a picture among the vectors that `extract_features.py` wrote, by cosine similarity.
+"""The nearest neighbors of a picture among the vectors that `extract_features.py` wrote, by cosine similarity.
 
     python examples/feature_extraction/search_features.py --features outputs/features --query picture.png --top_k 5
 
@@ -47,9 +47,9 @@ PLACES = ("model_name_or_path", "input_dir")
 @dataclass
 class SearchArguments:
     features: str = field(metadata={"help": "The --output_dir of extract_features.py."})
-    query: str = field(metadata={"help": "The picture whose neighbours are wanted."})
+    query: str = field(metadata={"help": "The picture whose neighbors are wanted."})
     top_k: int = field(default=5, metadata={"help": "How many of them."})
-    contact_sheet: str = field(default="neighbours.png", metadata={"help": "Where they are drawn."})
+    contact_sheet: str = field(default="neighbors.png", metadata={"help": "Where they are drawn."})
 
 
 def check_settings(features: Path) -> dict[str, Any]:
@@ -101,26 +101,26 @@ def read_vectors(shards: list[Path], batch_size: int = 4096) -> Iterator[tuple[l
                 yield batch["path"].to_pylist(), vectors.unflatten(0, (batch.num_rows, -1))
 
 
-def nearest_neighbours(query: torch.Tensor, shards: list[Path], top_k: int) -> list[tuple[float, str]]:
+def nearest_neighbors(query: torch.Tensor, shards: list[Path], top_k: int) -> list[tuple[float, str]]:
     """The `top_k` images most like the query `(hidden_size,)`, each with its cosine similarity; nearest first."""
     best: list[tuple[float, str]] = []
     for paths, vectors in read_vectors(shards):
         similarities, indices = torch.cosine_similarity(query, vectors).topk(min(top_k, len(paths)))
         best += [(similarity, paths[index]) for similarity, index in zip(similarities.tolist(), indices.tolist())]
-        best = sorted(best, key=lambda neighbour: (-neighbour[0], neighbour[1]))[:top_k]
+        best = sorted(best, key=lambda neighbor: (-neighbor[0], neighbor[1]))[:top_k]
     return best
 
 
 # Names may have dollar signs, which are no formulas.
 @matplotlib.rc_context({"text.parse_math": False})
-def draw_contact_sheet(query: Path, input_dir: Path, neighbours: list[tuple[float, str]], path: Path) -> None:
-    """The query, and its neighbours with their similarities."""
-    num_columns = min(6, len(neighbours) + 1)
-    num_rows = -(-(len(neighbours) + 1) // num_columns)
+def draw_contact_sheet(query: Path, input_dir: Path, neighbors: list[tuple[float, str]], path: Path) -> None:
+    """The query, and its neighbors with their similarities."""
+    num_columns = min(6, len(neighbors) + 1)
+    num_rows = -(-(len(neighbors) + 1) // num_columns)
     figure = Figure(figsize=(2.2 * num_columns, 2.5 * num_rows), layout="constrained")
     grid = figure.subplots(num_rows, num_columns, squeeze=False).flat
     draw_image(grid[0], query, f"query: {query.name}")
-    for axes, (similarity, name) in zip(grid[1:], neighbours):
+    for axes, (similarity, name) in zip(grid[1:], neighbors):
         draw_image(axes, input_dir / name, f"{similarity:.4f}\n{name}")
     for axes in grid:
         axes.set_axis_off()
@@ -157,9 +157,9 @@ def search_features(arguments: SearchArguments) -> list[tuple[float, str]]:
             f"{model} has another configuration, other weights or other preprocessing than what made {features}: extract them "
             "again."
         )
-    neighbours = nearest_neighbours(extractor([image])[0]["pooled"], shards, arguments.top_k)
-    draw_contact_sheet(query, Path(input_dir), neighbours, contact_sheet)
-    return neighbours
+    neighbors = nearest_neighbors(extractor([image])[0]["pooled"], shards, arguments.top_k)
+    draw_contact_sheet(query, Path(input_dir), neighbors, contact_sheet)
+    return neighbors
 
 
 def search_and_say(arguments: SearchArguments) -> None:

@@ -43,7 +43,7 @@ from hf_twins._utils.fingerprints import dataset_fingerprint, model_fingerprint
 from hf_twins._utils.image_folders import label_name, listed
 from hf_twins._utils.progress import progress_bar
 from hf_twins._utils.run_settings import record_settings
-from hf_twins.training.data import LabelledImages, check_is_no_image_folder
+from hf_twins.training.data import LabeledImages, check_is_no_image_folder
 from hf_twins.training.image_classification.arguments import ImageArguments, TrainedModelArguments
 from hf_twins.training.image_classification.data import (
     Preparation,
@@ -116,7 +116,7 @@ def evaluate(
         record_settings(Path(args.output_dir), settings, outputs="all_results.json")
     loader = accelerator.prepare(
         DataLoader(
-            LabelledImages(images, Preparation(evaluation_transform(processor), model.config.num_channels)),
+            LabeledImages(images, Preparation(evaluation_transform(processor), model.config.num_channels)),
             args.per_device_eval_batch_size,
             collate_fn=collate,
             num_workers=args.dataloader_num_workers,
@@ -151,7 +151,7 @@ def evaluate(
 
 
 def with_protocol(processor: Any, protocol: str) -> TwinsImageProcessor:
-    """The checkpoint's image processor, looking at the square of the published evaluation; its colours stay."""
+    """The checkpoint's image processor, looking at the square of the published evaluation; its colors stay."""
     if protocol == "checkpoint":
         return processor
     if protocol not in PROTOCOLS:

@@ -45,7 +45,7 @@ from hf_twins import parameter_groups
 from hf_twins._utils.files import check_is_apart
 from hf_twins._utils.progress import describe_metrics, progress_bar
 from hf_twins.training.averaging import WeightAverage
-from hf_twins.training.data import LabelledImages
+from hf_twins.training.data import LabeledImages
 from hf_twins.training.image_classification.arguments import (
     RECIPES,
     ClassificationRecipe,
@@ -196,14 +196,12 @@ def train(
         train_loader = stream_loader(sampler, args.dataloader_num_workers, accelerator.device)
     else:
         labels = images["train"]["label"]
-        train_images = LabelledImages(images["train"], preparation)
+        train_images = LabeledImages(images["train"], preparation)
         sampler = EpochSampler(len(train_images), args.seed, sampling_weights(recipe, labels, len(names)))
         train_loader = accelerator.prepare(
             DataLoader(train_images, args.per_device_train_batch_size, sampler=sampler, **loader_options)
         )
-    evaluation_images = LabelledImages(
-        images["validation"], Preparation(evaluation_transform(processor), num_channels)
-    )
+    evaluation_images = LabeledImages(images["validation"], Preparation(evaluation_transform(processor), num_channels))
     evaluation_loader = accelerator.prepare(
         DataLoader(evaluation_images, args.per_device_eval_batch_size, **loader_options)
     )

@@ -29,7 +29,7 @@ import torch
 from transformers import TrainingArguments, set_seed
 
 from hf_twins._utils.files import check_is_apart
-from hf_twins.training.data import LabelledImages
+from hf_twins.training.data import LabeledImages
 from hf_twins.training.image_classification.arguments import (
     RECIPES,
     ClassificationRecipe,
@@ -129,9 +129,9 @@ def train(
         )
     else:
         labels = images["train"]["label"]
-        train_images = LabelledImages(images["train"], preparation)
+        train_images = LabeledImages(images["train"], preparation)
         sampler = EpochSampler(len(train_images), args.seed, sampling_weights(recipe, labels, len(names)))
-    evaluation_images: Any = LabelledImages(
+    evaluation_images: Any = LabeledImages(
         images["validation"], Preparation(evaluation_transform(processor), num_channels)
     )
     loss = ClassificationLoss(recipe.label_smoothing, loss_weights(recipe, labels, len(names)))

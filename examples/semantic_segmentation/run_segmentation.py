@@ -30,7 +30,7 @@ from transformers import TrainingArguments, set_seed
 from transformers.training_args import ParallelMode
 
 from hf_twins._utils.files import check_is_apart
-from hf_twins.training.data import LabelledImages
+from hf_twins.training.data import LabeledImages
 from hf_twins.training.reports import finish_run, run_settings
 from hf_twins.training.runs import begin_run, save_pretrained
 from hf_twins.training.semantic_segmentation.arguments import (
@@ -141,7 +141,7 @@ def train(
         torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     processor = create_processor(model_arguments, fields, data_arguments.do_reduce_labels)
     preparation = Preparation(training_transform(recipe, processor), data_arguments.do_reduce_labels, args.seed)
-    train_images = LabelledImages(pairs["train"], preparation)
+    train_images = LabeledImages(pairs["train"], preparation)
     training_run = begin_run(
         checkpoint,
         [model_arguments, data_arguments, recipe, inference, args],

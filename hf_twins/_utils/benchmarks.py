@@ -290,7 +290,7 @@ def draw(rows: list[dict[str, Any]], device: str, path: Path) -> None:
             )
         axes.set_yticks(range(len(results)), [describe_contender(result) for result in results], fontsize=9)
         axes.invert_yaxis()
-        axes.axvline(1, color="grey", linestyle=":", linewidth=1)
+        axes.axvline(1, color="gray", linestyle=":", linewidth=1)
         axes.set_title(name, fontsize=10, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
     grid[-1, 0].set_xlabel(f"times as fast as timm's eager model in {rows[0]['dtype']}")

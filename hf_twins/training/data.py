@@ -136,7 +136,7 @@ def renamed_columns(split: Any, image: str, label: str) -> Any:
     raise ValueError(f"--image_column_name must be a column of images, got {image}, a column of {feature}.")
 
 
-class LabelledImages(torch.utils.data.Dataset):
+class LabeledImages(torch.utils.data.Dataset):
     """A data set of images, prepared when they are asked for, by their place, or by epoch and place.
 
     Args:

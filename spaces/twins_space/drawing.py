@@ -29,7 +29,7 @@ METHODS = ("Grad-CAM", "Attention", "Attention rollout")
 LAST_LAYER = "last"
 # Small inputs are enlarged in whole numbers, so that their pixels can be seen.
 MIN_PICTURE_SIDE = 320
-# From dark to bright, also for the colour-blind and in print: five points of matplotlib's inferno.
+# From dark to bright, also for the color-blind and in print: five points of matplotlib's inferno.
 COLOURS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)])
 
 
@@ -116,8 +116,8 @@ def overlay(picture: PIL.Image.Image, heat: np.ndarray, opacity: float) -> PIL.I
         heat: of as many rows and columns as the picture, from 0 to 1.
         opacity: from 0, the picture alone, to 1, the map alone.
     """
-    colours = np.stack([np.interp(heat, np.linspace(0, 1, len(COLOURS)), channel) for channel in COLOURS.T], -1)
-    return PIL.Image.blend(picture, PIL.Image.fromarray(colours.astype(np.uint8)), opacity)
+    colors = np.stack([np.interp(heat, np.linspace(0, 1, len(COLOURS)), channel) for channel in COLOURS.T], -1)
+    return PIL.Image.blend(picture, PIL.Image.fromarray(colors.astype(np.uint8)), opacity)
 
 
 def spread_map(heat: torch.Tensor, stride: int, input_size: tuple[int, int], picture: PIL.Image.Image) -> np.ndarray:

@@ -185,7 +185,7 @@ def test_published_accuracy_is_that_of_the_way_it_was_measured(name):
     assert (timm.size.shortest_edge, timm.crop_size.height) == (248, 224)
 
 
-def test_protocol_keeps_the_colours_of_the_checkpoint():
+def test_protocol_keeps_the_colors_of_the_checkpoint():
     checkpoint = TwinsImageProcessor(
         size={"height": 32, "width": 32}, do_center_crop=False, image_mean=[0.1], image_std=[0.3], do_convert_rgb=False
     )

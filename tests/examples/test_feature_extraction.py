@@ -199,7 +199,7 @@ def test_corrupt_images_are_counted_named_and_left_out(prepared, tmp_path, extra
         assert Path(f"{features}/features-0000{shard}").exists()
 
 
-def test_neighbours_are_those_of_scikit_learn(prepared, extract, search):
+def test_neighbors_are_those_of_scikit_learn(prepared, extract, search):
     extract("--shard_size", "7")
     paths, features = read_features(Path("features"))
     reference = NearestNeighbors(n_neighbors=9, metric="cosine").fit(features)
@@ -210,26 +210,26 @@ def test_neighbours_are_those_of_scikit_learn(prepared, extract, search):
         similarities = [float(line.split()[0]) for line in printed[:-1]]
         np.testing.assert_allclose(similarities, 1 - distances[0], atol=1e-4)
         assert printed[0] == f"1.0000  {paths[index]}"
-    assert printed[-1] == "Look at neighbours.png."
-    sheet = np.asarray(Image.open("neighbours.png").convert("L"))
+    assert printed[-1] == "Look at neighbors.png."
+    sheet = np.asarray(Image.open("neighbors.png").convert("L"))
     assert sheet.shape[1] > sheet.shape[0] > 400
     assert sheet.std() > 20
 
 
-def test_most_nearest_neighbours_have_the_same_label(extract):
+def test_most_nearest_neighbors_have_the_same_label(extract):
     """Even of random weights: by chance it would be a tenth."""
     extract()
     paths, features = read_features(Path("features"))
     shards = search_features.find_shards(Path("features"))
     same = []
     for path, feature in zip(paths[:-1], features):
-        neighbours = search_features.nearest_neighbours(torch.tensor(feature), shards, top_k=2)
-        assert neighbours[0][1] == path
-        same.append(neighbours[1][1][3] == path[3])
+        neighbors = search_features.nearest_neighbors(torch.tensor(feature), shards, top_k=2)
+        assert neighbors[0][1] == path
+        same.append(neighbors[1][1][3] == path[3])
     assert np.mean(same) > 0.5
 
 
-def test_a_neighbour_that_is_gone_is_said_to_be(prepared, tmp_path, extract, search):
+def test_a_neighbor_that_is_gone_is_said_to_be(prepared, tmp_path, extract, search):
     images = tmp_path / "images"
     images.mkdir()
     for name in ("a.png", "b.png"):
@@ -390,4 +390,4 @@ def test_search_names_bad_input_without_a_traceback(prepared, extract, search):
     extract("--features", "stage1", "--output_dir", "maps")
     with pytest.raises(SystemExit, match="maps holds maps of stage1: extract with --features pooled"):
         search(query, "--features", "maps")
-    assert not Path("neighbours.png").exists()
+    assert not Path("neighbors.png").exists()

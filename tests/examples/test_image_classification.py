@@ -55,7 +55,7 @@ from training_utils import check_second_runs
 from transformers import AutoModelForImageClassification, pipeline
 
 from hf_twins import TwinsForImageClassification, TwinsImageProcessor, load_model
-from hf_twins.training.data import LabelledImages
+from hf_twins.training.data import LabeledImages
 from hf_twins.training.image_classification.arguments import (
     RECIPES,
     ClassificationRecipe,
@@ -240,7 +240,7 @@ def test_image_too_long_for_the_memory_ends_a_run_that_did_not_check(tmp_path):
     folder = write_images(tmp_path / "images", {"cat": 2, "dog": 2})
     (folder / "cat" / "0.png").write_bytes(long_png())
     arguments = DataArguments(train_dir=str(folder), validation_dir=str(folder), check_images=False)
-    examples = LabelledImages(load_images(arguments, seed=0)["train"], Preparation(lambda image: image, 3))
+    examples = LabeledImages(load_images(arguments, seed=0)["train"], Preparation(lambda image: image, 3))
     assert examples[1]["pixel_values"].size == (12, 10)
     with pytest.raises(ValueError, match=r"0.png is too long, 1 x 65535 pixels: .* crop it or leave it out\.$"):
         examples[0]
@@ -278,13 +278,13 @@ def test_image_depends_on_seed_epoch_and_place_alone(tmp_path):
     images = load_images(DataArguments(train_dir=str(folder), validation_dir=str(folder)), seed=0)["train"]
     processor = TwinsImageProcessor(size={"shortest_edge": 18}, crop_size={"height": 16, "width": 16})
     transform = training_transform(ClassificationRecipe(rand_augment=True, random_erasing=1.0), processor)
-    dataset = LabelledImages(images, Preparation(transform, num_channels=3, seed=7))
+    dataset = LabeledImages(images, Preparation(transform, num_channels=3, seed=7))
     first = dataset[(2, 5)]["pixel_values"]
     torch.default_generator.manual_seed(123)
     state = torch.get_rng_state()
     assert torch.equal(dataset[(2, 5)]["pixel_values"], first)
     assert torch.equal(torch.get_rng_state(), state), "the model's own random numbers are not touched"
-    for other in (dataset[(3, 5)], LabelledImages(images, Preparation(transform, 3, seed=8))[(2, 5)]):
+    for other in (dataset[(3, 5)], LabeledImages(images, Preparation(transform, 3, seed=8))[(2, 5)]):
         assert not torch.equal(other["pixel_values"], first)
 
 
@@ -334,11 +334,11 @@ def test_mixing_depends_on_seed_and_step_alone():
 @pytest.mark.parametrize("num_channels", [1, 5])
 def test_stem_takes_other_channels_and_gives_the_same_for_grey(num_channels):
     model = randomize(TwinsForImageClassification(tiny_config()))
-    grey = torch.randn(2, 1, 24, 24)
+    gray = torch.randn(2, 1, 24, 24)
     with torch.no_grad():
-        expected = model(grey.repeat(1, 3, 1, 1)).logits
+        expected = model(gray.repeat(1, 3, 1, 1)).logits
         adapt_stem(model, num_channels)
-        torch.testing.assert_close(model(grey.repeat(1, num_channels, 1, 1)).logits, expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(model(gray.repeat(1, num_channels, 1, 1)).logits, expected, rtol=0, atol=1e-4)
     assert model.config.num_channels == num_channels
 
 
@@ -782,7 +782,7 @@ def test_what_a_stream_cannot_do_is_said(start, tmp_path):
 
 
 def numbered_stream(tmp_path: Path, batch_size: int, **options: int) -> StreamedImages:
-    """Of 40 grey images that are known by their brightness, one of which cannot be decoded, in four files."""
+    """Of 40 gray images that are known by their brightness, one of which cannot be decoded, in four files."""
     tmp_path.mkdir(exist_ok=True)
     for part in range(4):
         pictures = [PILImage.new("L", (8, 8), 10 * part + index) for index in range(10)]

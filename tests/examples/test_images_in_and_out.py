@@ -44,7 +44,7 @@ from hf_twins._utils.images import read_image
 from hf_twins._utils.shards import FileShard, ShardImages
 from hf_twins.detection import Detector
 from hf_twins.export import run_exported
-from hf_twins.training.data import LabelledImages
+from hf_twins.training.data import LabeledImages
 from hf_twins.training.image_classification.data import Preparation
 from hf_twins.training.image_classification.folders import load_folder
 from hf_twins.training.object_detection.data import CocoImages
@@ -109,7 +109,7 @@ def test_every_reader_gives_the_same_pixels(name, tmp_path):
     # Training, evaluation and batch prediction of classifiers.
     preparation = Preparation(v2.PILToTensor(), 3)
     split = load_folder(str(tmp_path / "all"))
-    found["classification"] = LabelledImages(split, preparation)[0]["pixel_values"].permute(1, 2, 0)
+    found["classification"] = LabeledImages(split, preparation)[0]["pixel_values"].permute(1, 2, 0)
     example, _ = ShardImages(
         FileShard(str(tmp_path / "all"), (f"cat/{name}",)),
         lambda image: preparation({"image": image, "label": 0})["pixel_values"],
@@ -219,7 +219,7 @@ def test_contact_sheet_is_none_of_the_images(inputs, start, tmp_path, monkeypatc
     Image.new("RGB", (20, 20)).save(query)
     before = query.read_bytes()
     for sheet, message in (
-        (inputs / "neighbours.png", "The folder of --contact_sheet must be another folder than .*images"),
+        (inputs / "neighbors.png", "The folder of --contact_sheet must be another folder than .*images"),
         (query, "--contact_sheet must be another file than --query"),
         (tmp_path / "features" / "index.png", "The folder of --contact_sheet must be another folder than .*features"),
     ):
@@ -228,7 +228,7 @@ def test_contact_sheet_is_none_of_the_images(inputs, start, tmp_path, monkeypatc
         with pytest.raises(SystemExit, match=message):
             search_features.main()
     assert query.read_bytes() == before
-    assert not (inputs / "neighbours.png").exists()
+    assert not (inputs / "neighbors.png").exists()
 
 
 @pytest.mark.parametrize("place", ["data/images/0.png", "data/annotations/0.png", "model/config.json"])

@@ -61,7 +61,7 @@ from hf_twins import (
     load_model,
 )
 from hf_twins._utils.drawing import mask_image
-from hf_twins.training.data import LabelledImages
+from hf_twins.training.data import LabeledImages
 from hf_twins.training.runs import Run
 from hf_twins.training.semantic_segmentation.arguments import (
     RECIPES,
@@ -372,8 +372,8 @@ def test_metrics_equal_those_of_scikit_learn():
     truth[0, :5] = IGNORE_INDEX
     # In two parts, with a class that is nowhere.
     matrix = sum(confusion_matrix(truth[part], prediction[part], 5) for part in (slice(1), slice(1, 3)))
-    is_labelled = truth != IGNORE_INDEX
-    expected, actual = truth[is_labelled].numpy(), prediction[is_labelled].numpy()
+    is_labeled = truth != IGNORE_INDEX
+    expected, actual = truth[is_labeled].numpy(), prediction[is_labeled].numpy()
     assert segmentation_metrics(matrix) == pytest.approx(
         {
             "mean_iou": jaccard_score(expected, actual, average="macro"),
@@ -430,7 +430,7 @@ def test_reduced_labels_ignore_zero_and_count_from_one():
     mask = PILImage.fromarray(np.array([[0, 1], [150, 255]], dtype=np.uint8))
     np.testing.assert_array_equal(class_numbers(mask, True), [[255, 0], [149, 255]])
     np.testing.assert_array_equal(class_numbers(mask, False), [[0, 1], [150, 255]])
-    # A palette's colours are not its numbers.
+    # A palette's colors are not its numbers.
     indexed = mask_image(np.array([[0, 1], [2, 2]], dtype=np.uint8), "abc")
     np.testing.assert_array_equal(class_numbers(indexed, False), [[0, 1], [2, 2]])
     with pytest.raises(
@@ -456,20 +456,20 @@ def test_columns_of_a_data_set_are_found(tmp_path, scenes):
 def test_crop_depends_on_seed_epoch_and_place_alone(scenes):
     pairs, _ = load_pairs(DataArguments(train_dir=str(scenes / "training")), seed=0)
     transform = training_transform(SegmentationRecipe(), processor_of(32))
-    images = LabelledImages(pairs["train"], Preparation(transform, do_reduce_labels=False, seed=7))
+    images = LabeledImages(pairs["train"], Preparation(transform, do_reduce_labels=False, seed=7))
     first = images[(2, 5)]
     torch.default_generator.manual_seed(123)
     state = torch.get_rng_state()
     assert torch.equal(images[(2, 5)]["pixel_values"], first["pixel_values"])
     assert torch.equal(images[(2, 5)]["labels"], first["labels"])
     assert torch.equal(torch.get_rng_state(), state), "the model's own random numbers are not touched"
-    for other in (images[(3, 5)], LabelledImages(pairs["train"], Preparation(transform, False, seed=8))[(2, 5)]):
+    for other in (images[(3, 5)], LabeledImages(pairs["train"], Preparation(transform, False, seed=8))[(2, 5)]):
         assert not torch.equal(other["pixel_values"], first["pixel_values"])
     assert {type(value) for value in first.values()} == {torch.Tensor}
 
 
 def test_picture_and_mask_are_cropped_padded_and_mirrored_together():
-    """A picture that is its own mask, so that each pixel must have its class's colour."""
+    """A picture that is its own mask, so that each pixel must have its class's color."""
     numbers = np.kron(np.arange(12).reshape(3, 4), np.ones((16, 16), int)).astype(np.uint8)
     picture = PILImage.fromarray(numbers * 20).convert("RGB")
     processor = processor_of(64, image_mean=[0.5] * 3, image_std=[1.0] * 3)
@@ -482,7 +482,7 @@ def test_picture_and_mask_are_cropped_padded_and_mirrored_together():
         assert example["labels"].dtype == torch.int64
         is_padding = example["labels"] == IGNORE_INDEX
         num_padded += int(is_padding.any())
-        # Within the rounding of the mean colour.
+        # Within the rounding of the mean color.
         assert example["pixel_values"][0][is_padding].abs().sum() < 0.003 * 64 * 64
         found = (example["pixel_values"][0] + 0.5) * 255 / 20
         is_same = (found - example["labels"]).abs() < 0.5
@@ -590,22 +590,22 @@ def trained(tmp_path_factory) -> Path:
 
 def test_prediction_writes_mask_and_overlay_of_every_picture(trained, tmp_path, capsys, caplog):
     (tmp_path / "pictures").mkdir()
-    PILImage.effect_noise((60, 40), 80).save(tmp_path / "pictures" / "grey.png")
-    PILImage.effect_noise((33, 50), 80).convert("RGB").save(tmp_path / "pictures" / "colour.jpg")
+    PILImage.effect_noise((60, 40), 80).save(tmp_path / "pictures" / "gray.png")
+    PILImage.effect_noise((33, 50), 80).convert("RGB").save(tmp_path / "pictures" / "color.jpg")
     (tmp_path / "pictures" / "notes.txt").write_text("no picture")
     arguments = ["--model_name_or_path", str(trained), "--device", "cpu", "--output_dir", str(tmp_path / "out")]
     shares = predict_segmentation.main([*arguments, "--images", str(tmp_path / "pictures")])
-    assert list(shares) == ["colour.jpg", "grey.png"]
+    assert list(shares) == ["color.jpg", "gray.png"]
     assert all(sum(classes.values()) == pytest.approx(1) for classes in shares.values())
     model, processor = load_model(trained, "semantic-segmentation")
-    with PILImage.open(tmp_path / "pictures" / "grey.png") as picture:
+    with PILImage.open(tmp_path / "pictures" / "gray.png") as picture:
         expected = segment(model, processor, picture, InferenceArguments()).argmax(0)
     with PILImage.open(tmp_path / "out" / "grey_mask.png") as mask:
         np.testing.assert_array_equal(np.asarray(mask), expected)
-        assert class_shares(np.asarray(mask), list(model.config.id2label.values())) == shares["grey.png"]
-    with PILImage.open(tmp_path / "out" / "colour_overlay.png") as picture:
+        assert class_shares(np.asarray(mask), list(model.config.id2label.values())) == shares["gray.png"]
+    with PILImage.open(tmp_path / "out" / "color_overlay.png") as picture:
         assert min(picture.size) > 200
-    assert "grey.png: " in capsys.readouterr().out
+    assert "gray.png: " in capsys.readouterr().out
 
     (tmp_path / "pictures" / "bad.png").write_text("no picture")
     before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
@@ -617,18 +617,18 @@ def test_prediction_writes_mask_and_overlay_of_every_picture(trained, tmp_path, 
     with pytest.raises(SystemExit, match="more holds the files of a run with flip False, now True: "):
         predict_segmentation.main([*arguments, *more, "--flip"])
     (tmp_path / "more" / "settings.json").unlink()
-    with pytest.raises(SystemExit, match=r"more holds colour_mask\.png, but no settings\.json of the run"):
+    with pytest.raises(SystemExit, match=r"more holds color_mask\.png, but no settings\.json of the run"):
         predict_segmentation.main([*arguments, *more])
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
     assert before.keys() == {
         "settings.json",
-        *(f"{name}_{kind}.png" for name in ("grey", "colour") for kind in ("mask", "overlay")),
+        *(f"{name}_{kind}.png" for name in ("gray", "color") for kind in ("mask", "overlay")),
     }
     assert "1 of 3 pictures cannot be used and are left out: bad.png." in caplog.text
     with pytest.raises(SystemExit, match="--images must be an image or a folder of images, got"):
         predict_segmentation.main([*arguments, "--images", str(tmp_path / "none")])
-    (tmp_path / "pictures" / "grey.jpg").write_text("another")
-    with pytest.raises(SystemExit, match="have the same name but for its ending: grey"):
+    (tmp_path / "pictures" / "gray.jpg").write_text("another")
+    with pytest.raises(SystemExit, match="have the same name but for its ending: gray"):
         predict_segmentation.main([*arguments, "--images", str(tmp_path / "pictures")])
 
 

@@ -134,9 +134,9 @@ def test_seen_crop_is_exact(client, tmp_path):
 
 def cells(overlay: str, side: int) -> np.ndarray:
     """The mean brightness of each of `side x side` squares of a picture."""
-    grey = pixels(overlay).mean(-1)
-    size = len(grey) // side
-    return grey.reshape(side, size, side, size).mean((1, 3)).flatten()
+    gray = pixels(overlay).mean(-1)
+    size = len(gray) // side
+    return gray.reshape(side, size, side, size).mean((1, 3)).flatten()
 
 
 def test_explain_shows_the_maps_of_the_model(client, local_models, digit):

@@ -66,8 +66,8 @@ def test_modes_are_read(scene, mode):
 
 @pytest.mark.parametrize("image_format", ["PNG", "TIFF"])
 def test_16_bits_keep_their_range(scene, image_format):
-    grey = np.asarray(scene.convert("L"))
-    image = PIL.Image.fromarray(grey.astype(np.uint16) * 257)
+    gray = np.asarray(scene.convert("L"))
+    image = PIL.Image.fromarray(gray.astype(np.uint16) * 257)
     assert image.mode == "I;16"
     assert difference(read_picture(sent(image, image_format)), scene.convert("L").convert("RGB")) < 1
 

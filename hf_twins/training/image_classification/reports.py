@@ -110,8 +110,8 @@ def draw_confusion_matrix(matrix: np.ndarray, names: Sequence[str], path: Path) 
     if len(names) <= 20:
         for (row, column), count in np.ndenumerate(matrix):
             if count:
-                colour = "white" if shares[row, column] > 0.5 else "black"
-                axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
+                color = "white" if shares[row, column] > 0.5 else "black"
+                axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
     axes.set_xlabel("predicted")
     axes.set_ylabel("is")
     figure.savefig(path, dpi=100)

@@ -44,8 +44,8 @@ def confusion_matrix(truth: torch.Tensor, prediction: torch.Tensor, num_labels: 
     Raises:
         ValueError: if the truth has other classes.
     """
-    is_labelled = truth != IGNORE_INDEX
-    truth, prediction = truth[is_labelled], prediction[is_labelled]
+    is_labeled = truth != IGNORE_INDEX
+    truth, prediction = truth[is_labeled], prediction[is_labeled]
     if truth.numel() and not 0 <= int(truth.min()) <= int(truth.max()) < num_labels:
         raise ValueError(
             f"A mask has the class {int(truth.max())}, but the model knows {num_labels}, from 0: does --do_reduce_labels fit?"
