@@ -27,6 +27,7 @@ EXTRAS = {
         "peft",
         "pyarrow",
         "pycocotools",
+        "scipy",
         "sklearn",
         "torchmetrics",
     ),

@@ -63,8 +63,9 @@ def quiet_libraries() -> None:
     disable_progress_bars()
     logging.disable_progress_bar()
     # Not every script needs it.
-    if "datasets" in sys.modules:
-        sys.modules["datasets"].disable_progress_bars()
+    datasets = sys.modules.get("datasets")
+    if datasets is not None:
+        datasets.disable_progress_bars()
 
 
 def describe_metrics(metrics: Mapping[str, Any]) -> str:

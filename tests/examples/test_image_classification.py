@@ -332,7 +332,7 @@ def test_mixing_depends_on_seed_and_step_alone():
 
 
 @pytest.mark.parametrize("num_channels", [1, 5])
-def test_stem_takes_other_channels_and_gives_the_same_for_grey(num_channels):
+def test_stem_takes_other_channels_and_gives_the_same_for_gray(num_channels):
     model = randomize(TwinsForImageClassification(tiny_config()))
     gray = torch.randn(2, 1, 24, 24)
     with torch.no_grad():

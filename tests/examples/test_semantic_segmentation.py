@@ -600,7 +600,7 @@ def test_prediction_writes_mask_and_overlay_of_every_picture(trained, tmp_path, 
     model, processor = load_model(trained, "semantic-segmentation")
     with PILImage.open(tmp_path / "pictures" / "gray.png") as picture:
         expected = segment(model, processor, picture, InferenceArguments()).argmax(0)
-    with PILImage.open(tmp_path / "out" / "grey_mask.png") as mask:
+    with PILImage.open(tmp_path / "out" / "gray_mask.png") as mask:
         np.testing.assert_array_equal(np.asarray(mask), expected)
         assert class_shares(np.asarray(mask), list(model.config.id2label.values())) == shares["gray.png"]
     with PILImage.open(tmp_path / "out" / "color_overlay.png") as picture:

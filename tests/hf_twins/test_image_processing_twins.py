@@ -94,7 +94,7 @@ def test_processor_turns_every_mode_into_rgb(processor_class, mode, photographs)
 
 
 @pytest.mark.parametrize("processor_class", PROCESSOR_CLASSES)
-def test_grey_images_stay_grey_when_asked_to(processor_class, photographs):
+def test_gray_images_stay_gray_when_asked_to(processor_class, photographs):
     processor = processor_class(do_convert_rgb=False, image_mean=[0.5], image_std=[0.5])
     assert processor(photographs[0].convert("L"), return_tensors="pt").pixel_values.shape == (1, 1, 224, 224)
 

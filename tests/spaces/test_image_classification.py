@@ -393,11 +393,10 @@ def test_selector_offers_what_is_there_and_says_so(app, monkeypatch, tmp_path):
     assert "Offline" not in said
 
 
-def test_published_model_answers_a_photograph_on_the_first_visit(app, monkeypatch, tmp_path):
+def test_published_model_answers_a_photograph_on_the_first_visit(app, tmp_path):
     """`timm/twins_svt_small.in1k` of the loopback Hub has random weights."""
     small_svt = save_small_svt(tmp_path / "timm")
     with serve_hub({"timm/twins_svt_small.in1k": small_svt}) as hub, hub.in_process(tmp_path / "home"):
-        monkeypatch.setattr(app.models.constants, "HF_HUB_OFFLINE", False)
         shelf, notice = app.find_models([])
         assert notice == "Published models are downloaded when you first choose them."
         default, example, answer, notice = app.first_answer(app.Classification(shelf), notice)
