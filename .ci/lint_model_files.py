@@ -38,6 +38,7 @@ ARGUED = {
     ("modeling_twins.py", "TRF036", "nn.Sequential"): (
         "The names are those of the saved checkpoints: a scale's convolutions, one after the other, with nothing between."
     ),
+    ("image_processing_twins.py", "TRF057", "ImageError"): "An exception, which takes a message alone.",
     ("image_processing_twins.py", "TRF057", "TwinsImageProcessorMixin"): (
         "Not a processor: what both backends share, which document their arguments themselves."
     ),
