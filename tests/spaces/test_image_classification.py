@@ -19,8 +19,6 @@ import csv
 import importlib.util
 import re
 import runpy
-import time
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -317,37 +315,6 @@ def test_page_and_configuration_name_no_place_of_the_server(server):
 
 def test_log_has_no_address_with_a_token(server):
     assert "monitoring" not in server.log.read_text()
-
-
-@pytest.mark.slow
-def test_clients_at_once_get_their_own_answers(server, local_models, tmp_path):
-    num_clients, num_requests = 32, 4
-    images = [digit_image(index, side=64 + index % 5) for index in range(num_clients * num_requests)]
-    expected = [probabilities(*local_models[MODELS[index % 2]], image) for index, image in enumerate(images)]
-    for index, image in enumerate(images):
-        image.save(tmp_path / f"{index}.png")
-    clients = list(ThreadPoolExecutor(8).map(lambda _: server.client(), range(num_clients)))
-
-    def ask(number: int) -> list[float]:
-        seconds = []
-        for index in range(number * num_requests, (number + 1) * num_requests):
-            start = time.perf_counter()
-            arguments = (handle_file(tmp_path / f"{index}.png"), MODELS[index % 2])
-            label, _, details = clients[number].predict(*arguments, api_name="/classify")
-            seconds.append(time.perf_counter() - start)
-            assert details.startswith(MODELS[index % 2])
-            for each in label["confidences"]:
-                assert each["confidence"] == pytest.approx(expected[index][each["label"]], abs=1e-4)
-        return seconds
-
-    start = time.perf_counter()
-    with ThreadPoolExecutor(num_clients) as pool:
-        seconds = sorted(second for each in pool.map(ask, range(num_clients)) for second in each)
-    total = time.perf_counter() - start
-    print(
-        f"\n{num_clients} clients, {len(seconds)} requests: {len(seconds) / total:.1f} a second, median "
-        f"{seconds[len(seconds) // 2]:.2f} s, p95 {seconds[int(0.95 * len(seconds))]:.2f} s"
-    )
 
 
 @pytest.fixture
