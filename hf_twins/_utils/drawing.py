@@ -112,25 +112,27 @@ def overlay_mask(
     # Not `torchvision.utils.draw_segmentation_masks`, which needs a boolean mask of the whole image for every class.
     pixels = np.asarray(image.convert("RGB"))
     # The last one is for what has no class.
-    classes = np.where(mask < len(names), mask, len(names)).astype(int)
-    colors = np.concatenate([label_colors(names), [GRAY]])[classes]
+    classes = np.minimum(mask, len(names))
+    colors = np.concatenate([label_colors(names), np.array([GRAY], np.uint8)])[classes]
     is_painted = ~np.array([*map(is_background, names), False])[classes]
-    # Full colors, those of the legend, where one region ends and another begins.
-    strength = np.maximum(_borders(classes) if opacity > 0 else 0, opacity) * is_painted
-    blended = pixels + strength[..., None] * (colors - pixels.astype(float))
-    return PIL.Image.fromarray(blended.round().astype(np.uint8))
+    drawn = np.array(PIL.Image.blend(PIL.Image.fromarray(pixels), PIL.Image.fromarray(colors), opacity))
+    if opacity > 0:
+        # Full colors, those of the legend, where one region ends and another begins.
+        np.copyto(drawn, colors, where=_borders(classes)[..., None])
+    np.copyto(drawn, pixels, where=~is_painted[..., None])
+    return PIL.Image.fromarray(drawn)
 
 
 def _borders(mask: np.ndarray) -> np.ndarray:
-    """1 where a pixel's neighbor is of another class, 0 elsewhere, as wide as an image of this size needs."""
-    borders = np.zeros(mask.shape)
+    """Where a pixel's neighbor is of another class, as wide as an image of this size needs."""
+    borders = np.zeros(mask.shape, dtype=bool)
     for step in range(1, max(mask.shape) // 400 + 2):
         for axis in (0, 1):
             # Views of the first pixels along the axis, and of those `step` further.
             before, after = (np.moveaxis(each, axis, 0)[:-step] for each in (mask, np.roll(mask, -step, axis)))
             along = np.moveaxis(borders, axis, 0)
-            along[:-step] = np.maximum(along[:-step], before != after)
-            along[step:] = np.maximum(along[step:], before != after)
+            along[:-step] |= before != after
+            along[step:] |= before != after
     return borders
 
 

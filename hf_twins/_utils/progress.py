@@ -25,7 +25,7 @@ from transformers.utils import logging
 # Seconds between the lines of a log.
 LOG_INTERVAL = 30.0
 # What the Trainer logs and nobody reads.
-UNREAD = ("steps_per_second", "total_flos", "epoch", "step")
+UNREAD = {"steps_per_second", "total_flos", "epoch", "step"}
 
 
 class LogLines:
@@ -70,8 +70,10 @@ def quiet_libraries() -> None:
 
 def describe_metrics(metrics: Mapping[str, Any]) -> str:
     """What the Trainer logs, as one line: "epoch 3, evaluation: loss 0.1335, accuracy 95.83%, 2.7 s, 134.1 images/s"."""
-    values = {name: value for name, value in metrics.items() if not name.endswith(UNREAD)}
     kinds = {"eval_": "evaluation", "train_": "training", "test_": "test"}
+    # By the whole name: a class may be called "step".
+    unread = UNREAD | {prefix + name for prefix in kinds for name in UNREAD}
+    values = {name: value for name, value in metrics.items() if name not in unread}
     prefix = next((prefix for prefix in kinds if values and all(name.startswith(prefix) for name in values)), "")
     when = [f"epoch {metrics['epoch']:.4g}"] if "epoch" in metrics else []
     heading = ", ".join([*when, *([kinds[prefix]] if prefix else [])])
@@ -80,10 +82,11 @@ def describe_metrics(metrics: Mapping[str, Any]) -> str:
 
 
 def _describe(name: str, value: Any) -> str:
-    if not isinstance(value, int | float | str):
+    # Newer versions of the Trainer log numbers as text.
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
         return f"{name.replace('_', ' ')} {value}"
-    # Newer versions of the Trainer log text.
-    number = float(value)
     if name == "runtime":
         return f"{number:.1f} s"
     if name == "samples_per_second":

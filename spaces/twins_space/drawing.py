@@ -30,7 +30,7 @@ LAST_LAYER = "last"
 # Small inputs are enlarged in whole numbers, so that their pixels can be seen.
 MIN_PICTURE_SIDE = 320
 # From dark to bright, also for the color-blind and in print: five points of matplotlib's inferno.
-COLOURS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)])
+COLORS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)])
 
 
 class ExplanationError(ValueError):
@@ -116,7 +116,7 @@ def overlay(picture: PIL.Image.Image, heat: np.ndarray, opacity: float) -> PIL.I
         heat: of as many rows and columns as the picture, from 0 to 1.
         opacity: from 0, the picture alone, to 1, the map alone.
     """
-    colors = np.stack([np.interp(heat, np.linspace(0, 1, len(COLOURS)), channel) for channel in COLOURS.T], -1)
+    colors = np.stack([np.interp(heat, np.linspace(0, 1, len(COLORS)), channel) for channel in COLORS.T], -1)
     return PIL.Image.blend(picture, PIL.Image.fromarray(colors.astype(np.uint8)), opacity)
 
 

@@ -270,7 +270,7 @@ def name_locations(locations: Sequence[str]) -> dict[str, str]:
 def listed_models(space: Path) -> list[str]:
     """The models that a Space was assembled with, the default first."""
     try:
-        names = (space / MODEL_LIST).read_text(encoding="utf-8").split()
+        names = (space / MODEL_LIST).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return []
     return [str(space / name) if (space / name).is_dir() else name for name in names]

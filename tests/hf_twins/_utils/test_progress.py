@@ -80,6 +80,7 @@ def test_terminal_gets_a_bar(monkeypatch):
         ),
         ({"epoch": 3, "step": 12, "loss": 0.5, "eval_accuracy": 1.0}, "epoch 3: loss 0.5, eval accuracy 100.00%"),
         ({"loss": 2}, "loss 2"),
+        ({"eval_ap_step": 0.5, "eval_epoch": 1, "eval_note": "none"}, "evaluation: ap step 0.5, note none"),
     ],
 )
 def test_metrics_are_one_line(metrics, line):
