@@ -17,8 +17,8 @@
     python examples/benchmark.py --mode training --dtypes float32 bfloat16 --batch_sizes 8 --json training.json
 
 Every contender runs in a process of its own, so that none warms another's caches, and they take turns, a few calls each, so
-that what else the machine does falls on all of them. What is compared is pairs of a turn; shown are medians, with the least
-and the greatest of the ratios. timm's eager model, in the first of the dtypes, is 1.00; larger is faster. The contender
+that what else the machine does falls on all of them. What is compared is pairs of a turn; shown are medians, with the
+quartiles of the ratios. Exports of ONNX Runtime and OpenVINO are made once, and kept in Hugging Face's cache. timm's eager model, in the first of the dtypes, is 1.00; larger is faster. The contender
 `matmul` is the machine's ceiling: where it takes part, the others are shown as shares of its FLOP/s. With several image sizes,
 time is fitted as a power of the number of pixels: exponent 1 is linear. Memory is a process's, which Linux says, or what
 PyTorch took of a GPU.
@@ -58,6 +58,7 @@ RUNTIMES = {
     "openvino": ("float32", "bfloat16", "int8"),
     "aotinductor": ("float32", "bfloat16"),
 }
+INSTRUCTION_SETS = ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 CONTENDERS = (
     *("timm", "timm-compiled", "timm-reduce-overhead", "hf_twins", "hf_twins-optimized", "hf_twins-compiled"),
     *(*RUNTIMES, *PEERS, "matmul"),
@@ -124,7 +125,7 @@ def create_call(case: Case, device: str, threads: int | None = None) -> Callable
     torch.manual_seed(0)
     if case.contender == "matmul":
         return matmul(case.dtype, device)
-    if case.contender in RUNTIMES:
+    if case.contender == "aotinductor" or (case.contender, case.dtype) == ("openvino", "int8"):
         return exported_call(case, threads)
     model = create_model(case).to(device)
     images = torch.randn(case.batch_size, 3, case.image_size, case.image_size, device=device)
@@ -133,8 +134,9 @@ def create_call(case: Case, device: str, threads: int | None = None) -> Callable
         trained = torch.compile(model.train()) if case.contender.endswith("-compiled") else model.train()
         return training_step(trained, images, dtype)
     compute: Any = model.eval()
-    if case.contender in ("hf_twins-optimized", "hf_twins-compiled"):
-        backend = "compile" if case.contender == "hf_twins-compiled" else "auto"
+    backends = {"hf_twins-optimized": "auto", "hf_twins-compiled": "compile"} | {name: name for name in RUNTIMES}
+    if case.contender in backends:
+        backend = backends[case.contender]
         compute = hf_twins.optimize_for_inference(compute, dtype=dtype, backend=backend)
     else:
         compute = compute.to(dtype)
@@ -180,15 +182,14 @@ def create_model(case: Case) -> Any:
 
 
 def exported_call(case: Case, threads: int | None) -> Callable[[], Any]:
-    """A call of what one of the exports makes of the model; int8 is calibrated with noise, for its speed."""
+    """A call of an export that `optimize_for_inference` does not make; int8 is calibrated with noise, for its speed."""
     import numpy as np
 
     from hf_twins import TwinsImageProcessor
     from hf_twins.export.folder import describe
     from hf_twins.export.run_exported import load_runtime
     from hf_twins.export.source import load_source
-    from hf_twins.export.to_onnx import export_onnx
-    from hf_twins.export.to_openvino import convert_to_openvino, export_openvino, quantize, save_openvino
+    from hf_twins.export.to_openvino import convert_to_openvino, quantize, save_openvino
     from hf_twins.export.to_torch import export_torch
 
     images = np.random.default_rng(0).normal(size=(case.batch_size, 3, case.image_size, case.image_size))
@@ -197,21 +198,16 @@ def exported_call(case: Case, threads: int | None) -> Callable[[], Any]:
         source_dir, output_dir = f"{folder}/source", f"{folder}/exported"
         create_model(case).save_pretrained(source_dir)
         TwinsImageProcessor().save_pretrained(source_dir)
-        source = load_source(source_dir)
+        source = load_source(source_dir, case.image_size, case.image_size)
         with redirect_stdout(sys.stderr):
-            if case.contender == "onnxruntime":
-                export_onnx(source, output_dir, case.dtype)
-            elif case.contender == "aotinductor":
-                export_torch(load_source(source_dir, case.image_size, case.image_size), output_dir, case.dtype)
-            elif case.dtype == "int8":
+            if case.contender == "aotinductor":
+                export_torch(source, output_dir, case.dtype)
+            else:
                 model = quantize(convert_to_openvino(source), [pixel_values[:1]] * 10)
                 Path(output_dir).mkdir()
                 save_openvino(model, Path(output_dir, "model.xml"))
                 describe(Path(output_dir), source, "openvino", "model.xml", None, dtype="int8")
-            else:
-                export_openvino(source, output_dir)
-        precision = "bf16" if case.contender == "openvino" and case.dtype == "bfloat16" else "f32"
-        runtime = load_runtime(output_dir, threads=threads, precision=precision)
+        runtime = load_runtime(output_dir, threads=threads)
     return lambda: runtime(pixel_values)
 
 
@@ -219,7 +215,7 @@ def matmul(dtype_name: str, device: str) -> Callable[[], Any]:
     """The largest share of the machine that a linear layer gets."""
     import torch
 
-    from hf_twins.inference_optimization import prepare_linear
+    from hf_twins.inference_optimization.packing import prepare_linear
 
     rows, inputs, outputs = MATMUL_SHAPE
     dtype = getattr(torch, dtype_name)
@@ -306,12 +302,16 @@ def hardware(args: argparse.Namespace) -> dict[str, str]:
     import transformers
 
     import hf_twins
+    from hf_twins.inference_optimization.machine import cpu_capabilities
 
     processor = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").is_file():
         names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
         processor = names[0].partition(":")[2].strip() if names else processor
-    device = torch.cuda.get_device_name() if args.device == "cuda" else f"{processor}, {args.threads} threads"
+    capabilities = cpu_capabilities()
+    instruction_sets = ", ".join(name for name in INSTRUCTION_SETS if capabilities.get(name))
+    on_cpu = f"{processor} ({instruction_sets}), {args.threads} threads"
+    device = torch.cuda.get_device_name() if args.device == "cuda" else on_cpu
     packages = {package.__name__: package.__version__ for package in (hf_twins, torch, timm, transformers)}
     return {"device": device} | packages
 

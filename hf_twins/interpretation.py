@@ -373,6 +373,10 @@ def find_encoder(model: nn.Module) -> TwinsEncoder:
     if model.training:
         # Dropout would act on what is shown, and batch norms would learn from it.
         raise ValueError("model must be in evaluation mode: call model.eval() first.")
+    if any(hasattr(module, "optimized_for") for module in model.modules()):
+        raise ValueError(
+            "model must be the plain one, to look into: what optimize_for_inference makes of it can only compute its outputs."
+        )
     for module in model.modules():
         if isinstance(module, TwinsEncoder):
             return module

@@ -23,10 +23,10 @@ import itertools
 import json
 import logging
 import math
-import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -164,7 +164,7 @@ def train(
         log_with=None if args.report_to == "none" else args.report_to,
         # A folder for each run, as the Trainer has it.
         project_config=ProjectConfiguration(
-            str(output_dir), str(output_dir / "runs" / time.strftime("%Y-%m-%d_%H-%M-%S"))
+            str(output_dir), str(output_dir / "runs" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
         ),
         # Without an accelerator, the processes that torchrun starts are told that they are to be CPUs.
         cpu=not torch.accelerator.is_available(),

@@ -195,7 +195,9 @@ def row(contender: Contender, baseline: Contender) -> dict[str, Any]:
     if baseline.error is None:
         ratios = [min(theirs) / ours for theirs, ours in zip(baseline.seconds, turns)]
         result["ratio"] = statistics.median(ratios)
-        result["ratio_range"] = [min(ratios), max(ratios)]
+        # Of one turn, the ratio is all that there is.
+        lower, _, upper = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else 3 * ratios
+        result["ratio_quartiles"] = [lower, upper]
     return result
 
 
@@ -234,7 +236,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "images",
         "contender",
         "dtype",
-        "ratio (least - greatest)",
+        "ratio (quartiles)",
         "images/s",
         "ms, 50 / 95 / 99 %",
     ]
@@ -249,8 +251,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         if result["error"] is not None:
             cells += [result["error"]]
         else:
-            least, greatest = result.get("ratio_range", (math.nan, math.nan))
-            ratio = f"**{result['ratio']:.2f}** ({least:.2f} - {greatest:.2f})" if "ratio" in result else "-"
+            lower, upper = result.get("ratio_quartiles", (math.nan, math.nan))
+            ratio = f"**{result['ratio']:.2f}** ({lower:.2f} - {upper:.2f})" if "ratio" in result else "-"
             is_ceiling = name == "matmul"
             cells += ["", ""] if is_ceiling else [ratio, f"{result['images_per_second']:.1f}"]
             cells += [" / ".join(milliseconds(result["percentiles"][percent]) for percent in (50, 95, 99))]
@@ -263,7 +265,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def draw(rows: list[dict[str, Any]], device: str, path: Path) -> None:
-    """A panel for each model and input; in it, a bar for each contender, with the least and the greatest ratio."""
+    """A panel for each model and input; in it, a bar for each contender, with the quartiles of its ratio."""
     from matplotlib.figure import Figure
 
     panels: dict[str, list[dict[str, Any]]] = {}
@@ -277,12 +279,12 @@ def draw(rows: list[dict[str, Any]], device: str, path: Path) -> None:
     dtypes = list(dict.fromkeys(result["dtype"] for result in rows))
     for axes, (name, results) in zip(grid[:, 0], panels.items()):
         for place, result in enumerate(results):
-            least, greatest = result["ratio_range"]
+            lower, upper = result["ratio_quartiles"]
             axes.barh(place, result["ratio"], color=f"C{dtypes.index(result['dtype'])}", height=0.7)
-            axes.plot([least, greatest], [place, place], color="black", linewidth=1)
+            axes.plot([lower, upper], [place, place], color="black", linewidth=1)
             axes.annotate(
                 f"{result['ratio']:.2f}",
-                (greatest, place),
+                (max(result["ratio"], upper), place),
                 (4, 0),
                 textcoords="offset points",
                 va="center",

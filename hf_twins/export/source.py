@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from hf_twins import TwinsBackbone, TwinsConfig, load_model
+from hf_twins import TwinsBackbone, TwinsConfig, TwinsModel, load_model
 
 
 MODEL_CLASSES = ("TwinsForImageClassification", "TwinsForSemanticSegmentation", "TwinsBackbone")
@@ -30,17 +30,15 @@ class ExportableModel(nn.Module):
     """A Twins model that takes pixels and returns a tuple of tensors, each of which has a name.
 
     Args:
-        model: a classifier or segmenter, which returns its logits, or a backbone, which returns its feature maps.
+        model: a classifier or segmenter, which returns its logits, a backbone, which returns its feature maps, or a
+            `TwinsModel`, which returns its last hidden state and what is pooled of it.
         dtype: the dtype that it computes in; pixels and outputs are float32.
     """
 
     def __init__(self, model: Any, dtype: torch.dtype = torch.float32):
         super().__init__()
         self.model, self.dtype = model.to(dtype).eval().requires_grad_(False), dtype
-        is_backbone = isinstance(model, TwinsBackbone)
-        self.output_names = (
-            [f"feature_map_{index}" for index in range(len(model.out_features))] if is_backbone else ["logits"]
-        )
+        self.output_names = output_names(model)
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The outputs, in the order of `output_names`.
@@ -49,8 +47,18 @@ class ExportableModel(nn.Module):
             pixel_values: float32 `(batch_size, num_channels, height, width)`.
         """
         outputs = self.model(pixel_values.to(self.dtype))
-        tensors = outputs.feature_maps if hasattr(outputs, "feature_maps") else (outputs.logits,)
+        is_backbone = hasattr(outputs, "feature_maps")
+        tensors = outputs.feature_maps if is_backbone else [outputs[name] for name in self.output_names]
         return tuple(tensor.float() for tensor in tensors)
+
+
+def output_names(model: Any) -> list[str]:
+    """What a model's outputs are called in an export."""
+    if isinstance(model, TwinsBackbone):
+        return [f"feature_map_{index}" for index in range(len(model.out_features))]
+    if isinstance(model, TwinsModel):
+        return ["last_hidden_state", *(["pooler_output"] if model.layernorm is not None else [])]
+    return ["logits"]
 
 
 @dataclass

@@ -28,12 +28,16 @@ from hf_twins.export.source import Source, dynamic_program
 
 # The names by which transformers.js finds the files, and by which it calls the dtypes.
 FOLDER_NAME = "onnx"
+DEFAULT_OPSET_VERSION = 18
 FILE_NAMES = {"float32": "model.onnx", "float16": "model_fp16.onnx", "int8": "model_quantized.onnx"}
 TRANSFORMERS_JS_DTYPES = {"float32": "fp32", "float16": "fp16", "int8": "q8"}
 
 
 def export_onnx(
-    source: Source, output_dir: str | Path, dtype: str | Sequence[str] = "float32", opset_version: int = 18
+    source: Source,
+    output_dir: str | Path,
+    dtype: str | Sequence[str] = "float32",
+    opset_version: int = DEFAULT_OPSET_VERSION,
 ) -> None:
     """Write a folder with the model as ONNX, in one file for each dtype.
 
@@ -56,6 +60,7 @@ def export_onnx(
     with new_output(Path(output_dir)) as folder:
         files = {name: folder / FOLDER_NAME / file for name, file in FILE_NAMES.items()}
         files["float32"].parent.mkdir()
+        print("translating to ONNX, which can take minutes ...", flush=True)
         save_onnx(source, files["float32"], opset_version)
         # The first one last: its description stays.
         for name in reversed(dtypes):
@@ -81,7 +86,6 @@ def save_onnx(source: Source, file: Path, opset_version: int) -> None:
     # They log a traceback where an opset cannot be had, and go on with another one, which is refused below.
     for name in ("onnxscript.version_converter", "torch.onnx._internal.exporter._compat"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    print("translating to ONNX, which can take minutes ...", flush=True)
     program = torch.onnx.export(
         dynamic_program(source),
         input_names=["pixel_values"],

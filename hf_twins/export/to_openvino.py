@@ -74,13 +74,14 @@ def export_openvino(
         raise ValueError(f"--dtype int8 is for classifiers, got a {type(source.model.model).__name__}.")
     with new_output(Path(output_dir)) as folder:
         describe(folder, source, runtime="openvino", file="model.xml", size=None, dtype=dtype)
+        print("translating to OpenVINO, which can take minutes ...", flush=True)
+        model = convert_to_openvino(source)
         if calibration_dir is None:
-            save_openvino(convert_to_openvino(source), folder / "model.xml")
+            save_openvino(model, folder / "model.xml")
             verify(folder, source, verification_shapes(source), TOLERANCES["float32"])
         else:
             preprocessing = Preprocessing(read_json(folder / PREPROCESSING_NAME))
             images = load_images(Path(calibration_dir), preprocessing, max_calibration_samples)
-            model = convert_to_openvino(source)
             held_out = images[::5]
             print(f"calibrating with {len(images) - len(held_out)} images, which can take minutes ...", flush=True)
             quantized = quantize(model, [image for index, image in enumerate(images) if index % 5])
@@ -90,7 +91,6 @@ def export_openvino(
 
 def convert_to_openvino(source: Source) -> Any:
     """The `openvino.Model`, in float32, with the source's names of input and outputs."""
-    print("translating to OpenVINO, which can take minutes ...", flush=True)
     model = import_openvino().convert_model(dynamic_program(source))
     for output, name in zip(model.outputs, source.model.output_names):
         output.get_tensor().set_names({name})

@@ -14,6 +14,9 @@
 """An optimized model gives what the plain one gives, and leaves that as it was."""
 
 import copy
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,17 +34,30 @@ from testing_utils import (
     tiny_config,
     uses_adapters_of_transformers,
 )
-from transformers import AutoImageProcessor, UperNetConfig, UperNetForSemanticSegmentation
+from torchao.quantization import Int8WeightOnlyConfig, quantize_
+from transformers import (
+    AutoImageProcessor,
+    DetrConfig,
+    DetrForObjectDetection,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+    pipeline,
+)
 
 from hf_twins import (
     TWINS_VARIANTS,
     TwinsBackbone,
     TwinsForImageClassification,
     TwinsForSemanticSegmentation,
+    TwinsImageProcessor,
     TwinsModel,
+    attention_maps,
+    grad_cam,
     inference_optimization,
     optimize_for_inference,
 )
+from hf_twins.detection import TwinsDetectorConfig, TwinsForObjectDetection
+from hf_twins.inference_optimization import machine, packing, recording, runtimes
 from hf_twins.modeling_twins import TwinsLayer
 
 
@@ -89,9 +105,9 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 def count_calls(monkeypatch) -> list[int]:
     """A list that grows with every replay."""
-    replay, calls = inference_optimization.Recording.replay, []
+    replay, calls = recording.Recording.replay, []
     monkeypatch.setattr(
-        inference_optimization.Recording,
+        recording.Recording,
         "replay",
         lambda self, images: (calls.append(len(images)), replay(self, images)),
     )
@@ -168,13 +184,13 @@ def test_recordings_are_few_and_follow_the_weights(monkeypatch):
     replays = count_calls(monkeypatch)
     model = randomize(TwinsForImageClassification(tiny_config())).cuda()
     optimized = optimize_for_inference(model)
-    monkeypatch.setattr(inference_optimization, "MAX_RECORDED_VALUES", 3 * 3 * 40 * 40)
+    monkeypatch.setattr(recording, "MAX_RECORDED_VALUES", 3 * 3 * 40 * 40)
     with torch.no_grad():
         for batch_size in (4, 1, 2, 3):
             for size in (16, 24, 32, 40):
                 pixel_values = torch.randn(batch_size, 3, size, size).cuda()
                 assert distance(optimized(pixel_values).logits, model(pixel_values).logits) < 1e-3
-    assert len(replays) == inference_optimization.MAX_RECORDINGS
+    assert len(replays) == recording.MAX_RECORDINGS
     optimized = optimize_for_inference(model)
     pixel_values = torch.randn(1, 3, 24, 24).cuda()
     with torch.no_grad():
@@ -213,11 +229,7 @@ def test_recordings_serve_threads_and_streams():
 @needs_cuda
 def test_recorded_backbone_serves_the_model_around_it(monkeypatch):
     replays = count_calls(monkeypatch)
-    backbone = tiny_config(out_features=["stage1", "stage2", "stage3"])
-    config = UperNetConfig(
-        backbone_config=backbone, hidden_size=16, use_auxiliary_head=False, pool_scales=[1, 2], num_labels=4
-    )
-    model = UperNetForSemanticSegmentation(config).eval().cuda()
+    model = uper_net().cuda()
     optimized = optimize_for_inference(model)
     pixel_values = torch.randn(1, 3, 40, 44).cuda()
     with torch.inference_mode():
@@ -287,19 +299,6 @@ def test_outputs_have_the_type_of_the_images():
     assert {state.dtype for state in outputs.hidden_states} == {torch.float32}
 
 
-def test_model_around_a_backbone_is_optimized():
-    backbone = tiny_config(out_features=["stage1", "stage2", "stage3"])
-    config = UperNetConfig(
-        backbone_config=backbone, hidden_size=16, use_auxiliary_head=False, pool_scales=[1, 2], num_labels=4
-    )
-    model = UperNetForSemanticSegmentation(config).eval()
-    optimized = optimize_for_inference(model, backend="packed")
-    pixel_values = torch.randn(1, 3, 40, 44)
-    with torch.inference_mode():
-        torch.testing.assert_close(optimized(pixel_values).logits, model(pixel_values).logits, rtol=1e-4, atol=1e-5)
-    assert any(isinstance(module, inference_optimization.PackedLinear) for module in optimized.backbone.modules())
-
-
 @uses_adapters_of_transformers
 @pytest.mark.parametrize("target", ["q_proj", "fc1", "o_proj"])
 def test_adapters_have_their_effect(target):
@@ -326,7 +325,7 @@ def test_packed_model_is_not_saved(tmp_path):
 
 def test_kernels_that_are_not_there_are_done_without(monkeypatch):
     model = TwinsForImageClassification(tiny_config())
-    monkeypatch.setattr(inference_optimization, "PackedLinear", None)
+    monkeypatch.setattr(packing, "PackedLinear", None)
     plain = optimize_for_inference(model)
     assert not any("Packed" in type(module).__name__ for module in plain.modules())
     with pytest.raises(ValueError, match=r"backend 'packed' needs oneDNN, on a CPU, with torch.float32"):
@@ -334,17 +333,15 @@ def test_kernels_that_are_not_there_are_done_without(monkeypatch):
 
 
 def test_kernels_that_compute_something_else_are_found(monkeypatch):
-    forward = inference_optimization.PackedLinear.forward
-    monkeypatch.setattr(inference_optimization.PackedLinear, "forward", lambda self, states: 2 * forward(self, states))
-    assert not inference_optimization.can_pack(torch.device("cpu"), torch.float32)
+    forward = packing.PackedLinear.forward
+    monkeypatch.setattr(packing.PackedLinear, "forward", lambda self, states: 2 * forward(self, states))
+    assert not packing.can_pack(torch.device("cpu"), torch.float32)
 
 
 def test_gelu_that_is_another_is_found(monkeypatch):
-    plain = inference_optimization.PackedLinear.__init__
-    monkeypatch.setattr(
-        inference_optimization.PackedLinear, "__init__", lambda self, linear, activation="none": plain(self, linear)
-    )
-    assert not inference_optimization.can_pack(torch.device("cpu"), torch.float32)
+    plain = packing.PackedLinear.__init__
+    monkeypatch.setattr(packing.PackedLinear, "__init__", lambda self, linear, activation="none": plain(self, linear))
+    assert not packing.can_pack(torch.device("cpu"), torch.float32)
 
 
 @pytest.mark.parametrize("factor", [1.5, float("nan")])
@@ -362,11 +359,15 @@ def test_verification_finds_other_outputs(monkeypatch, factor):
 
 def test_wrong_arguments_are_named():
     model = TwinsForImageClassification(tiny_config())
-    with pytest.raises(ValueError, match=r"dtype must be torch.float32, .*, torch.int8, got torch.float64"):
+    with pytest.raises(ValueError, match=r"dtype must be 'auto', torch.float32, .*, torch.int8, got torch.float64"):
         optimize_for_inference(model, dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"int8 needs backend 'packed', .* here it is 'eager', on cpu"):
+    with pytest.raises(
+        ValueError, match=r"int8 needs backend 'packed' or 'onnxruntime', .* here it is 'eager', on cpu"
+    ):
         optimize_for_inference(model, dtype=torch.int8, backend="eager")
-    with pytest.raises(ValueError, match=r"one of auto, eager, packed, graph, compile, got 'fastest'"):
+    with pytest.raises(
+        ValueError, match=r"one of auto, eager, packed, graph, compile, onnxruntime, openvino, got 'fastest'"
+    ):
         optimize_for_inference(model, backend="fastest")
     with pytest.raises(ValueError, match=r"backend 'graph' needs a CUDA device; this is cpu: choose"):
         optimize_for_inference(model, backend="graph")
@@ -409,3 +410,200 @@ def test_compiled_model_gives_the_same():
     pixel_values = torch.randn(2, 3, 40, 44)
     with torch.inference_mode():
         torch.testing.assert_close(optimized(pixel_values).logits, model(pixel_values).logits, rtol=1e-4, atol=1e-5)
+
+
+def uper_net() -> UperNetForSemanticSegmentation:
+    backbone = tiny_config(out_features=["stage1", "stage2", "stage3"])
+    config = UperNetConfig(
+        backbone_config=backbone, hidden_size=16, use_auxiliary_head=False, pool_scales=[1, 2], num_labels=4
+    )
+    return randomize(UperNetForSemanticSegmentation(config))
+
+
+def mask_rcnn() -> TwinsForObjectDetection:
+    backbone = tiny_config(out_features=["stage1", "stage2", "stage3"])
+    config = TwinsDetectorConfig(detector="mask-rcnn", backbone_config=backbone, num_labels=3, pyramid_size=16)
+    return TwinsForObjectDetection(config).eval()
+
+
+def detr() -> DetrForObjectDetection:
+    sizes = dict.fromkeys(("d_model", "encoder_ffn_dim", "decoder_ffn_dim"), 16)
+    layers = dict.fromkeys(("encoder_layers", "decoder_layers"), 1)
+    heads = dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 2)
+    config = DetrConfig(
+        backbone_config=tiny_config(out_features=["stage3"]), num_queries=5, num_labels=3, **sizes, **layers, **heads
+    )
+    return DetrForObjectDetection(config).eval()
+
+
+AROUND = {"uper-net": uper_net, "mask-rcnn": mask_rcnn, "detr": detr}
+FIRST_OUTPUTS = {"uper-net": "logits", "mask-rcnn": "scores", "detr": "logits"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+@pytest.mark.parametrize("name", AROUND)
+def test_model_around_twins_is_optimized(name, dtype):
+    torch.manual_seed(0)
+    model = AROUND[name]()
+    optimized = optimize_for_inference(model, dtype=dtype, verify=True)
+    assert any(isinstance(module, packing.PreparedLinear) for module in optimized.modules())
+    pixel_values = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected, actual = (each(pixel_values)[FIRST_OUTPUTS[name]] for each in (model, optimized))
+    assert actual.dtype == torch.float32
+    if name != "mask-rcnn" or dtype == torch.float32:
+        # Rounding makes others of the best boxes of an untrained detector.
+        assert distance(actual, expected) < {torch.float32: 1e-4}.get(dtype, 6e-2)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"dtype": torch.bfloat16}, {"dtype": torch.int8}, {"backend": "eager"}], ids=str
+)
+def test_copy_computes_by_itself(options):
+    optimized = optimize_for_inference(randomize(TwinsForImageClassification(tiny_config())), **options)
+    pixel_values = torch.randn(1, 3, 24, 24)
+    with torch.inference_mode():
+        expected = optimized(pixel_values).logits.clone()
+        copied = copy.deepcopy(optimized)
+        assert torch.equal(copied(pixel_values).logits, expected)
+        # The original's weights are changed, and the copy's not.
+        optimized.twins.layernorm.weight.mul_(2)
+        assert not torch.equal(optimized(pixel_values).logits, expected)
+        assert torch.equal(copied(pixel_values).logits, expected)
+    assert copied.optimized_for == optimized.optimized_for
+
+
+def test_what_was_chosen_is_said(caplog):
+    with caplog.at_level("INFO"):
+        optimized = optimize_for_inference(TwinsForImageClassification(tiny_config()), dtype=torch.bfloat16)
+    assert optimized.optimized_for == ("packed", torch.bfloat16, torch.device("cpu"))
+    assert [record.getMessage() for record in caplog.records if "is optimized" in record.message] == [
+        f"TwinsForImageClassification is optimized: {optimized.optimized_for}."
+    ]
+
+
+@pytest.mark.parametrize(("capabilities", "dtype"), [({"avx512_bf16": True}, torch.bfloat16), ({}, torch.float32)])
+def test_fastest_dtype_is_what_the_hardware_multiplies(capabilities, dtype, monkeypatch, caplog):
+    monkeypatch.setattr(machine, "cpu_capabilities", lambda: capabilities)
+    model = TwinsForImageClassification(tiny_config())
+    assert optimize_for_inference(model, dtype="auto").optimized_for.dtype == dtype
+    assert optimize_for_inference(model).optimized_for.dtype == torch.float32
+    assert not caplog.records
+    optimize_for_inference(model, dtype=torch.bfloat16)
+    slower = (
+        "torch.bfloat16 is slower here than float32, because this cpu has no instructions that multiply it: choose"
+    )
+    assert (slower in caplog.text) == (not capabilities)
+
+
+def test_capabilities_are_those_of_this_machine():
+    capabilities = machine.cpu_capabilities()
+    assert all(isinstance(value, bool) for value in capabilities.values())
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    if "flags" in flags:
+        assert machine.multiplies(torch.device("cpu"), torch.bfloat16) == (
+            "avx512_bf16" in flags or "amx_bf16" in flags
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("instructions", ["AVX2", "AVX512_CORE"])
+def test_int8_is_right_without_vnni(instructions):
+    """Such CPUs add products in 16 bits, which 8-bit inputs overflow."""
+    code = """
+import torch
+from hf_twins import TwinsConfig, TwinsForImageClassification, optimize_for_inference
+from hf_twins.inference_optimization.packing import must_reduce_range
+assert must_reduce_range()
+torch.manual_seed(0)
+model = TwinsForImageClassification(TwinsConfig.from_variant("twins-svt-small", depths=[2, 2, 2, 2])).eval()
+optimize_for_inference(model, dtype=torch.int8, verify=True)
+"""
+    environment = {"ONEDNN_MAX_CPU_ISA": instructions, "ATEN_CPU_CAPABILITY": "avx2"}
+    run = subprocess.run([sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("backend", runtimes.RUNTIMES)
+def test_runtime_computes_the_same(backend, family, tmp_path, monkeypatch):
+    monkeypatch.setattr(runtimes, "cached_assets_path", lambda *names: Path(tmp_path, *names))
+    config = tiny_config(family, **TWO_STAGES, out_features=["stage1", "stage2"])
+    for model_class in MODEL_CLASSES if family == FAMILIES[0] else [TwinsForImageClassification]:
+        model = randomize(model_class(config))
+        optimized = optimize_for_inference(model, backend=backend)
+        copied = copy.deepcopy(optimized)
+        with torch.inference_mode():
+            for shape in ((1, 3, 24, 24), (2, 3, 33, 47), (0, 3, 24, 24)):
+                pixel_values = torch.randn(shape)
+                expected, actual = model(pixel_values), optimized(pixel_values=pixel_values)
+                assert type(actual) is type(expected)
+                assert actual.keys() == expected.keys()
+                assert first(actual).shape == first(expected).shape
+                if len(pixel_values) > 0:
+                    assert distance(first(actual), first(expected)) < 1e-4
+                    assert torch.equal(first(copied(pixel_values)), first(actual))
+                    as_tuple = optimized(pixel_values, return_dict=False)
+                    assert isinstance(as_tuple, tuple)
+                    assert len(as_tuple) == len(actual)
+            assert first(optimized(torch.randn(1, 3, 24, 24).bfloat16())).dtype == torch.bfloat16
+            mask = torch.ones(1, 24, 24)
+            for inputs, name in (
+                ({"pixel_mask": mask}, "pixel_mask"),
+                ({"output_attentions": True}, "output_attentions"),
+            ):
+                with pytest.raises(
+                    ValueError, match=f"computes the outputs of pixel_values alone, got {name}: call the plain"
+                ):
+                    optimized(torch.randn(1, 3, 24, 24), **inputs)
+            with pytest.raises(ValueError, match=r"pixel_values must be at least . pixels high and wide"):
+                optimized(torch.randn(1, 3, 2, 24))
+    exported = sorted(tmp_path.rglob("*.xml" if backend == "openvino" else "*.onnx"))
+    times = [file.stat().st_mtime_ns for file in exported]
+    again = optimize_for_inference(model, backend=backend)
+    assert exported == sorted(tmp_path.rglob(f"*{exported[0].suffix}"))
+    assert [file.stat().st_mtime_ns for file in exported] == times
+    if model_class is TwinsForImageClassification:
+        picture = Image.fromarray((255 * torch.rand(40, 56, 3)).byte().numpy())
+        processor = TwinsImageProcessor(size={"height": 24, "width": 24}, do_center_crop=False)
+        (expected_labels, labels) = (
+            pipeline("image-classification", model=each, image_processor=processor)(picture) for each in (model, again)
+        )
+        assert [each["label"] for each in labels] == [each["label"] for each in expected_labels]
+
+
+@pytest.mark.slow
+def test_runtime_serves_the_model_around_twins(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtimes, "cached_assets_path", lambda *names: Path(tmp_path, *names))
+    model = uper_net()
+    optimized = optimize_for_inference(model, backend="openvino", verify=True)
+    pixel_values = torch.randn(2, 3, 40, 44)
+    with torch.inference_mode():
+        assert distance(optimized(pixel_values).logits, model(pixel_values).logits) < 1e-4
+
+
+def test_what_cannot_be_optimized_is_named():
+    with pytest.raises(ValueError, match="model must be a Twins model of hf_twins or hold one, got Linear"):
+        optimize_for_inference(torch.nn.Linear(2, 3))
+    model = TwinsForImageClassification(tiny_config())
+    with pytest.raises(ValueError, match="model is optimized already, for OptimizedFor"):
+        optimize_for_inference(optimize_for_inference(model))
+    for function in (grad_cam, attention_maps):
+        with pytest.raises(ValueError, match="model must be the plain one, to look into"):
+            function(optimize_for_inference(model), torch.randn(1, 3, 24, 24))
+    with pytest.raises(
+        ValueError, match=r"'openvino' computes in torch.float32 or torch.bfloat16, got torch.int8: choose 'onnx"
+    ):
+        optimize_for_inference(model, dtype=torch.int8, backend="openvino")
+
+    class MyTwins(TwinsForImageClassification):
+        def forward(self, pixel_values):
+            return super().forward(pixel_values).logits
+
+    with pytest.raises(ValueError, match=r"Runtimes compute TwinsBackbone, .*, got a MyTwins: choose another backend"):
+        optimize_for_inference(MyTwins(tiny_config()), backend="openvino")
+    quantized = copy.deepcopy(model)
+    quantize_(quantized, Int8WeightOnlyConfig())
+    with pytest.raises(ValueError, match="model is quantized, which no backend can take"):
+        optimize_for_inference(quantized)

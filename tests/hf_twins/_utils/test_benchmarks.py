@@ -34,7 +34,7 @@ def test_growth_is_the_exponent_of_the_pixels():
 
 
 def test_pictures_are_drawn(tmp_path):
-    result = INFERENCE | {"error": None, "ratio": 2.0, "ratio_range": [1.5, 2.5]}
+    result = INFERENCE | {"error": None, "ratio": 2.0, "ratio_quartiles": [1.5, 2.5]}
     rows = [result, result | {"variant": "twins-pcpvt-small"}, result | {"ratio": 1}]
     benchmarks.draw(rows, "a CPU", tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as picture:
