@@ -88,6 +88,7 @@ class QuickstartArguments:
         metadata={"help": "Side of the images in pixels; 32 for the small model, 224 for a published variant."},
     )
     epochs: int = field(default=12, metadata={"help": "Passes over the training images."})
+    max_steps: int = field(default=-1, metadata={"help": "Stop after so many steps; -1 for all epochs."})
     batch_size: int = field(default=32, metadata={"help": "Images in a step."})
     learning_rate: float | None = field(
         default=None, metadata={"help": "Highest learning rate; 1e-3 from random weights, 1e-4 from trained ones."}
@@ -242,6 +243,7 @@ def fine_tune(
         args=TrainingArguments(
             output_dir=arguments.output_dir,
             num_train_epochs=arguments.epochs,
+            max_steps=arguments.max_steps,
             per_device_train_batch_size=arguments.batch_size,
             per_device_eval_batch_size=arguments.batch_size * 2,
             learning_rate=arguments.learning_rate or default_learning_rate,

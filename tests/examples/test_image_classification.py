@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 import tarfile
+import time
 import tomllib
 from contextlib import nullcontext
 from pathlib import Path
@@ -417,6 +418,8 @@ def test_runs_in_one_folder_have_tracks_of_their_own(script, digits, start, tmp_
         # Accelerate's own state belongs to one run.
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
+        # The Trainer calls a run by the second.
+        time.sleep(1)
     runs = sorted((tmp_path / "run" / "runs").iterdir())
     assert len(runs) == 2
     assert all(list(run.rglob("*tfevents*")) for run in runs)

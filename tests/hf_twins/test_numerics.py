@@ -112,8 +112,8 @@ def test_results_depend_on_threads_no_more_than_by_rounding(family):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_training_for_long_stays_finite_and_learns(dtype):
     """On digits, at a learning rate that is too high rather than too low."""
-    # CPUs compute slowly in float16.
-    num_steps = 200 if dtype == torch.float16 else 500
+    # The others differ less from what every training test computes in.
+    num_steps = 500 if dtype == torch.bfloat16 else 200
     torch.manual_seed(0)
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32)[:, None].div(16).sub(0.3)
