@@ -278,7 +278,7 @@ def test_compiled_model_computes_the_same_at_any_size(fresh_compiler):
     with torch.no_grad():
         for height, width in ((40, 44), (36, 36), (33, 47)):
             pixel_values = torch.randn(2, 3, height, width)
-            torch.testing.assert_close(compiled(pixel_values).logits, model(pixel_values).logits, rtol=0, atol=1e-5)
+            torch.testing.assert_close(compiled(pixel_values).logits, model(pixel_values).logits, rtol=0, atol=2e-5)
 
 
 @pytest.mark.slow
