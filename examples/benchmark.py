@@ -18,7 +18,8 @@
 
 Every contender runs in a process of its own, so that none warms another's caches, and they take turns, a few calls each, so
 that what else the machine does falls on all of them. What is compared is pairs of a turn; shown are medians, with the
-quartiles of the ratios. Exports of ONNX Runtime and OpenVINO are made once, and kept in Hugging Face's cache. timm's eager model, in the first of the dtypes, is 1.00; larger is faster. The contender
+quartiles of the ratios. Exports of ONNX Runtime and OpenVINO are made once, and kept in Hugging Face's cache.
+timm's eager model, in the first of the dtypes, is 1.00; larger is faster. The contender
 `matmul` is the machine's ceiling: where it takes part, the others are shown as shares of its FLOP/s. With several image sizes,
 time is fitted as a power of the number of pixels: exponent 1 is linear. Memory is a process's, which Linux says, or what
 PyTorch took of a GPU.

@@ -61,9 +61,10 @@ def optimize_for_inference(
     | `"openvino"`, `"onnxruntime"` | Twins is exported to this runtime, which computes images of any size without masks | on CPUs, for the shortest time in float32: exporting takes a minute, once, and is kept in Hugging Face's cache (`assets/hf_twins`) |
     | `"auto"` | `"packed"` where the model is on a CPU that can and has no adapters, `"graph"` on a CUDA device, otherwise `"eager"` | |
 
-    Images are given in any type; outputs come back in that of the images. The copy cannot be trained or saved, and a runtime
-    reads the weights of the model it was made of: keep that model as it is. Calls with masks or labels, under autocast or for gradients of the image are computed
-    without a recording. A recording does not call hooks that are registered after it. The copy's `optimized_for` says what was chosen.
+    Images are given in any type; outputs come back in that of the images. The copy cannot be trained or saved: keep the
+    model it was made of, whose weights it shares if a runtime computes. Calls with masks or labels, under autocast or for
+    gradients of the image are computed without a recording. A recording does not call hooks that are registered after it.
+    The copy's `optimized_for` says what was chosen.
 
     Args:
         model: a Twins model, or any other that holds one, such as UperNet, DETR or a detector of torchvision's, in evaluation
@@ -159,8 +160,8 @@ def check_model(model: nn.Module) -> None:
     """Raise a ValueError if a model cannot be optimized."""
     if not twins_models(model):
         raise ValueError(
-            f"model must be a Twins model of hf_twins or hold one, got {type(model).__name__}. Remote code is another package's "
-            "class: load the model after `import hf_twins`, without trust_remote_code."
+            f"model must be a Twins model of hf_twins or hold one, got {type(model).__name__}. If that was loaded with "
+            "trust_remote_code, load it without, after `import hf_twins`."
         )
     if optimized_for(model) is not None:
         raise ValueError(f"model is optimized already, for {optimized_for(model)}: give the one that it was made of.")
@@ -168,7 +169,8 @@ def check_model(model: nn.Module) -> None:
     weights = {type(each) for each in model.parameters()} - {nn.Parameter, torch.Tensor}
     if quantizer is not None or weights or any(not each.is_floating_point() for each in model.parameters()):
         raise ValueError(
-            "model is quantized, which no backend can take: load it without, and choose dtype=torch.int8 if that is what you want."
+            "model is quantized, which no backend can take: load it without quantization, and choose dtype=torch.int8 for "
+            "8 bits."
         )
 
 

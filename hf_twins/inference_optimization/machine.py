@@ -18,7 +18,7 @@ import torch
 
 # By PyTorch's names; without the dot products of bfloat16, oneDNN converts to float32 and back.
 INSTRUCTIONS = {
-    torch.bfloat16: ("avx512_bf16", "amx_bf16", "avx10_2", "arm_bf16"),
+    torch.bfloat16: ("avx512_bf16", "amx_bf16", "avx10_2"),
     torch.float16: ("avx512_fp16", "amx_fp16", "avx10_2"),
 }
 
@@ -30,13 +30,15 @@ def multiplies(device: torch.device, dtype: torch.dtype) -> bool | None:
     if device.type != "cpu":
         return None
     capabilities = cpu_capabilities()
-    return any(capabilities.get(name) for name in INSTRUCTIONS[dtype])
+    # Other processors than x86 have other names.
+    known = [capabilities[name] for name in INSTRUCTIONS[dtype] if name in capabilities]
+    return any(known) if known else None
 
 
 def cpu_capabilities() -> dict[str, bool]:
     """The instruction sets of this CPU."""
     if hasattr(torch.cpu, "get_capabilities"):
         return {name: value for name, value in torch.cpu.get_capabilities().items() if isinstance(value, bool)}
-    # Before PyTorch 2.11.
+    # Older versions of PyTorch.
     checks = {"avx512_bf16": "_is_avx512_bf16_supported", "amx_bf16": "_is_amx_tile_supported"}
     return {name: getattr(torch.cpu, check)() for name, check in checks.items() if hasattr(torch.cpu, check)}

@@ -284,7 +284,7 @@ def test_training_that_is_over_is_not_resumed(
 ):
     """In the middle of an epoch, the Trainer would take one more step."""
     warnings: list[str] = []
-    # Not by `caplog`, for which other libraries have left too little of Python's logging.
+    # Not `caplog`, which stays empty here after other slow tests in the same process, for a reason that is not known.
     monkeypatch.setattr((run_accelerate if script == "accelerate" else trainer).logger, "warning", warnings.append)
     arguments = words(script, few, tmp_path, f"{extra} --config_name {start}")
     # A checkpoint of each step: that of the last is written before its evaluation.
