@@ -218,11 +218,13 @@ def test_published_model_is_downloaded_checked_and_converted(app, site, monkeypa
 
     # From then on it starts with it, also without a network.
     loaded = shelf.get(app.DEFAULT)
-    monkeypatch.setattr(app.models.constants, "HF_HUB_OFFLINE", True)
-    shelf, notice = app.find_models([])
-    assert notice == "Offline: other ADE20K models cannot be downloaded."
-    default, example, answer, _ = app.first_answer(app.Segmentation(shelf), notice)
-    assert (default, example.name) == (app.DEFAULT, "china.jpg")
+    # Undone before `site` is: the other way around, all tests after this one would be online.
+    with monkeypatch.context() as patch:
+        patch.setattr(app.models.constants, "HF_HUB_OFFLINE", True)
+        shelf, notice = app.find_models([])
+        assert notice == "Offline: other ADE20K models cannot be downloaded."
+        default, example, answer, _ = app.first_answer(app.Segmentation(shelf), notice)
+        assert (default, example.name) == (app.DEFAULT, "china.jpg")
     # As the conversion to a folder has it.
     weights = source_weights("mmseg-semantic-fpn", TINY["svt"], num_classes=150)
     expected = convert_checkpoint(weights, {}).model.eval()
