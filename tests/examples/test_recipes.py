@@ -26,6 +26,7 @@ from PIL import Image
 
 
 SCRIPTS = {"trainer": run_trainer, "accelerate": run_accelerate}
+DIGITS = Path(__file__).parents[2] / "spaces/image_classification/models/twins-svt-digits"
 SMALL = {
     "patch_size": 2,
     "hidden_sizes": [32, 64, 128, 256],
@@ -37,11 +38,11 @@ SMALL = {
 }
 
 
-def learn(script: str, recipe: str, data: Path, output: Path, epochs: int, *more: str) -> float:
+def learn(script: str, recipe: str, data: Path, output: Path, *more: str) -> float:
     """The accuracy on held-out images, in percent."""
     arguments = [
         *("--recipe", recipe, "--train_dir", str(data), "--output_dir", str(output)),
-        *("--num_train_epochs", str(epochs), "--horizontal_flip", "0", "--min_crop_scale", "0.7"),
+        *("--num_train_epochs", "3", "--horizontal_flip", "0", "--min_crop_scale", "0.7"),
         # Drawn from the global random numbers, which the scripts use for other things as well.
         *("--drop_path_rate", "0"),
         *(["--disable_tqdm", "true", "--save_strategy", "no"] if script == "trainer" else []),
@@ -53,11 +54,10 @@ def learn(script: str, recipe: str, data: Path, output: Path, epochs: int, *more
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(2400)
 @pytest.mark.usefixtures("one_process")
 def test_every_recipe_learns(tmp_path):
-    """From random weights to MNIST, 80 % in seven epochs of 1200 images, with the authors' augmentation; from there to
-    1000 of scikit-learn's digits: 85 % by the head alone in six epochs, 90 % by LoRA and 93 % by all weights in four.
+    """From random weights to scikit-learn's digits, with the authors' augmentation; from the bundled model of such digits to
+    600 of MNIST's, by the head alone, by LoRA and by all weights, in three epochs each.
 
     Each by one script: that both take the same steps, by every recipe, is tested in test_training_loops.py.
     """
@@ -69,15 +69,13 @@ def test_every_recipe_learns(tmp_path):
     start = save_start(tmp_path / "start", size=32, **SMALL)
     from_scratch = ["--config_name", str(start), "--learning_rate", "2e-2", "--warmup_steps", "0.1"]
     from_scratch += ["--per_device_train_batch_size", "32"]
-    from_mnist = ["--model_name_or_path", str(tmp_path / "trained"), "--max_train_samples", "1000"]
-    accuracies = {
-        "imagenet-from-scratch": learn(
-            "trainer", "imagenet-from-scratch", mnist, tmp_path / "trained", 7, *from_scratch
-        ),
-        "linear-probe": learn("accelerate", "linear-probe", digits, tmp_path / "probe", 6, *from_mnist),
-        "lora": learn("trainer", "lora", digits, tmp_path / "lora", 4, *from_mnist),
-        "fine-tune": learn("accelerate", "fine-tune", digits, tmp_path / "all", 4, *from_mnist),
-    }
-    print(accuracies)
-    for recipe, least in (("imagenet-from-scratch", 80), ("linear-probe", 85), ("lora", 90), ("fine-tune", 93)):
-        assert accuracies[recipe] >= least, accuracies
+    from_digits = ["--model_name_or_path", str(DIGITS), "--max_train_samples", "600"]
+    # Measured: 89, 83, 94 and 91 %.
+    for script, recipe, data, options, least in (
+        ("trainer", "imagenet-from-scratch", digits, from_scratch, 75),
+        ("accelerate", "linear-probe", mnist, from_digits, 75),
+        ("trainer", "lora", mnist, from_digits, 88),
+        ("accelerate", "fine-tune", mnist, from_digits, 84),
+    ):
+        accuracy = learn(script, recipe, data, tmp_path / recipe, *options)
+        assert accuracy >= least, recipe
