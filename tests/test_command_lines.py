@@ -181,6 +181,7 @@ MISSING = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("script", "module"), MISSING)
 def test_missing_extra_is_one_sentence(script, module, start):
     skip_without_development_extra(script, besides=module)

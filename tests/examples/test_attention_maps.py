@@ -73,11 +73,13 @@ def test_figures_of_every_stage_are_written(draw_maps, capsys):
         assert figure.std() > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["pcpvt", "segmenter", "timm"])
 def test_figures_of_other_models(draw_maps, model):
     assert draw_maps(model, "--stages", "stage3") == ["stage3.png"]
 
 
+@pytest.mark.slow
 def test_figures_of_chosen_stages_layers_token_and_label(draw_maps):
     options = ["--stages", "stage2", "--layers", "2", "--query", "0", "0.99"]
     assert draw_maps("svt", *options, "--label", "LABEL_3") == ["stage2.png"]

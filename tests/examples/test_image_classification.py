@@ -425,6 +425,7 @@ def test_runs_in_one_folder_have_tracks_of_their_own(script, digits, start, tmp_
     assert all(list(run.rglob("*tfevents*")) for run in runs)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_training_that_gets_no_better_stops(script, digits, start, tmp_path):
@@ -569,6 +570,7 @@ def test_channels_that_are_not_the_models_are_named(start, tmp_path):
         run_accelerate.main([*arguments, "--num_channels", "5", "--rand_augment", "true"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("source", ["timm", "converted"])
@@ -618,6 +620,7 @@ def test_webdataset_is_learnt(start, tmp_path):
     assert json.loads((tmp_path / "run" / "all_results.json").read_text())["steps"] == 9
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_adapter_is_saved_loaded_and_merged(script, digits, start, tmp_path):
@@ -755,6 +758,7 @@ def stream_options(start: Path, tmp_path: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_stream_is_learnt(script, start, tmp_path):

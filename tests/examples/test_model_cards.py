@@ -40,6 +40,7 @@ def test_card_of_a_classifier(extra, digits, start, tmp_path, capsys):
         assert "'label'" in run_card(output / "adapter", needs=("peft", "accelerate"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("extra", [[], ["--ema_decay", "0.5"]], ids=["plain", "averaged"])
 def test_final_weights_are_evaluated_once(extra, digits, start, tmp_path, monkeypatch):

@@ -62,6 +62,7 @@ def image_folder(tmp_path) -> Path:
     return tmp_path / "images"
 
 
+@pytest.mark.slow
 def test_quickstart_on_an_image_folder_then_on_from_there(quickstart, image_folder, tmp_path, capsys):
     quickstart("--dataset", str(image_folder), "--epochs", "1", "--output-dir", "first")
     model = AutoModelForImageClassification.from_pretrained("first")
@@ -124,6 +125,7 @@ def test_quickstart_is_alone_in_its_folder(quickstart, tmp_path, image_folder):
             quickstart("--dataset", str(image_folder), "--output_dir", output)
 
 
+@pytest.mark.slow
 def test_quickstart_builds_a_published_variant(quickstart, image_folder):
     quickstart(
         *("--variant", "twins-pcpvt-small", "--image-size", "32", "--dataset", str(image_folder)),

@@ -1030,6 +1030,7 @@ def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
     return read_weights(checkpoint / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_training_from_timm_resumes_where_it_stopped(tmp_path, timm_folder, reference):
     uninterrupted = train(timm_folder, tmp_path / "first").model.state_dict()
     resumed = train(timm_folder, tmp_path / "second", tmp_path / "first" / "checkpoint-2").model.state_dict()

@@ -373,6 +373,7 @@ def test_wrong_arguments_are_named():
         optimize_for_inference(model, backend="graph")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["twins-svt-digits", "twins-pcpvt-digits"])
 def test_trained_model_in_int8_gives_the_same_labels(name):
     """Logits within 3 %, and the same label for 99 of 100 held-out digits."""
@@ -440,6 +441,7 @@ AROUND = {"uper-net": uper_net, "mask-rcnn": mask_rcnn, "detr": detr}
 FIRST_OUTPUTS = {"uper-net": "logits", "mask-rcnn": "scores", "detr": "logits"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
 @pytest.mark.parametrize("name", AROUND)
 def test_model_around_twins_is_optimized(name, dtype):

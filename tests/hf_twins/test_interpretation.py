@@ -266,6 +266,7 @@ def test_grad_cam_equals_its_equations(family, model_class, pixel_values, pixel_
         assert (cam[:, width // 4 :] == 0).all()
 
 
+@pytest.mark.slow
 def test_compiled_model_has_the_same_maps(pixel_values, fresh_compiler):
     model = randomized(TwinsForImageClassification(tiny_config(**TWO_STAGES)))
     expected, num_layers = grad_cam(model, pixel_values, 1), len(attention_maps(model, pixel_values))
@@ -386,7 +387,8 @@ def share_of_peaks_on_the_square(maps: torch.Tensor, corners: torch.Tensor) -> f
     return ((corners <= peaks) & (peaks < corners + SIDE)).all(1).float().mean().item()
 
 
-@pytest.mark.parametrize("window_size", [4, pytest.param(None, marks=pytest.mark.slow)], ids=FAMILIES)
+@pytest.mark.slow
+@pytest.mark.parametrize("window_size", [4, None], ids=FAMILIES)
 def test_attention_and_rollout_peak_where_the_label_is(window_size):
     model = trained_model(depths=[2, 1], window_size=window_size)
     images, labels, corners = textured_images(64, seed=0)
@@ -397,6 +399,7 @@ def test_attention_and_rollout_peak_where_the_label_is(window_size):
     assert share_of_peaks_on_the_square(attention_rollout(layers), corners) > 0.8
 
 
+@pytest.mark.slow
 def test_grad_cam_peaks_where_the_label_is():
     # Windows of one token: a model that attends beyond the square may read the label off anywhere.
     model = trained_model(depths=[1, 1], window_size=1)

@@ -224,11 +224,10 @@ def test_exported_model_takes_any_batch_and_size(family, model_class, window_pad
         torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5 * max(1, expected.abs().max().item()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.slow), True], ids=["whole", "masked"])
-@pytest.mark.parametrize(
-    "model_class", [TwinsForImageClassification, pytest.param(TwinsForSemanticSegmentation, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize("model_class", [TwinsForImageClassification, TwinsForSemanticSegmentation])
 def test_model_compiles_to_one_graph(fresh_compiler, family, masked, model_class):
     model = randomize(model_class(tiny_config(family, **TWO_STAGES)))
     # All of torch.compile but the generation of machine code, which takes longest and knows nothing of models.
@@ -246,6 +245,7 @@ def test_model_compiles_to_one_graph(fresh_compiler, family, masked, model_class
         assert (other.grad - parameter.grad).norm() < 1e-2 * parameter.grad.norm() + 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("watched", ["nothing", "hook", "adapter"])
 def test_compiled_training_takes_whatever_the_projections_are(watched, fresh_compiler):
     """They are one product, unless somebody sees or replaces one of them."""

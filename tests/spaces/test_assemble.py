@@ -122,6 +122,7 @@ def test_model_of_another_kind_makes_no_space(tmp_path):
     assert not (tmp_path / "space").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_published_space_is_the_folder(hub, name, tmp_path, capsys):
     output = tmp_path / "space"

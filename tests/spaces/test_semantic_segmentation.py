@@ -204,6 +204,7 @@ def site(tmp_path, monkeypatch):
         yield SimpleNamespace(hub=hub, table=table, entry=entry)
 
 
+@pytest.mark.slow
 def test_published_model_is_downloaded_checked_and_converted(app, site, monkeypatch):
     shelf, notice = app.find_models([])
     assert shelf.names == [app.DEFAULT, MODEL]

@@ -142,6 +142,7 @@ ignore_warnings_of_tracing = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "family"),
     [pytest.param(*case.values, marks=[*ignore_warnings_of_tracing, *case.marks], id=case.id) for case in EVERY_MODEL],
@@ -161,6 +162,7 @@ class Logits(nn.Module):
         return self.model(images).logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [pytest.param(family, marks=ignore_warnings_of_tracing) for family in FAMILIES])
 def test_jit_trace_of_the_logits_passes_its_own_check(family):
     model, images = Logits(make_model("classifier", family)), make_images(1, 16, 24)

@@ -58,6 +58,7 @@ def test_torchao_int8_saved_and_reloaded(kind, family, config_class):
     assert_same_outputs(model, outputs, images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config_class", TORCHAO_CONFIGS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_torchao_int8_by_from_pretrained(family, config_class, tmp_path):

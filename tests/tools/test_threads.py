@@ -77,6 +77,7 @@ MODELS: dict[str, Callable[[str], nn.Module]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_threads_on_one_model_get_what_each_gets_alone(family, kind):

@@ -253,6 +253,7 @@ def test_other_errors_keep_their_traceback():
         run(fail, DataArguments, arguments=["--train_dir", "x"])
 
 
+@pytest.mark.slow
 def test_interrupted_script_ends_in_one_line(tmp_path):
     script = tmp_path / "script.py"
     # By a signal it would depend on the shell, which lets programs in the background ignore it.

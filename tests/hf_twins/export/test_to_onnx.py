@@ -39,6 +39,7 @@ def source(monkeypatch) -> Source:
     return Source(Means(), None, (8, 8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opset_version", [17, 99])
 def test_opset_that_cannot_be_had_is_refused(source, tmp_path, capfd, opset_version):
     with pytest.raises(ValueError, match=f"--opset_version {opset_version} cannot be obeyed: PyTorch .* with 18, or"):
