@@ -46,7 +46,7 @@ from downloads import cache_folder, read_kept
 from twins_space import models, page, pictures
 
 from hf_twins import load_model
-from hf_twins._utils.drawing import class_areas, label_colors, mask_image, overlay_mask
+from hf_twins._utils.drawing import class_areas, is_background, label_colors, mask_image, overlay_mask
 from hf_twins.checkpoints import published_checkpoints
 from hf_twins.loading import CroppingProcessorError
 
@@ -139,11 +139,16 @@ def readable_on(color: list[int]) -> str:
 
 
 def legend(areas: list[tuple[int, str, int, float]], labels: list[str]) -> dict[str, Any]:
-    """The table of areas, with a cell in the color of each class."""
+    """The table of areas, with a cell in the color of each class; the background has none over the image."""
     palette = label_colors(labels).tolist()
-    colors = [palette[index] for index, *_ in areas]
-    styles = [[f"background: rgb{tuple(color)}; color: {readable_on(color)}", "", "", ""] for color in colors]
-    rows = [["#{:02x}{:02x}{:02x}".format(*color), *area[1:]] for color, area in zip(colors, areas)]
+    rows, styles = [], []
+    for index, name, *numbers in areas:
+        color, style = "", ""
+        if not is_background(name):
+            color = "#{:02x}{:02x}{:02x}".format(*palette[index])
+            style = f"background: {color}; color: {readable_on(palette[index])}"
+        rows.append([color, name, *numbers])
+        styles.append([style, "", "", ""])
     return {"headers": LEGEND_COLUMNS, "data": rows, "metadata": {"styling": styles}}
 
 

@@ -63,12 +63,12 @@ def explain(
         ExplanationError: if the model has no such stage or layer, or there is no such method.
     """
     index = stage_index(model, stage)
-    inputs = pixel_values.unsqueeze(0)
+    inputs = pixel_values.unsqueeze(0).to(model.device)
     # One at a time: the model attends in another way while its weights are recorded.
     with model.running:
         if method == "Grad-CAM":
             stride = model.config.patch_size * 2**index
-            return grad_cam(model.model, inputs, stage=stage)[0], stride
+            return grad_cam(model.model, inputs, stage=stage)[0].cpu(), stride
         of_stage = [each for each in attention_maps(model.model, inputs) if each.stage == stage]
     if method == "Attention rollout":
         relevance, stride = attention_rollout(of_stage)[0], of_stage[0].stride
@@ -77,7 +77,7 @@ def explain(
         relevance, stride = shown.received()[0].mean(0), shown.stride * shown.sr_ratio
     else:
         raise ExplanationError(f"There is no such explanation: choose one of {', '.join(METHODS)}.")
-    return relevance / relevance.max().clamp(min=1e-12), stride
+    return (relevance / relevance.max().clamp(min=1e-12)).cpu(), stride
 
 
 def stage_index(model: LoadedModel, stage: str) -> int:

@@ -85,7 +85,8 @@ class LoadedModel:
 
     def __init__(self, name: str, model: Any, processor: Any):
         self.name = name
-        self.model = model.eval()
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = model.eval().to(self.device)
         self.processor = processor
         self.config = getattr(model.config, "backbone_config", None) or model.config
         if not isinstance(self.config, TwinsConfig):
@@ -144,7 +145,7 @@ class LoadedModel:
         start = time.perf_counter()
         try:
             with torch.inference_mode():
-                logits = self.model(torch.stack(inputs)).logits.float()
+                logits = self.model(torch.stack(inputs).to(self.device)).logits.float().cpu()
         except Exception as error:
             for future in futures:
                 future.set_exception(error)

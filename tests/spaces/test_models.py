@@ -13,6 +13,7 @@
 # limitations under the License.
 """The models of a Space are loaded once, few are kept, and requests are computed together without being mixed up."""
 
+import copy
 import gc
 import threading
 import weakref
@@ -64,6 +65,20 @@ def test_model_is_loaded_once_and_others_are_given_up():
     gc.collect()
     assert first() is None
     assert "In memory: c, b" in shelf.describe("b")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_is_used_where_there_is_one():
+    plain, processor = make()
+    plain.eval()
+    model = LoadedModel("tiny", copy.deepcopy(plain), processor)
+    assert model.model.device.type == "cuda"
+    pixel_values = torch.randn(3, SIDE, SIDE)
+    torch.testing.assert_close(model(pixel_values).logits, plain(pixel_values[None]).logits[0], rtol=1e-3, atol=1e-3)
+    for method in drawing.METHODS:
+        heat, _ = drawing.explain(model, pixel_values, method, "stage2", "last")
+        assert heat.device.type == "cpu"
 
 
 def test_model_that_cannot_be_loaded_is_said_so_without_where_it_lies():
