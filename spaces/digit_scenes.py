@@ -31,7 +31,7 @@ NUM_TRIES = 50
 
 @dataclass(frozen=True)
 class DigitScene:
-    """A picture and what is in it.
+    """An image and what is in it.
 
     Args:
         image: of color.
@@ -47,7 +47,7 @@ class DigitScene:
 
 
 @cache
-def digit_pictures() -> tuple[np.ndarray, np.ndarray]:
+def digit_images() -> tuple[np.ndarray, np.ndarray]:
     digits = load_digits()
     return digits.images.astype(np.float32), digits.target
 
@@ -69,7 +69,7 @@ def digit_scene(
         min_side: of a digit, with its margin, in pixels. Under 14 it cannot be told.
     """
     rng = np.random.default_rng(seed)
-    pictures, digits = digit_pictures()
+    images, digits = digit_images()
     height, width = size
     clouds = PIL.Image.fromarray(rng.integers(0, 110, (5, 5, 3), dtype=np.uint8))
     pixels = np.asarray(clouds.resize((width, height), PIL.Image.Resampling.BICUBIC)).astype(np.float64)
@@ -79,7 +79,7 @@ def digit_scene(
     for _ in range(num_digits):
         index = rng.choice(np.arange(len(digits)) if handwriting is None else handwriting)
         max_side = max(int(min(size) * MAX_DIGIT_SHARE), min_side)
-        ink = resized_ink(pictures[index], int(rng.integers(min_side, max_side + 1)))
+        ink = resized_ink(images[index], int(rng.integers(min_side, max_side + 1)))
         box = free_place(rng, mask, ink.shape)
         if box is None:
             continue
@@ -97,9 +97,9 @@ def digit_scene(
     )
 
 
-def resized_ink(picture: np.ndarray, side: int) -> np.ndarray:
-    """Where there is ink in a picture of that side, without its margin."""
-    resized = PIL.Image.fromarray(picture).resize((side, side), PIL.Image.Resampling.BILINEAR)
+def resized_ink(image: np.ndarray, side: int) -> np.ndarray:
+    """Where there is ink in an image of that side, without its margin."""
+    resized = PIL.Image.fromarray(image).resize((side, side), PIL.Image.Resampling.BILINEAR)
     ink = np.asarray(resized) > 6
     rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
     return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Writes the pictures that the Spaces offer to try, from what scikit-learn and scikit-image ship under free licences.
+"""Writes the images that the Spaces offer to try, from what scikit-learn and scikit-image ship under free licences.
 
 The digits, and those in the scenes, are of the handwriting that `train_digit_models.py` holds out.
 
@@ -42,8 +42,8 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for digit in range(10):
         index = next(index for index in held_out if digits.target[index] == digit)
-        picture = PIL.Image.fromarray((digits.images[index] * 255 / 16).astype(np.uint8))
-        picture.resize((DIGIT_SIDE, DIGIT_SIDE), PIL.Image.Resampling.BICUBIC).save(
+        image = PIL.Image.fromarray((digits.images[index] * 255 / 16).astype(np.uint8))
+        image.resize((DIGIT_SIDE, DIGIT_SIDE), PIL.Image.Resampling.BICUBIC).save(
             folder / f"digit_{digit}.png", optimize=True
         )
     for name in PHOTOGRAPHS:
@@ -54,11 +54,9 @@ def main() -> None:
     for seed in range(NUM_SCENES):
         # Beyond the seeds of the scenes that the model was trained and measured on.
         size = (SCENE_SIDE, SCENE_SIDE if seed % 2 else 96)
-        picture = digit_scene(100_000 + seed, size, 5, held_out, MIN_DIGIT_SIDE).image
-        picture = picture.resize(
-            (picture.width * SCENE_FACTOR, picture.height * SCENE_FACTOR), PIL.Image.Resampling.BICUBIC
-        )
-        picture.save(folder / f"scene_{seed + 1}.jpg", quality=90, optimize=True)
+        image = digit_scene(100_000 + seed, size, 5, held_out, MIN_DIGIT_SIDE).image
+        image = image.resize((image.width * SCENE_FACTOR, image.height * SCENE_FACTOR), PIL.Image.Resampling.BICUBIC)
+        image.save(folder / f"scene_{seed + 1}.jpg", quality=90, optimize=True)
     for name, photograph in (("china", load_sample_image("china.jpg")), ("coffee", skimage.data.coffee())):
         PIL.Image.fromarray(photograph).save(folder / f"{name}.jpg", quality=85, optimize=True)
 

@@ -102,19 +102,19 @@ def split_handwriting(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(train), np.sort(held_out)
 
 
-def draw_digits(pictures: torch.Tensor, side: int) -> torch.Tensor:
+def draw_digits(images: torch.Tensor, side: int) -> torch.Tensor:
     """Digits as people may bring them: larger or smaller, turned, shifted, paler, smooth or in blocks.
 
     Args:
-        pictures: `(batch_size, 1, height, width)`, from 0 to 1.
+        images: `(batch_size, 1, height, width)`, from 0 to 1.
         side: of the result in pixels.
 
     Returns:
         `(batch_size, 3, side, side)`, from 0 to 1.
     """
-    batch_size = len(pictures)
+    batch_size = len(images)
     mode = ("nearest-exact", "bilinear", "bicubic")[int(torch.randint(3, ()))]
-    enlarged = interpolate(pictures, size=8 * int(torch.randint(2, 9, ())), mode=mode).clamp(0, 1)
+    enlarged = interpolate(images, size=8 * int(torch.randint(2, 9, ())), mode=mode).clamp(0, 1)
     angle = 0.4 * (torch.rand(batch_size) - 0.5)
     turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2)
     zoom = 0.95 + 0.6 * torch.rand(batch_size, 1, 1)
@@ -152,7 +152,7 @@ def train(model: TwinsPreTrainedModel, batches: Batches, num_steps: int) -> None
 def train_classifier(window_size: int | None, epochs: int, seed: int) -> tuple[TwinsPreTrainedModel, Any, float]:
     """The model, its processor, and its accuracy on the digits held out."""
     digits = load_digits()
-    pictures, targets = torch.tensor(digits.images / 16).float().unsqueeze(1), torch.tensor(digits.target)
+    images, targets = torch.tensor(digits.images / 16).float().unsqueeze(1), torch.tensor(digits.target)
     training, held_out = split_handwriting(seed)
     fields = label_fields([f"digit {digit}" for digit in range(10)])
     model = TwinsForImageClassification(TwinsConfig(**ARCHITECTURE, window_size=window_size, **fields))
@@ -164,12 +164,12 @@ def train_classifier(window_size: int | None, epochs: int, seed: int) -> tuple[T
         while True:
             for indices in torch.tensor(training)[torch.randperm(len(training))].split(BATCH_SIZE):
                 side = DIGIT_SIDES[int(torch.randint(len(DIGIT_SIDES), ()))]
-                yield normalize(draw_digits(pictures[indices], side), processor), targets[indices]
+                yield normalize(draw_digits(images[indices], side), processor), targets[indices]
 
     train(model, batches, epochs * -(-len(training) // BATCH_SIZE))
-    images = [(digits.images[index] * 255 / 16).astype(np.uint8) for index in held_out]
+    test_images = [(digits.images[index] * 255 / 16).astype(np.uint8) for index in held_out]
     with torch.inference_mode():
-        logits = model(**processor([np.stack([image] * 3, -1) for image in images], return_tensors="pt")).logits
+        logits = model(**processor([np.stack([image] * 3, -1) for image in test_images], return_tensors="pt")).logits
     return model, processor, (logits.argmax(1) == targets[held_out]).float().mean().item()
 
 
@@ -234,7 +234,7 @@ def write_card(name: str, model: TwinsPreTrainedModel, seed: int, epochs: int, r
     )
     kind = "Twins-PCPVT" if model.config.window_size is None else "Twins-SVT"
     if is_classifier:
-        what = f"A {kind} that tells white handwritten digits on black apart, one in a picture of {DIGIT_SIDE} pixels"
+        what = f"A {kind} that tells white handwritten digits on black apart, one in an image of {DIGIT_SIDE} pixels"
     else:
         what = f"A {kind} with a Semantic FPN that finds bright handwritten digits on a dark ground"
     model_card(

@@ -27,7 +27,7 @@ from testing_utils import tiny_config
 from hf_twins import TwinsForImageClassification, TwinsImageProcessor
 
 
-def digit_pictures(count: int = 1797) -> tuple[list[PILImage.Image], list[str]]:
+def digit_images(count: int = 1797) -> tuple[list[PILImage.Image], list[str]]:
     """The first of scikit-learn's 1797 digits, white on black, and what they are."""
     digits = load_digits()
     pictures = [PILImage.fromarray((image * 255 / 16).astype("uint8")) for image in digits.images[:count]]
@@ -52,7 +52,7 @@ def write_images(folder: Path, counts: dict[str, int]) -> Path:
 
 def write_digit_folder(folder: Path, count: int) -> Path:
     """The first digits, in a sub-folder for each label."""
-    for index, (picture, label) in enumerate(zip(*digit_pictures(count))):
+    for index, (picture, label) in enumerate(zip(*digit_images(count))):
         (folder / label).mkdir(parents=True, exist_ok=True)
         picture.save(folder / label / f"{index:03}.png")
     return folder

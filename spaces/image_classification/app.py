@@ -37,7 +37,7 @@ HERE = Path(__file__).resolve().parent
 # What the Spaces share lies beside this file once the Space is assembled, and one folder up in the repository.
 sys.path.append(str(HERE.parent))
 
-from twins_space import drawing, models, page, pictures
+from twins_space import drawing, models, page, uploads
 
 from hf_twins import TWINS_VARIANTS, load_model
 from hf_twins._utils.labels import distinct_names
@@ -270,11 +270,11 @@ class Classification:
             A table of the most probable label of each image, and the same table as a CSV file.
         """
         with page.errors_for_people():
-            found = pictures.list_pictures([Path(file) for file in files or []])
+            found = uploads.list_images([Path(file) for file in files or []])
             progress((0, len(found)), desc=f"Loading {model_name}")
             model = self.shelf.get(model_name)
         rows: list[list[Any]] = []
-        for name, image in pictures.read_pictures(found):
+        for name, image in uploads.read_images(found):
             with page.errors_for_people():
                 rows.append([name, *self.classify_one(model, image, resolution)])
             progress((len(rows), len(found)), desc=f"{len(rows)} of {len(found)} images")
@@ -284,10 +284,10 @@ class Classification:
         yield rows, page.result_file("predictions.csv", page.write_csv(BATCH_COLUMNS, rows))
 
     def classify_one(
-        self, model: models.LoadedModel, image: PIL.Image.Image | pictures.PictureError, resolution: float
+        self, model: models.LoadedModel, image: PIL.Image.Image | uploads.UploadError, resolution: float
     ) -> tuple[str, float | None, str]:
         """Label, probability and problem of an image in a batch, which a bad file does not end."""
-        if isinstance(image, pictures.PictureError):
+        if isinstance(image, uploads.UploadError):
             return "", None, str(image)
         ((label, probability), *_) = self.top_labels(model, model(model.prepare(image, resolution))).items()
         return label, round(probability, 4), ""
@@ -314,7 +314,7 @@ def first_answer(actions: Classification, notice: str) -> tuple[str, Path, tuple
         notice = f"{shelf.names[0]} could not be loaded, so the page starts with another model. {notice}"
     example = next(iter((DIGIT_IMAGES if default in digits else PHOTOGRAPHS).values()))
     inputs = (default, 100, drawing.METHODS[0], STAGES[2], drawing.LAST_LAYER, OPACITY)
-    return default, example, actions.answer(pictures.read_picture(example), *inputs), notice
+    return default, example, actions.answer(uploads.read_upload(example), *inputs), notice
 
 
 def build(asked_for: list[str]) -> gr.Blocks:

@@ -43,7 +43,7 @@ sys.path += [str(HERE.parent), str(HERE / "conversion"), str(HERE.parents[1] / "
 from checkpoint_formats import convert_checkpoint, image_processor
 from checkpoint_sources import open_checkpoint
 from downloads import cache_folder, read_kept
-from twins_space import models, page, pictures
+from twins_space import models, page, uploads
 
 from hf_twins import load_model
 from hf_twins._utils.drawing import class_areas, is_background, label_colors, mask_image, overlay_mask
@@ -218,13 +218,13 @@ class Segmentation:
             A table of the area of each class in each image, and the same table as a CSV file.
         """
         with page.errors_for_people():
-            found = pictures.list_pictures([Path(file) for file in files or []])
+            found = uploads.list_images([Path(file) for file in files or []])
             progress((0, len(found)), desc=f"Loading {model_name}")
             model = self.shelf.get(model_name)
         rows: list[list[Any]] = []
-        for count, (name, image) in enumerate(pictures.read_pictures(found), start=1):
+        for count, (name, image) in enumerate(uploads.read_images(found), start=1):
             with page.errors_for_people():
-                if isinstance(image, pictures.PictureError):
+                if isinstance(image, uploads.UploadError):
                     rows.append([name, "", None, None, str(image)])
                 else:
                     mask, _ = self.find_mask(model, image, resolution)
@@ -286,7 +286,7 @@ def first_answer(actions: Segmentation, notice: str) -> tuple[str, Path, tuple[A
         if default != first:
             notice = f"{first} could not be loaded, so the page starts with another model. {notice}"
     example = next(iter((SCENES if default in digits else PHOTOGRAPHS).values()))
-    return default, example, actions.answer(pictures.read_picture(example), default, 100, OPACITY), notice
+    return default, example, actions.answer(uploads.read_upload(example), default, 100, OPACITY), notice
 
 
 def prepare(shelf: models.ModelShelf, name: str, is_ready: threading.Event) -> None:

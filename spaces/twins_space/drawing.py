@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a model saw, and where it looked, as pictures."""
+"""What a model saw, and where it looked, as images."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ from .models import LoadedModel
 METHODS = ("Grad-CAM", "Attention", "Attention rollout")
 LAST_LAYER = "last"
 # Small inputs are enlarged in whole numbers, so that their pixels can be seen.
-MIN_PICTURE_SIDE = 320
+MIN_DRAWN_SIDE = 320
 # From dark to bright, also for the color-blind and in print: five points of matplotlib's inferno.
 COLORS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)])
 
@@ -38,9 +38,9 @@ class ExplanationError(ValueError):
 
 
 def draw_input(pixel_values: torch.Tensor, processor: Any) -> PIL.Image.Image:
-    """What a model was given, `(num_channels, height, width)`, as the picture that it is of."""
+    """What a model was given, `(num_channels, height, width)`, as an image."""
     image = denormalize(pixel_values, processor)
-    factor = -(-MIN_PICTURE_SIDE // min(image.size))
+    factor = -(-MIN_DRAWN_SIDE // min(image.size))
     return image.resize((image.width * factor, image.height * factor), PIL.Image.Resampling.NEAREST)
 
 
@@ -108,34 +108,34 @@ def layer_choices(model: LoadedModel, stage: str) -> list[tuple[str, str]]:
     ]
 
 
-def overlay(picture: PIL.Image.Image, heat: np.ndarray, opacity: float) -> PIL.Image.Image:
-    """A map over a picture.
+def overlay(image: PIL.Image.Image, heat: np.ndarray, opacity: float) -> PIL.Image.Image:
+    """A map over an image.
 
     Args:
-        picture: what the model saw, from [`draw_input`].
-        heat: of as many rows and columns as the picture, from 0 to 1.
-        opacity: from 0, the picture alone, to 1, the map alone.
+        image: what the model saw, from [`draw_input`].
+        heat: of as many rows and columns as the image, from 0 to 1.
+        opacity: from 0, the image alone, to 1, the map alone.
     """
     colors = np.stack([np.interp(heat, np.linspace(0, 1, len(COLORS)), channel) for channel in COLORS.T], -1)
-    return PIL.Image.blend(picture, PIL.Image.fromarray(colors.astype(np.uint8)), opacity)
+    return PIL.Image.blend(image, PIL.Image.fromarray(colors.astype(np.uint8)), opacity)
 
 
-def spread_map(heat: torch.Tensor, stride: int, input_size: tuple[int, int], picture: PIL.Image.Image) -> np.ndarray:
-    """A map brought to the picture's size, each value in the middle of the pixels that it is of, smooth between them.
+def spread_map(heat: torch.Tensor, stride: int, input_size: tuple[int, int], image: PIL.Image.Image) -> np.ndarray:
+    """A map brought to the image's size, each value in the middle of the pixels that it is of, smooth between them.
 
     Args:
         heat: `(height, width)`, in [0, 1].
         stride: pixels of the model's input that a side of a value covers.
         input_size: height and width of that input in pixels.
-        picture: of the input, enlarged.
+        image: of the input, enlarged.
 
     Returns:
-        `(height, width)` of the picture, float32. What no value is of (squares that GSA leaves out) has 0; what windows
-        have beyond the picture is left out.
+        `(height, width)` of the image, float32. What no value is of (squares that GSA leaves out) has 0; what windows
+        have beyond the image is left out.
     """
-    factor = stride * picture.height // input_size[0]
+    factor = stride * image.height // input_size[0]
     rows, columns = heat.shape
     enlarged = PIL.Image.fromarray(heat.float().numpy()).resize(
         (columns * factor, rows * factor), PIL.Image.Resampling.BILINEAR
     )
-    return np.asarray(enlarged.crop((0, 0, picture.width, picture.height)))
+    return np.asarray(enlarged.crop((0, 0, image.width, image.height)))

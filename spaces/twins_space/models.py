@@ -34,7 +34,7 @@ from transformers.utils import CONFIG_NAME
 from hf_twins import TwinsConfig
 from hf_twins._utils.labels import label_names
 
-from .pictures import PictureError
+from .uploads import UploadError
 
 
 logger = logging.getLogger(__name__)
@@ -56,13 +56,13 @@ class ModelError(ValueError):
 
 @dataclass(frozen=True)
 class Output:
-    """What a model gives for one picture.
+    """What a model gives for one image.
 
     Args:
-        logits: of the one picture, without a batch dimension, float32.
+        logits: of the one image, without a batch dimension, float32.
         pixel_values: what the model saw, `(num_channels, height, width)`, normalized.
         seconds: that the batch took.
-        batch_size: how many pictures the batch had: what other people asked for at the same moment is computed with it.
+        batch_size: how many images the batch had: what other people asked for at the same moment is computed with it.
     """
 
     logits: torch.Tensor
@@ -79,7 +79,7 @@ class LoadedModel:
 
     Args:
         name: what the page calls it.
-        model: a classifier of pictures or of pixels.
+        model: a classifier of images or of pixels.
         processor: its image processor.
     """
 
@@ -100,14 +100,14 @@ class LoadedModel:
         return label_names(self.model.config)
 
     def prepare(self, image: PIL.Image.Image, resolution: float = 100) -> torch.Tensor:
-        """What the model sees of a picture, `(num_channels, height, width)`.
+        """What the model sees of an image, `(num_channels, height, width)`.
 
         Args:
-            image: the picture.
+            image: what a visitor sent.
             resolution: percent of the size that the model's image processor gives it.
 
         Raises:
-            PictureError: if the input would be too large.
+            UploadError: if the input would be too large.
         """
         sizes: dict[str, Any] = {"size": self.scaled(self.processor.size, resolution)}
         if self.processor.do_center_crop:
@@ -115,7 +115,7 @@ class LoadedModel:
         elif "shortest_edge" in sizes["size"]:
             short, long = sorted(image.size)
             if sizes["size"]["shortest_edge"] ** 2 * long / short > MAX_INPUT_PIXELS:
-                raise PictureError("This image is too long for so high a resolution: lower it, or crop the image.")
+                raise UploadError("This image is too long for so high a resolution: lower it, or crop the image.")
         # An image alone needs no padding.
         return self.processor(image, do_pad=False, return_tensors="pt", **sizes)["pixel_values"][0]
 

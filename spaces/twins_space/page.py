@@ -36,7 +36,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from .drawing import ExplanationError
 from .models import ModelError, ModelShelf
-from .pictures import FORMAT_NAMES, MAX_FILE_SIZE, MAX_PICTURES, MAX_PIXELS, PictureError, read_picture
+from .uploads import FORMAT_NAMES, MAX_FILE_SIZE, MAX_IMAGES, MAX_PIXELS, UploadError, read_upload
 
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ FILE_LIFETIME = 3600
 LIMITS = (
     f"Images: {FORMAT_NAMES}, at most {MAX_FILE_SIZE >> 20} MB and {MAX_PIXELS // 10**6} megapixels each (a quarter of this for 32 "
     "bits per channel). The first frame is read and turned upright; 16 bits per channel are scaled to 8; transparent areas become "
-    f"white. Batches: at most {MAX_PICTURES} images, also in zip archives. Uploads are deleted after {FILE_LIFETIME // 3600} hour."
+    f"white. Batches: at most {MAX_IMAGES} images, also in zip archives. Uploads are deleted after {FILE_LIFETIME // 3600} hour."
 )
 # The address in the examples of the API, which the page replaces by its own.
 LOCAL_ADDRESS = "http://127.0.0.1:7860"
@@ -98,7 +98,7 @@ def errors_for_people() -> Iterator[None]:
     """Let whoever is at the page, or at its API, read one sentence of ours, and the log have the rest."""
     try:
         yield
-    except (PictureError, ModelError, ExplanationError) as error:
+    except (UploadError, ModelError, ExplanationError) as error:
         raise gr.Error(str(error), print_exception=False) from error
     except gr.Error:
         raise
@@ -121,7 +121,7 @@ def image_input(**options: Any) -> gr.Image:
     )
     # Gradio would open the file itself, before any of our code runs: a bad file would get an error without a sentence, and
     # 16 bits per channel would be cut off at 255. Not in a subclass, for which Gradio would write a stub beside its source.
-    image.preprocess = read_upload  # type: ignore[method-assign, assignment]
+    image.preprocess = read_or_error  # type: ignore[method-assign, assignment]
     return image
 
 
@@ -130,13 +130,13 @@ def api_image() -> gr.Image:
     return image_input(visible=False)
 
 
-def read_upload(payload: Any) -> PIL.Image.Image | PictureError | None:
+def read_or_error(payload: Any) -> PIL.Image.Image | UploadError | None:
     """The image that was sent, or what is wrong with it, which `require` raises where it can be shown."""
     if payload is None or not payload.path:
         return None
     try:
-        return read_picture(Path(payload.path))
-    except PictureError as error:
+        return read_upload(Path(payload.path))
+    except UploadError as error:
         return error
 
 
@@ -174,10 +174,10 @@ def result_file(name: str, content: bytes) -> str:
     return str(file)
 
 
-def require(image: PIL.Image.Image | PictureError | None) -> PIL.Image.Image:
+def require(image: PIL.Image.Image | UploadError | None) -> PIL.Image.Image:
     if image is None:
-        raise PictureError("There is no image yet: upload, paste or take one, or choose an example.")
-    if isinstance(image, PictureError):
+        raise UploadError("There is no image yet: upload, paste or take one, or choose an example.")
+    if isinstance(image, UploadError):
         raise image
     return image
 
@@ -322,7 +322,7 @@ def batch_tab(
     with gr.Row():
         with gr.Column():
             files = gr.File(
-                label=f"Images, or zip archives of images (at most {MAX_PICTURES} images)",
+                label=f"Images, or zip archives of images (at most {MAX_IMAGES} images)",
                 file_count="multiple",
                 height=160,
             )

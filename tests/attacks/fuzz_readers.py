@@ -52,7 +52,7 @@ from test_fuzzing import (  # noqa: E402
     picture_files,
     read_pickle,
 )
-from twins_space.pictures import PictureError, read_picture  # noqa: E402
+from twins_space.uploads import UploadError, read_upload  # noqa: E402
 
 from hf_twins import checkpoints  # noqa: E402
 from hf_twins._utils import images  # noqa: E402
@@ -78,8 +78,8 @@ def read_weights_of(content: bytes) -> None:
 
 
 def read_picture_of(content: bytes) -> None:
-    with contextlib.suppress(PictureError):
-        read_picture(io.BytesIO(content))
+    with contextlib.suppress(UploadError):
+        read_upload(io.BytesIO(content))
 
 
 def pickle_of(protocol: int) -> bytes:

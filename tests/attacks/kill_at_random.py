@@ -148,13 +148,13 @@ def training_job(folder: Path, script: str, is_damaged: bool = False) -> Job:
     """A training; `is_damaged`: the newest checkpoint is, before it is resumed."""
     import importlib
 
-    from classification_utils import digit_pictures, options, save_start, write_parquet
+    from classification_utils import digit_images, options, save_start, write_parquet
 
     module = importlib.import_module(script)
     start, digits = folder / "start", folder / "digits"
     if not start.exists():
         save_start(start)
-        write_parquet(digits, *digit_pictures(360))
+        write_parquet(digits, *digit_images(360))
     every_two = ["--checkpointing_steps", "2"]
     if script == "run_trainer":
         every_two = ["--save_strategy", "steps", "--save_steps", "2", "--disable_tqdm", "true"]

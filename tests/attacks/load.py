@@ -45,7 +45,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from classification_utils import digit_pictures, save_start  # noqa: E402
+from classification_utils import digit_images, save_start  # noqa: E402
 from gradio_client import handle_file  # noqa: E402
 from space_server import SPACES, digit_image, digit_label, serve  # noqa: E402
 
@@ -178,7 +178,7 @@ def switching(folder: Path, switches: int) -> dict[str, Any]:
 def predictions(folder: Path, images: int) -> dict[str, Any]:
     """So many predictions of a tiny model, by `batch_predict.py`."""
     contents = []
-    for picture in digit_pictures()[0]:
+    for picture in digit_images()[0]:
         file = io.BytesIO()
         picture.save(file, format="PNG")
         contents.append({"bytes": file.getvalue(), "path": None})

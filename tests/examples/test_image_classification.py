@@ -36,7 +36,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType
 from classification_utils import (
     blank_figures,
-    digit_pictures,
+    digit_images,
     options,
     plain_options,
     save_start,
@@ -536,7 +536,7 @@ def test_failed_connection_is_a_sentence():
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("num_channels", [1, 5])
 def test_images_with_other_channels_are_learnt(num_channels, script, start, tmp_path):
-    pictures, labels = digit_pictures(360)
+    pictures, labels = digit_images(360)
     if num_channels == 1:
         folder = write_parquet(tmp_path / "images", pictures, labels)
     else:
@@ -611,7 +611,7 @@ def test_compiled_training_in_bfloat16_writes_a_plain_model(script, digits, monk
 def test_webdataset_is_learnt(start, tmp_path):
     (tmp_path / "data").mkdir()
     with tarfile.open(tmp_path / "data" / "train.tar", "w") as archive:
-        for index, (picture, label) in enumerate(zip(*digit_pictures(80))):
+        for index, (picture, label) in enumerate(zip(*digit_images(80))):
             for suffix, content in ((".png", png(picture)), (".cls", label.encode())):
                 member = tarfile.TarInfo(f"{index:03}{suffix}")
                 member.size = len(content)
@@ -744,7 +744,7 @@ def test_evaluation_labels_that_training_lacks_are_named(tmp_path):
 
 
 def stream_options(start: Path, tmp_path: Path) -> list[str]:
-    pictures, labels = digit_pictures(100)
+    pictures, labels = digit_images(100)
     for index in range(2):
         part = slice(40 * index, 40 * index + 40)
         write_parquet(tmp_path / "train", pictures[part], labels[part])

@@ -37,7 +37,7 @@ from hostile_files import saved
 from PIL import ExifTags, Image
 from torchvision.transforms import v2
 from tqdm import tqdm
-from twins_space.pictures import read_picture
+from twins_space.uploads import read_upload
 
 from hf_twins import TwinsImageProcessor, TwinsImageProcessorPil
 from hf_twins._utils.images import read_image
@@ -105,7 +105,7 @@ def test_every_reader_gives_the_same_pixels(name, tmp_path):
     with Image.open(file) as opened:
         opened.load()
 
-    found = {"Space": read_picture(file)}
+    found = {"Space": read_upload(file)}
     # Training, evaluation and batch prediction of classifiers.
     preparation = Preparation(v2.PILToTensor(), 3)
     split = load_folder(str(tmp_path / "all"))

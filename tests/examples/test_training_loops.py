@@ -29,7 +29,7 @@ import run_accelerate
 import run_trainer
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from classification_utils import digit_pictures, write_digit_folder, write_parquet
+from classification_utils import digit_images, write_digit_folder, write_parquet
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import TrainingArguments
@@ -157,7 +157,7 @@ def record(monkeypatch) -> Any:
 @pytest.fixture(scope="module")
 def few(tmp_path_factory) -> Path:
     """Enough digits for a few steps."""
-    pictures, labels = digit_pictures()
+    pictures, labels = digit_images()
     return write_parquet(tmp_path_factory.mktemp("few"), pictures[:40], labels[:40])
 
 

@@ -493,7 +493,7 @@ def test_lines_of_the_export_page_classify(empty_page, spaces):
     # Beside the folder with the model, under the name that the page gives it.
     (space.folder / "outputs").mkdir()
     (space.folder / "outputs" / "onnx").symlink_to(space.model_folder)
-    (space.folder / "picture.png").write_bytes((EXAMPLES / "digit_7.png").read_bytes())
+    (space.folder / "image.png").write_bytes((EXAMPLES / "digit_7.png").read_bytes())
     (space.folder / "lines.html").write_text(html, encoding="utf-8")
     empty_page.goto(f"{space.url}lines.html")
     empty_page.wait_for_function("window.answer")

@@ -131,7 +131,7 @@ def test_seen_crop_is_exact(client, tmp_path):
 
 
 def cells(overlay: str, side: int) -> np.ndarray:
-    """The mean brightness of each of `side x side` squares of a picture."""
+    """The mean brightness of each of `side x side` squares of an image."""
     gray = pixels(overlay).mean(-1)
     size = len(gray) // side
     return gray.reshape(side, size, side, size).mean((1, 3)).flatten()
@@ -207,9 +207,9 @@ def fails(client: Client, *arguments, **options) -> str:
 
 
 def test_bad_files_get_a_sentence_and_the_server_goes_on(server, client, digit, tmp_path):
-    picture = digit_image(3, side=200)
-    unusable, unusual = write_unusable(tmp_path, picture), write_unusual(tmp_path, picture)
-    archives = write_unusable_archives(tmp_path, picture)
+    image = digit_image(3, side=200)
+    unusable, unusual = write_unusable(tmp_path, image), write_unusual(tmp_path, image)
+    archives = write_unusable_archives(tmp_path, image)
     Image.new("L", (1, 1)).save(tmp_path / "pixel.png")
 
     def send_all() -> None:
@@ -368,7 +368,7 @@ def test_published_model_answers_a_photograph_on_the_first_visit(app, tmp_path):
         assert notice == "Published models are downloaded when you first choose them."
         default, example, answer, notice = app.first_answer(app.Classification(shelf), notice)
         model = shelf.get("twins-svt-small")
-        labels = model(model.prepare(app.pictures.read_picture(example))).logits.softmax(-1)
+        labels = model(model.prepare(app.uploads.read_upload(example))).logits.softmax(-1)
     assert (default, example.name) == ("twins-svt-small", "chelsea.jpg")
     assert len(answer[0]) == 5
     assert max(answer[0].values()) == pytest.approx(labels.max().item(), abs=1e-6)

@@ -26,7 +26,7 @@ from testing_utils import FAMILIES, randomize, tiny_config
 from twins_space import drawing, models
 from twins_space.drawing import ExplanationError
 from twins_space.models import LoadedModel, ModelError, ModelShelf, name_locations
-from twins_space.pictures import PictureError
+from twins_space.uploads import UploadError
 
 from hf_twins import TwinsForImageClassification, TwinsImageProcessor
 
@@ -154,7 +154,7 @@ def test_picture_too_long_for_a_model_that_crops_nothing_is_refused():
     model, processor = make()
     processor.do_center_crop = False
     processor.size = {"shortest_edge": 512}
-    with pytest.raises(PictureError, match="too long for so high a resolution"):
+    with pytest.raises(UploadError, match="too long for so high a resolution"):
         LoadedModel("tiny", model, processor).prepare(PIL.Image.new("RGB", (2000, 100)), 200)
 
 
@@ -168,7 +168,7 @@ def test_explanations_cover_what_the_model_saw(family, method):
     for stage in ("stage1", "stage2", "stage3"):
         for _, layer in drawing.layer_choices(model, stage):
             heat, stride = drawing.explain(model, pixel_values, method, stage, layer)
-            # GSA may leave incomplete squares out, windows may reach beyond the picture.
+            # GSA may leave incomplete squares out, windows may reach beyond the image.
             assert abs(heat.shape[0] * stride - SIDE) < 12
             large = drawing.spread_map(heat, stride, (SIDE, SIDE), seen)
             assert large.shape == (336, 336)

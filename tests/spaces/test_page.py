@@ -19,7 +19,7 @@ import io
 import gradio as gr
 import pytest
 from twins_space import page
-from twins_space.pictures import PictureError
+from twins_space.uploads import UploadError
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_page_shows_results_or_an_error_and_never_both():
     act = page.for_page(action, num_results=2, num_kept=1)
     assert act("image", 1)[:3] == ("image", 1, "kept")
     assert act("image", 1)[3] == gr.update(value="", visible=False)
-    first, second, kept, message = act(PictureError("This file is <empty>."), 1)
+    first, second, kept, message = act(UploadError("This file is <empty>."), 1)
     assert (first, second, kept) == (None, None, gr.skip())
     assert message == gr.update(value='<p role="alert">This file is &lt;empty&gt;.</p>', visible=True)
     # Without an image there is neither.

@@ -38,7 +38,7 @@ from hostile_files import (
     write_no_images,
 )
 from PIL import ExifTags, Image, ImageCms, ImageFile
-from twins_space.pictures import PictureError, read_picture
+from twins_space.uploads import UploadError, read_upload
 
 import hf_twins
 from hf_twins._utils import images
@@ -288,8 +288,8 @@ def test_what_is_no_image_is_refused_by_name_by_every_reader(tmp_path):
         if "scans" not in sentence:
             with pytest.raises(ValueError, match=rf"^{tmp_path}/{name} cannot be used: "):
                 run_exported.read_image(tmp_path / name)
-        with pytest.raises(PictureError):
-            read_picture(tmp_path / name)
+        with pytest.raises(UploadError):
+            read_upload(tmp_path / name)
 
 
 def test_scans_are_those_of_the_image_alone(tmp_path):
@@ -330,7 +330,7 @@ def test_orientation_is_that_of_exif(number, tmp_path):
     assert np.array_equal(read_image(tmp_path / "turned.png", applied=applied), expected)
     assert applied == ({images.TURNED: 1} if number in turn else {})
     assert np.array_equal(run_exported.read_image(tmp_path / "turned.png"), expected)
-    assert np.array_equal(read_picture(tmp_path / "turned.png"), expected)
+    assert np.array_equal(read_upload(tmp_path / "turned.png"), expected)
     assert read_image(tmp_path / "broken.jpg").size == (48, 32)
 
 

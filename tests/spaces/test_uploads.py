@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Pictures as strangers send them: each is read as what it is, or refused with a sentence."""
+"""Images as strangers send them: each is read as what it is, or refused with a sentence."""
 
 import io
 import os
@@ -23,8 +23,8 @@ import numpy as np
 import PIL.Image
 import pytest
 from hostile_files import archive, many_scans, png_of, saved
-from twins_space import pictures
-from twins_space.pictures import PictureError, list_pictures, read_picture, read_pictures
+from twins_space import uploads
+from twins_space.uploads import UploadError, list_images, read_images, read_upload
 
 
 WIDTH, HEIGHT = 40, 30
@@ -49,19 +49,19 @@ def difference(image: PIL.Image.Image, other: PIL.Image.Image) -> float:
 
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"])
 def test_formats_are_read(scene, image_format):
-    image = read_picture(sent(scene, image_format))
+    image = read_upload(sent(scene, image_format))
     assert image.mode == "RGB"
     assert difference(image, scene) < 8
 
 
 def test_cmyk_is_read(scene):
-    assert difference(read_picture(sent(scene.convert("CMYK"), "JPEG")), scene) < 8
+    assert difference(read_upload(sent(scene.convert("CMYK"), "JPEG")), scene) < 8
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "RGBA"])
 def test_modes_are_read(scene, mode):
     image = scene.convert(mode)
-    assert difference(read_picture(sent(image, "PNG")), image.convert("RGB")) < 1
+    assert difference(read_upload(sent(image, "PNG")), image.convert("RGB")) < 1
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "TIFF"])
@@ -69,7 +69,7 @@ def test_16_bits_keep_their_range(scene, image_format):
     gray = np.asarray(scene.convert("L"))
     image = PIL.Image.fromarray(gray.astype(np.uint16) * 257)
     assert image.mode == "I;16"
-    assert difference(read_picture(sent(image, image_format)), scene.convert("L").convert("RGB")) < 1
+    assert difference(read_upload(sent(image, image_format)), scene.convert("L").convert("RGB")) < 1
 
 
 def test_palette_with_transparency_is_composited_on_white(scene):
@@ -77,7 +77,7 @@ def test_palette_with_transparency_is_composited_on_white(scene):
     file = sent(palette, "PNG", transparency=bytes(range(0, 256, 16)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        image = read_picture(file)
+        image = read_upload(file)
     palette.info["transparency"] = bytes(range(0, 256, 16))
     layers = PIL.Image.new("RGBA", palette.size, "white"), palette.convert("RGBA")
     assert difference(image, PIL.Image.alpha_composite(*layers).convert("RGB")) < 1
@@ -89,34 +89,34 @@ def test_turned_pictures_are_upright(scene, image_format):
     # The camera lay on its side: to be turned by 90 degrees clockwise.
     exif[0x0112] = 6
     file = sent(scene.transpose(PIL.Image.Transpose.ROTATE_90), image_format, exif=exif)
-    assert difference(read_picture(file), scene) < 8
+    assert difference(read_upload(file), scene) < 8
 
 
 def test_turned_picture_of_16_bits_is_upright(scene):
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
     turned = np.asarray(scene.convert("L").transpose(PIL.Image.Transpose.ROTATE_90)).astype(np.uint16) * 257
-    image = read_picture(sent(PIL.Image.fromarray(turned), "PNG", exif=exif))
+    image = read_upload(sent(PIL.Image.fromarray(turned), "PNG", exif=exif))
     assert difference(image, scene.convert("L").convert("RGB")) < 1
 
 
 def test_animation_gives_its_first_frame(scene):
     file = sent(scene, "GIF", save_all=True, append_images=[PIL.Image.new("RGB", scene.size)], duration=50)
-    assert difference(read_picture(file), scene) < 8
+    assert difference(read_upload(file), scene) < 8
 
 
 def test_single_pixel_is_read():
-    assert read_picture(sent(PIL.Image.new("RGB", (1, 1), "red"), "PNG")).size == (1, 1)
+    assert read_upload(sent(PIL.Image.new("RGB", (1, 1), "red"), "PNG")).size == (1, 1)
 
 
 def test_large_picture_is_made_smaller(scene):
-    image = read_picture(sent(scene.resize((4000, 3000)), "JPEG"))
-    assert image.size == (pictures.MAX_SIDE, pictures.MAX_SIDE * 3 // 4)
+    image = read_upload(sent(scene.resize((4000, 3000)), "JPEG"))
+    assert image.size == (uploads.MAX_SIDE, uploads.MAX_SIDE * 3 // 4)
 
 
 REFUSED = {
     "empty": (io.BytesIO(), "This file is empty"),
-    "text": (io.BytesIO(b"no picture"), "not an image that can be read here: send a PNG, JPEG"),
+    "text": (io.BytesIO(b"no image"), "not an image that can be read here: send a PNG, JPEG"),
     "svg": (io.BytesIO(b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>'), "SVG drawings"),
     "heic": (io.BytesIO(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)), "HEIC images"),
     "postscript": (io.BytesIO(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "not an image"),
@@ -131,41 +131,41 @@ REFUSED = {
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(("file", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_used_is_refused_with_a_sentence(file, message):
-    with pytest.raises(PictureError, match=message):
-        read_picture(file)
+    with pytest.raises(UploadError, match=message):
+        read_upload(file)
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"])
 def test_truncated_picture_is_refused_with_a_sentence(image_format):
     content = sent(PIL.Image.effect_noise((200, 200), 80).convert("RGB"), image_format).getvalue()
-    with pytest.raises(PictureError, match=r"broken or incomplete|not an image"):
-        read_picture(io.BytesIO(content[: len(content) // 2]))
+    with pytest.raises(UploadError, match=r"broken or incomplete|not an image"):
+        read_upload(io.BytesIO(content[: len(content) // 2]))
 
 
 def test_fractions_are_refused_with_a_sentence():
-    with pytest.raises(PictureError, match="fractions from 255 to 255 for pixels, where 0 to 1 are read"):
-        read_picture(sent(PIL.Image.new("F", (20, 20), 255), "TIFF"))
-    gray = read_picture(sent(PIL.Image.new("F", (20, 20), 0.5), "TIFF"))
+    with pytest.raises(UploadError, match="fractions from 255 to 255 for pixels, where 0 to 1 are read"):
+        read_upload(sent(PIL.Image.new("F", (20, 20), 255), "TIFF"))
+    gray = read_upload(sent(PIL.Image.new("F", (20, 20), 0.5), "TIFF"))
     assert gray.getpixel((0, 0)) == (128, 128, 128)
 
 
 def test_pictures_of_32_bits_may_have_a_quarter_of_the_pixels(monkeypatch):
     """They take four bytes a pixel, from a file that may have some hundred thousand."""
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 400)
-    assert read_picture(sent(PIL.Image.new("L", (20, 20)), "TIFF")).size == (20, 20)
-    assert read_picture(sent(PIL.Image.new("I", (10, 10)), "TIFF")).size == (10, 10)
+    monkeypatch.setattr(uploads, "MAX_PIXELS", 400)
+    assert read_upload(sent(PIL.Image.new("L", (20, 20)), "TIFF")).size == (20, 20)
+    assert read_upload(sent(PIL.Image.new("I", (10, 10)), "TIFF")).size == (10, 10)
     for mode in ("I", "F"):
-        with pytest.raises(PictureError, match="20 x 20 has too many pixels"):
-            read_picture(sent(PIL.Image.new(mode, (20, 20)), "TIFF"))
+        with pytest.raises(UploadError, match="20 x 20 has too many pixels"):
+            read_upload(sent(PIL.Image.new(mode, (20, 20)), "TIFF"))
 
 
 def test_pictures_of_many_scans_are_refused_alone_and_in_an_archive(scene, tmp_path):
     """Each scan takes a pass over all pixels, and a few bytes."""
     progressive = many_scans(saved(scene, "JPEG", progressive=True), 1000)
-    with pytest.raises(PictureError, match=r"a JPEG of 10\d\d scans, of which at most 50 are read"):
-        read_picture(io.BytesIO(progressive))
+    with pytest.raises(UploadError, match=r"a JPEG of 10\d\d scans, of which at most 50 are read"):
+        read_upload(io.BytesIO(progressive))
     archive = write_zip(tmp_path / "scans.zip", {"good.jpg": saved(scene, "JPEG"), "scans.jpg": progressive})
-    good, scans = read_pictures(list_pictures([archive]))
+    good, scans = read_images(list_images([archive]))
     assert good[1].size == scene.size
     assert "scans" in str(scans[1])
 
@@ -173,14 +173,14 @@ def test_pictures_of_many_scans_are_refused_alone_and_in_an_archive(scene, tmp_p
 def test_what_is_no_file_is_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     for path in (tmp_path / "pipe.png", tmp_path, tmp_path / "gone.png"):
-        with pytest.raises(PictureError, match="This is not a file"):
-            read_picture(path)
+        with pytest.raises(UploadError, match="This is not a file"):
+            read_upload(path)
 
 
 def test_large_file_is_refused(monkeypatch, scene):
-    monkeypatch.setattr(pictures, "MAX_FILE_SIZE", 100)
-    with pytest.raises(PictureError, match="too large"):
-        read_picture(sent(scene, "PNG"))
+    monkeypatch.setattr(uploads, "MAX_FILE_SIZE", 100)
+    with pytest.raises(UploadError, match="too large"):
+        read_upload(sent(scene, "PNG"))
 
 
 def write_zip(path: Path, members: dict[str, bytes]) -> Path:
@@ -195,28 +195,28 @@ def test_pictures_of_files_and_archives_are_listed_and_read(scene, tmp_path):
         {"a/one.png": png, "a/broken.png": png[:60], "__MACOSX/a/one.png": b"", "a/.hidden": b"", "a/": b""},
     )
     (tmp_path / "alone.png").write_bytes(png)
-    found = list(read_pictures(list_pictures([tmp_path / "alone.png", archive])))
+    found = list(read_images(list_images([tmp_path / "alone.png", archive])))
     assert [name for name, _ in found] == ["alone.png", "all.zip/a/one.png", "all.zip/a/broken.png"]
     assert difference(found[1][1], scene) == 0
-    assert isinstance(found[2][1], PictureError)
+    assert isinstance(found[2][1], UploadError)
 
 
 @pytest.mark.parametrize("name", ["../out.png", "/etc/out.png", "a/../../out.png", "..\\out.png", "C:\\out.png"])
 def test_archive_that_leads_out_of_itself_is_refused(tmp_path, name):
-    with pytest.raises(PictureError, match="names files outside itself"):
-        list_pictures([write_zip(tmp_path / "out.zip", {"good.png": b"", name: b""})])
+    with pytest.raises(UploadError, match="names files outside itself"):
+        list_images([write_zip(tmp_path / "out.zip", {"good.png": b"", name: b""})])
 
 
 def test_archive_that_unpacks_to_too_much_is_refused(tmp_path):
     bomb = write_zip(tmp_path / "bomb.zip", {f"{index}.png": bytes(15 * 2**20) for index in range(14)})
     assert bomb.stat().st_size < 2**20
-    with pytest.raises(PictureError, match="unpacks to more than 200 MB"):
-        list_pictures([bomb])
+    with pytest.raises(UploadError, match="unpacks to more than 200 MB"):
+        list_images([bomb])
 
 
 def test_member_that_unpacks_to_too_much_is_refused_alone(tmp_path):
-    archive = write_zip(tmp_path / "large.zip", {"large.png": bytes(pictures.MAX_FILE_SIZE + 1)})
-    ((_, result),) = read_pictures(list_pictures([archive]))
+    archive = write_zip(tmp_path / "large.zip", {"large.png": bytes(uploads.MAX_FILE_SIZE + 1)})
+    ((_, result),) = read_images(list_images([archive]))
     assert "too large" in str(result)
 
 
@@ -224,8 +224,8 @@ def test_member_that_is_larger_than_it_says_is_refused(tmp_path):
     archive = write_zip(tmp_path / "lying.zip", {"lying.png": bytes(100_000)})
     content = archive.read_bytes()
     archive.write_bytes(content.replace(struct.pack("<I", 100_000), struct.pack("<I", 100)))
-    ((_, result),) = read_pictures(list_pictures([archive]))
-    assert isinstance(result, PictureError)
+    ((_, result),) = read_images(list_images([archive]))
+    assert isinstance(result, UploadError)
 
 
 def test_broken_archive_is_refused(tmp_path):
@@ -233,16 +233,16 @@ def test_broken_archive_is_refused(tmp_path):
     start = content.rindex(b"PK\x01\x02")
     content[start : start + 4] = b"????"
     (tmp_path / "broken.zip").write_bytes(content)
-    with pytest.raises(PictureError, match="broken or incomplete"):
-        list_pictures([tmp_path / "broken.zip"])
+    with pytest.raises(UploadError, match="broken or incomplete"):
+        list_images([tmp_path / "broken.zip"])
 
 
 def test_member_that_is_nowhere_in_its_archive_is_refused(scene, tmp_path):
     """The directory of an archive from which the beginning was cut off leads before its start."""
     file = tmp_path / "cut.zip"
     file.write_bytes(archive({"0.png": saved(scene, "PNG")})[2:])
-    ((_, refusal),) = read_pictures(list_pictures([file]))
-    assert isinstance(refusal, PictureError)
+    ((_, refusal),) = read_images(list_images([file]))
+    assert isinstance(refusal, UploadError)
     assert "broken inside its zip archive" in str(refusal)
 
 
@@ -250,12 +250,12 @@ def test_encrypted_archive_is_refused(tmp_path):
     content = bytearray(write_zip(tmp_path / "locked.zip", {"one.png": b"123"}).read_bytes())
     content[content.rindex(b"PK\x01\x02") + 8] |= 1
     (tmp_path / "locked.zip").write_bytes(content)
-    with pytest.raises(PictureError, match="encrypted"):
-        list_pictures([tmp_path / "locked.zip"])
+    with pytest.raises(UploadError, match="encrypted"):
+        list_images([tmp_path / "locked.zip"])
 
 
 @pytest.mark.parametrize(("count", "message"), [(0, "no image"), (201, "201 images: send at most 200")])
 def test_number_of_pictures_is_limited(tmp_path, count, message):
     archive = write_zip(tmp_path / "many.zip", {f"{index}.png": b"" for index in range(count)})
-    with pytest.raises(PictureError, match=message):
-        list_pictures([archive])
+    with pytest.raises(UploadError, match=message):
+        list_images([archive])

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Pictures as strangers send them: read within limits, or refused with a sentence that can be shown to them."""
+"""Images as strangers send them: read within limits, or refused with a sentence that can be shown to them."""
 
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -27,9 +27,9 @@ from hf_twins._utils.images import ImageError, check_is_file, convert_image, ope
 MAX_FILE_SIZE = 20 * 2**20
 MAX_PIXELS = 50_000_000
 MAX_ASPECT_RATIO = 20
-# Larger pictures are made smaller at once: no model here looks at more.
+# Larger images are made smaller at once: no model here looks at more.
 MAX_SIDE = 2048
-MAX_PICTURES = 200
+MAX_IMAGES = 200
 MAX_UNPACKED_SIZE = 200 * 2**20
 
 # The others are rare, or their decoders have more power than a stranger's file should have (EPS is a program).
@@ -38,12 +38,12 @@ FORMAT_NAMES = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
-class PictureError(ValueError):
+class UploadError(ValueError):
     """A file cannot be used; the message is a sentence for whoever sent it."""
 
 
-def read_picture(source: Path | BinaryIO) -> PIL.Image.Image:
-    """The first frame of a picture, upright, in RGB, with no side longer than `MAX_SIDE`.
+def read_upload(source: Path | BinaryIO) -> PIL.Image.Image:
+    """The first frame of an image, upright, in RGB, with no side longer than `MAX_SIDE`.
 
     16 bits a pixel are scaled to 8, and what is transparent is composited on white, as everywhere in hf_twins.
 
@@ -51,22 +51,22 @@ def read_picture(source: Path | BinaryIO) -> PIL.Image.Image:
         source: a file, or an open one that can be sought in.
 
     Raises:
-        PictureError: if it is no picture, broken, too large or too long.
+        UploadError: if it is no image, broken, too large or too long.
     """
     if isinstance(source, Path):
         try:
             check_is_file(source)
         except (ImageError, OSError) as error:
-            raise PictureError("This is not a file: send one with an image in it.") from error
+            raise UploadError("This is not a file: send one with an image in it.") from error
         with source.open("rb") as file:
-            return read_picture(file)
+            return read_upload(file)
     start = source.read(4096)
     size = source.seek(0, 2)
     source.seek(0)
     if size == 0:
-        raise PictureError("This file is empty: send one with an image in it.")
+        raise UploadError("This file is empty: send one with an image in it.")
     if size > MAX_FILE_SIZE:
-        raise PictureError(f"This file is too large: send one of at most {MAX_FILE_SIZE >> 20} MB.")
+        raise UploadError(f"This file is too large: send one of at most {MAX_FILE_SIZE >> 20} MB.")
     try:
         image = open_image(
             source,
@@ -77,16 +77,16 @@ def read_picture(source: Path | BinaryIO) -> PIL.Image.Image:
         )
         return convert_image(image)
     except ImageError as error:
-        raise PictureError(str(error)) from error
+        raise UploadError(str(error)) from error
     except PIL.UnidentifiedImageError as error:
-        raise PictureError(unknown_format(start)) from error
+        raise UploadError(unknown_format(start)) from error
     except PIL.Image.DecompressionBombError as error:
-        raise PictureError(
+        raise UploadError(
             f"This image has too many pixels: send one of at most {MAX_PIXELS // 10**6} megapixels."
         ) from error
     # On broken files, decoders raise whatever they come upon.
     except Exception as error:
-        raise PictureError(
+        raise UploadError(
             "This image is broken or incomplete: open it in another program, save it anew and send that."
         ) from error
 
@@ -100,49 +100,49 @@ def unknown_format(start: bytes) -> str:
     return f"This is not an image that can be read here: send a {FORMAT_NAMES} file."
 
 
-def list_pictures(files: Sequence[Path]) -> list[tuple[str, Path, str | None]]:
-    """The pictures in files and zip archives: a name to call each by, the file, and the archive's member that it is.
+def list_images(files: Sequence[Path]) -> list[tuple[str, Path, str | None]]:
+    """The images in files and zip archives: a name to call each by, the file, and the archive's member that it is.
 
     Nothing is unpacked onto the disk. That an archive is no trap is seen from its directory, before any of it is read.
 
     Raises:
-        PictureError: if there are none or too many, or an archive is broken, encrypted, unpacks to too much, or names files
+        UploadError: if there are none or too many, or an archive is broken, encrypted, unpacks to too much, or names files
             outside itself.
     """
-    pictures: list[tuple[str, Path, str | None]] = []
+    images: list[tuple[str, Path, str | None]] = []
     for file in files:
         if zipfile.is_zipfile(file):
             # Members of one archive may have the same name in several folders, and so may several archives.
             folder = PurePosixPath(file.name if len(files) > 1 else "")
-            pictures += [(str(folder / member.replace("\\", "/")), file, member) for member in list_members(file)]
+            images += [(str(folder / member.replace("\\", "/")), file, member) for member in list_members(file)]
         else:
-            pictures.append((file.name, file, None))
-    if not pictures:
-        raise PictureError("There is no image in what was sent: send images, or a zip archive of some.")
-    if len(pictures) > MAX_PICTURES:
-        raise PictureError(f"These are {len(pictures):,} images: send at most {MAX_PICTURES} at once.")
-    return pictures
+            images.append((file.name, file, None))
+    if not images:
+        raise UploadError("There is no image in what was sent: send images, or a zip archive of some.")
+    if len(images) > MAX_IMAGES:
+        raise UploadError(f"These are {len(images):,} images: send at most {MAX_IMAGES} at once.")
+    return images
 
 
 def list_members(archive: Path) -> list[str]:
     if archive.stat().st_size > MAX_FILE_SIZE:
-        raise PictureError(f"This archive is too large: send one of at most {MAX_FILE_SIZE >> 20} MB.")
+        raise UploadError(f"This archive is too large: send one of at most {MAX_FILE_SIZE >> 20} MB.")
     try:
         with zipfile.ZipFile(archive) as opened:
             members = [member for member in opened.infolist() if not member.is_dir()]
     # As below.
     except Exception as error:
-        raise PictureError("This zip archive is broken or incomplete: pack it anew and send that.") from error
+        raise UploadError("This zip archive is broken or incomplete: pack it anew and send that.") from error
     for member in members:
         # Backslashes and drives are another system's ways out.
         path = PurePosixPath(member.filename.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or ":" in member.filename:
-            raise PictureError("This zip archive names files outside itself, so nothing of it was read: pack it anew.")
+            raise UploadError("This zip archive names files outside itself, so nothing of it was read: pack it anew.")
         if member.flag_bits & 1:
-            raise PictureError("This zip archive is encrypted: send one without a password.")
+            raise UploadError("This zip archive is encrypted: send one without a password.")
     if sum(member.file_size for member in members) > MAX_UNPACKED_SIZE:
-        raise PictureError(f"This zip archive unpacks to more than {MAX_UNPACKED_SIZE >> 20} MB: send a smaller one.")
-    # What macOS and file managers add is no picture of anybody's.
+        raise UploadError(f"This zip archive unpacks to more than {MAX_UNPACKED_SIZE >> 20} MB: send a smaller one.")
+    # macOS and file managers add files of their own.
     return [name for name in (member.filename for member in members) if not is_hidden(name)]
 
 
@@ -150,14 +150,14 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
 
 
-def read_pictures(
-    pictures: Sequence[tuple[str, Path, str | None]],
-) -> Iterator[tuple[str, PIL.Image.Image | PictureError]]:
-    """Each of those that [`list_pictures`] found, read when it is asked for, or what is wrong with it."""
-    for name, file, member in pictures:
+def read_images(
+    images: Sequence[tuple[str, Path, str | None]],
+) -> Iterator[tuple[str, PIL.Image.Image | UploadError]]:
+    """Each of those that [`list_images`] found, read when it is asked for, or what is wrong with it."""
+    for name, file, member in images:
         try:
-            yield name, read_picture(file) if member is None else read_member(file, member)
-        except PictureError as error:
+            yield name, read_upload(file) if member is None else read_member(file, member)
+        except UploadError as error:
             yield name, error
 
 
@@ -165,11 +165,11 @@ def read_member(archive: Path, member: str) -> PIL.Image.Image:
     try:
         with zipfile.ZipFile(archive) as opened:
             if opened.getinfo(member).file_size > MAX_FILE_SIZE:
-                raise PictureError(f"This file is too large: send one of at most {MAX_FILE_SIZE >> 20} MB.")
+                raise UploadError(f"This file is too large: send one of at most {MAX_FILE_SIZE >> 20} MB.")
             with opened.open(member) as file:
-                return read_picture(file)  # type: ignore[arg-type]  # an IO[bytes] that can be sought in
-    except PictureError:
+                return read_upload(file)  # type: ignore[arg-type]  # an IO[bytes] that can be sought in
+    except UploadError:
         raise
     # Of broken archives, zipfile believes what they say of themselves, and raises what follows from it.
     except Exception as error:
-        raise PictureError("This file is broken inside its zip archive: pack it anew and send that.") from error
+        raise UploadError("This file is broken inside its zip archive: pack it anew and send that.") from error
