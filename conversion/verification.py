@@ -123,14 +123,14 @@ def way_out(settings: Mapping[str, str]) -> str:
 
 
 def verify_preprocessing(processor: Any, pretrained_cfg: Mapping[str, Any]) -> float | None:
-    """Send picture files through an image processor and through timm's evaluation transforms.
+    """Send image files through an image processor and through timm's evaluation transforms.
 
     Args:
         processor: the image processor; where it has a backend that resizes with Pillow, as timm does, that is compared.
         pretrained_cfg: what timm is told.
 
     Returns:
-        The largest relative difference; None where there are no picture files with so many channels.
+        The largest relative difference; None where there are no image files with so many channels.
 
     Raises:
         ValueError: if it is more than 1e-5, or 1e-3 where torchvision resizes.
@@ -156,8 +156,8 @@ def verify_preprocessing(processor: Any, pretrained_cfg: Mapping[str, Any]) -> f
             # Noise with some likeness of neighbors, as photographs have it.
             shape = (rows // 4, columns // 4, num_channels)
             noise = torch.randint(256, shape, dtype=torch.uint8, generator=generator).squeeze(2)
-            picture = PIL.Image.fromarray(noise.numpy(), MODES[num_channels]).resize((columns, rows))
-            picture.save(file := Path(folder, f"{columns}.png"))
+            image = PIL.Image.fromarray(noise.numpy(), MODES[num_channels]).resize((columns, rows))
+            image.save(file := Path(folder, f"{columns}.png"))
             with PIL.Image.open(file) as opened:
                 expected: Any = transform(opened.convert(MODES[num_channels]))
                 actual = processor(opened, return_tensors="pt")["pixel_values"][0]

@@ -11,9 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Pictures of what a Twins model looks at: its attention, attention rollout and Grad-CAM, over the image.
+"""Figures of what a Twins model looks at: its attention, attention rollout and Grad-CAM, over the image.
 
-Writes a figure for each stage. The image is what the image processor makes of the picture; the weights are means over the
+Writes a figure for each stage. The image is shown as the model sees it; the weights are means over the
 heads. "Received" is the attention that all tokens pay, "from" that of the token under the cross, and rollout is the
 stage's own.
 
@@ -54,7 +54,7 @@ class AttentionMapsArguments:
     model_name_or_path: str = field(
         metadata={"help": "A classifier or a Semantic FPN: a folder or Hub id, also of timm's, or the authors' file."}
     )
-    image: str = field(metadata={"help": "The picture."})
+    image: str = field(metadata={"help": "The image to explain."})
     output_dir: str = field(metadata={"help": "Where the figures are written, one for each stage."})
     stages: list[str] | None = field(default=None, metadata={"help": "Such as stage3 stage4; all by default."})
     layers: list[int] | None = field(
@@ -100,15 +100,15 @@ def choose_label(label: str | None, model: Any, pixel_values: torch.Tensor) -> i
 
 
 def draw_map(
-    axes: Axes, picture: np.ndarray, values: torch.Tensor, stride: int, title: str, is_smooth: bool = False
+    axes: Axes, image: np.ndarray, values: torch.Tensor, stride: int, title: str, is_smooth: bool = False
 ) -> None:
-    """A map `(height, width)` over the picture, each of its values over the `stride x stride` pixels that it is of.
+    """A map `(height, width)` over the image, each of its values over the `stride x stride` pixels that it is of.
 
     `is_smooth` interpolates between the values, as is usual for Grad-CAM.
     """
-    draw_picture(axes, picture, title)
+    draw_image(axes, image, title)
     height, width = values.shape
-    image = axes.imshow(
+    drawn = axes.imshow(
         values.numpy(),
         extent=(-0.5, width * stride - 0.5, height * stride - 0.5, -0.5),
         cmap="inferno",
@@ -116,31 +116,31 @@ def draw_map(
         alpha=0.6,
         vmin=0,
     )
-    # What windows or patches have beyond the picture is left out.
-    axes.set_xlim(-0.5, picture.shape[1] - 0.5)
-    axes.set_ylim(picture.shape[0] - 0.5, -0.5)
-    bar = axes.figure.colorbar(image, ax=axes, fraction=0.04)
+    # What windows or patches have beyond the image is left out.
+    axes.set_xlim(-0.5, image.shape[1] - 0.5)
+    axes.set_ylim(image.shape[0] - 0.5, -0.5)
+    bar = axes.figure.colorbar(drawn, ax=axes, fraction=0.04)
     bar.ax.tick_params(labelsize=7)
 
 
-def draw_picture(axes: Axes, picture: np.ndarray, title: str) -> None:
-    axes.imshow(picture)
+def draw_image(axes: Axes, image: np.ndarray, title: str) -> None:
+    axes.imshow(image)
     axes.set_title(title, fontsize=9)
     axes.set_axis_off()
 
 
-def draw_windows(axes: Axes, picture: np.ndarray, side: int) -> None:
+def draw_windows(axes: Axes, image: np.ndarray, side: int) -> None:
     """The borders of windows of `side` pixels."""
-    for row in range(side, picture.shape[0], side):
+    for row in range(side, image.shape[0], side):
         axes.axhline(row - 0.5, color="white", linewidth=0.6)
-    for column in range(side, picture.shape[1], side):
+    for column in range(side, image.shape[1], side):
         axes.axvline(column - 0.5, color="white", linewidth=0.6)
 
 
 # Names may have dollar signs, which are no formulas.
 @matplotlib.rc_context({"text.parse_math": False})
 def draw_stage(
-    picture: np.ndarray,
+    image: np.ndarray,
     of_stage: list[LayerAttention],
     shown: list[LayerAttention],
     cam: torch.Tensor,
@@ -150,11 +150,11 @@ def draw_stage(
     """All maps of a stage: above, those of the whole image; below, those of one token."""
     stage, stride = of_stage[0].stage, of_stage[0].stride
     row, column = query
-    panel_height = 2.6 * picture.shape[0] / picture.shape[1] + 0.4
+    panel_height = 2.6 * image.shape[0] / image.shape[1] + 0.4
     figure = Figure(figsize=(3.3 * (len(shown) + 2), 2 * panel_height + 0.4), layout="constrained")
     grid = figure.subplots(2, len(shown) + 2)
-    draw_picture(grid[0, 0], picture, f"image, {picture.shape[0]} x {picture.shape[1]} pixels")
-    draw_map(grid[1, 0], picture, cam, stride, f"Grad-CAM: {label}", is_smooth=True)
+    draw_image(grid[0, 0], image, f"image, {image.shape[0]} x {image.shape[1]} pixels")
+    draw_map(grid[1, 0], image, cam, stride, f"Grad-CAM: {label}", is_smooth=True)
     for layer, (above, below) in zip(shown, grid.T[1:-1]):
         kind = "GSA" if layer.window_size is None else "LSA"
         for axes, weights, caption in (
@@ -162,13 +162,13 @@ def draw_stage(
             (below, layer.from_query(row, column), f"from token {row}, {column}"),
         ):
             draw_map(
-                axes, picture, weights[0].mean(0), stride * layer.sr_ratio, f"layer {layer.layer}, {kind}: {caption}"
+                axes, image, weights[0].mean(0), stride * layer.sr_ratio, f"layer {layer.layer}, {kind}: {caption}"
             )
             if layer.window_size is not None:
-                draw_windows(axes, picture, layer.window_size * stride)
+                draw_windows(axes, image, layer.window_size * stride)
     rollout, rollout_of_query = attention_rollout(of_stage), attention_rollout(of_stage, query)
-    draw_map(grid[0, -1], picture, rollout[0], stride, "rollout: of the mean")
-    draw_map(grid[1, -1], picture, rollout_of_query[0], stride, f"rollout: of token {row}, {column}")
+    draw_map(grid[0, -1], image, rollout[0], stride, "rollout: of the mean")
+    draw_map(grid[1, -1], image, rollout_of_query[0], stride, f"rollout: of token {row}, {column}")
     for axes in (grid[0, 0], *grid[1, 1:]):
         axes.plot((column + 0.5) * stride - 0.5, (row + 0.5) * stride - 0.5, "x", color="cyan", markeredgewidth=2)
     figure.suptitle(f"{stage}: {of_stage[0].grid[0]} x {of_stage[0].grid[1]} tokens of {stride} x {stride} pixels")

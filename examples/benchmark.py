@@ -340,7 +340,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of a contender, on CPUs")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where")
     parser.add_argument("--json", type=Path, help="file for the results, as JSON")
-    parser.add_argument("--plot", type=Path, help="file for the ratios, as a picture")
+    parser.add_argument("--plot", type=Path, help="file for the ratios, as a figure")
     args = parser.parse_args(arguments)
     for name in ("batch_sizes", "image_sizes"):
         if min(getattr(args, name)) < 1:

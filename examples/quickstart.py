@@ -14,7 +14,7 @@
 """Fine-tune a small Twins-SVT on real images, save it, load it back and classify with it.
 
 Without options it learns scikit-learn's handwritten digits (1,797 images, no download) in about a minute on two CPU
-cores. The output folder is a complete repository: weights, image processor, model card, results and a picture of them.
+cores. The output folder is a complete repository: weights, image processor, model card, results and a figure of them.
 
     python examples/quickstart.py
     python examples/quickstart.py --dataset path/to/images          # a folder with a sub-folder of images for each label
@@ -335,7 +335,7 @@ def quickstart(arguments: QuickstartArguments) -> None:
         f"\n{num_right} of {len(images)} held-out images right ({num_right / len(images):.1%}), classified by the model "
         f"loaded back from {output_dir}.\n"
         f"Look at {output_dir / 'results.png'}. Then:\n"
-        f"  classify a picture   python -c {shlex.quote(code)}\n"
+        f"  classify an image    python -c {shlex.quote(code)}\n"
         f"  your own images      python {script} --dataset path/to/images --output_dir outputs/mine\n"
         f"  go on from here      python {script} --model_name_or_path {folder} --dataset path/to/images --output_dir outputs/more\n"
         f"  publish it           hf upload {shlex.quote(f'YOUR-NAME/{output_dir.name}')} {folder} --exclude run.json"

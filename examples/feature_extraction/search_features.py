@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The nearest neighbors of a picture among the vectors that `extract_features.py` wrote, by cosine similarity.
+"""The nearest neighbors of an image among the vectors that `extract_features.py` wrote, by cosine similarity.
 
     python examples/feature_extraction/search_features.py --features outputs/features --query picture.png --top_k 5
 
@@ -47,7 +47,7 @@ PLACES = ("model_name_or_path", "input_dir")
 @dataclass
 class SearchArguments:
     features: str = field(metadata={"help": "The --output_dir of extract_features.py."})
-    query: str = field(metadata={"help": "The picture whose neighbors are wanted."})
+    query: str = field(metadata={"help": "The image whose neighbors are wanted."})
     top_k: int = field(default=5, metadata={"help": "How many of them."})
     contact_sheet: str = field(default="neighbors.png", metadata={"help": "Where they are drawn."})
 

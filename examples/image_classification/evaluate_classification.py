@@ -58,7 +58,7 @@ from hf_twins.training.image_classification.models import load_trained
 from hf_twins.training.reports import write_results
 
 
-# The shorter side of the picture, of which a square of 224 is looked at: the authors' (main.py), and timm's crop of 0.9.
+# The shorter side of the image, of which a square of 224 is looked at: the authors' (main.py), and timm's crop of 0.9.
 PROTOCOLS = {"authors": 256, "timm": 248}
 NUM_IMAGENET_IMAGES = 50_000
 # SHA-256 of the WordNet ids of ImageNet-1k's thousand classes, sorted, with a blank between.
@@ -97,7 +97,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure, print what was measured beside what was published, and write it into the output folder."""
     if model_arguments.image_size is not None and args.protocol != "checkpoint":
-        raise ValueError("--image_size and --protocol both say how large the pictures are: give one of them.")
+        raise ValueError("--image_size and --protocol both say how large the images are: give one of them.")
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=not torch.accelerator.is_available())
     model, processor = load_trained(model_arguments)
     processor = with_protocol(processor, args.protocol)

@@ -62,7 +62,7 @@ from hf_twins.training.trainer import (
 
 
 class SegmentationTrainer(RecipeTrainer):
-    """Which evaluates pictures at their own size, one after the other.
+    """Which evaluates images at their own size, one after the other.
 
     Args:
         inference: how they are segmented.
@@ -73,7 +73,7 @@ class SegmentationTrainer(RecipeTrainer):
         super().__init__(*args, **kwargs)
         if self.accelerator.distributed_type in SHARDED:
             raise ValueError(
-                "Each process evaluates pictures of its own, which takes whole weights: leave --fsdp and DeepSpeed out."
+                "Each process evaluates images of its own, which takes whole weights: leave --fsdp and DeepSpeed out."
             )
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Timings of contenders that take turns, each in a process of its own, and their results as table, picture and growth."""
+"""Timings of contenders that take turns, each in a process of its own, and their results as table, figure and growth."""
 
 import argparse
 import math

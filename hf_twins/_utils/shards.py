@@ -367,7 +367,7 @@ class ShardImages(torch.utils.data.IterableDataset):
             raise
         except ImageError as error:
             return {"pixel_values": None, "error": str(error)}
-        # Pillow's decoders raise all kinds of errors, and what follows those of its own on unusual pictures.
+        # Pillow's decoders raise all kinds of errors, and what follows those of its own on unusual images.
         except Exception as error:
             reason = decoding_fault(error) if decoded is None else f"cannot be prepared: {error!r}"
             return {"pixel_values": None, "error": reason}

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What data sets of pictures have in common, whatever is to be learned of them."""
+"""What data sets of images have in common, whatever is to be learned of them."""
 
 import logging
 import os

@@ -89,7 +89,7 @@ def finish_run(args: Any, results: dict[str, Any], summary: str, figure: str) ->
 
 
 def draw_curves(history: Sequence[dict[str, float]], panels: dict[str, dict[str, str]], path: Path) -> None:
-    """What a run logged over its epochs, as a picture.
+    """What a run logged over its epochs, as a figure.
 
     Args:
         history: entries with `epoch` and numbers by name.

@@ -223,7 +223,7 @@ def test_wrong_options_are_named(start, folder, tmp_path, capsys):
         run(start, folder, "--dataset_name", "x")
     with pytest.raises(SystemExit, match="--protocol must be checkpoint, authors or timm, got best"):
         run(start, folder, "--protocol", "best")
-    with pytest.raises(SystemExit, match="--image_size and --protocol both say how large the pictures are: give one"):
+    with pytest.raises(SystemExit, match="--image_size and --protocol both say how large the images are: give one"):
         run(start, folder, "--protocol", "timm", "--image_size", 32)
     for option in ("--train_dir", "--validation_dir", "--streaming", "--max_train_samples", "--num_channels"):
         with pytest.raises(SystemExit):

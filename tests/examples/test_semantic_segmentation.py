@@ -624,7 +624,7 @@ def test_prediction_writes_mask_and_overlay_of_every_picture(trained, tmp_path, 
         "settings.json",
         *(f"{name}_{kind}.png" for name in ("gray", "color") for kind in ("mask", "overlay")),
     }
-    assert "1 of 3 pictures cannot be used and are left out: bad.png." in caplog.text
+    assert "1 of 3 images cannot be used and are left out: bad.png." in caplog.text
     with pytest.raises(SystemExit, match="--images must be an image or a folder of images, got"):
         predict_segmentation.main([*arguments, "--images", str(tmp_path / "none")])
     (tmp_path / "pictures" / "gray.jpg").write_text("another")

@@ -349,7 +349,7 @@ def evaluated_size(processor: Any) -> tuple[int, int]:
     """Height and width of any image as an image processor makes it.
 
     Raises:
-        ValueError: if these depend on the image, or it shows the model other pictures than random crops of the image at one size.
+        ValueError: if these depend on the image, or it shows the model anything but random crops of the image at one size.
     """
     size, crop = processor.size, processor.crop_size
     is_squeezed = size.height is not None and size.width is not None
@@ -463,7 +463,7 @@ def check_preparation(preparation: Preparation) -> None:
 
 
 def evaluation_transform(processor: Any) -> Any:
-    """What the checkpoint's image processor makes of a picture, or of an array `(height, width, num_channels)`, without padding."""
+    """What the checkpoint's image processor makes of an image, or of an array `(height, width, num_channels)`, without padding."""
 
     def transform(image: Any) -> torch.Tensor:
         # Of five channels and more it could not tell where they are.

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a run measured, as numbers and as pictures, beside the model it is about."""
+"""What a run measured, as numbers and figures, beside the model it is about."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,7 +55,7 @@ def write_report(
     history: Sequence[dict[str, float]],
     settings: dict[str, Any],
 ) -> None:
-    """Write the results, their pictures and the model card into the model's folder.
+    """Write the results, their figures and the model card into the model's folder.
 
     Args:
         output_dir: the model folder.

@@ -62,7 +62,7 @@ class ModelArguments:
     image_size: int | None = field(
         default=None,
         metadata={
-            "help": "Side in pixels of the crops that are trained on, and short side of the pictures that are evaluated."
+            "help": "Side in pixels of the crops that are trained on, and short side of the images that are evaluated."
         },
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})

@@ -11,11 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Pictures and masks for training and evaluation, from wherever they are, each crop the same whenever it is asked for.
+"""Images and masks for training and evaluation, from wherever they are, each crop the same whenever it is asked for.
 
 A mask has the number of a class for each pixel, and `IGNORE_INDEX` where there is none. The augmentation is
 mmsegmentation's for ADE20K (https://github.com/open-mmlab/mmsegmentation, configs/_base_/datasets/ade20k.py); what is random
-about it depends on nothing but the seed, the epoch and the picture's place in the data set.
+about it depends on nothing but the seed, the epoch and the image's place in the data set.
 """
 
 import logging
@@ -240,7 +240,7 @@ def load_splits(arguments: DataArguments, output_dir: Path | None = None) -> dic
 
 
 def load_folder(folder: str, output_dir: Path | None = None) -> Dataset:
-    """The pictures of `images/`, each with the mask of the same name in `annotations/`; those without one are left out.
+    """The images of `images/`, each with the mask of the same name in `annotations/`; those without one are left out.
 
     Raises:
         ValueError: if there is no such folder, or nothing in it, or two images have one mask or one image two, or what is
@@ -255,21 +255,21 @@ def load_folder(folder: str, output_dir: Path | None = None) -> Dataset:
     for file in listings[1].files:
         if not file.lower().endswith(MASK_EXTENSIONS):
             listings[1].leave_out(LOSSY, file)
-    pictures = by_stem(images / file for file in listings[0].files)
+    image_files = by_stem(images / file for file in listings[0].files)
     masks = by_stem(annotations / file for file in listings[1].files if file.lower().endswith(MASK_EXTENSIONS))
-    parts = ((listings[0], WITHOUT_MASK, pictures, masks), (listings[1], WITHOUT_IMAGE, masks, pictures))
+    parts = ((listings[0], WITHOUT_MASK, image_files, masks), (listings[1], WITHOUT_IMAGE, masks, image_files))
     for listing, reason, files_of, others in parts:
         for stem, files in files_of.items():
             if stem not in others:
                 listing.leave_out(reason, files[0].name)
-    for stem in pictures.keys() & masks.keys():
-        for files in (pictures[stem], masks[stem]):
+    for stem in image_files.keys() & masks.keys():
+        for files in (image_files[stem], masks[stem]):
             if len(files) > 1:
                 raise ValueError(
                     f"Which image has which mask? {files[0].parent} has {', '.join(file.name for file in files)}: images and "
                     "masks need names of their own, also without the extension."
                 )
-    pairs = [(pictures[stem][0], masks[stem][0]) for stem in pictures if stem in masks]
+    pairs = [(image_files[stem][0], masks[stem][0]) for stem in image_files if stem in masks]
     if not pairs:
         raise ValueError(
             f"{folder} has no image with a mask of the same name, images/NAME.jpg and annotations/NAME.png, got "
@@ -310,7 +310,7 @@ def class_numbers(mask: PIL.Image.Image, do_reduce_labels: bool) -> np.ndarray:
     """
     numbers = np.asarray(mask)
     if numbers.ndim != 2:
-        raise ValueError(f"A mask must have one number a pixel, that of its class, got a picture of mode {mask.mode}.")
+        raise ValueError(f"A mask must have one number a pixel, that of its class, got an image of mode {mask.mode}.")
     if numbers.dtype not in (np.bool_, np.uint8):
         whole = numbers.astype(np.int64)
         if (whole != numbers).any() or whole.min() < 0 or whole.max() > IGNORE_INDEX:

@@ -30,7 +30,7 @@ from hf_twins._utils.labels import distinct_names
 
 
 def class_shares(mask: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-    """The share of the picture that each class has which is there, largest first."""
+    """The share of the image that each class has which is there, largest first."""
     distinct = distinct_names(names)
     return {distinct[index]: area / mask.size for index, area in class_areas(mask, len(names)).items()}
 
@@ -70,7 +70,7 @@ def draw_prediction(
     names: Sequence[str],
     path: Path,
 ) -> None:
-    """The picture with its mask over it, beside a legend of the classes that are there."""
+    """An image with its mask over it, beside a legend of the classes that are there."""
     draw_rows([(image, prediction, None)], names, path)
 
 
@@ -95,16 +95,16 @@ def label_regions(axes: Axes, mask: np.ndarray, names: Sequence[str]) -> None:
 def draw_rows(
     rows: Sequence[tuple[PIL.Image.Image, np.ndarray, np.ndarray | None]], names: Sequence[str], path: Path
 ) -> None:
-    """Pictures, one a row, with the predicted mask over them and, where it is known, the true one before it.
+    """Images, one a row, with the predicted mask over them and, where it is known, the true one before it.
 
     Args:
-        rows: picture, prediction, truth.
+        rows: image, prediction, truth.
         names: names of the classes.
         path: PNG file that is written.
     """
     has_truth = any(truth is not None for _, _, truth in rows)
     height = 3.2 if len(rows) > 1 else 4.5
-    # As wide as the widest picture wants to be, and never a strip.
+    # As wide as the widest image wants to be, and never a strip.
     width = height * float(np.clip(max(image.width / image.height for image, _, _ in rows), 0.7, 2.5))
     figure = Figure(figsize=((2 + has_truth) * width + 2.6, height * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), 2 + has_truth, squeeze=False)
@@ -115,8 +115,8 @@ def draw_rows(
             (title, overlay_mask(image, mask, names))
             for title, mask in zip(("truth", "prediction")[-len(masks) :], masks)
         ]
-        for axis, (title, picture) in zip(axes, panels):
-            axis.imshow(picture)
+        for axis, (title, panel) in zip(axes, panels):
+            axis.imshow(panel)
             axis.set_axis_off()
             axis.set_title(title, fontsize=10)
         for axis, mask in zip(axes[1:], masks):

@@ -11,11 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""From a picture to the class of each of its pixels: whole or in windows, at one size or at several, mirrored too.
+"""From an image to the class of each of its pixels: whole or in windows, at one size or at several, mirrored too.
 
 As mmsegmentation does it (https://github.com/open-mmlab/mmsegmentation, `EncoderDecoder.whole_inference` and
 `slide_inference`, `SegTTAModel`), so that published results can be measured again: logits at the size of the model's input,
-then at that of the picture, and of several inputs the mean of the probabilities.
+then at that of the image, and of several inputs the mean of the probabilities.
 """
 
 from dataclasses import dataclass, field
@@ -34,19 +34,19 @@ MULTI_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 @dataclass
 class InferenceArguments:
-    """How a picture is segmented."""
+    """How an image is segmented."""
 
     slide_crop_size: int | None = field(
-        default=None, metadata={"help": "Side in pixels of windows that slide over the picture; whole if not given."}
+        default=None, metadata={"help": "Side in pixels of windows that slide over the image; whole if not given."}
     )
     slide_stride: int | None = field(
         default=None, metadata={"help": "Pixels from window to window; two thirds of a window if not given."}
     )
     scales: list[float] = field(
         default_factory=lambda: [1.0],
-        metadata={"help": "Sizes of the picture, relative to the image processor's, whose results are averaged."},
+        metadata={"help": "Sizes of the image, relative to the image processor's, whose results are averaged."},
     )
-    flip: bool = field(default=False, metadata={"help": "Average over the picture and its mirror image."})
+    flip: bool = field(default=False, metadata={"help": "Average over the image and its mirror image."})
 
     def __post_init__(self) -> None:
         if not self.scales or min(self.scales) <= 0:
@@ -106,7 +106,7 @@ def segment(model: Any, processor: Any, image: PIL.Image.Image, how: InferenceAr
         how: it is done.
 
     Returns:
-        `(num_labels, height, width)`, of the picture's own size, float32.
+        `(num_labels, height, width)`, of the image's own size, float32.
 
     Raises:
         ValueError: if the image processor does not resize, and there are other scales than 1.

@@ -11,9 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""How well pictures are segmented: intersection over union (IoU) and accuracy, from counts of pixels.
+"""How well images are segmented: intersection over union (IoU) and accuracy, from counts of pixels.
 
-As mmsegmentation's `IoUMetric` and transformers' examples count: over all pictures together, without the pixels that have no
+As mmsegmentation's `IoUMetric` and transformers' examples count: over all images together, without the pixels that have no
 class. A class that is neither there nor predicted has no IoU, and is not in the mean.
 """
 
@@ -81,13 +81,13 @@ def evaluate_pairs(
     how: InferenceArguments,
     accelerator: Accelerator | None = None,
 ) -> torch.Tensor:
-    """The confusion matrix of all pairs, at the size of the pictures.
+    """The confusion matrix of all pairs, at the size of the images.
 
     Args:
         model: for semantic segmentation; in evaluation mode afterwards as before, or not.
         processor: its image processor, whose `do_reduce_labels` is that of the masks.
         pairs: images and masks.
-        how: pictures are segmented.
+        how: images are segmented.
         accelerator: the processes that share the work; each holds the whole model.
     """
     num_labels = int(model.config.num_labels or 0)

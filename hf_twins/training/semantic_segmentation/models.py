@@ -40,7 +40,7 @@ from hf_twins.training.trainer import twins_config
 
 
 logger = logging.getLogger(__name__)
-# Short side in pixels of the published models' crops and pictures; the long side is limited to four of it.
+# Short side in pixels of the published models' crops and images; the long side is limited to four of it.
 IMAGE_SIZE = 512
 
 
@@ -172,14 +172,14 @@ def create_processor(arguments: ModelArguments, fields: dict[str, Any], do_reduc
         if processor is not None and segmentation_labels(fields) is None:
             processor = segmentation_processor(image_mean=processor.image_mean, image_std=processor.image_std)
     except MissingProcessorError:
-        logger.warning(f"{name} has no image processor: pictures are prepared as for the published models.")
+        logger.warning(f"{name} has no image processor: images are prepared as for the published models.")
     if processor is None:
         processor = segmentation_processor()
     changes: dict[str, Any] = {"do_reduce_labels": do_reduce_labels, "do_center_crop": False}
     if arguments.image_size is not None:
         changes["size"] = {"shortest_edge": arguments.image_size, "longest_edge": 4 * arguments.image_size}
     elif processor.size.shortest_edge is None:
-        raise ValueError(f"The image processor of {name} does not keep the shape of pictures: give --image_size.")
+        raise ValueError(f"The image processor of {name} does not keep the shape of images: give --image_size.")
     return TwinsImageProcessor.from_dict(processor.to_dict() | changes)
 
 

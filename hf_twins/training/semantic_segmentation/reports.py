@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a run measured, as numbers and as pictures, beside the model it is about."""
+"""What a run measured, as numbers and figures, beside the model it is about."""
 
 import math
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ PANELS = {
     "loss": {"loss": "training"},
     "share": {"eval_mean_iou": "mean IoU", "eval_overall_accuracy": "pixels that are right"},
 }
-NUM_PICTURES = 4
+NUM_IMAGES = 4
 
 
 def per_class(matrix: torch.Tensor, names: Sequence[str]) -> dict[str, dict[str, float | int | None]]:
@@ -63,7 +63,7 @@ def write_report(
     history: Sequence[dict[str, float]],
     settings: dict[str, Any],
 ) -> None:
-    """Write the results, their pictures and the model card into the model's folder.
+    """Write the results, their figures and the model card into the model's folder.
 
     Args:
         output_dir: the model folder.
@@ -97,10 +97,10 @@ def write_report(
 
 
 def draw_predictions(model: Any, processor: Any, pairs: ImageMaskPairs, how: InferenceArguments, path: Path) -> None:
-    """A few pictures, with the truth and what the model says."""
+    """A few images, with the truth and what the model says."""
     model.eval()
     rows = []
-    for index in range(min(NUM_PICTURES, len(pairs))):
+    for index in range(min(NUM_IMAGES, len(pairs))):
         pair = pairs[index]
         prediction = segment(model, processor, pair["image"], how).argmax(0).cpu().numpy()
         rows.append(
