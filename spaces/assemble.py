@@ -30,7 +30,7 @@ from pathlib import Path
 from hf_twins._utils.command_line import ArgumentParser
 
 from browser_model import DEFAULT_MODEL, export_model
-from huggingface_hub import HfApi, RepoCard
+from huggingface_hub import HfApi, RepoCard, constants
 from huggingface_hub.utils import httpx
 from twins_space.models import MODEL_LIST, OWN_MODELS
 
@@ -46,16 +46,18 @@ SPACES = sorted(file.parent.name for file in HERE.glob("*/README.md"))
 BROWSER = "browser"
 # What converts the published checkpoints of a Space that has them.
 CONVERSION = ("checkpoint_formats.py", "checkpoint_sources.py", "downloads.py", "ade20k_classes.txt")
+THUMBNAIL = "thumbnail.png"
 LEFT_OUT = ("__pycache__", "*.pyc", "*.tmp", ".*")
 
 
-def assemble(space: str, output: Path, model: str | None = None) -> None:
+def assemble(space: str, output: Path, model: str | None = None, repo_id: str | None = None) -> None:
     """Write a Space's folder, whole or not at all.
 
     Args:
         space: one of `SPACES`.
         output: the folder to write, which must not exist or be empty.
         model: folder, file or Hub id of the model that the Space starts with.
+        repo_id: where it will be published: links to it show the thumbnail that is there.
 
     Raises:
         ImportError: if a package that exports the model of `BROWSER` is missing.
@@ -67,6 +69,11 @@ def assemble(space: str, output: Path, model: str | None = None) -> None:
     with new_output(output) as partial:
         shutil.copytree(HERE / space, partial, ignore=shutil.ignore_patterns(*LEFT_OUT), dirs_exist_ok=True)
         shutil.copy(HERE.parent / "LICENSE", partial)
+        shutil.copy(HERE / THUMBNAIL, partial)
+        if repo_id is not None:
+            card = RepoCard.load(partial / "README.md")
+            card.data.thumbnail = f"{constants.ENDPOINT}/spaces/{repo_id}/resolve/main/{THUMBNAIL}"
+            card.save(partial / "README.md")
         if space == BROWSER:
             export_model(partial, model or DEFAULT_MODEL, HERE / "image_classification" / "examples")
             return
@@ -142,7 +149,7 @@ def main(argv: list[str] | None = None) -> None:
     if not args.push_to_hub and (args.repo_id or args.private):
         parser.error("--repo_id and --private say how a Space is published: give --push_to_hub too, or leave them out")
     try:
-        assemble(args.space, args.output, args.model)
+        assemble(args.space, args.output, args.model, args.repo_id)
         print(f"written   {args.output}")
         if args.push_to_hub:
             print(f"published {push(args.output, args.repo_id, args.private)}")

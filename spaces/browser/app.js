@@ -89,7 +89,9 @@ async function start() {
   env.allowRemoteModels = false;
   env.allowLocalModels = true;
   env.localModelPath = new URL(".", document.baseURI).href;
-  await offerBackends();
+  const hasGpu = await offerBackends();
+  // In a worker, so that the page answers meanwhile. ONNX Runtime Web cannot run WebGPU there.
+  env.backends.onnx.wasm.proxy = !hasGpu;
   await loadModel();
 }
 
@@ -118,6 +120,7 @@ function offerExamples() {
   buttons[0]?.click();
 }
 
+/** List what can run the model; whether a GPU is among it. */
 async function offerBackends() {
   // float16 on a GPU that has it.
   const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
@@ -128,6 +131,7 @@ async function offerBackends() {
   });
   element("backend").replaceChildren(...options);
   element("backend").disabled = false;
+  return available.some(({ device }) => device === "webgpu");
 }
 
 /** Load the model for the chosen backend, and classify the image with it. */

@@ -22,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 
 import assemble
+import httpx
 import pytest
 import torch
 from gradio_client import handle_file
@@ -146,6 +147,9 @@ def test_published_space_is_the_folder(hub, name, tmp_path, capsys):
     card = RepoCard.load("somebody/twins", repo_type="space")
     assert card.data.sdk == "gradio"
     assert card.data.app_file == "app.py"
+    # Where links to the Space find it.
+    thumbnail = httpx.get(card.data.thumbnail, trust_env=False, follow_redirects=True)
+    assert thumbnail.content == (SPACES / "thumbnail.png").read_bytes()
     assert HfApi().repo_info("somebody/twins", repo_type="space").sha
 
 
