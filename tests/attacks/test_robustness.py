@@ -27,21 +27,21 @@ TESTS = Path(__file__).parent
 
 
 @pytest.mark.parametrize(
-    ("names", "kills"),
+    "names",
     [
-        (("convert_twins_to_hf.py", "push", "evaluate", "predict"), 2),
-        (("run_trainer", "damaged checkpoints of image_classification/run_trainer"), 1),
-        (("run_accelerate", "damaged checkpoints of image_classification/run_accelerate"), 1),
+        ("convert_twins_to_hf.py", "push", "evaluate", "predict"),
+        ("run_trainer", "damaged checkpoints of image_classification/run_trainer"),
+        ("run_accelerate", "damaged checkpoints of image_classification/run_accelerate"),
     ],
     ids=["conversion and prediction", "run_trainer", "run_accelerate"],
 )
-def test_killed_scripts_lose_and_repeat_nothing(names, kills):
+def test_killed_scripts_lose_and_repeat_nothing(names):
     """In a process of its own: it forks."""
-    command = [sys.executable, TESTS / "kill_at_random.py", "--kills", str(kills), "--only", *names]
+    command = [sys.executable, TESTS / "kill_at_random.py", "--kills", "1", "--only", *names]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [line.split(" | ") for line in done.stdout.splitlines()[2:]]
-    assert [row[2:4] for row in rows] == len(names) * [[str(kills), str(kills)]]
+    assert [row[2:4] for row in rows] == len(names) * [["1", "1"]]
 
 
 def test_crash_is_no_kill(tmp_path):
@@ -74,9 +74,9 @@ def test_crash_is_no_kill(tmp_path):
 
 
 def test_clients_at_once_get_right_answers_in_flat_memory(tmp_path):
-    result = load.clients(tmp_path, num_clients=32, seconds=8)
+    result = load.clients(tmp_path, num_clients=20, seconds=5)
     # One of each client, however slow the machine is.
-    assert result["answers"] >= 32
+    assert result["answers"] >= 20
     assert result["wrong"] == 0
     assert result["at the end"] < 1.25 * result["warm"]
 
