@@ -62,9 +62,7 @@ button[role=tab].selected {{ color: var(--primary-600); }}
     /* So that an image, the examples and the answer share a screen. */
     .main-image {{ height: 170px !important; }}
     .gradio-container main.fillable {{ padding: 8px !important; }}
-    /* So that words of a table fit their columns. */
     .gradio-container td, .gradio-container th {{ padding: 2px !important; }}
-    .gradio-container :is(td, th) :is(span, button, div) {{ font-size: 11px !important; }}
     #segmentation {{ height: 200px !important; }}
     .examples .gallery {{ flex-wrap: nowrap !important; overflow-x: auto; }}
     .examples .gallery-item {{ flex: none; }}
