@@ -55,11 +55,11 @@ def test_pipelines_and_auto_classes_load_what_was_saved(name, start, tmp_path, c
     assert len(expected["scores"]) > 10
     for found in pipeline("object-detection", str(tmp_path), threshold=0.0)(2 * [image], batch_size=2):
         scores, boxes = zip(*((each["score"], list(each["box"].values())) for each in found))
-        order = torch.tensor(scores).argsort(descending=True)
-        torch.testing.assert_close(torch.tensor(scores)[order], expected["scores"], rtol=0, atol=1e-5)
-        difference = torch.tensor(boxes)[order] - expected["boxes"]
-        # The pipeline rounds down. Objects of equal scores come in any order.
-        assert (difference.abs() < 1.001).all(1).float().mean() > 0.9
+        assert len(scores) == len(expected["scores"])
+        # In any order: scores may be equal. The pipeline rounds boxes down.
+        same_score = (expected["scores"][:, None] - torch.tensor(scores)).abs() < 1e-5
+        same_box = (expected["boxes"][:, None] - torch.tensor(boxes)).abs().amax(-1) < 1.001
+        assert (same_score & same_box).any(1).all()
     assert "is not supported" not in caplog.text
 
 
