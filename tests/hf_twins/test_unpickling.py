@@ -166,6 +166,9 @@ def assert_same(ours: Any, expected: Any, depth: int = 0) -> None:
     elif isinstance(ours, StandIn):
         if isinstance(ours, Global):
             kinds = [str(expected), f"{getattr(expected, '__module__', '')}.{getattr(expected, '__qualname__', '')}"]
+            if isinstance(expected, enum.Enum):
+                # Some versions of Python (3.11.2) save a member as an attribute of its class.
+                kinds.append(f"{type(expected).__module__}.{type(expected).__qualname__}.{expected.name}")
         else:
             kinds = [f"{type(expected).__module__}.{type(expected).__qualname__}"]
         assert ours.name in [*kinds, *(name for kind in kinds for name in MADE_BY.get(kind, ()))]

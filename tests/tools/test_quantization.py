@@ -15,13 +15,14 @@
 
 import copy
 import io
+import pickle
 from functools import partial
 
 import pytest
 import torch
 from testing_utils import FAMILIES, randomize, tiny_config
 from tool_models import EVERY_MODEL, assert_same_outputs, make_images, make_model, outputs_of
-from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
+from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, MappingType, quantize_
 from transformers import (
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -42,6 +43,10 @@ def relative_error(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> 
     return max(float((tensor - other).norm() / other.norm()) for tensor, other in zip(actual, expected, strict=True))
 
 
+@pytest.mark.skipif(
+    b"getattr" in pickle.dumps(MappingType.SYMMETRIC, protocol=2),
+    reason="some versions of Python (3.11.2) save a member of torchao's enums by getattr, which torch.load refuses",
+)
 @pytest.mark.parametrize("config_class", TORCHAO_CONFIGS)
 @pytest.mark.parametrize(("kind", "family"), EVERY_MODEL)
 def test_torchao_int8_saved_and_reloaded(kind, family, config_class):
