@@ -150,8 +150,10 @@ def test_speed_tables_are_what_the_benchmark_printed():
     }
     section = README.partition("\n## Speed\n")[2].partition("\n## ")[0]
     tables = [table.splitlines() for table in section.split("\n\n") if table.startswith("|")]
+    variants = ("twins-svt-small", "twins-pcpvt-small")
+    *tables, gpu_table = tables
     assert [table[0].split(" | ")[0] for table in tables] == ["| Twins-SVT-S", "| Twins-PCPVT-S"]
-    for table, variant in zip(tables, ("twins-svt-small", "twins-pcpvt-small"), strict=True):
+    for table, variant in zip(tables, variants, strict=True):
         heads, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
         for label, *cells in rows:
             contender, dtype = contenders[label]
@@ -160,6 +162,25 @@ def test_speed_tables_are_what_the_benchmark_printed():
                     for size, ratio in zip((1, 8), cell.split(" / "), strict=True):
                         measured = f"| {variant} | inference | {size} x 224 | {contender} | {dtype} | **{ratio}**"
                         assert measured in RESULTS, measured
+    gpu_results = RESULTS.partition("\n## A GPU: NVIDIA H100\n")[2].partition("\n## ")[0]
+    gpu_rows = [
+        ("1 image", "`optimize_for_inference(model)`", "hf_twins-optimized"),
+        ("1 image", "timm compiled with CUDA graphs", "timm-reduce-overhead"),
+        ("256 images", '`optimize_for_inference(model, backend="compile")`', "hf_twins-compiled"),
+        ("256 images", "timm compiled", "timm-compiled"),
+    ]
+    assert gpu_table[0] == "| NVIDIA H100 | Twins-SVT-S | Twins-PCPVT-S |"
+    for row, (images, what, contender) in zip(gpu_table[2:], gpu_rows, strict=True):
+        label, *ratios = (cell.strip() for cell in row.strip("|").split("|"))
+        assert label == f"{images}, {what}"
+        for variant, ratio in zip(variants, ratios, strict=True):
+            size = images.partition(" ")[0]
+            (measured,) = re.findall(
+                rf"^\| {variant} \| inference \| {size} x 224 \| {contender} \| bfloat16 \| \*\*(.*?)\*\*",
+                gpu_results,
+                re.MULTILINE,
+            )
+            assert f"{float(measured):.{len(ratio.partition('.')[2])}f}" == ratio
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
