@@ -60,16 +60,16 @@ ADAPTER_FILES = tuple(
 # Options that may have another value when a run is resumed, by the reason. All others must match, also those that future
 # versions of transformers add.
 MAY_DIFFER: dict[str, tuple[str, ...]] = {
-    "They say where the run is.": ("output_dir", "overwrite_output_dir", "resume_from_checkpoint"),
-    "What they name is compared by content, wherever it is: images, labels, and the model that the run started from.": (
+    "Where the run is does not affect it.": ("output_dir", "overwrite_output_dir", "resume_from_checkpoint"),
+    "Compared by content instead of by name: images, labels, and the model that the run started from.": (
         *("train_dir", "validation_dir", "train_annotations", "validation_annotations", "dataset_name"),
         *("class_names_file", "model_name_or_path", "config_name", "model_revision", "image_processor_name", "recipe"),
     ),
-    "Images are the same whichever process prepares them (not with `--streaming`, whose order depends on the number of workers).": (
+    "Workers do not affect the images (except with `--streaming`, whose order depends on the number of workers).": (
         *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
         *("dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
     ),
-    "Logging changes nothing.": (
+    "Logging does not affect training.": (
         *("logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node", "logging_nan_inf_filter"),
         *(
             "include_num_input_tokens_seen",
@@ -80,22 +80,22 @@ MAY_DIFFER: dict[str, tuple[str, ...]] = {
             "debug",
         ),
     ),
-    "Nor do reports and the card.": (
+    "Reports and the model card do not affect training.": (
         *("report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
         "license",
     ),
-    "Nor does publishing.": (
+    "Publishing does not affect training.": (
         *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),
         "hub_revision",
     ),
-    "Nor does how often checkpoints are saved (but with `--load_best_model_at_end`, which chooses among them).": (
+    "Saving checkpoints does not affect training (except with `--load_best_model_at_end`, which chooses among them).": (
         *("save_strategy", "save_steps", "save_total_limit", "save_only_model", "save_on_each_node"),
         *("enable_jit_checkpoint", "checkpointing_steps"),
     ),
     "Padding a batch does not change the evaluation of an image.": (
         *("per_device_eval_batch_size", "eval_accumulation_steps"),
     ),
-    "They say on what and how the same numbers are computed, up to rounding.": (
+    "The hardware and the method of computation do not affect training beyond rounding.": (
         *("use_cpu", "torch_compile", "torch_compile_backend", "torch_compile_mode", "torch_empty_cache_steps"),
         *("activation_checkpointing", "activation_checkpointing_kwargs"),
         *("gradient_checkpointing", "gradient_checkpointing_kwargs"),
@@ -109,10 +109,10 @@ MUST_MATCH_WITH = {
 }
 # Options that may have a larger value.
 MAY_GROW = {
-    "num_train_epochs": "The learning rate follows the longer schedule from the checkpoint on, and the model is not the one of "
-    "a run that had that many epochs from its start.",
-    "max_steps": "The same; -1, no limit, is the largest value.",
-    "early_stopping_patience": "A run that it ended goes on; 0, which never ends one, is the largest value.",
+    "num_train_epochs": "The learning rate follows the longer schedule from the checkpoint on, so the result differs from that of "
+    "a run with as many epochs from the start.",
+    "max_steps": "As above; -1, no limit, is the largest value.",
+    "early_stopping_patience": "A run that stopped early continues; 0, which never stops a run early, is the largest value.",
 }
 NO_LIMIT = {"max_steps": -1, "early_stopping_patience": 0}
 
