@@ -471,7 +471,7 @@ def image_processor(conversion: Conversion, preprocessing: Mapping[str, Any] | N
             size={"shortest_edge": 512, "longest_edge": 2048},
             resample=PILImageResampling.BILINEAR,
             do_center_crop=False,
-            # ADE20K's masks have 0 where there is no class; another data set of as many classes need not.
+            # ADE20K's masks have 0 where there is no class; another dataset of as many classes need not.
             do_reduce_labels=names == ade20k_class_names(),
         )
     return TwinsImageProcessor(**(preprocessing or {}))

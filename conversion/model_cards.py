@@ -164,6 +164,4 @@ def results_text(conversion: Conversion, checkpoint: Checkpoint) -> str:
     if not results:
         return "No results are known for this checkpoint."
     lines = [f"| {result.dataset_name} | {result.metric_name} | {result.metric_value} |" for result in results]
-    return "\n".join(
-        [f"Results {results[0].source_name}:\n", "| data set | metric | value |", "|---|---|---|", *lines]
-    )
+    return "\n".join([f"Results {results[0].source_name}:\n", "| dataset | metric | value |", "|---|---|---|", *lines])

@@ -18,7 +18,7 @@ cores. The output folder is a complete repository: weights, image processor, mod
 
     python examples/quickstart.py
     python examples/quickstart.py --dataset path/to/images          # a folder with a sub-folder of images for each label
-    python examples/quickstart.py --dataset AI-Lab-Makerere/beans   # a data set on the Hub
+    python examples/quickstart.py --dataset AI-Lab-Makerere/beans   # a dataset on the Hub
     python examples/quickstart.py --variant twins-pcpvt-small       # a published architecture, with random weights
     python examples/quickstart.py --model_name_or_path path/or/hub-id   # trained weights to start from
 """
@@ -100,7 +100,7 @@ class QuickstartArguments:
 
 
 def load_digits_images() -> Dataset:
-    """scikit-learn's digits, 8 x 8 pixels of 17 gray levels, as a data set of images."""
+    """scikit-learn's digits, 8 x 8 pixels of 17 gray levels, as a dataset of images."""
     digits = load_digits()
     images = (digits.images * 255 / 16).astype(np.uint8)
     features = Features({"image": Image(), "label": ClassLabel(names=[str(digit) for digit in digits.target_names])})
@@ -108,7 +108,7 @@ def load_digits_images() -> Dataset:
 
 
 def load_images(dataset: str | None, seed: int) -> DatasetDict:
-    """The data set as `train` and `test`, with the columns `image` and `label`."""
+    """The dataset as `train` and `test`, with the columns `image` and `label`."""
     if dataset is None:
         return load_digits_images().train_test_split(test_size=0.2, stratify_by_column="label", seed=seed)
     is_folder = Path(dataset).exists()
@@ -293,8 +293,8 @@ def quickstart(arguments: QuickstartArguments) -> None:
         dataset = load_images(arguments.dataset, arguments.seed)
     except (OSError, ValueError) as error:
         sys.exit(
-            f"Cannot load the data set {arguments.dataset!r}: {error}\n"
-            "Give a folder with a sub-folder of images for each label, or the Hub id of an image classification data set "
+            f"Cannot load the dataset {arguments.dataset!r}: {error}\n"
+            "Give a folder with a sub-folder of images for each label, or the Hub id of an image classification dataset "
             "(which needs a network, unless it was downloaded before). Options that are named here are those of "
             "image_classification/run_trainer.py, which does the same with all of them."
         )

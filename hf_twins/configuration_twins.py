@@ -75,18 +75,14 @@ def find_weights_file(name_or_path: str | os.PathLike, subfolder: str = "") -> P
     path = Path(name_or_path, subfolder).absolute()
     if path.name.endswith(WEIGHTS_SUFFIXES) and not path.is_dir():
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{name_or_path} does not exist: name a file of weights, a folder or a repository."
-            )
+            raise FileNotFoundError(f"{name_or_path} does not exist: pass a weights file, a folder or a Hub id.")
         return path
     if not path.is_dir() or any((path / name).is_file() for name in TRANSFORMERS_FILES):
         return None
     files = sorted(file for file in path.iterdir() if file.name.endswith(WEIGHTS_SUFFIXES) and file.is_file())
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
-        raise ValueError(
-            f"{name_or_path} has no {CONFIG_NAME} and several files of weights, {names}: name one of them."
-        )
+        raise ValueError(f"{name_or_path} has no {CONFIG_NAME}, but several weights files, {names}: pass one of them.")
     return files[0] if files else None
 
 
@@ -99,14 +95,12 @@ def check_num_labels(num_labels: Any) -> None:
 class TwinsCheckpointReader:
     """Loads what transformers saved, and refuses what timm and the authors publish.
 
-    `TwinsConfig.checkpoint_reader` is what the configuration, the models and the image processors load with. Importing
-    the package hf_twins replaces it by one that reads those checkpoints too; a model's own code, as remote code without
-    the package, has only this one.
+    `TwinsConfig.checkpoint_reader` is what configurations, models and image processors load with. Importing
+    the package hf_twins replaces it with one that reads those checkpoints, too; remote code without
+    the package has only this one.
     """
 
-    advice = (
-        "which the package hf_twins reads: `pip install hf_twins`, `import hf_twins`, and load it with its classes."
-    )
+    advice = "which the hf_twins package can load: `pip install hf_twins`, `import hf_twins`, then use its classes."
 
     def get_config_dict(self, load: Callable, name_or_path: str | os.PathLike, /, **kwargs: Any) -> tuple[dict, dict]:
         """As `load`, which is [`~PreTrainedConfig.get_config_dict`]."""
@@ -140,13 +134,13 @@ class TwinsCheckpointReader:
 
     def refuse_timm(self, name_or_path: str | os.PathLike, config_dict: Mapping[str, Any]) -> None:
         if config_dict.get("model_type") != "twins" and "architecture" in config_dict:
-            raise ValueError(f"{name_or_path} is a checkpoint of timm's, {self.advice}")
+            raise ValueError(f"{name_or_path} is a timm checkpoint, {self.advice}")
 
 
 @auto_docstring(
     custom_intro="""
     Configuration of a Twins model (https://huggingface.co/papers/2104.13840), of either family: Twins-PCPVT or
-    Twins-SVT. The defaults are twins-svt-small's; [`TwinsConfig.from_variant`] gives those of the other published ones.
+    Twins-SVT. The defaults are those of twins-svt-small; [`TwinsConfig.from_variant`] gives the other published ones.
     """
 )
 @strict
@@ -155,7 +149,7 @@ class TwinsConfig(BackboneConfigMixin, PreTrainedConfig):
     patch_size (`int`, *optional*, defaults to 4):
         Side of the first stage's patches in pixels. Every later stage halves the resolution.
     hidden_sizes (`list[int]`, *optional*, defaults to `[64, 128, 256, 512]`):
-        Channels of each stage; their number is the number of stages.
+        Channels of each stage; the list's length is the number of stages.
     num_attention_heads (`list[int]`, *optional*, defaults to `[2, 4, 8, 16]`):
         Attention heads of each stage; each must divide the stage's hidden size.
     depths (`list[int]`, *optional*, defaults to `[2, 2, 10, 4]`):
@@ -170,22 +164,22 @@ class TwinsConfig(BackboneConfigMixin, PreTrainedConfig):
         attend within windows and the odd ones globally (Twins-SVT); with `None`, all blocks attend globally
         (Twins-PCPVT).
     window_padding (`str`, *optional*, defaults to `"masked"`):
-        What happens where a feature map is not a multiple of `window_size`, and so gets padded at its right and bottom.
-        All three are equal where it is one (224 x 224, 448 x 448, ...).
+        How to treat feature maps that are no multiple of `window_size` and so are padded at the right and bottom.
+        All three agree where no padding is needed (224 x 224, 448 x 448, ...).
 
         - `"masked"`: padding is never attended to.
         - `"zeros"`: padding takes part in the attention as zeros, as in timm and in the authors' detection code.
-        - `"authors_segmentation"`: masked where both sides need padding, zeros where only one does: what the authors'
-          segmentation code and mmsegmentation compute, and their published ADE20K results were measured with.
+        - `"authors_segmentation"`: masked where both sides need padding, zeros where only one does, as in the authors'
+          segmentation code and mmsegmentation, with which the published ADE20K results were measured.
     patch_padding (`bool`, *optional*, defaults to `False`):
-        Whether images and feature maps are zero-padded at the right and bottom to whole patches, as in mmsegmentation
-        (maps are then `ceil(size / stride)`), or incomplete patches are left out (`floor(size / stride)`).
+        Whether to zero-pad images and feature maps at the right and bottom to whole patches, as in mmsegmentation
+        (maps are then `ceil(size / stride)`), or drop incomplete patches (`floor(size / stride)`).
     use_stage_norm (`bool`, *optional*, defaults to `False`):
-        Whether each stage ends in a layer norm whose output is also what the next stage consumes, as in the authors'
+        Whether each stage ends in a layer norm whose output is also the input of the next stage, as in the authors'
         segmentation models of Twins-SVT.
     layer_norm_eps (`float`, *optional*, defaults to 1e-6):
-        Epsilon of the layer norms of blocks, stages and model. Those after the patch embeddings' and the sub-sampling's
-        convolutions always have 1e-5.
+        Epsilon of the layer norms of blocks, stages and model. Those after the convolutions of patch embeddings and
+        sub-sampling always have 1e-5.
     fpn_hidden_size (`int`, *optional*, defaults to 256):
         Channels of the feature pyramid of [`TwinsForSemanticSegmentation`].
     decoder_hidden_size (`int`, *optional*, defaults to 128):
@@ -193,11 +187,11 @@ class TwinsConfig(BackboneConfigMixin, PreTrainedConfig):
     classifier_dropout_prob (`float`, *optional*, defaults to 0.1):
         Probability of dropping a channel before the classifier of [`TwinsForSemanticSegmentation`].
     semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
-        Label of the pixels that the loss of [`TwinsForSemanticSegmentation`] leaves out.
+        Label of the pixels that the loss of [`TwinsForSemanticSegmentation`] ignores.
 
     Raises:
-        ValueError: if a field's value is out of range or does not fit the other fields'. The message names the field,
-            what was expected and what came.
+        ValueError: if a field's value is out of range or does not fit the other fields. The message names the field,
+            the expected and the given value.
 
     Example:
 
@@ -278,15 +272,15 @@ class TwinsConfig(BackboneConfigMixin, PreTrainedConfig):
     def get_config_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The fields of the configuration in a folder or repository, and the arguments that were not used for it."""
+        """Return the configuration fields in a folder or repository, and the arguments not used to load them."""
         load = super().get_config_dict
         return cls.checkpoint_reader.get_config_dict(load, pretrained_model_name_or_path, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as a dictionary, ready for JSON.
 
-        With an `auto_map` only where code files are saved too, as they are for classes of remote code: what was published
-        with its code, loaded by the installed package and saved again, must not point at files that are not there.
+        Has `auto_map` only for classes of remote code, whose code files are saved too: a model that was published
+        with its code, loaded by the installed package and saved again, must not refer to files that are not there.
         """
         output = super().to_dict()
         if self._auto_class is None:
@@ -295,7 +289,7 @@ class TwinsConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def stage_names(self) -> list[str]:
-        """`["stem", "stage1", ...]`: what a backbone can return."""
+        """Feature maps a backbone can return: `["stem", "stage1", ...]`."""
         return ["stem"] + [f"stage{index}" for index in range(1, len(self.depths) + 1)]
 
     @property

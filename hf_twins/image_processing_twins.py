@@ -77,10 +77,10 @@ KEPT_CHANNELS = {"1": "L", "LA": "L", "La": "L", "P": "RGB", "PA": "RGB", "RGBa"
 
 
 def convert_image(image: PIL.Image.Image, mode: str | None = "RGB") -> PIL.Image.Image:
-    """Convert an image to channels from 0 to 255, by the rules by which the whole package reads images.
+    """Convert an image to channels from 0 to 255, by the rules of the whole package.
 
-    16 bits a pixel (`I;16`) are divided by 257 and rounded, so that 65535 becomes 255; 32-bit integers (`I`) too, if they
-    are from 0 to 65535. Fractions (`F`) from 0 to 1 are multiplied by 255. What is transparent is composited on white.
+    16-bit pixels (`I;16`) are divided by 257 and rounded, so that 65535 becomes 255; 32-bit integers (`I`) too, if they
+    are from 0 to 65535. Fractions (`F`) from 0 to 1 are multiplied by 255. Transparent pixels are composited on white.
     Color profiles are ignored.
 
     Args:
@@ -128,8 +128,8 @@ def to_eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
         if not (pixels.min() >= 0 and pixels.max() <= largest):
             kind = "fractions" if image.mode == "F" else "32-bit integers"
             raise ImageError(
-                f"An image has {kind} from {pixels.min():g} to {pixels.max():g} for pixels, where 0 to {largest} are read: "
-                "save it with 8 or 16 bits a channel."
+                f"An image has {kind} from {pixels.min():g} to {pixels.max():g} as pixels, but only 0 "
+                f"to {largest} is read: save it with 8 or 16 bits per channel."
             )
         scaled = np.rint(255 * pixels) if image.mode == "F" else (pixels.astype(np.uint32) + 128) // 257
         gray[top : top + height] = scaled if transparent is None else np.where(pixels == transparent, 255, scaled)
@@ -140,7 +140,7 @@ def read_segmentation_maps(segmentation_maps: Any) -> list[torch.Tensor]:
     """One map, a batch of maps, or a list of either, as int64 tensors of shape `(height, width)`.
 
     Raises:
-        ValueError: if a map is of another kind, has several channels, or holds something else than whole numbers.
+        ValueError: if a map is of another kind, has several channels, or holds anything but whole numbers.
     """
     if isinstance(segmentation_maps, list | tuple):
         return [labels for each in segmentation_maps for labels in read_segmentation_maps(each)]
@@ -204,8 +204,8 @@ def crop_logits(logits: torch.Tensor, pixel_mask: torch.Tensor) -> torch.Tensor:
     """The logits that the model would give for the image alone, without those of the padding.
 
     Args:
-        logits: of shape `(num_labels, logits_height, logits_width)`.
-        pixel_mask: of shape `(height, width)`, 1 on one rectangle at the top left.
+        logits: logits of shape `(num_labels, logits_height, logits_width)`.
+        pixel_mask: mask of shape `(height, width)`, 1 on one rectangle at the top left.
     """
     image_size = (int(pixel_mask.any(1).sum()), int(pixel_mask.any(0).sum()))
     ends = []
@@ -220,7 +220,7 @@ def crop_logits(logits: torch.Tensor, pixel_mask: torch.Tensor) -> torch.Tensor:
 
 
 class TwinsImageProcessorMixin(BaseImageProcessor):
-    """What both backends share: padding with a `pixel_mask`, segmentation maps, post-processing and remote code."""
+    """Shared by both backends: padding with a `pixel_mask`, segmentation maps, post-processing and remote code."""
 
     model_input_names = ["pixel_values", "pixel_mask"]
     resample = PILImageResampling.BICUBIC
@@ -243,7 +243,7 @@ class TwinsImageProcessorMixin(BaseImageProcessor):
         super().__init__(**kwargs)  # type: ignore[misc]  # whose annotation lacks those of this class
 
     def process_image(self, image: Any, do_convert_rgb: bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """The image as an array or tensor, its channels first; a PIL image by the rules of [`convert_image`]."""
+        """The image as a channels-first array or tensor; PIL images are converted by [`convert_image`]."""
         if is_pil_image(image):
             image = convert_image(image, "RGB" if do_convert_rgb else None)
         return super().process_image(image, do_convert_rgb, *args, **kwargs)
@@ -257,7 +257,7 @@ class TwinsImageProcessorMixin(BaseImageProcessor):
     ) -> BatchFeature:
         r"""
         segmentation_maps (`ImageInput`, *optional*):
-            The class of each pixel of each image, as large as the image: PIL images with one channel (a palette image
+            One map per image, of its size, with the class of each pixel: PIL images with one channel (a palette image
             is read as its indices), or arrays or tensors of shape `(height, width)`. They need `do_center_crop=False`.
 
         Returns:
@@ -267,15 +267,15 @@ class TwinsImageProcessorMixin(BaseImageProcessor):
             - **pixel_mask** of shape `(batch_size, height, width)`, int64, with `do_pad=True`: 1 on the image, 0 on the
               padding at its right and bottom, where `pixel_values` are 0 and `labels` 255. Images are padded to
               `pad_size` or, without it, to the largest height and width of the batch.
-            - **labels** of shape `(batch_size, height, width)`, int64, with `segmentation_maps`: resized as the images
-              are, but by the nearest neighbor.
+            - **labels** of shape `(batch_size, height, width)`, int64, with `segmentation_maps`: resized like the
+              images, but with nearest-neighbor interpolation.
 
             Without `return_tensors`, each is a list with an entry for each image.
 
         Raises:
-            ValueError: if `segmentation_maps` are not one map of whole numbers for each image and of its size, or are
+            ValueError: if `segmentation_maps` are not one map of whole numbers for each image, of its size, or are
                 given with `do_center_crop=True`; if an image is larger than `pad_size`; if images of different sizes
-                are to become one tensor without `do_pad=True`.
+                would become one tensor without `do_pad=True`.
 
         Example:
 
@@ -349,7 +349,7 @@ class TwinsImageProcessorMixin(BaseImageProcessor):
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     def center_crop(self, image: Any, size: Any, *args: Any, **kwargs: Any) -> Any:
-        """The middle of an array or tensor `(..., height, width)`, zeros around it where it is smaller.
+        """Center-crop an array or tensor `(..., height, width)`; zeros around it where it is smaller.
 
         Where the middle is half a pixel off, torchvision rounds to even, with which the authors and timm evaluate, and
         transformers rounds down.
@@ -375,14 +375,14 @@ class TwinsImageProcessorMixin(BaseImageProcessor):
                 Height and width in pixels of each segmentation map, usually of the original image. If unset, predictions
                 are not resized.
             return_segmentation_scores (`bool`, *optional*, defaults to `False`):
-                Whether to return the scores of each class beside the segmentation map.
+                Whether to also return the scores of each class.
             pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
                 The `pixel_mask` that the image processor returned with the images. The logits of the padding are cut off
                 before the others are resized. Needed with `target_sizes` for every batch that was padded.
 
         Returns:
             `list[torch.Tensor]` or `list[SemanticSegmentationPostProcessorOutput]`: for each image the classes, of shape
-            `(height, width)`, int64; with `return_segmentation_scores=True` as `segmentation`, beside
+            `(height, width)`, int64; with `return_segmentation_scores=True` as `segmentation`, with
             `segmentation_scores` of shape `(num_labels, height, width)`.
 
         Raises:
@@ -404,8 +404,8 @@ class TwinsImageProcessorMixin(BaseImageProcessor):
                 )
             if pixel_mask is None and self.do_pad and (len(logits) > 1 or self.pad_size is not None):
                 raise ValueError(
-                    "With do_pad=True the logits cover padding too: pass pixel_mask=inputs['pixel_mask'], so that it is "
-                    "cut off before the logits are resized to target_sizes."
+                    "With do_pad=True the logits cover padding too: pass pixel_mask=inputs['pixel_mask'], so that "
+                    "padding is cut off before the logits are resized to target_sizes."
                 )
         if pixel_mask is not None:
             pixel_mask = torch.as_tensor(pixel_mask)
@@ -433,15 +433,15 @@ class TwinsImageProcessorMixin(BaseImageProcessor):
     def get_image_processor_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The fields of the processor in a folder or repository, and the arguments that were not used for it."""
+        """Return the processor's fields in a folder or repository, and the arguments not used to load them."""
         load = super().get_image_processor_dict
         return TwinsConfig.checkpoint_reader.get_image_processor_dict(load, pretrained_model_name_or_path, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as a dictionary, ready for JSON.
 
-        With an `auto_map` only where code files are saved too, as they are for classes of remote code: what was published
-        with its code, loaded by the installed package and saved again, must not point at files that are not there.
+        Has `auto_map` only for classes of remote code, whose code files are saved too: a model that was published
+        with its code, loaded by the installed package and saved again, must not refer to files that are not there.
         """
         output = super().to_dict()
         if self._auto_class is None:
@@ -454,7 +454,7 @@ class TwinsImageProcessorMixin(BaseImageProcessor):
 
 @auto_docstring(
     custom_intro="""
-    Prepares images for Twins models. The defaults are the authors' evaluation of classifiers: short side to 256 pixels,
+    Prepares images for Twins models, by default as the authors evaluate classifiers: shorter side to 256 pixels,
     center crop of 224, normalization (torchvision backend). For segmentation, create it with `do_center_crop=False`.
     """
 )

@@ -13,7 +13,7 @@
 # limitations under the License.
 """What a Twins model looks at: its attention in the image's layout, attention rollout, and Grad-CAM.
 
-All three work on any model that holds a Twins encoder, also one that transformers or peft built around it.
+All three work on any model that contains a Twins encoder, also if transformers or PEFT built it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,26 +38,26 @@ from .modeling_twins import (
 class LayerAttention:
     """The attention weights of one layer for a batch of images, in the image's layout.
 
-    The queries are the tokens of the stage, a grid of `height` x `width`. The keys are a grid too, of which every method
-    gives maps:
+    The queries are the tokens of the stage, a grid of `height` x `width`. The keys form a grid, too, over which all
+    methods return maps:
 
     - Global sub-sampled attention (GSA): a key is a square of `sr_ratio x sr_ratio` tokens. Tokens at the right and bottom
-      that make no whole square are no key's.
+      that do not fill a square belong to no key.
     - Locally-grouped attention (LSA): a key is a token, and a query has weights within its window only. The grid of the
-      keys is padded at the right and bottom to whole windows. What lies there, and outside an image's `pixel_mask`, has
+      keys is padded at the right and bottom to whole windows. Weights there, and outside an image's `pixel_mask`, are
       exactly 0 with `window_padding="masked"`. With `"zeros"`, and where `"authors_segmentation"` does not mask, the
-      model does attend to it: that part of the weights lies outside the image, and is returned as such.
+      model does attend to the padding: that part of the weights is returned as it is.
 
     So the weights of a query always sum to 1 over the map.
 
     Args:
         stage: `"stage1"`, `"stage2"`, ..., as in `config.stage_names`.
-        layer: place in its stage; of a model with windows, the even layers are LSA and the odd ones GSA.
-        index: place in the model's `attentions`.
-        weights: as the model records them, see [`TwinsModel`].
+        layer: index in its stage; in a model with windows, the even layers are LSA and the odd ones GSA.
+        index: index in the model's `attentions`.
+        weights: attention weights in the model's layout, see [`TwinsModel`].
         token_mask: which tokens lie on the image, `(batch_size, height, width)`.
-        stride: pixels from a token to the next.
-        sr_ratio: tokens from a key to the next; 1 for LSA.
+        stride: pixels from one token to the next.
+        sr_ratio: tokens from one key to the next; 1 for LSA.
         window_size: side of the windows in tokens; None for GSA.
     """
 
@@ -87,7 +87,7 @@ class LayerAttention:
         """The sum of all queries' weights, each multiplied by its query's relevance.
 
         Args:
-            relevance: of the queries, `(batch_size, height, width)`.
+            relevance: relevance of each query, `(batch_size, height, width)`.
 
         Returns:
             `(batch_size, num_heads, key_height, key_width)`.
@@ -106,8 +106,8 @@ class LayerAttention:
         """Where one token looks: its weights.
 
         Args:
-            row: of the token, in `grid`.
-            column: of the token, in `grid`.
+            row: row of the token in `grid`.
+            column: column of the token in `grid`.
 
         Returns:
             `(batch_size, num_heads, key_height, key_width)`; each map sums to 1.
@@ -118,7 +118,7 @@ class LayerAttention:
         return self.propagate(self.query_relevance((row, column)))
 
     def received(self) -> torch.Tensor:
-        """Where the image looks: the mean of its tokens' weights, those of padding left out.
+        """Where the image looks: the mean of its tokens' weights, without those of padding.
 
         Returns:
             `(batch_size, num_heads, key_height, key_width)`; each map sums to 1.
@@ -145,7 +145,7 @@ class LayerAttention:
         if not (0 <= row < height and 0 <= column < width and self.token_mask[:, row, column].all()):
             sizes = zip(self.token_mask[:, :, 0].sum(1).tolist(), self.token_mask[:, 0].sum(1).tolist())
             raise ValueError(
-                f"The query must be (row, column) of a token of {self.stage} that lies on every image, got {query} for "
+                f"The query must be the (row, column) of a {self.stage} token on every image, got {query} for "
                 f"images of {', '.join(f'{rows} x {columns}' for rows, columns in sizes)} tokens."
             )
         relevance = torch.zeros_like(on_image)
@@ -156,19 +156,19 @@ class LayerAttention:
 def attention_maps(
     model: nn.Module, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None
 ) -> list[LayerAttention]:
-    """Run the encoder of a model and give the attention of all its layers.
+    """Run the encoder of a model and return the attention of all its layers.
 
-    The model attends eagerly for this call, whatever its attention implementation, because no other one has weights to
-    give. They are all kept: `num_heads * height * width` times the number of keys, for each layer. The model is not
-    changed, so that other threads may use it meanwhile.
+    This call uses eager attention, whatever the model's attention implementation, because no other one returns
+    weights. They are all kept: `num_heads * height * width` times the number of keys, for each layer. The model is not
+    changed, so other threads may use it at the same time.
 
     Args:
-        model: a Twins model, or any other that holds one, in evaluation mode.
+        model: a Twins model, or any model that contains one, in evaluation mode.
         pixel_values: `(batch_size, num_channels, height, width)`.
         pixel_mask: `(batch_size, height, width)`, 1 on the image and 0 on the padding.
 
     Returns:
-        One [`LayerAttention`] a layer, in the order in which they run.
+        One [`LayerAttention`] per layer, in the order in which they run.
 
     Raises:
         ValueError: if the model holds no Twins encoder or is training, or the inputs do not fit the model.
@@ -195,8 +195,8 @@ def attention_maps(
     modules = [module for module in encoder.modules() if isinstance(module, TwinsAttention)]
     if len(outputs.attentions) != len(modules):
         raise ValueError(
-            f"The attentions of {len(modules)} layers were to be recorded, but {len(outputs.attentions)} were: a layer was "
-            "replaced since the model was made. Save and load the model."
+            f"Expected the attentions of {len(modules)} layers, got {len(outputs.attentions)}: a layer was "
+            "replaced after the model was created. Save the model and load it again."
         )
     layers: list[LayerAttention] = []
     for (stage, layer), module, weights in zip(places, modules, outputs.attentions):
@@ -217,19 +217,19 @@ def attention_maps(
 
 
 def attention_rollout(layers: Sequence[LayerAttention], query: tuple[int, int] | None = None) -> torch.Tensor:
-    """Attention rollout (https://huggingface.co/papers/2005.00928), for a hierarchy: how much of what the last of some
-    layers gives comes from each token that the first of them is given.
+    """Attention rollout (https://huggingface.co/papers/2005.00928) for a hierarchical model: how much each input token
+    of the first of several layers contributes to the output of the last.
 
-    No matrix of tokens by tokens is made: the relevance of the last layer's output is carried down through the layers.
+    No token-by-token matrix is built: the relevance of the last layer's output is propagated through the layers.
 
-    Exact are the weights of the attention, and which tokens a window, a square of GSA or a patch holds. The rest is
-    convention. The paper's: half of a token comes from itself, by the residual connection, and half by the mean of the
-    heads' attention; norms, values and MLPs are left out. And for Twins: what comes from a square of GSA's tokens, or from
-    a patch of the stage before, comes from each of its tokens on the image alike; position encodings, whose convolution
+    The attention weights are exact, as are the tokens in each window, GSA square and patch. The rest is
+    convention. In the paper, half of a token comes from itself, by the residual connection, half from the mean of the
+    heads' attention; norms, values and MLPs are left out. For Twins: what comes from a GSA square, or from a patch of
+    the previous stage, is shared equally among its tokens on the image; position encodings, whose convolution
     mixes neighbors, are left out.
 
     Args:
-        layers: consecutive ones of those that [`attention_maps`] gives: all, or a stage's.
+        layers: consecutive layers from [`attention_maps`]: all, or those of a stage.
         query: row and column, in the last layer's grid, of the token to explain. By default it is the mean over the image,
             which is what a classifier sees.
 
@@ -255,7 +255,7 @@ def attention_rollout(layers: Sequence[LayerAttention], query: tuple[int, int] |
     ```"""
     indices = [layer.index for layer in layers]
     if not indices or indices != list(range(indices[0], indices[0] + len(indices))):
-        raise ValueError(f"layers must be consecutive ones of a model, at least one, got those with index {indices}.")
+        raise ValueError(f"layers must be one or more consecutive layers of a model, got the indices {indices}.")
     relevance = layers[-1].query_relevance(query)
     stage = layers[-1].stage
     for layer in reversed(layers):
@@ -285,27 +285,27 @@ def grad_cam(
     stage: str | None = None,
     pixel_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Grad-CAM (https://huggingface.co/papers/1610.02391): which tokens of a stage speak for a class.
+    """Grad-CAM (https://huggingface.co/papers/1610.02391): which tokens of a stage support a class.
 
-    The stage's channels, weighted by the mean gradient of the class's logit, summed, and what is negative left out
-    (equations 1 and 2). For semantic segmentation, the logit is the sum of the class's logits over the image. Of a
-    classifier's last stage, the output is taken after the final layer norm: as the head is linear in the mean of that, the
-    map is the class activation map (https://huggingface.co/papers/1512.04150), exact to each token's part of the logit.
+    The stage's channels, weighted by the mean gradient of the class's logit and summed, with negative values set to 0
+    (equations 1 and 2). For semantic segmentation, the logit is the sum of the class's logits over the image. For a
+    classifier's last stage, the output after the final layer norm is used: as the head is linear in its mean, the
+    map is the class activation map (https://huggingface.co/papers/1512.04150), each token's exact part of the logit.
 
-    A map shows where the model reads the class off. In a model that attends globally this may be beside what it saw.
+    A map shows where the model reads out the class. With global attention, this need not be where it saw it.
 
     Args:
-        model: a Twins model with a classifier of images or pixels, or any other that holds a Twins encoder and gives
+        model: a Twins classifier of images or pixels, or any model that contains a Twins encoder and returns
             `logits`, in evaluation mode.
         pixel_values: `(batch_size, num_channels, height, width)`.
-        label: index of the class, one or one for each image. By default it is the one with the largest logit.
-        stage: whose output is looked at: `"stage1"`, `"stage2"`, ...; the last by default.
+        label: class index, one for all images or one per image; by default that of the largest logit.
+        stage: stage whose output is used: `"stage1"`, `"stage2"`, ...; the last by default.
         pixel_mask: `(batch_size, height, width)`, 1 on the image and 0 on the padding.
 
     Returns:
-        `(batch_size, height, width)`, in the stage's grid, from 0 to the 1 of each image's strongest token; all 0
-        if no token speaks for the class. 0 outside the image. The model and its parameters' gradients stay as they were,
-        also while it runs: other threads may use the model meanwhile.
+        `(batch_size, height, width)`, in the stage's grid, scaled to 1 at each image's strongest token; all 0
+        if no token supports the class. 0 outside the image. The model and its parameters' gradients are not changed,
+        so other threads may use the model at the same time.
 
     Raises:
         ValueError: if the model holds no Twins encoder, is training or gives no logits of classes, there is no such stage
@@ -324,7 +324,7 @@ def grad_cam(
     encoder = find_encoder(model)
     stage_names = encoder.config.stage_names[1 : 1 + len(encoder.stages)]
     if not stage_names:
-        raise ValueError("model must have a stage to look at: its backbone was built up to the stem.")
+        raise ValueError("model must have at least one stage: its backbone was built only up to the stem.")
     stage = stage_names[-1] if stage is None else stage
     if stage not in stage_names:
         raise ValueError(f"stage must be one of {', '.join(stage_names)}, got {stage!r}.")
@@ -336,11 +336,11 @@ def grad_cam(
         logits = getattr(call(pixel_values.detach().clone().requires_grad_(), **inputs), "logits", None)
         if logits is None or logits.ndim not in (2, 4):
             raise ValueError(
-                f"model must give logits, (batch_size, num_labels) or (batch_size, num_labels, height, width), which "
+                f"model must return logits, (batch_size, num_labels) or (batch_size, num_labels, height, width), but "
                 f"{type(model).__name__} does not."
             )
         if (encoder, 0) not in records:
-            raise ValueError("model must not have a compiled Twins encoder within: call grad_cam before compiling it.")
+            raise ValueError("model must not contain a compiled Twins encoder: call grad_cam before compiling it.")
         if logits.ndim == 4:
             if pixel_mask is not None:
                 logits = logits * tokens_on_image(*records[encoder, 0]).unsqueeze(1)
@@ -375,21 +375,21 @@ def find_encoder(model: nn.Module) -> TwinsEncoder:
         raise ValueError("model must be in evaluation mode: call model.eval() first.")
     if any(hasattr(module, "optimized_for") for module in model.modules()):
         raise ValueError(
-            "model must be the plain one, to look into: what optimize_for_inference makes of it can only compute its outputs."
+            "model must be the original one: what optimize_for_inference returns can only compute its outputs."
         )
     for module in model.modules():
         if isinstance(module, TwinsEncoder):
             return module
-    raise ValueError(f"model must be a Twins model or hold one, got {type(model).__name__}.")
+    raise ValueError(f"model must be or contain a Twins model, got {type(model).__name__}.")
 
 
 @contextmanager
 def recorded_stages() -> Iterator[dict[tuple[nn.Module, int], tuple[torch.Tensor, torch.Tensor | None]]]:
-    """While it lasts, what every stage gives that this thread runs: by encoder and number of the stage, its output,
+    """Record what every stage returns that this thread runs: by encoder and number of the stage, its output,
     `(batch_size, channels, height, width)`, and which of its tokens lie on the image, `(batch_size, height, width)` or None
     for all. The last hidden state of a model with a final layer norm replaces the last stage's output.
 
-    The model is not changed: other threads may use it meanwhile, which hooks would reach too.
+    The model is not changed: other threads, which hooks would also affect, may use it meanwhile.
     """
     records: dict[tuple[nn.Module, int], tuple[torch.Tensor, torch.Tensor | None]] = {}
     token = STAGE_RECORDS.set(records)
@@ -400,7 +400,7 @@ def recorded_stages() -> Iterator[dict[tuple[nn.Module, int], tuple[torch.Tensor
 
 
 def tokens_on_image(image: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
-    """The mask of what a stage gave, `(batch_size, height, width)`: True for every token where no image is padded."""
+    """The mask of a stage's output, `(batch_size, height, width)`: True for every token where no image is padded."""
     if token_mask is None:
         return image.new_ones((len(image), *image.shape[2:]), dtype=torch.bool)
     return token_mask

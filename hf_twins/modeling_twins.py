@@ -140,7 +140,7 @@ def eager_attention_forward(
     return attn_output, attn_weights
 
 
-# What serves speed, compilers, exporters, devices and pickling: the functions and classes from here to `TwinsDropPath`. Each
+# From here to `TwinsDropPath`: what serves speed, compilers, exporters, devices and pickling. Each
 # computes what its name says, so that the layers below read as the paper's figures.
 
 
@@ -153,7 +153,7 @@ def add_residual(hidden_states: torch.Tensor, branch: torch.Tensor, module: nn.M
 
 
 def activate(hidden_states: torch.Tensor, activation_fn: nn.Module, module: nn.Module) -> torch.Tensor:
-    """The activation of what a part of `module` computes; GELU in its memory where nothing sees it."""
+    """Apply the activation to the output of a part of `module`; GELU in place where nothing sees it."""
     if not is_exact_gelu(activation_fn) or not may_overwrite(hidden_states, module):
         return activation_fn(hidden_states)
     # The widest tensor of the block is not written a second time.
@@ -198,7 +198,7 @@ def is_watched(module: nn.Module) -> bool:
 
 
 def is_recording_hook(hook: Callable) -> bool:
-    """Whether it is one of those by which transformers records hidden states and attentions."""
+    """Whether a hook is one with which transformers records hidden states and attentions."""
     return hook.__module__ == capture_outputs.__module__
 
 
@@ -223,22 +223,22 @@ def crop_to_patches(image: torch.Tensor, patch_size: int) -> torch.Tensor:
 
 
 def differ(size: tuple[int, int], new_size: tuple[int, int]) -> bool:
-    """Whether two sizes differ. In a graph with symbolic sizes that cannot be decided, and is assumed."""
+    """Whether two sizes differ. In a graph with symbolic sizes, which cannot tell, it is assumed."""
     return is_torchdynamo_exporting() or size != new_size
 
 
 def divide_and_round_up(size: int, divisor: int) -> int:
-    """As -(-size // divisor), which ONNX computes otherwise: it rounds negative numbers towards zero."""
+    """Same as -(-size // divisor), which ONNX computes differently: it rounds negative numbers toward zero."""
     return (size + divisor - 1) // divisor
 
 
 def is_compiled() -> bool:
-    """Whether `torch.compile` reads this, for no export."""
+    """Whether `torch.compile` traces this, not an export."""
     return is_torchdynamo_compiling() and not is_torchdynamo_exporting()
 
 
 def project_together(linears: Sequence[nn.Linear], hidden_states: torch.Tensor) -> Sequence[torch.Tensor]:
-    """What linear layers make of one input: in compiled training by one product, which takes less time than several."""
+    """Apply linear layers to one input: in compiled training as one product, which is faster than several."""
     if not (is_compiled() and torch.is_grad_enabled() and all(map(is_plain_linear, linears))):
         return [linear(hidden_states) for linear in linears]
     weight = torch.cat([linear.weight for linear in linears])
@@ -247,7 +247,7 @@ def project_together(linears: Sequence[nn.Linear], hidden_states: torch.Tensor) 
 
 
 def is_plain_linear(linear: nn.Module) -> bool:
-    """Whether a layer computes nothing but its product, and nobody sees it do so."""
+    """Whether a layer computes only its product, with no hooks."""
     return (
         type(linear) is nn.Linear
         and type(linear.weight) is nn.Parameter
@@ -305,7 +305,7 @@ def compute_attention(
 def is_left_to_cudnn(image: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether a convolution of patches is faster than their product: in half precision on GPUs, unless there are gradients.
 
-    So it was measured on an NVIDIA H200 with PyTorch 2.11. In float32, cuDNN would round to TF32 besides.
+    Measured on an NVIDIA H200 with PyTorch 2.11. In float32, cuDNN would also round to TF32.
     """
     return (
         image.is_cuda
@@ -332,7 +332,7 @@ class TwinsRecordedModule(nn.Module):
     """A module whose outputs transformers records, by one hook.
 
     A model around it that records outputs of its own would install a second one, and each output would be recorded twice.
-    The hook cannot be pickled: it is left out, and the model that is made of the pickle installs it again.
+    The hook cannot be pickled: it is left out, and the unpickled model installs it again.
     """
 
     def register_forward_hook(self, hook: Callable, **kwargs: Any) -> RemovableHandle:
@@ -385,12 +385,12 @@ class TwinsPatchEmbeddings(nn.Module):
         self.projection = nn.Conv2d(
             num_channels, config.hidden_sizes[stage], kernel_size=self.patch_size, stride=self.patch_size
         )
-        # eps 1e-5 here and in `TwinsSequenceReduction`, whatever `layer_norm_eps`: so the authors' weights were trained.
+        # eps 1e-5 here and in `TwinsSequenceReduction`, whatever `layer_norm_eps`, as in the authors' training.
         self.layernorm = nn.LayerNorm(config.hidden_sizes[stage], eps=1e-5)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, image: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
-        """Image, or feature map, `(batch_size, channels, height, width)` to a smaller one."""
+        """Turn an image or feature map `(batch_size, channels, height, width)` into a smaller one."""
         if self.patch_padding:
             height, width = image.shape[2:]
             image = nn.functional.pad(image, (0, -width % self.patch_size, 0, -height % self.patch_size))
@@ -637,9 +637,9 @@ class TwinsStage(nn.Module):
 
 
 class HiddenStates:
-    """Those of an encoder that `output_hidden_states` asks for: all, some by index with None in the other places, or none.
+    """An encoder's hidden states by `output_hidden_states`: all, some by index with None in the other places, or none.
 
-    The default is the configuration's, as of everything that transformers records.
+    The default is the configuration's, as for everything that transformers records.
     """
 
     def __init__(self, encoder: "TwinsEncoder", output_hidden_states: bool | int | list[int] | None):
@@ -669,7 +669,7 @@ def check_pixel_values(pixel_values: Any, config: TwinsConfig) -> None:
         if isinstance(pixel_values, Mapping):
             advice = "unpack the image processor's output, as in model(**inputs)"
         else:
-            advice = 'pass what the image processor makes of it, as in model(**processor(images, return_tensors="pt"))'
+            advice = 'pass the output of the image processor, as in model(**processor(images, return_tensors="pt"))'
         raise ValueError(
             f"pixel_values must be a torch.Tensor of shape {shape}, got {type(pixel_values).__name__}: {advice}."
         )
@@ -688,8 +688,8 @@ def check_pixel_values(pixel_values: Any, config: TwinsConfig) -> None:
     min_size = config.min_image_size
     if pixel_values.shape[2] < min_size or pixel_values.shape[3] < min_size:
         raise ValueError(
-            f"pixel_values must be at least {min_size} pixels high and wide, which patch_size={config.patch_size} and "
-            f"sr_ratios={config.sr_ratios} need, got {pixel_values.shape[2]} x {pixel_values.shape[3]}."
+            f"pixel_values must be at least {min_size} pixels high and wide for patch_size={config.patch_size} and "
+            f"sr_ratios={config.sr_ratios}, got {pixel_values.shape[2]} x {pixel_values.shape[3]}."
         )
 
 
@@ -699,8 +699,8 @@ def check_pixel_mask(pixel_mask: Any, pixel_values: torch.Tensor, config: TwinsC
     if not isinstance(pixel_mask, torch.Tensor) or pixel_mask.shape != expected_shape:
         shape = tuple(pixel_mask.shape) if isinstance(pixel_mask, torch.Tensor) else type(pixel_mask).__name__
         raise ValueError(
-            f"pixel_mask must be a torch.Tensor with pixel_values' (batch_size, height, width), {expected_shape}, got "
-            f"{shape}."
+            f"pixel_mask must be a torch.Tensor of pixel_values' shape (batch_size, height, width), {expected_shape}, "
+            f"got {shape}."
         )
     # What follows reads the mask, which a graph under construction cannot, nor a tensor without content.
     if (
@@ -735,7 +735,7 @@ def check_pixel_mask(pixel_mask: Any, pixel_values: torch.Tensor, config: TwinsC
 
 @auto_docstring(
     custom_intro="""
-    What all Twins models share: the initialization of their weights, and what transformers has to know about them.
+    Base class of all Twins models, with the initialization of their weights and the attributes transformers needs.
     """
 )
 class TwinsPreTrainedModel(PreTrainedModel):
@@ -762,12 +762,12 @@ class TwinsPreTrainedModel(PreTrainedModel):
         cls, pretrained_model_name_or_path: str | os.PathLike | None, *model_args: Any, **kwargs: Any
     ) -> Self:
         r"""
-        As [`~PreTrainedModel.from_pretrained`], which says what the arguments are. With the package hf_twins, also from
+        Same as [`~PreTrainedModel.from_pretrained`], which lists the arguments. With the hf_twins package, also from
 
-        - a folder or repository of timm's, e.g. `timm/twins_svt_small.in1k`,
-        - a file of the authors' (`.pth`, `.pth.tar`, `.pt`, `.ckpt`, `.bin` or `.safetensors`), or a folder with one,
+        - a timm folder or repository, e.g. `timm/twins_svt_small.in1k`,
+        - an authors' file (`.pth`, `.pth.tar`, `.pt`, `.ckpt`, `.bin` or `.safetensors`), or a folder with one,
 
-        and with another `num_channels` than the checkpoint's: every channel gets its share of the sum of the trained weights.
+        and with another `num_channels` than the checkpoint's: every channel gets an equal share of the summed weights.
 
         Raises:
             ValueError: if such a file does not hold the weights of a Twins model.
@@ -800,7 +800,7 @@ class TwinsEncoder(TwinsPreTrainedModel):
     def __init__(self, config: TwinsConfig, num_stages: int | None = None):
         r"""
         num_stages (`int`, *optional*):
-            How many of the configuration's stages to build; all by default. With 0, there are only the first patch
+            Number of the configuration's stages to build; all by default. With 0, there are only the first patch
             embeddings.
         """
         super().__init__(config)
@@ -855,8 +855,8 @@ def check_out_features(out_features: list[str], stage_names: list[str]) -> None:
     missing = [name for name in out_features if name not in stage_names]
     if missing:
         raise ValueError(
-            f"out_features asks for {', '.join(missing)}, but this backbone was built up to {stage_names[-1]}: set "
-            "out_features in the configuration that the backbone is made of."
+            f"out_features asks for {', '.join(missing)}, but this backbone was built only up to {stage_names[-1]}: "
+            "set out_features in the configuration before building the backbone."
         )
 
 
@@ -864,9 +864,9 @@ def check_out_features(out_features: list[str], stage_names: list[str]) -> None:
     custom_intro="""
     Twins without a head: the stages, a final layer norm, and the mean over the image as pooled output. The last hidden
     state and each of the hidden states (the first patch embeddings and the output of each stage) are images, `(batch_size,
-    channels, height, width)`. There are `sum(depths)` attentions: of a locally-grouped block `(batch_size * num_windows,
-    num_heads, window_size ** 2, window_size ** 2)`, with each image's windows row by row; of a global block `(batch_size,
-    num_heads, height * width, reduced_height * reduced_width)`.
+    channels, height, width)`. There are `sum(depths)` attentions, of shape `(batch_size * num_windows, num_heads,
+    window_size ** 2, window_size ** 2)` in locally-grouped blocks, each image's windows row by row, and `(batch_size,
+    num_heads, height * width, reduced_height * reduced_width)` in global blocks.
     """
 )
 class TwinsModel(TwinsPreTrainedModel):
@@ -896,16 +896,16 @@ class TwinsModel(TwinsPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         r"""
         pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-            Normalized images, as [`TwinsImageProcessor`] makes them, of any height and width from
+            Normalized images, as [`TwinsImageProcessor`] returns them, of height and width at least
             `config.min_image_size`.
         pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
-            1 on the image, 0 on the padding at its right and bottom, whose content then changes nothing: each image of
-            the batch gives the same result as alone.
+            1 on the image, 0 on the padding at its right and bottom, whose content then has no effect: each image of
+            the batch gives the same result as on its own.
 
         Raises:
             ValueError: if the shape or type of the inputs does not fit the model, an image is smaller than
                 `config.min_image_size`, or the mask is not one rectangle at the top left of each image. On a CUDA device,
-                for which raising would wait, the mask is checked by an assertion of the device instead.
+                where raising would synchronize, a device-side assertion checks the mask instead.
 
         Example:
 
@@ -979,22 +979,22 @@ class TwinsForImageClassification(TwinsPreTrainedModel):
     ) -> ImageClassifierOutput:
         r"""
         pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-            Normalized images, as [`TwinsImageProcessor`] makes them, of any height and width from
+            Normalized images, as [`TwinsImageProcessor`] returns them, of height and width at least
             `config.min_image_size`.
         pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
-            1 on the image, 0 on the padding at its right and bottom, whose content then changes nothing: each image of
-            the batch gives the same result as alone.
+            1 on the image, 0 on the padding at its right and bottom, whose content then has no effect: each image of
+            the batch gives the same result as on its own.
         labels (`torch.Tensor`, *optional*):
             Class indices of shape `(batch_size,)`; or floating point targets of shape `(batch_size, num_labels)`, for
             regression or multi-label classification (`config.problem_type`).
         num_items_in_batch (`int` or `torch.Tensor`, *optional*):
-            What the sum of the losses is divided by, instead of the number of labels: how many labels there are in all
+            Divisor of the summed losses, instead of the number of labels: the number of labels in all
             batches of an optimization step. [`Trainer`] passes it.
 
         Raises:
             ValueError: if the shape or type of the inputs does not fit the model, an image is smaller than
                 `config.min_image_size`, or the mask is not one rectangle at the top left of each image. On a CUDA device,
-                for which raising would wait, the mask is checked by an assertion of the device instead.
+                where raising would synchronize, a device-side assertion checks the mask instead.
 
         Example:
 
@@ -1105,24 +1105,24 @@ class TwinsForSemanticSegmentation(TwinsPreTrainedModel):
     ) -> SemanticSegmenterOutput:
         r"""
         pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-            Normalized images of any height and width from `config.min_image_size`.
+            Normalized images of height and width at least `config.min_image_size`.
         pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
-            1 on the image, 0 on the padding at its right and bottom, whose content then changes nothing. It reaches the
-            backbone alone: the head, which has no masks, sees zeros there, as at the border of a feature map, so that
-            logits near the padding are not quite those of the image alone. Labels say where the padding is themselves.
+            1 on the image, 0 on the padding at its right and bottom, whose content then has no effect. Only the
+            backbone uses it: the head, which takes no mask, sees zeros there, as at the border of a feature map, so
+            logits near the padding differ slightly from those of the image alone. `labels` must mark padding, too.
         labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
             Class of each pixel; `config.semantic_loss_ignore_index` where there is none. The loss is the mean over the
-            others of the batch: without any, NaN, as in PyTorch and in transformers' other segmentation models.
+            others in the batch; NaN if there are none, as in PyTorch and transformers' other segmentation models.
         num_items_in_batch (`int` or `torch.Tensor`, *optional*):
-            What the sum of the pixels' losses is divided by, instead of the number of pixels with a class: how many
-            pixels there are in all batches of an optimization step. [`Trainer`] passes the number of labels other than
+            Divisor of the summed pixel losses, instead of the number of pixels with a class: the number of
+            pixels in all batches of an optimization step. [`Trainer`] passes the number of labels other than
             -100. With `config.semantic_loss_ignore_index=-100` and labels that use it, those are the pixels with a class;
-            with the default, ignored pixels count with a loss of 0, also those that pad smaller images.
+            with the default, ignored pixels count with a loss of 0, including the padding of smaller images.
 
         Raises:
             ValueError: if the shape or type of the inputs does not fit the model, an image is smaller than
                 `config.min_image_size`, or the mask is not one rectangle at the top left of each image. On a CUDA device,
-                for which raising would wait, the mask is checked by an assertion of the device instead.
+                where raising would synchronize, a device-side assertion checks the mask instead.
 
         Example:
 
@@ -1148,10 +1148,10 @@ class TwinsForSemanticSegmentation(TwinsPreTrainedModel):
 
 @auto_docstring(
     custom_intro="""
-    Twins backbone, to be used with frameworks like UperNet, DETR and MaskFormer. The stages after the last one that
+    Twins backbone, to be used with frameworks like UperNet, DETR and MaskFormer. Stages after the last one that
     `out_features` asks for are neither built nor run, so that every parameter gets a gradient. Feature maps and hidden
-    states are the tensors that the model itself computes with, in channels-last memory: gradients pass through them, and
-    whoever needs another layout calls `contiguous()`.
+    states are the model's own tensors, in channels-last memory format: gradients flow through them; for another
+    layout, call `contiguous()`.
     """
 )
 class TwinsBackbone(BackboneMixin, TwinsPreTrainedModel):
@@ -1178,16 +1178,16 @@ class TwinsBackbone(BackboneMixin, TwinsPreTrainedModel):
     ) -> BackboneOutput:
         r"""
         pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-            Normalized images, as [`TwinsImageProcessor`] makes them, of any height and width from
+            Normalized images, as [`TwinsImageProcessor`] returns them, of height and width at least
             `config.min_image_size`.
         pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
-            1 on the image, 0 on the padding at its right and bottom, whose content then changes nothing. Feature maps
+            1 on the image, 0 on the padding at its right and bottom, whose content then has no effect. Feature maps
             are zero there.
 
         Raises:
             ValueError: if the shape or type of the inputs does not fit the model, an image is smaller than
                 `config.min_image_size`, or the mask is not one rectangle at the top left of each image. On a CUDA device,
-                for which raising would wait, the mask is checked by an assertion of the device instead.
+                where raising would synchronize, a device-side assertion checks the mask instead.
 
         Example:
 

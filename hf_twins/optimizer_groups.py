@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What an optimizer has to know about Twins: which weights are not decayed, and how deep each one lies."""
+"""Parameter groups for optimizers: which weights are not decayed, and how deep each one is."""
 
 import re
 from collections.abc import Iterator
@@ -27,22 +27,22 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """The trainable parameters of a model with a Twins encoder, in groups for a PyTorch optimizer.
 
-    Weight decay spares biases, the weights of norms, and the position encodings, as in the authors' recipes
+    Biases, norm weights and position encodings get no weight decay, as in the authors' recipes
     (`no_weight_decay` in https://github.com/Meituan-AutoML/Twins/blob/main/gvt.py). With layer-wise decay of the learning
     rate (https://huggingface.co/papers/2106.08254, section 4.1), the head has `learning_rate`, and every block below it
     `layer_decay` times that of the one above.
 
     Args:
-        model: a Twins model, or any other that holds one: UperNet, DETR, a model wrapped by peft.
-        learning_rate: of the head.
-        weight_decay: of the weights that are decayed.
-        layer_decay: factor from block to block, in (0, 1].
+        model: a Twins model, or any model that contains one: UperNet, DETR, a PEFT model.
+        learning_rate: learning rate of the head.
+        weight_decay: weight decay of all other weights.
+        layer_decay: learning rate factor per block, in (0, 1].
 
     Returns:
         Dictionaries with `params`, `lr` and `weight_decay`, deepest layers last.
 
     Raises:
-        ValueError: if `layer_decay` is out of range, or nothing can be trained.
+        ValueError: if `layer_decay` is out of range, or nothing is trainable.
 
     Example:
 
@@ -65,7 +65,7 @@ def parameter_groups(
             is_decayed = parameter.ndim > 1 and name not in spared
             groups.setdefault((depths.get(name, head_depth), is_decayed), []).append(parameter)
     if not groups:
-        raise ValueError("The model has no parameter that can be trained.")
+        raise ValueError("The model has no trainable parameters.")
     if layer_decay == 1.0:
         merged: dict[tuple[int, bool], list[nn.Parameter]] = {}
         for (_, is_decayed), parameters in groups.items():

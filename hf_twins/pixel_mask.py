@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Heads that do not tell their backbone where the images of a batch end, and how they are made to."""
+"""Hooks that pass a model's `pixel_mask` on to its Twins backbone."""
 
 import inspect
 from contextvars import ContextVar
@@ -50,21 +50,21 @@ class PixelMaskHandle:
 
 
 def pass_pixel_mask_to_backbone(model: nn.Module) -> PixelMaskHandle:
-    """Let a model that holds a [`TwinsBackbone`] hand it the `pixel_mask` that it is called with.
+    """Make a model pass the `pixel_mask` that it is called with to its [`TwinsBackbone`].
 
-    DETR and its relatives mask their own attention with it, and UperNet does not know it, but all of them call their
-    backbone with `pixel_values` alone, for which padding then is image. After this, an image padded within a batch has
-    the feature maps that it has alone, with zeros beside them. UperNet is called with `pixel_mask` by name.
+    DETR and its relatives mask their own attention with it, and UperNet ignores it, but all of them call their
+    backbone with `pixel_values` alone, so that it takes padding for image. With these hooks, an image padded in a
+    batch has the feature maps that it has alone, with zeros beside them. UperNet takes `pixel_mask` as a keyword.
 
-    Only hooks are registered: weights, `save_pretrained` and the configuration stay as they are, and a model that was
-    loaded again has to be told again. Calls may be nested and come from several threads. `torch.compile` works, in more
-    than one graph.
+    Only hooks are registered: weights, `save_pretrained` and the configuration stay as they are, and a reloaded model
+    needs them again. Calls may be nested and come from several threads. `torch.compile` works, with graph
+    breaks.
 
     Args:
-        model: any module with a Twins backbone within, e.g. `DetrForObjectDetection`, `UperNetForSemanticSegmentation`.
+        model: any module with a Twins backbone, e.g. `DetrForObjectDetection`, `UperNetForSemanticSegmentation`.
 
     Returns:
-        What `remove()` takes back. As a context manager, it does so at the end of the block.
+        A handle; `remove()` removes the hooks, as does the end of a `with` block.
 
     Raises:
         ValueError: if there is no Twins backbone in the model.
@@ -90,7 +90,7 @@ def pass_pixel_mask_to_backbone(model: nn.Module) -> PixelMaskHandle:
     ```"""
     backbones = [module for module in model.modules() if isinstance(module, TwinsBackbone)]
     if not backbones:
-        raise ValueError(f"model must hold a TwinsBackbone, which {type(model).__name__} does not.")
+        raise ValueError(f"model must contain a TwinsBackbone, but {type(model).__name__} does not.")
     names = list(inspect.signature(model.forward).parameters)
     place = names.index("pixel_mask") if "pixel_mask" in names else None
     handles = [

@@ -33,7 +33,7 @@ CONFIG_AUTO_MAP = {
 
 
 def save_remote_code(save_directory: str | os.PathLike) -> list[str]:
-    """Add to a saved model the code that computes it, so that `trust_remote_code=True` loads it without this package.
+    """Add the model code to a saved model, so that `trust_remote_code=True` loads it without this package.
 
     Args:
         save_directory: a folder that `save_pretrained` wrote; `config.json` must be there, `preprocessor_config.json`
@@ -44,7 +44,7 @@ def save_remote_code(save_directory: str | os.PathLike) -> list[str]:
 
     Raises:
         FileNotFoundError: if `save_directory` holds no `config.json`.
-        ValueError: if its model is not a Twins model, but, for example, a DETR or UperNet with a Twins backbone.
+        ValueError: if its model is not a Twins model but, for example, a DETR or UperNet with a Twins backbone.
     """
     save_directory = Path(save_directory)
     config_file = save_directory / "config.json"
@@ -56,12 +56,12 @@ def save_remote_code(save_directory: str | os.PathLike) -> list[str]:
     backbone = config.get("backbone_config")
     if isinstance(backbone, dict) and backbone.get("model_type") == "twins":
         raise ValueError(
-            f"{config_file} is of a model with a Twins backbone (model_type {config.get('model_type')!r}), and only Twins models "
-            "themselves can bring their code: load it where this package is installed, after `import hf_twins`."
+            f"{config_file} is for a model with a Twins backbone (model_type {config.get('model_type')!r}), but only "
+            "Twins models can be saved with code: load it where hf_twins is installed, after `import hf_twins`."
         )
     if config.get("model_type") != "twins":
         raise ValueError(
-            f"{config_file} must be of a Twins model (model_type 'twins'), got {config.get('model_type')!r}."
+            f"{config_file} must be that of a Twins model (model_type 'twins'), got {config.get('model_type')!r}."
         )
     code_files = [shutil.copy(source, save_directory) for source in sorted(Path(__file__).parent.glob("*_twins.py"))]
     # Not sorted: as text, label 10 would come before label 2.

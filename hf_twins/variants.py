@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The six published Twins variants: what they are made of and what their authors measured with them.
+"""The six published Twins variants: their architectures and published results.
 
 The architectures are those of `TwinsConfig.from_variant`. The results are from the authors' README, tables 2 and 5 of the
 paper (https://huggingface.co/papers/2104.13840), and timm's `results-imagenet.csv`.
@@ -34,12 +34,12 @@ class TwinsVariant:
         depths: blocks of each stage.
         mlp_ratios: MLP width of each stage, as a multiple of its channels.
         window_size: side of the locally-grouped attention's windows in tokens; `None` for PCPVT, which has none.
-        num_parameters: with the 1000-class head.
-        flops: multiply-adds in units of 1e9, of one 224 x 224 image (the paper).
-        imagenet_top1: percent on the ImageNet-1k validation set (the authors' README; crop 224 of 256).
-        imagenet_top1_timm: percent, as measured by timm (crop 0.9).
-        ade20k_upernet_miou: percent, single scale (the authors' README).
-        ade20k_upernet_miou_multi_scale: percent, multi-scale and flip (the authors' README).
+        num_parameters: parameters with the 1000-class head.
+        flops: multiply-adds for one 224 x 224 image, in units of 1e9 (the paper).
+        imagenet_top1: top-1 accuracy in percent, ImageNet-1k validation (the authors' README; crop 224 of 256).
+        imagenet_top1_timm: the same, as measured by timm (crop 0.9).
+        ade20k_upernet_miou: mIoU on ADE20K in percent, single scale (the authors' README).
+        ade20k_upernet_miou_multi_scale: the same, multi-scale and flip (the authors' README).
     """
 
     hidden_sizes: tuple[int, ...]
@@ -121,7 +121,7 @@ def published_variant(fields: Mapping[str, Any]) -> str | None:
     """The name of the published variant that a configuration's fields describe.
 
     Args:
-        fields: by name, as of `TwinsConfig.to_dict`.
+        fields: fields by name, as in `TwinsConfig.to_dict`.
 
     Returns:
         The name, or None if no published variant has this architecture.

@@ -49,10 +49,10 @@ def check_second_runs(main: Callable[[list[str]], Any], arguments: list[str], ou
     assert rest == {*expected.written_files(), "run.json", "notes.txt"}
     assert len(expected.checkpoints) == 1
     with pytest.raises(
-        SystemExit, match=r"^error: \S+ has the files of a run: resume it by --resume_from_checkpoint lat"
+        SystemExit, match=r"^error: \S+ has the files of a run: resume it with --resume_from_checkpoint lat"
     ):
         start()
-    with pytest.raises(SystemExit, match=r"^error: \S+ is of a run that differs in --weight_decay \S+, now 0\.5\."):
+    with pytest.raises(SystemExit, match=r"^error: \S+ is from a run that differs in --weight_decay \S+, now 0\.5\."):
         start("--resume_from_checkpoint", "latest", "--weight_decay", "0.5")
     assert read_run(output) == expected
     start("--resume_from_checkpoint", "latest")

@@ -16,7 +16,7 @@ r"""Labels for a million images: in shards, in many processes, and going on wher
     accelerate launch examples/image_classification/batch_predict.py --model_name_or_path timm/twins_svt_small.in1k \
         --input_dir path/to/images --output_dir outputs/predictions
 
-Reads a folder of images, of .parquet or of .tar files (webdataset), or a data set on the Hub, and writes a .parquet file a
+Reads a folder of images, of .parquet or of .tar files (webdataset), or a dataset on the Hub, and writes a .parquet file a
 shard, with the columns `path`, `label` and `score`, `labels` and `scores` of the likeliest few, and `error`, which says why
 an image has none. A file is finished when its SHA-256 is beside it: started again, the script does what is missing or damaged,
 so that every image is predicted exactly once. Images that the system cannot read, now or at all, end the run.
@@ -84,7 +84,7 @@ class PredictionArguments:
     one_of: ClassVar = (("input_dir", "dataset_name"),)
     output_dir: str = field(metadata={"help": "Where the predictions are written."})
     input_dir: str | None = field(default=None, metadata={"help": "Folder of images, of .parquet or of .tar files."})
-    dataset_name: str | None = field(default=None, metadata={"help": "Data set on the Hub, or a folder that is one."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub, or a folder that is one."})
     dataset_config_name: str | None = field(
         default=None, metadata={"help": "Its configuration, where it has several."}
     )

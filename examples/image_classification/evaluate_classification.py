@@ -171,22 +171,22 @@ def load_evaluation_images(data_arguments: ImageArguments, args: EvaluationArgum
         name = str(data_arguments.dataset_name)
         check_is_no_image_folder(name, "--dataset_dir")
         split = load_dataset(name, data_arguments.dataset_config_name, split=args.split or "validation")
-    title = "the data set"
+    title = "the dataset"
     split = with_columns(split, data_arguments)
     split = with_label_names({title: split}, data_arguments.class_names_file, allow_unused=True)[title]
     if data_arguments.max_eval_samples is not None:
         split = split.shuffle(seed=0).select(range(min(data_arguments.max_eval_samples, len(split))))
     images = without_corrupt_images(split, title) if data_arguments.check_images else split
     if len(images) == 0:
-        raise ValueError("No image of the data set can be used.")
+        raise ValueError("No image of the dataset can be used.")
     return images, len(split) - len(images)
 
 
 def label_numbers(names: Sequence[str], id2label: dict[int, str]) -> list[int]:
-    """The number that the model has for each label of the data set: that of its name, its number, or that of its WordNet id.
+    """The number that the model has for each label of the dataset: that of its name, its number, or that of its WordNet id.
 
     Args:
-        names: names of the data set's labels.
+        names: names of the dataset's labels.
         id2label: names of the model's labels by their numbers.
 
     Raises:
@@ -204,7 +204,7 @@ def label_numbers(names: Sequence[str], id2label: dict[int, str]) -> list[int]:
                 name, found_numbers = several[0]
                 raise ValueError(
                     f"{name} is the name of several labels of the model, {' and '.join(map(str, found_numbers))}: call "
-                    "the data set's labels by the model's numbers."
+                    "the dataset's labels by the model's numbers."
                 )
             return [number for (number,) in found]
     if all(re.fullmatch(r"n\d{8}", name) for name in names) and len(id2label) == 1000:
@@ -219,7 +219,7 @@ def label_numbers(names: Sequence[str], id2label: dict[int, str]) -> list[int]:
         if not each and not (are_numbers and is_number_below(name, len(id2label)))
     ]
     raise ValueError(
-        f"{len(unknown) or len(names)} labels of the data set are none of the model's, such as {listed((unknown or names)[:1])}: "
+        f"{len(unknown) or len(names)} labels of the dataset are none of the model's, such as {listed((unknown or names)[:1])}: "
         f"sub-folders must have the names of the model's labels, such as {id2label[0]}, their numbers, or ImageNet's WordNet ids."
     )
 

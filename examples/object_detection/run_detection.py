@@ -72,7 +72,7 @@ WARMUP_RATIO = 0.001
 class DetectionTrainer(RecipeTrainer):
     """A Trainer that lowers the learning rate at the recipe's epochs, and evaluates average precision.
 
-    `predict` returns as `predictions` a tuple: what was detected, by the index of its image in the data set, the average
+    `predict` returns as `predictions` a tuple: what was detected, by the index of its image in the dataset, the average
     precisions, and those by category.
     """
 
@@ -116,7 +116,7 @@ class DetectionTrainer(RecipeTrainer):
                 predictions: list[dict[str, Any]] = detector.detect(batch, sizes)
             for labels, prediction in zip(batch["labels"], predictions):
                 if "masks" in prediction:
-                    # The masks of a whole data set do not fit in memory.
+                    # The masks of a whole dataset do not fit in memory.
                     prediction["masks"] = [mask_run_lengths(mask) for mask in prediction["masks"]]
                 found.append((int(labels["image_id"]), prediction))
         # Some images are evaluated by two processes, so that all have equally many: these count once.

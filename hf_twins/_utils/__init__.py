@@ -11,4 +11,4 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The one implementation of what the package, the scripts and the Spaces share. Private: names may change at any time."""
+"""Code shared by the package, the scripts and the Spaces. Private: names may change at any time."""

@@ -91,7 +91,7 @@ def origin_fields(
 
     Args:
         base: folder or Hub id of the model that training started from; None for random weights.
-        dataset: folder or Hub id of the data set.
+        dataset: folder or Hub id of the dataset.
         license_id: the Hub's identifier of the model's license; that of the base model's card by default.
         revision: branch, tag or commit of the base model.
     """

@@ -19,7 +19,7 @@ calls `train` with one instance of each dataclass. `--help` shows the docstring 
 dataclass under their own heading. Every option is accepted with hyphens, too (`--output-dir`). A dataclass can say that one
 of several options is required, by an attribute `one_of: ClassVar = (("train_dir", "dataset_name"),)`.
 
-A recipe is a TOML file with values of options, but those of `OPTIONS_OF_A_RUN`. `--recipe` takes the name of one in the folder `recipes`, or a path.
+A recipe is a TOML file with options, except `OPTIONS_OF_A_RUN`. `--recipe` takes a name in `recipes`, or a path.
 Options of the command line have precedence over the recipe, and the recipe over `defaults`.
 
 The environment variable `HF_TWINS_MAX_STEPS` limits the number of training steps of every script that has `--max_steps`.
@@ -89,7 +89,7 @@ def run(
         dataclasses, recipes, defaults, arguments: see `parse_arguments`.
 
     Raises:
-        SystemExit: if the command line is wrong, or files, the disk, data loading processes or the connection to the Hub are.
+        SystemExit: if the command line is wrong, or files, the disk, data loading or the connection to the Hub fail.
     """
     quiet_libraries()
     try:
@@ -117,11 +117,11 @@ def _fault_of_workers(text: str) -> str | None:
     if "Too many open files" in text or "ancdata" in text:
         return f"too many open files: {ADVICE[errno.EMFILE]}, and start again."
     if text.startswith("DataLoader timed out"):
-        return f"processes that prepare images gave none in time ({text.rstrip('.')}): {ADVICE[errno.EMFILE]}, and start again."
+        return f"data loading timed out ({text.rstrip('.')}): {ADVICE[errno.EMFILE]}, and start again."
     if text.startswith("DataLoader worker"):
-        first = text.splitlines()[0].rstrip(".")
+        first = text.splitlines()[0].strip().rstrip(".")
         return (
-            f"a process that prepares images has ended, is there enough memory? ({first}): start again, maybe with fewer "
+            f"a data loading process has died ({first}): is there enough memory? Start again, perhaps with fewer "
             "--dataloader_num_workers."
         )
     return None
@@ -183,7 +183,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaults
 
 
 class _Mixin(argparse.ArgumentParser):
-    """What both parsers below add to argparse's."""
+    """Additions to argparse's parser, for both parsers below."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         # The docstring of the script that was started.
@@ -297,7 +297,7 @@ def _read_recipe(parser: _DataclassParser, file: Path) -> dict[str, Any]:
         if name not in options:
             parser.error(f"{file}: {name} is not an option{_suggestion(name, options)}")
         if name in OPTIONS_OF_A_RUN or name.startswith("hub_"):
-            parser.error(f"{file}: {name} is no part of a recipe, but of one run: give --{name} on the command line")
+            parser.error(f"{file}: {name} is for a single run, not for a recipe: give --{name} on the command line")
         if not _is_value_of(options[name], value):
             expected = getattr(options[name], "__name__", None) if isinstance(options[name], type) else options[name]
             parser.error(f"{file}: {name} must be {expected}, got {value!r}")

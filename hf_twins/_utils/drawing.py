@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What models see and say, as images: inputs, masks in the colors of their classes, and masks over their image."""
+"""Inputs and outputs of models as images: inputs, masks in the colors of their classes, and masks over their image."""
 
 import functools
 from collections.abc import Sequence
@@ -137,6 +137,6 @@ def _borders(mask: np.ndarray) -> np.ndarray:
 
 
 def class_areas(mask: np.ndarray, num_labels: int) -> dict[int, int]:
-    """How many pixels of a mask each class has that is in it, by its number; the largest first."""
+    """Number of pixels of each class in a mask, by the class's number; the largest first."""
     counts = np.bincount(mask.ravel(), minlength=num_labels)[:num_labels]
     return {int(index): int(counts[index]) for index in np.argsort(-counts, kind="stable") if counts[index]}

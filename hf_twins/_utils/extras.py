@@ -39,7 +39,7 @@ EXTRAS = {
 
 
 class MissingExtraError(ImportError):
-    """A module of an extra is not installed; the message is a sentence with the command that installs it."""
+    """A module of an extra is not installed; the message has the command that installs it."""
 
 
 def require_extra(extra: str, *modules: str) -> None:

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Frozen features of images: what a model and its image processor make of them."""
+"""Frozen image features, computed by a model and its image processor."""
 
 import itertools
 

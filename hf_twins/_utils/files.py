@@ -88,7 +88,7 @@ def describe_read_error(error: OSError, name: str) -> str:
     if error.errno in LASTING:
         return f"{name} cannot be read: {error.strerror}."
     advice = f"; {ADVICE[error.errno]}" if error.errno in ADVICE else ""
-    return f"{name} cannot be read, not in {len(READING_PAUSES) + 1} tries ({error.strerror}{advice}): start again when it can."
+    return f"{name} could not be read in {len(READING_PAUSES) + 1} tries ({error.strerror}{advice}): start again when it can."
 
 
 def is_read_error(error: Exception) -> bool:
@@ -259,7 +259,7 @@ def check_can_be_folder(folder: Path) -> None:
     first = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not first.is_dir():
         what = "a file" if first.exists() else "a link that leads nowhere"
-        raise ValueError(f"--output_dir must be a folder, or a new one, and {first} is {what}: give another.")
+        raise ValueError(f"--output_dir must be an existing or new folder, but {first} is {what}: give another.")
 
 
 @contextlib.contextmanager
@@ -275,7 +275,7 @@ def exclusive_folder(folder: Path) -> Iterator[None]:
     try:
         with locked(folder) as is_mine:
             if is_mine is False:
-                raise ValueError(f"Another run writes to {folder}: wait for it, or give another --output_dir.")
+                raise ValueError(f"Another run is writing to {folder}: wait for it, or give another --output_dir.")
             remove_left(folder)
             yield
     finally:

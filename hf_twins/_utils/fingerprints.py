@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What tells the inputs of one run from those of another: of files, models and data sets, whatever they are called.
+"""Fingerprints of files, models and datasets, which tell the inputs of runs apart, whatever they are called.
 
 A fingerprint holds no times and no absolute paths, so that a copy of a folder has that of the original.
 """
@@ -138,7 +138,7 @@ def comparable(value: Any) -> Any:
 def dataset_fingerprint(split: Any) -> str:
     """What tells a split that `datasets` has loaded from others.
 
-    Of a data set on the Hub: its name, commit, configuration and split, the first row, and the values of columns of numbers and
+    Of a dataset on the Hub: its name, commit, configuration and split, the first row, and the values of columns of numbers and
     texts, because a column may have been renamed. Of other data: names and content of images, by size and
     their first and last 64 KiB, and all else. Of a stream: its files, and which
     columns are renamed.
@@ -148,7 +148,7 @@ def dataset_fingerprint(split: Any) -> str:
 
     Raises:
         ReadError: if a file that it names cannot be read.
-        TypeError: if it is a stream of something else than files or lists.
+        TypeError: if it is a stream of anything but files or lists.
     """
     from datasets import IterableDataset
 

@@ -53,8 +53,8 @@ CIRCULAR = "links to a folder that they are in"
 SPECIAL = "neither files nor folders"
 NOT_SEARCHED = "sub-folders, which are not searched"
 OTHER = "without the extension of an image"
-IN_ROOT = "images directly in it, in no folder of a label"
-EMPTY = "folders without images, which are no labels"
+IN_ROOT = "images directly in it, not in a label folder"
+EMPTY = "folders without images, which are not labels"
 NOT_TEXT = "images whose names are not UTF-8: rename them"
 
 
@@ -254,7 +254,7 @@ def list_labeled_images(folder: str | Path | Listing) -> tuple[list[str], list[i
 
 
 def check_are_no_splits(folder: str | Path, labels: list[str], files: list[str]) -> None:
-    """Say that the folders of the labels may be splits, or one that is around the data set, where they have folders of their own.
+    """Say that the folders of the labels may be splits, or one that is around the dataset, where they have folders of their own.
 
     Raises:
         ValueError: if all their names have words of splits, as `seg_train` and `seg_test` do.
@@ -280,18 +280,18 @@ def check_are_no_splits(folder: str | Path, labels: list[str], files: list[str])
         inner_folder = one_line(str(Path(folder, labels[0])))
         if len(labels) == 1:
             logger.warning(
-                f"{folder} has the one folder {one_line(labels[0])}, whose folders ({listed(shared)}) are no labels: if they "
-                f"are meant, give {inner_folder}."
+                f"{folder} has only one folder, {one_line(labels[0])}, whose folders ({listed(shared)}) are not labels: if "
+                f"they should be, give {inner_folder}."
             )
         else:
             logger.warning(
-                f"The labels {listed(labels)} of {folder} all have the folders {listed(shared)}, which are no labels: if they "
-                f"are meant, give one folder that has them, such as {inner_folder}."
+                f"The labels {listed(labels)} of {folder} all have the folders {listed(shared)}, not taken as labels: "
+                f"if they should be, give one folder that has them, such as {inner_folder}."
             )
 
 
 def table_hint(folder: str | Path) -> str:
-    """Where the tables are, as in a copy of a data set of the Hub."""
+    """Where the tables are, as in a copy of a dataset of the Hub."""
     inner = [path for path in visible_folders(folder) if data_files(path)]
     return f" Give {listed(inner)}, which has {data_files(inner[0])[0].suffix} files." if inner else ""
 
@@ -326,7 +326,7 @@ def said_splits(text: str) -> set[str]:
 
 
 def split_folders(folder: str | Path) -> dict[str, Path]:
-    """The folders `train`, `validation` and `test` of a data set that is divided into them; none if it is not.
+    """The folders `train`, `validation` and `test` of a dataset that is divided into them; none if it is not.
 
     It is if all its folders with images or tables are called by a word of `SPLIT_WORDS`, in any case, and train holds folders with
     images, or a file of `METADATA_NAMES`, .parquet or .tar files. Otherwise these words are names of labels. Other splits without
@@ -359,15 +359,15 @@ def split_folders(folder: str | Path) -> dict[str, Path]:
         )
         return {}
     if empty:
-        logger.warning(f"Left out of {one_line(str(folder))}, as without images: {listed(empty)}.")
+        logger.warning(f"Left out of {one_line(str(folder))} because they have no images: {listed(empty)}.")
     unlabeled = [path.name for path in splits.values() if not holds_data_set(path)]
     if unlabeled:
-        logger.warning(f"Left out of {one_line(str(folder))}, as without folders of labels: {listed(unlabeled)}.")
+        logger.warning(f"Left out of {one_line(str(folder))} because they have no label folders: {listed(unlabeled)}.")
     return {split: path for split, path in splits.items() if path.name not in unlabeled}
 
 
 def holds_data_set(folder: Path) -> bool:
-    """Whether a folder has folders with images, or files of a data set."""
+    """Whether a folder has folders with images, or files of a dataset."""
     if metadata_file(folder) is not None or data_files(folder):
         return True
     return any(list_folder(path).files for path in visible_folders(folder))
@@ -411,7 +411,7 @@ def warn_of_others(folder: str | Path, files: Sequence[str | Path]) -> None:
     beside = [*listing.left_out.get(NOT_SEARCHED, []), *archives, *listing.files]
     if beside:
         logger.warning(
-            f"The {Path(files[0]).suffix} files of {folder} are read, and not what is beside them: {listed(beside)}."
+            f"Only the {Path(files[0]).suffix} files of {folder} are read, not what is beside them: {listed(beside)}."
         )
 
 

@@ -48,8 +48,8 @@ JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])", re.DOTALL)
 # Tags of EXIF and of TIFF.
 ORIENTATION, TIFF_STRIPS, TIFF_TILES = 0x0112, 273, 324
 # What is said of images that were not taken as they are.
-SIXTEEN_BITS = "have more than 8 bits a pixel: 0 to 65535 is scaled to 0 to 255"
-FRACTIONS = "have fractions for pixels: 0 to 1 is scaled to 0 to 255"
+SIXTEEN_BITS = "have more than 8 bits per pixel: 0 to 65535 is scaled to 0 to 255"
+FRACTIONS = "have fractional pixel values: 0 to 1 is scaled to 0 to 255"
 TRANSPARENT = "are transparent: they are composited on white, unless the model has four channels"
 TURNED = "are turned upright, as their EXIF orientation says"
 ANIMATED = "have several frames: the first is read"
@@ -80,13 +80,13 @@ def open_image(
         source: path of the file, or the open file.
         is_upright: whether the image is turned as its EXIF orientation says.
         formats: Pillow's names of the formats that are read; all of them if not given.
-        max_aspect_ratio: how many times as long as the other a side may be.
+        max_aspect_ratio: largest ratio of one side to the other.
         max_pixels: how many pixels the image may have; a quarter as many if each takes 32 bits.
         max_side: longest side in pixels to which the image is reduced.
-        applied: counts the rules by which this image is not taken as it is, for [`log_applied_rules`].
+        applied: counter of the changes made to this image, for [`log_applied_rules`].
 
     Raises:
-        ImageError: if this is not a file, or the image is too long, too large or too much work.
+        ImageError: if this is not a file, or the image is too long, too large or too slow to decode.
         ReadError: if the system cannot read the file, which says nothing about the image: it does not exist, may not be read, or
             the disk, the network or the limits of the process are in the way; these are tried again first.
         Exception: of any other kind, as Pillow's decoders raise them, if it cannot be decoded.
@@ -121,7 +121,7 @@ def decode_file(
         turned = getattr(opened, "tag_v2", {}).get(ORIENTATION, 1)
         if turned != 1 and not is_upright:
             raise ImageError(
-                f"{image_name(opened)} is a TIFF with an orientation, which cannot be read as it is stored: save it anew."
+                f"{image_name(opened)} is a TIFF with an orientation, which cannot be read as stored: save it again."
             )
         opened.load()
         # Once read, it is known when the file is closed, too.
@@ -170,7 +170,7 @@ def image_errors(name: str) -> Iterator[None]:
 
 
 def decoding_fault(error: Exception) -> str:
-    """What is wrong with an image of which this is the error, as the rest of a sentence."""
+    """What this error says is wrong with an image, as the rest of a sentence."""
     if isinstance(error, PIL.UnidentifiedImageError):
         return "cannot be decoded: it is not an image of a format that Pillow reads"
     if isinstance(error, PIL.Image.DecompressionBombError):
@@ -179,7 +179,7 @@ def decoding_fault(error: Exception) -> str:
 
 
 def check_is_file(path: str | Path) -> None:
-    """Raise an ImageError if a path is something else than a file, which reading could wait for without an end.
+    """Raise an ImageError if a path is not a file: reading it could block forever.
 
     Raises:
         OSError: if there is nothing.
@@ -209,8 +209,8 @@ def check_scans(image: PIL.Image.Image) -> None:
     scans = count_scans(content) if is_jpeg else content.count(b"\xff\xda")
     if scans > MAX_JPEG_SCANS * parts:
         raise ImageError(
-            f"{image_name(image)} is a JPEG of {scans} scans, of which at most {MAX_JPEG_SCANS} are read: save it anew, not "
-            "progressive."
+            f"{image_name(image)} is a JPEG of {scans} scans, more than the {MAX_JPEG_SCANS} allowed: save it again, "
+            "not progressive."
         )
 
 
@@ -259,7 +259,7 @@ def orientation(image: PIL.Image.Image) -> int:
 
 
 def applied_rules(image: PIL.Image.Image) -> list[str]:
-    """Why the pixels of an image are not taken as they are, each as the rest of a sentence about several images."""
+    """The changes made to an image's pixels, each as the rest of a sentence about several images."""
     rules = []
     if image.mode.startswith("I"):
         rules.append(SIXTEEN_BITS)

@@ -56,14 +56,14 @@ def read_label_names(file: str | Path) -> list[str]:
     try:
         text = Path(file).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} must be text in UTF-8, with one name a line: save it so. {error}") from error
+        raise ValueError(f"{file} must be UTF-8 text with one name per line: save it as such. {error}") from error
     # Not `splitlines`, which takes characters within a name for ends of lines.
     names = [unicodedata.normalize("NFC", line.strip()) for line in text.rstrip().split("\n")]
     if len(names) < 2:
-        raise ValueError(f"{file} must have two names or more, one a line, got {names[0] or 'nothing'}.")
+        raise ValueError(f"{file} must have at least two names, one per line, got {names[0] or 'nothing'}.")
     for number, name in enumerate(names, 1):
         if not name:
-            raise ValueError(f"{file} must have one name a line, got none in line {number}: remove the line.")
+            raise ValueError(f"{file} must have one name per line, got none on line {number}: remove the line.")
     if len(set(names)) < len(names):
         name, _ = Counter(names).most_common(1)[0]
         lines = " and ".join(str(number) for number, other in enumerate(names, 1) if other == name)

@@ -88,7 +88,7 @@ def read_settings(output_dir: Path) -> dict[str, Any]:
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{output_dir} has no {SETTINGS_NAME}: name the --output_dir of a run.") from None
+        raise ValueError(f"{output_dir} has no {SETTINGS_NAME}: give the --output_dir of a run.") from None
     except (IsADirectoryError, ValueError) as error:
         raise ValueError(f"{file} is damaged ({error}): give another folder, or remove it.") from None
     if not isinstance(settings, dict):

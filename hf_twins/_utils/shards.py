@@ -84,7 +84,7 @@ def tar_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     stream.seek(archive.offset)
     if stream.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
         raise tarfile.ReadError(
-            f"it is cut or damaged at byte {archive.offset}, after {len(archive.getmembers())} members"
+            f"it is truncated or damaged at byte {archive.offset}, after {len(archive.getmembers())} members"
         )
 
 
@@ -181,7 +181,7 @@ class ParquetShard:
 
 @dataclass(frozen=True)
 class DatasetShard:
-    """Some rows of a data set that `datasets` has loaded, with undecoded images."""
+    """Some rows of a dataset that `datasets` has loaded, with undecoded images."""
 
     split: Any
     rows: range
@@ -277,12 +277,10 @@ def is_finished(output: Path) -> bool:
     try:
         recorded = digest_file(output).read_bytes()
     except FileNotFoundError:
-        logger.warning(
-            f"{output} has no {digest_file(output).name} beside it and does not count: its run was stopped."
-        )
+        logger.warning(f"{output} has no {digest_file(output).name} beside it and is ignored: its run was stopped.")
         return False
     if recorded != f"{file_digest(output)}  {output.name}\n".encode():
-        logger.warning(f"{output} or {digest_file(output).name} is damaged, and does not count.")
+        logger.warning(f"{output} or {digest_file(output).name} is damaged, and is ignored.")
         return False
     return True
 
@@ -310,7 +308,7 @@ def image_column(file: str, schema: Any) -> str:
     ]
     if len(columns) != 1:
         raise ValueError(
-            f"Which column of {file} has the images? Say --image_column_name, one of {', '.join(schema.names)}."
+            f"Which column of {file} has the images? Set --image_column_name to one of {', '.join(schema.names)}."
         )
     return columns[0]
 
@@ -318,8 +316,8 @@ def image_column(file: str, schema: Any) -> str:
 class ShardImages(torch.utils.data.IterableDataset):
     """The images of a shard, prepared, each with its place and what it is called; divided among a loader's workers.
 
-    Those that cannot be used have None for `pixel_values`, an array, and an `error` that says why; `applied` are the rules by which an
-    image is not taken as it is stored. The last example of each worker is no image: it has their `count`, or the `failure`, a
+    Unusable ones have None instead of an array for `pixel_values`, and an `error` that says why; `applied` are the
+    changes made to an image. The last example of each worker is not an image: it has their `count`, or the `failure`, a
     ReadError or ShardError, which a worker cannot raise without a traceback in its message.
     """
 
@@ -340,7 +338,7 @@ class ShardImages(torch.utils.data.IterableDataset):
         yield {"count": count}
 
     def images(self, start: int, step: int) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The images of the shard, which is opened again where the system cannot read on."""
+        """The images of the shard, which is reopened if the system fails to read on."""
         images, count = self.shard.images(start, step), 0
 
         def read() -> tuple[str, dict[str, Any]] | None:
@@ -377,12 +375,12 @@ class ShardImages(torch.utils.data.IterableDataset):
 
 
 def check_is_complete(places: list[int], counts: list[int], num_workers: int, shard: Shard) -> None:
-    """Raise a ReadError if images are missing among those that came from the workers, each of which says its count at its end.
+    """Raise a ReadError if images from the workers, each of which reports its count at the end, are missing.
 
     A worker that may not open more files drops what it was about to send.
     """
     if len(counts) != max(num_workers, 1) or places != list(range(sum(counts))):
         raise ReadError(
-            f"Images of {shard.name} got lost between the processes that prepare them: raise the number of files that a process "
-            "may open (ulimit -n), or give fewer --dataloader_num_workers, and start again."
+            f"Images of {shard.name} were lost between data loading processes: raise the number of files that a "
+            "process may open (ulimit -n), or give fewer --dataloader_num_workers, and start again."
         )

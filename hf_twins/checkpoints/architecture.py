@@ -25,13 +25,13 @@ from .names import ORIGINAL_NAMES, NameTable
 
 
 def infer_config(state_dict: Mapping[str, torch.Tensor], window_layers: set[tuple[int, int]]) -> dict[str, Any]:
-    """The architecture that the names and shapes of a model's weights, under our names, show.
+    """Infer the architecture from the hf_twins names and the shapes of a model's weights.
 
     No weight shows the size of windows, 7 tokens a side, and the number of heads, which have 32 channels in Twins-SVT and
     64 in Twins-PCPVT: so they are in all published variants.
 
     Args:
-        state_dict: with the weights of an encoder among others.
+        state_dict: weights, those of an encoder among them.
         window_layers: stage and number of the blocks with locally-grouped attention, see `NameTable.window_layers`.
 
     Returns:
@@ -72,8 +72,8 @@ def infer_config(state_dict: Mapping[str, torch.Tensor], window_layers: set[tupl
     head_dim = 32 if window_layers else 64
     if any(hidden_size % head_dim != 0 for hidden_size in fields["hidden_sizes"]):
         raise ValueError(
-            f"The number of heads cannot be told: the stages have {fields['hidden_sizes']} channels, and heads {head_dim} "
-            "in every published model."
+            f"Cannot infer the number of heads: the stages have {fields['hidden_sizes']} channels, not all multiples "
+            f"of the {head_dim} of each head in every published model."
         )
     fields["num_attention_heads"] = [hidden_size // head_dim for hidden_size in fields["hidden_sizes"]]
     fields["mlp_ratios"] = [
@@ -107,21 +107,21 @@ def whole(number: float) -> float | int:
 
 
 def to_ours(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The authors' or timm's weights under our names.
+    """The authors' or timm's weights under hf_twins names.
 
     Raises:
         ValueError: if they are not weights of a Twins classifier under those names.
     """
     if any(name.endswith("encoder.patch_embeddings.0.projection.weight") for name in state_dict):
         raise ValueError(
-            "These are weights that transformers saved, whose configuration is beside them: load the folder in place of the "
+            "transformers saved these weights, with their configuration beside them: load the folder instead of the "
             "file."
         )
     return NameTable(ORIGINAL_NAMES).to_ours(state_dict)
 
 
 def original_config(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """The configuration of a classifier in a file of the authors', as `config.json` would hold it."""
+    """The configuration of a classifier in an authors' file, as in a `config.json`."""
     weights = to_ours(state_dict)
     shapes = {name: weight.shape for name, weight in weights.items()}
     num_labels = weight_size(shapes, r"classifier\.weight", 0, default=0)

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Names of labels that checkpoints do not say themselves."""
+"""Label names that checkpoints do not hold."""
 
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,8 @@ def known_label_fields(num_labels: int, names: list[str] | None = None) -> dict[
         names = imagenet_class_names()
     if names is not None and len(names) != num_labels:
         raise ValueError(
-            f"The checkpoint must name each of its {num_labels} classes, got {len(names)} names: mend its list of names, or "
-            "take it out."
+            f"The checkpoint must name each of its {num_labels} classes, got {len(names)} names: fix its list of "
+            "names, or remove the list."
         )
     return {} if names is None else label_fields(names)
 

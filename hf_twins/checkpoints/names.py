@@ -58,7 +58,7 @@ ORIGINAL_NAMES: tuple[NameRow, ...] = (
 
 
 class NameTable:
-    """The names of a checkpoint format and ours, in both directions.
+    """Maps the names of a checkpoint format to those of hf_twins and back.
 
     Args:
         rows: see `ORIGINAL_NAMES`. Other numbers in a row than those explained there are any numbers.
@@ -77,7 +77,7 @@ class NameTable:
         return {(int(numbers["stage"]), int(numbers["window"])) for numbers in matches if "window" in numbers}
 
     def to_ours(self, state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Their weights under our names; the parts of a stack are views of it.
+        """The format's weights under hf_twins names; parts of a stack are views of it.
 
         Raises:
             ValueError: if a name is in no row, two give the same weight, or a stack is not as high as its parts.

@@ -45,10 +45,10 @@ LOADING_ARGUMENTS = (*HUB_ARGUMENTS, "trust_remote_code", "_from_pipeline", "_fr
 
 
 def find_original_checkpoint(path_or_repo_id: str | os.PathLike, **hub_kwargs: Any) -> Path | None:
-    """The file of weights of a timm folder or repository, or of a folder with a file of the authors'.
+    """The weights file of a timm folder or repository, or of a folder with an authors' file.
 
     Returns:
-        None where there is something else, which is then for transformers to load, or to complain about.
+        None for anything else, which transformers then loads or rejects.
 
     Raises:
         OSError: if there is timm's `config.json` but no weights beside it.
@@ -87,18 +87,16 @@ def naming(source: str | os.PathLike) -> Iterator[None]:
 
 @contextmanager
 def refusing_code(name_or_path: str | os.PathLike | None) -> Iterator[None]:
-    """Replace PyTorch's error about a pickle, which says how to run what is in it, by a sentence."""
+    """Replace PyTorch's error about a pickle, which says how to run its code, with one sentence."""
     try:
         yield
     except UnpicklingError as error:
         if match := re.search(r"GLOBAL (\S+) (?:was not an allowed global|whose module)", str(error)):
             raise ValueError(
-                f"{name_or_path} was not loaded: a file in it holds {match[1]} beside weights, and to load that could run "
-                "code. Ask for weights alone, in safetensors."
+                f"{name_or_path} was not loaded: a file in it holds {match[1]} beside weights, and loading that could "
+                "run code. Ask for weights alone, as safetensors."
             ) from None
-        raise ValueError(
-            f"{name_or_path} was not loaded: a file in it is not one of weights, or is damaged."
-        ) from None
+        raise ValueError(f"{name_or_path} was not loaded: a file in it is damaged or holds no weights.") from None
 
 
 class CheckpointReader(TwinsCheckpointReader):
@@ -134,7 +132,7 @@ class CheckpointReader(TwinsCheckpointReader):
                 return convert_timm_preprocessing(config), unused
 
     def load_model(self, load: Callable, name_or_path: str | os.PathLike | None, /, *args: Any, **kwargs: Any) -> Any:
-        """A model, also from a folder or repository of timm's, from a file of the authors', or from an adapter of either."""
+        """Load a model, also a timm folder or repository, an authors' file, or an adapter of either."""
         checkpoint = adapter = None
         base = name_or_path
         # Names and `state_dict` exclude each other, which transformers says.
@@ -152,7 +150,7 @@ class CheckpointReader(TwinsCheckpointReader):
         weights = read_weights(checkpoint)
         with naming(checkpoint):
             if not chooses_dtype(kwargs):
-                check_one_type(weights, "say by dtype in which they are to be loaded")
+                check_one_type(weights, "set dtype to the type to load them in")
             # Copies: those that were read are views of the file, which may be written again while the model is in use.
             kwargs["state_dict"] = {name: weight.clone() for name, weight in to_ours(weights).items()}
             if (num_channels := wanted_channels(kwargs)) is not None:
@@ -212,7 +210,7 @@ class CheckpointReader(TwinsCheckpointReader):
 
 
 def chooses_dtype(kwargs: Mapping[str, Any]) -> bool:
-    """Whether arguments of `from_pretrained` say of which type the weights are to be, and do not leave it to the checkpoint."""
+    """Whether arguments of `from_pretrained` set the dtype of the weights instead of leaving it to the checkpoint."""
     dtype = kwargs.get("dtype") or kwargs.get("torch_dtype")
     return dtype not in (None, "auto") or getattr(kwargs.get("config"), "dtype", None) is not None
 

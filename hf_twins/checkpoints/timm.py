@@ -74,9 +74,9 @@ FIELD_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "label_descriptions": (lambda value: isinstance(value, Mapping), "an object"),
     "input_size": (lambda value: are_numbers(value) and len(value) == 3 and all(map(is_whole, value)), "three sizes"),
     "crop_pct": (lambda value: is_number(value) and value > 0, "a number above 0"),
-    "crop_mode": (lambda value: isinstance(value, str), "a text"),
-    "interpolation": (lambda value: isinstance(value, str), "a text"),
-    "license": (lambda value: isinstance(value, str), "a text"),
+    "crop_mode": (lambda value: isinstance(value, str), "a string"),
+    "interpolation": (lambda value: isinstance(value, str), "a string"),
+    "license": (lambda value: isinstance(value, str), "a string"),
     "mean": (are_numbers, "a list of numbers"),
     "std": (are_numbers, "a list of numbers"),
     **dict.fromkeys(("patch_size", "in_chans"), (is_whole, "a whole number")),
@@ -110,21 +110,21 @@ def is_timm_config(config: Mapping[str, Any]) -> bool:
 
 
 def convert_timm_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """timm's `config.json` of a Twins model, as ours would be.
+    """Convert timm's `config.json` of a Twins model to hf_twins'.
 
     Raises:
-        ValueError: if it is of another model, of a Twins model that this package has not, or a field has another type.
+        ValueError: if it is for another model or a Twins model that hf_twins lacks, or a field has the wrong type.
     """
     architecture = str(config["architecture"]).split(".")[0]
     variant = architecture.replace("_", "-")
     if variant not in TWINS_ARCHITECTURES:
         architectures = ", ".join(name.replace("-", "_") for name in TWINS_ARCHITECTURES)
-        raise ValueError(f"timm's config.json must be of one of {architectures}, got {architecture!r}.")
+        raise ValueError(f"timm's config.json must describe one of {architectures}, got {architecture!r}.")
     check_types(config)
     arguments = config.get("model_args") or {}
     unknown = set(arguments) - set(TIMM_ARGUMENTS) - set(TIMM_OTHER_ARGUMENTS) - {"wss"}
     if unknown:
-        raise ValueError(f"timm's config.json has model_args that a Twins model has not: {listed(sorted(unknown))}.")
+        raise ValueError(f"timm's config.json has model_args that are not those of Twins: {listed(sorted(unknown))}.")
     if arguments.get("global_pool") not in (None, "avg"):
         raise ValueError(
             f"timm's config.json must have a global_pool of 'avg', as Twins models have, got {str(arguments['global_pool'])[:100]!r}."
@@ -184,7 +184,7 @@ def convert_timm_preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
     resample = getattr(PILImageResampling, pretrained_cfg["interpolation"].upper(), None)
     if resample is None:
         raise ValueError(
-            f"timm's config.json must have an interpolation of Pillow's, got {pretrained_cfg['interpolation']!r}."
+            f"timm's config.json must have one of Pillow's interpolations, got {pretrained_cfg['interpolation']!r}."
         )
     fields: dict[str, Any] = {
         "crop_size": {"height": height, "width": width},
@@ -292,8 +292,8 @@ def revert_timm_preprocessing(processor: Any, num_channels: int) -> dict[str, An
 
 def cannot_say(setting: str, timm: str, way_out: str) -> ValueError:
     return ValueError(
-        f"The image processor has {setting}, which timm's config.json cannot say: timm {timm}. Save the model with an image "
-        f"processor that has {way_out}."
+        f"The image processor has {setting}, which timm's config.json cannot express: timm {timm}. Save the model "
+        f"with an image processor that has {way_out}."
     )
 
 

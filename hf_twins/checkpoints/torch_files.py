@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Files of `torch.save`, in both of its formats, and what other files there are in place of one."""
+"""Files written by `torch.save`, in both formats, and other files found in their place."""
 
 import mmap
 import os
@@ -49,24 +49,24 @@ MAX_SAFETENSORS_HEADER = 100_000_000
 MAX_ALIGNMENT = 8
 
 # How files begin that are often found in place of a checkpoint, what they are, and what to do.
-COMPRESSED = "which holds other files: unpack it, and name the file of weights in it"
+COMPRESSED = "which holds other files: unpack it, and pass the weights file in it"
 OTHER_FILES = {
-    b"version https://git-lfs": "is a Git LFS pointer in place of the file: fetch the file with `git lfs pull`",
+    b"version https://git-lfs": "is a Git LFS pointer instead of the file: fetch the file with `git lfs pull`",
     b"\x1f\x8b": f"is compressed by gzip, {COMPRESSED}",
     b"BZh": f"is compressed by bzip2, {COMPRESSED}",
     b"\xfd7zXZ": f"is compressed by xz, {COMPRESSED}",
     b"\x28\xb5\x2f\xfd": f"is compressed by Zstandard, {COMPRESSED}",
     b"7z\xbc\xaf\x27\x1c": f"is a 7-Zip archive, {COMPRESSED}",
     b"Rar!": f"is a RAR archive, {COMPRESSED}",
-    b"\x89HDF": "is an HDF5 file, as Keras writes it: weights of PyTorch are needed",
-    b"GGUF": "is a GGUF file: weights of PyTorch are needed",
-    b"\x93NUMPY": "is an array of NumPy's: weights of PyTorch are needed",
+    b"\x89HDF": "is an HDF5 file, as Keras writes it: PyTorch weights are needed",
+    b"GGUF": "is a GGUF file: PyTorch weights are needed",
+    b"\x93NUMPY": "is a NumPy array: PyTorch weights are needed",
 }
 OTHER_PAGE = (
-    "is a web page in place of the file, perhaps one that asks to log in: open the address in a browser, and take that of "
+    "is a web page instead of the file, perhaps a login page: open the address in a browser, and use the address of "
     "the download itself"
 )
-CUT_OFF = "is not whole, as after a download that was interrupted: fetch it again"
+CUT_OFF = "is incomplete, as after an interrupted download: fetch it again"
 
 
 def read_file(file: str | os.PathLike) -> Any:
@@ -104,13 +104,13 @@ def unreadable(path: Path) -> Iterator[None]:
     except RefusedPickleError as error:
         name = str(error).removeprefix("builtins.")
         raise ValueError(
-            f"{path} was not loaded: it holds {name} beside weights, and to load that could run code. Ask for a file with "
-            "weights alone."
+            f"{path} was not loaded: it holds {name} beside weights, and loading that could run code. Ask for a file "
+            "with weights alone."
         ) from None
     except CutOffPickleError as error:
         raise ValueError(f"{path} {CUT_OFF}.") from error
     except DamagedPickleError as error:
-        raise ValueError(f"{path} is not a file of weights, or it is damaged: {error}.") from error
+        raise ValueError(f"{path} is not a weights file, or it is damaged: {error}.") from error
     except UnreadableFileError as error:
         raise ValueError(f"{path} {error}.") from error
     except zipfile.BadZipFile as error:
@@ -119,7 +119,7 @@ def unreadable(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         # Whatever the readers of these formats raise about bytes that they do not understand.
-        raise ValueError(f"{path} is not a file of weights, or it is damaged.") from error
+        raise ValueError(f"{path} is not a weights file, or it is damaged.") from error
 
 
 def describe(path: Path, start: bytes) -> str:
@@ -133,12 +133,12 @@ def describe(path: Path, start: bytes) -> str:
     if text.startswith(b"<"):
         return OTHER_PAGE
     if text.startswith((b"{", b"[")):
-        return "is a file of JSON: name the file of weights beside it"
+        return "is a JSON file: pass the weights file beside it"
     if tarfile.is_tarfile(path):
         return f"is a tar archive, {COMPRESSED}"
     if start.isascii() and not any(byte < 9 for byte in start):
-        return f"is a text that begins with {start[:40].decode()!r}: a file of weights is needed"
-    return "is not a file of weights, or it is damaged"
+        return f"is a text file that begins with {start[:40].decode()!r}: a weights file is needed"
+    return "is not a weights file, or it is damaged"
 
 
 def read_storage(opened: IO[bytes], mapped: torch.UntypedStorage, offset: int, nbytes: int) -> torch.UntypedStorage:
@@ -172,7 +172,7 @@ def read_zip(path: Path) -> Any:
         (root,) = roots
         if f"{root}constants.pkl" in members:
             raise UnreadableFileError(
-                "is a program of TorchScript, not weights alone: save the state_dict() of what torch.jit.load gives"
+                "is a TorchScript program, not weights alone: save the state_dict() of what torch.jit.load returns"
             )
         # One begins where the other ends: they share nothing, so that all of them are not more than the file.
         starts = sorted({member.header_offset for member in members.values()})
@@ -225,7 +225,7 @@ def read_legacy(path: Path) -> Any:
         for expected in LEGACY_START:
             # Of another type, it may take for ever to compare.
             if type(found := load_pickle(content)) is not int or found != expected:
-                raise UnreadableFileError("is a pickle that torch.save has not written: save the weights with it")
+                raise UnreadableFileError("is a pickle not written by torch.save: save the weights with torch.save")
         load_pickle(content)
         start = content.tell()
         # Where the storages lie is known behind the pickle: it is read twice.

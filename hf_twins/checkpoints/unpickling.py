@@ -203,7 +203,7 @@ class Interpreter:
 
     def check_protocol(self, protocol: int) -> None:
         if not 2 <= protocol <= 5:
-            raise DamagedPickleError(f"it is a pickle of protocol {protocol}, and 2 to 5 are read")
+            raise DamagedPickleError(f"it is a pickle of protocol {protocol}, but only 2 to 5 are read")
 
     def push(self, value: Any) -> None:
         self.stack.append(value)
@@ -271,7 +271,7 @@ class Interpreter:
 
     def push_global(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
-            raise DamagedPickleError("it names a class by something that is no text")
+            raise DamagedPickleError("it names a class by something other than text")
         # Up to protocol 2, names are those of Python 2.
         module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
         full_name = checked_name(f"{module}.{name}")
@@ -305,7 +305,7 @@ class Interpreter:
         elif kind == "storage" and self.load_storage is not None:
             self.push(self.load_storage(parse_storage_id(*details)))
         else:
-            raise DamagedPickleError("it refers to something outside of it that is no storage of tensors")
+            raise DamagedPickleError("it refers to something outside of it other than a tensor storage")
 
     def result_of(self, function: Any, arguments: Any) -> Any:
         """What a call gives: a tensor or a dictionary by a function of this module, or a stand-in."""
@@ -335,7 +335,7 @@ def set_item(target: dict[Any, Any], key: Any, value: Any) -> None:
 def checked_name(name: Any) -> str:
     """A name in a pickle, which may become a part of a message."""
     if type(name) is not str or len(name) > MAX_NAME_LENGTH or not name.isprintable():
-        raise DamagedPickleError("it names a class by something that is no name")
+        raise DamagedPickleError("it names a class by something other than a name")
     return name
 
 
@@ -349,7 +349,7 @@ def parse_storage_id(storage_type: Any, key: Any, location: Any, numel: Any, vie
     match = re.fullmatch(r"torch\.(?:\w+\.)?(\w+)Storage", storage_type.name)
     is_key = type(key) is str and len(key) <= MAX_NAME_LENGTH
     if match is None or match[1] not in STORAGE_DTYPES or not is_key or not is_size(numel):
-        raise DamagedPickleError("it has a storage of tensors that is none of PyTorch's")
+        raise DamagedPickleError("it has a tensor storage that is not one of PyTorch's")
     _, view_offset, view_numel = view or (None, 0, None)
     return StorageId(key, STORAGE_DTYPES[match[1]], numel, view_offset, view_numel)
 
@@ -409,7 +409,7 @@ def tensor_in_storage(
     if metadata:
         return StandIn("view of a complex tensor")
     if len(size) > MAX_DIMENSIONS or len(size) != len(stride) or not all(map(is_size, (offset, *size, *stride))):
-        raise DamagedPickleError("it has a tensor whose shape is none")
+        raise DamagedPickleError("it has a tensor with an invalid shape")
     last = offset + sum((length - 1) * step for length, step in zip(size, stride))
     if 0 not in size and (last + 1) * dtype.itemsize > storage.content.nbytes():
         raise DamagedPickleError("it has a tensor that is larger than its storage")

@@ -55,8 +55,8 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 def read_weights(file: str | os.PathLike, averaged: bool = False) -> dict[str, torch.Tensor]:
     """The weights in a file (safetensors, or PyTorch's), without what training scripts wrap around them.
 
-    No code of the file's is run. Memory-mapped where the file's format allows it. Names of weights in the file that are
-    no part of the model, as those of a loss, are logged as a warning.
+    No code in the file is run. Memory-mapped where the file's format allows it. Names of weights in the file that are
+    not part of the model, such as those of a loss, are logged as a warning.
 
     Args:
         file: path of the file.
@@ -69,7 +69,7 @@ def read_weights(file: str | os.PathLike, averaged: bool = False) -> dict[str, t
     """
     weights, left_out = unwrap_weights(read_checkpoint(file), str(file), averaged)
     if left_out:
-        logger.warning(f"{file}: left out, as no part of the model: {listed(left_out)}.")
+        logger.warning(f"{file}: ignored weights that are not part of the model: {listed(left_out)}.")
     return weights
 
 
@@ -95,7 +95,7 @@ def unwrap_weights(
     if not content:
         raise ValueError(f"{source} holds no weights.")
     if others := [shown(key) for key in content if not isinstance(key, str)]:
-        raise ValueError(f"{source} must hold tensors by their names, but {listed(others)} are none.")
+        raise ValueError(f"{source} must map names to tensors, but the keys {listed(others)} are not strings.")
     names = {name: WRAPPER_MODULES.sub("", name) for name in content}
     if len(set(names.values())) < len(names):
         raise ValueError(f"{source} holds weights under the same names with and without wrappers: save one of them.")
@@ -158,8 +158,8 @@ def only_key(content: Mapping[str, Any], keys: Sequence[str], source: str) -> st
     others = [key for key in present if content[key] is not content[first] and holds_tensors(content[key])]
     if others:
         raise ValueError(
-            f"{source} holds weights under each of {listed([shown(key) for key in (first, *others)])}: save those alone that "
-            "are to be loaded."
+            f"{source} holds weights under each of {listed([shown(key) for key in (first, *others)])}: save "
+            "only those that are to be loaded."
         )
     return first
 
@@ -170,7 +170,7 @@ def holds_tensors(value: Any) -> bool:
 
 
 def find_prefixes(names: Iterable[Any]) -> list[str]:
-    """What is before the first weights of each model that has names among these."""
+    """The prefix of the first weights of each model among these names."""
     matches = ((name, FIRST_WEIGHTS.search(name)) for name in names if isinstance(name, str))
     return list(dict.fromkeys(name[: match.start()] for name, match in matches if match))
 
@@ -185,7 +185,7 @@ def find_prefix(names: Sequence[str], source: str, averaged: bool) -> tuple[str,
     """
     prefixes = find_prefixes(names)
     if len(prefixes) > MAX_MODELS:
-        raise ValueError(f"{source} holds {len(prefixes)} models: save that alone that is to be loaded.")
+        raise ValueError(f"{source} holds {len(prefixes)} models: save only the one that is to be loaded.")
     all_prefixes = prefixes = [model_prefix(prefix, names) for prefix in prefixes]
     # Averaged weights beside others are told by their prefix, and taken only if they are asked for.
     if averaged or len(prefixes) > 1:
@@ -195,7 +195,7 @@ def find_prefix(names: Sequence[str], source: str, averaged: bool) -> tuple[str,
     if len(prefixes or all_prefixes) > 1:
         found = [repr(prefix) for prefix in prefixes or all_prefixes]
         raise ValueError(
-            f"{source} holds several models, under names that begin with {listed(found)}: save that alone that is to be "
+            f"{source} holds several models, under names that begin with {listed(found)}: save only the one to be "
             "loaded."
         )
     prefix = prefixes[0] if prefixes else ""
@@ -253,7 +253,7 @@ def check_weights(weights: Mapping[str, Any], source: str) -> None:
 
 
 def check_one_type(weights: Mapping[str, torch.Tensor], way_out: str) -> None:
-    """Raise a ValueError if the weights are of several floating-point types, which ends in the other thing to do than save."""
+    """Raise a ValueError, ending in `way_out`, if the weights are of several floating-point types."""
     dtypes = {weight.dtype: name for name, weight in weights.items() if not name.endswith(BATCH_COUNTER)}
     if len(dtypes) > 1:
         found = [f"{dtype} ({name})" for dtype, name in dtypes.items()]
@@ -263,7 +263,7 @@ def check_one_type(weights: Mapping[str, torch.Tensor], way_out: str) -> None:
 
 
 def wrong_kind(name: str, weight: Any) -> str | None:
-    """What cannot be a weight; None for a tensor that can."""
+    """Why a value cannot be a weight; None for a tensor that can."""
     if not isinstance(weight, torch.Tensor):
         return kind_of(weight)
     if weight.layout != torch.strided:

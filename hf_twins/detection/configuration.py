@@ -47,7 +47,7 @@ class TwinsDetectorConfig(PreTrainedConfig):
         kwargs: fields of `PreTrainedConfig`, such as `id2label`.
 
     Raises:
-        ValueError: if `detector` is unknown, or `num_labels` is no number of labels.
+        ValueError: if `detector` is unknown, or `num_labels` is out of range.
 
     Example:
 

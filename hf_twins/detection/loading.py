@@ -71,7 +71,7 @@ class Detector:
             threshold: objects with this score or a lower one are discarded, in [0, 1).
 
         Returns:
-            The same as for images, in pixels of the original images.
+            The same as `__call__`, in pixels of the original images.
         """
         outputs = self.model(pixel_values=inputs["pixel_values"], pixel_mask=inputs.get("pixel_mask"))
         results = self.processor.post_process_object_detection(
@@ -87,16 +87,16 @@ class Detector:
 def load_detector(name_or_path: str | Path, revision: str = "main") -> Detector:
     """Load a detector with a Twins backbone and its image processor.
 
-    These are [`~hf_twins.detection.TwinsForObjectDetection`] and the detectors of transformers that take a backbone, such
-    as DETR; those hand their `pixel_mask` to the backbone (see [`~hf_twins.pass_pixel_mask_to_backbone`]).
+    Loads [`~hf_twins.detection.TwinsForObjectDetection`] and the transformers detectors that take a backbone, such
+    as DETR, which then pass their `pixel_mask` to the backbone (see [`~hf_twins.pass_pixel_mask_to_backbone`]).
 
     Args:
         name_or_path: folder or Hub id.
         revision: branch, tag or commit on the Hub.
 
     Raises:
-        OSError: if there is no such folder or repository, it cannot be reached, or lacks a file or has a damaged one.
-        ValueError: if it has no detector with a Twins backbone, or lacks some of its weights, or has others.
+        OSError: if there is no such folder or repository, it cannot be reached, or a file is missing or damaged.
+        ValueError: if it has no detector with a Twins backbone, or weights are missing or unexpected.
 
     Example:
 
@@ -118,8 +118,8 @@ def load_detector(name_or_path: str | Path, revision: str = "main") -> Detector:
         if loading["unexpected_keys"]:
             unused = sorted(loading["unexpected_keys"])
             raise ValueError(
-                f"{name} has {len(unused)} weights that are not in its configuration's model, such as {unused[0]}: name a "
-                "folder with both files of one model."
+                f"{name} has {len(unused)} weights that its configuration has no place for, such as {unused[0]}: "
+                "pass a folder with both files of one model."
             )
         read_json(name, IMAGE_PROCESSOR_NAME, revision)
         if isinstance(model, TwinsForObjectDetection):
@@ -140,12 +140,12 @@ def read_detector_config(name: str, revision: str) -> Any:
     """
     if Path(name).exists() and find_file(name, CONFIG_NAME, revision) is None:
         raise OSError(
-            f"cannot load {name}: it has no {CONFIG_NAME}; name a folder as examples/object_detection/run_detection.py writes "
-            "it, or a Hub id"
+            f"cannot load {name}: it has no {CONFIG_NAME}; pass a folder that "
+            "examples/object_detection/run_detection.py wrote, or a Hub id"
         )
     fields = read_json(name, CONFIG_NAME, revision)
     expected = (
-        f"{name} must be a detector with a Twins backbone, as examples/object_detection/run_detection.py writes it"
+        f"{name} must be a detector with a Twins backbone, such as examples/object_detection/run_detection.py writes"
     )
     # timm's, and others that are not transformers'.
     if fields is not None and "model_type" not in fields:

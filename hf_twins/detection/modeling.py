@@ -46,7 +46,7 @@ PIXEL_MASK: ContextVar[torch.Tensor | None] = ContextVar("PIXEL_MASK", default=N
 class TwinsDetectorOutput(ModelOutput):
     """Output of a [`TwinsForObjectDetection`]: in training the loss, in evaluation the predictions.
 
-    Predictions are padded with ones of score 0 to the same number for each image of a batch.
+    Within a batch, predictions are padded to the same number per image with entries of score 0.
 
     Args:
         loss (`torch.Tensor` of shape `()`):
@@ -77,7 +77,7 @@ class TwinsDetectorOutput(ModelOutput):
 class TwinsForObjectDetection(PreTrainedModel):
     """RetinaNet or Mask R-CNN with a Twins backbone and a feature pyramid.
 
-    Padding a batch does not change the backbone's feature maps of any image; the pyramid's convolutions see zeros beside it.
+    Padding a batch changes no image's backbone feature maps; the pyramid's convolutions see zeros beside them.
 
     Args:
         config: configuration of the detector.
@@ -129,7 +129,7 @@ class TwinsForObjectDetection(PreTrainedModel):
 
         Args:
             pixel_values: images, `(batch_size, 3, height, width)`.
-            pixel_mask: 1 where there is image and 0 where there is padding, at the right and the bottom,
+            pixel_mask: 1 on the image and 0 on the padding at the right and bottom,
                 `(batch_size, height, width)`.
             labels: for each image, a dictionary with `class_labels` `(num_objects,)` and `boxes` `(num_objects, 4)`, left,
                 top, right and bottom in pixels of `pixel_values`; for Mask R-CNN also `masks`
@@ -140,7 +140,7 @@ class TwinsForObjectDetection(PreTrainedModel):
             ValueError: if labels are missing in training.
         """
         if self.training and labels is None:
-            raise ValueError("labels must be given in training: call eval() for predictions.")
+            raise ValueError("labels are required in training mode: call eval() for predictions.")
         sizes = image_sizes(pixel_values, pixel_mask)
         pixel_values, pixel_mask = pad_to_multiple(pixel_values, pixel_mask, SIZE_DIVISOR)
         targets = [self.target(label) for label in labels] if self.training and labels is not None else None
@@ -173,13 +173,13 @@ class TwinsForObjectDetection(PreTrainedModel):
         target = {"boxes": labels["boxes"], "labels": labels["class_labels"] + self.first_label}
         if self.config.detector == "mask-rcnn":
             if "masks" not in labels:
-                raise ValueError("labels must have masks for Mask R-CNN.")
+                raise ValueError("labels must contain masks for Mask R-CNN.")
             target["masks"] = labels["masks"]
         return target
 
 
 class TwinsFeaturePyramidBackbone(nn.Module):
-    """The backbone of torchvision's detectors: Twins and a feature pyramid, with two levels on top for RetinaNet, one else.
+    """Backbone for torchvision's detectors: Twins and a feature pyramid, with two more levels for RetinaNet, else one.
 
     Args:
         config: configuration of the detector.

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Twins models out of PyTorch: ONNX, OpenVINO, AOTInductor, ExecuTorch.
+"""Export of Twins models to ONNX, OpenVINO, AOTInductor and ExecuTorch.
 
     from hf_twins.export.source import load_source
     from hf_twins.export.to_onnx import export_onnx

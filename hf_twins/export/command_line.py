@@ -28,9 +28,9 @@ class ExportArguments:
     """Options of every export."""
 
     model_name_or_path: str = field(
-        metadata={"help": "Folder or Hub id of a Twins model, timm's or an adapter too, or the authors' file."}
+        metadata={"help": "Folder or Hub id of a Twins model, a timm model or an adapter, or an authors' file."}
     )
-    output_dir: str = field(metadata={"help": "Folder that is written, new or empty."})
+    output_dir: str = field(metadata={"help": "Output folder, new or empty."})
 
 
 @dataclass

@@ -153,7 +153,7 @@ class Runtime:
                 "--height and --width."
             )
         if min(shape[2:]) < expected["min_size"]:
-            raise ValueError(f"Images must be {expected['min_size']} pixels high and wide or more, got {shape[2:]}.")
+            raise ValueError(f"Images must be at least {expected['min_size']} pixels high and wide, got {shape[2:]}.")
         outputs = self.session(np.ascontiguousarray(pixel_values, dtype=np.float32))
         return dict(zip(expected["outputs"], outputs))
 
@@ -175,7 +175,7 @@ def load_runtime(folder: str | Path, threads: int | None = None, precision: str 
     if precision not in ("f32", "bf16"):
         raise ValueError(f"precision must be f32 or bf16, got {precision}.")
     if precision != "f32" and runtime != "openvino":
-        raise ValueError(f"The precision {precision} is chosen when an OpenVINO model is run, got one for {runtime}.")
+        raise ValueError(f"precision {precision} is only for OpenVINO models, got one for {runtime}.")
     file = Path(folder, description["file"])
     if not file.is_file():
         raise OSError(f"{file} is missing: export the model again.")
@@ -186,7 +186,7 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise OSError(f"{file.parent} must be a folder that an export wrote, with {file.name}.") from error
+        raise OSError(f"{file.parent} must be an export folder with {file.name}.") from error
 
 
 class Preprocessing:
@@ -202,7 +202,7 @@ class Preprocessing:
     def __init__(self, settings: dict[str, Any]):
         if settings.get("do_pad"):
             raise ValueError(
-                "This program does not pad images, which do_pad asks for: pad them before, or export with do_pad=False."
+                "This program does not pad images, but do_pad asks for it: pad them beforehand, or export with do_pad=False."
             )
         self.settings = settings
 
@@ -247,10 +247,10 @@ KEPT_CHANNELS = {"1": "L", "LA": "L", "La": "L", "P": "RGB", "PA": "RGB", "RGBa"
 
 
 def convert_image(image: PIL.Image.Image, mode: str | None = "RGB") -> PIL.Image.Image:
-    """Convert an image to channels from 0 to 255, by the rules by which the whole package reads images.
+    """Convert an image to channels from 0 to 255, by the rules of the whole package.
 
-    16 bits a pixel (`I;16`) are divided by 257 and rounded, so that 65535 becomes 255; 32-bit integers (`I`) too, if they
-    are from 0 to 65535. Fractions (`F`) from 0 to 1 are multiplied by 255. What is transparent is composited on white.
+    16-bit pixels (`I;16`) are divided by 257 and rounded, so that 65535 becomes 255; 32-bit integers (`I`) too, if they
+    are from 0 to 65535. Fractions (`F`) from 0 to 1 are multiplied by 255. Transparent pixels are composited on white.
     Color profiles are ignored.
 
     Args:
@@ -298,8 +298,8 @@ def to_eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
         if not (pixels.min() >= 0 and pixels.max() <= largest):
             kind = "fractions" if image.mode == "F" else "32-bit integers"
             raise ImageError(
-                f"An image has {kind} from {pixels.min():g} to {pixels.max():g} for pixels, where 0 to {largest} are read: "
-                "save it with 8 or 16 bits a channel."
+                f"An image has {kind} from {pixels.min():g} to {pixels.max():g} as pixels, but only 0 "
+                f"to {largest} is read: save it with 8 or 16 bits per channel."
             )
         scaled = np.rint(255 * pixels) if image.mode == "F" else (pixels.astype(np.uint32) + 128) // 257
         gray[top : top + height] = scaled if transparent is None else np.where(pixels == transparent, 255, scaled)
@@ -342,7 +342,7 @@ def read_image(file: Path, applied: Counter[str] | None = None) -> PIL.Image.Ima
             applied["are turned upright, as their EXIF orientation says"] += (
                 opened.im is not before or opened.size != size
             )
-            applied["have another range than 0 to 255 and are scaled to it"] += opened.mode.startswith(("I", "F"))
+            applied["have a range other than 0 to 255 and are scaled to it"] += opened.mode.startswith(("I", "F"))
             applied["have transparent pixels, which are composited on white"] += opened.has_transparency_data
             # Now, so that one that cannot be converted is named.
             return to_eight_bits(opened) if opened.mode.startswith(("I", "F")) else opened
@@ -384,15 +384,15 @@ def main(arguments: list[str] | None = None) -> None:
         "--model_dir",
         default=folder if is_export else None,
         required=not is_export,
-        help="Folder that an export wrote; by default the one that this program is in.",
+        help="Export folder; by default the one that contains this program.",
     )
-    parser.add_argument("--top_k", type=int, default=5, help="How many labels to print for each image.")
-    parser.add_argument("--threads", type=int, help="How many threads compute; the runtime's choice by default.")
+    parser.add_argument("--top_k", type=int, default=5, help="Number of labels to print for each image.")
+    parser.add_argument("--threads", type=int, help="Number of threads; chosen by the runtime by default.")
     parser.add_argument(
         "--inference_precision",
         choices=["f32", "bf16"],
         default="f32",
-        help="What an OpenVINO model computes in.",
+        help="Precision of an OpenVINO model.",
     )
     parser.add_argument("--json", action="store_true", help="Print one JSON object per image instead of text.")
     args = parser.parse_args(arguments)
@@ -408,7 +408,7 @@ def run(args: argparse.Namespace) -> None:
     config = read_json(Path(args.model_dir, "config.json"))
     if config["architectures"] != ["TwinsForImageClassification"]:
         raise ValueError(
-            f"This program classifies images, and {args.model_dir} holds a {config['architectures'][0]}: call "
+            f"This program classifies images, but {args.model_dir} holds a {config['architectures'][0]}: call "
             "load_runtime(folder).run(pixel_values) from Python."
         )
     preprocessing = Preprocessing(read_json(Path(args.model_dir, PREPROCESSING_NAME)))

@@ -31,7 +31,7 @@ class ExportableModel(nn.Module):
 
     Args:
         model: a classifier or segmenter, which returns its logits, a backbone, which returns its feature maps, or a
-            `TwinsModel`, which returns its last hidden state and what is pooled of it.
+            `TwinsModel`, which returns its last hidden state and its pooled output.
         dtype: the dtype that it computes in; pixels and outputs are float32.
     """
 
@@ -102,7 +102,7 @@ def load_source(model_name_or_path: str, height: int | None = None, width: int |
     name = type(model).__name__
     if name not in MODEL_CLASSES:
         raise ValueError(
-            f"{model_name_or_path} holds a {name}, and exported are {', '.join(MODEL_CLASSES)}: name another model."
+            f"{model_name_or_path} holds a {name}; only {', '.join(MODEL_CLASSES)} can be exported: pass another."
         )
     # The export's config.json says by it what the outputs are.
     model.config.architectures = [name]

@@ -29,11 +29,11 @@ def export_executorch(source: Source, output_dir: str | Path) -> None:
 
     Args:
         source: the model.
-        output_dir: folder that is written, new or empty.
+        output_dir: output folder, new or empty.
 
     Raises:
         ImportError: if ExecuTorch is missing.
-        ValueError: if the folder exists, or the export does not compute the same.
+        ValueError: if the folder exists, or the export's outputs differ.
     """
     if find_spec("executorch") is None:
         raise ImportError(

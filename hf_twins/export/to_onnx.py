@@ -43,14 +43,14 @@ def export_onnx(
 
     Args:
         source: the model.
-        output_dir: folder that is written, new or empty.
+        output_dir: output folder, new or empty.
         dtype: one or several of "float32", "float16", and "int8" for weights and products of 8 bits in the linear layers,
             except the classifier. `run_exported.py` and transformers.js load the first one by default.
         opset_version: version of ONNX's operators; from 23 on, attention is one operator.
 
     Raises:
         ImportError: if a package of the extra `export` is missing.
-        ValueError: if the folder exists, the model cannot be written with this opset, or it does not compute the same.
+        ValueError: if the folder exists, the model cannot be written with this opset, or its outputs differ.
     """
     # onnxscript is what PyTorch's exporter needs.
     require_extra("export", "onnx", "onnxruntime", "onnxscript")
@@ -98,8 +98,8 @@ def save_onnx(source: Source, file: Path, opset_version: int) -> None:
     written = program.model.opset_imports[""]
     if written != opset_version:
         raise ValueError(
-            f"--opset_version {opset_version} cannot be obeyed: PyTorch {torch.__version__} writes this model with 18, or "
-            "with a later opset that its exporter knows."
+            f"--opset_version {opset_version} is not possible: PyTorch {torch.__version__} writes this model with 18, "
+            "or with a later opset that its exporter knows."
         )
     # Each node says by which lines of which files it was made: most of a small model's file, and nobody's business.
     ClearMetadataAndDocStringPass()(program.model)

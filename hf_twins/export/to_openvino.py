@@ -51,25 +51,25 @@ def export_openvino(
     calibration_dir: str | Path | None = None,
     max_calibration_samples: int = 300,
 ) -> None:
-    """Write a folder with the model as OpenVINO's.
+    """Write a folder with the model in OpenVINO's format.
 
     Args:
         source: the model; a classifier for int8.
-        output_dir: folder that is written, new or empty.
+        output_dir: output folder, new or empty.
         dtype: "float32", or "int8" for weights and activations of 8 bits in the linear layers, except the classifier.
         calibration_dir: folder of images for int8, with sub-folders or without: four fifths of them calibrate the model, and
             the rest decide whether it still computes the same.
-        max_calibration_samples: how many images are taken of it, at random.
+        max_calibration_samples: number of images taken from it, at random.
 
     Raises:
         ImportError: if a package of the extra `export` is missing.
         OSError: if there is no such folder of images.
-        ValueError: if the folder exists, int8 cannot be had, or the export does not compute the same.
+        ValueError: if the folder exists, int8 is not possible, or the export's outputs differ.
     """
     require_extra("export", "openvino", *(["nncf"] if dtype == "int8" else []))
     check_dtype(dtype, "float32", "int8")
     if (dtype == "int8") != (calibration_dir is not None):
-        raise ValueError("--dtype int8 and --calibration_dir belong together: give both or none.")
+        raise ValueError("--dtype int8 and --calibration_dir belong together: give both or neither.")
     if dtype == "int8" and not isinstance(source.model.model, TwinsForImageClassification):
         raise ValueError(f"--dtype int8 is for classifiers, got a {type(source.model.model).__name__}.")
     with new_output(Path(output_dir)) as folder:
@@ -110,12 +110,12 @@ def load_images(folder: Path, preprocessing: Preprocessing, max_samples: int) ->
         ValueError: if it has fewer than ten, or fewer than ten are wanted.
     """
     if max_samples < 10:
-        raise ValueError(f"--max_calibration_samples must be ten or more, better hundreds, got {max_samples}.")
+        raise ValueError(f"--max_calibration_samples must be at least ten, preferably hundreds, got {max_samples}.")
     if not folder.is_dir():
         raise OSError(f"--calibration_dir must be a folder of images, got {folder}.")
     files = list_images(folder)
     if len(files) < 10:
-        raise ValueError(f"--calibration_dir must have ten images or more, better hundreds, got {len(files)}.")
+        raise ValueError(f"--calibration_dir must have at least ten images, preferably hundreds, got {len(files)}.")
     order = np.random.default_rng(0).permutation(len(files))[:max_samples]
     applied: Counter[str] = Counter()
     images = [
@@ -169,6 +169,6 @@ def check_agreement(folder: Path, source: Source, images: Sequence[np.ndarray]) 
     if not (distance <= TOLERANCES["int8"] and agreement >= MIN_AGREEMENT):
         raise ValueError(
             f"int8 is not close enough to float32 ({found}; at most {TOLERANCES['int8']:.0%} and at least "
-            f"{MIN_AGREEMENT:.0%} are wanted): calibrate with more images of the model's kind, or stay with float32."
+            f"{MIN_AGREEMENT:.0%} are required): calibrate with more images of the model's kind, or keep float32."
         )
     print(found)

@@ -34,18 +34,18 @@ def export_torch(source: Source, output_dir: str | Path, dtype: str = "float32")
 
     Args:
         source: the model.
-        output_dir: folder that is written, new or empty.
+        output_dir: output folder, new or empty.
         dtype: dtype of weights and products, "float32" or "bfloat16".
 
     Raises:
-        ValueError: if the folder exists, there is no C++ compiler, or the export does not compute the same.
+        ValueError: if the folder exists, there is no C++ compiler, or the export's outputs differ.
     """
     check_dtype(dtype, "float32", "bfloat16")
     # Asked for before the export, which takes a while.
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler as error:
-        raise ValueError("AOTInductor needs a C++ compiler, such as g++: install one, or name it by CXX.") from error
+        raise ValueError("AOTInductor needs a C++ compiler, such as g++: install one, or set CXX to it.") from error
     model = ExportableModel(copy.deepcopy(source.model.model), getattr(torch, dtype))
     with new_output(Path(output_dir)) as folder:
         print("compiling, which can take minutes ...", flush=True)

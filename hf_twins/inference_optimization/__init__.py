@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Models made ready for deployment: they compute the same, faster, and can do nothing else any more."""
+"""Models optimized for inference: the same outputs, faster, but no training or saving."""
 
 import copy
 import logging
@@ -50,38 +50,38 @@ class OptimizedFor(NamedTuple):
 def optimize_for_inference(
     model: Model, dtype: torch.dtype | str | None = None, backend: str = "auto", verify: bool = False
 ) -> Model:
-    """A copy of a model that is called in the same way and gives the same outputs, faster.
+    """Return a copy of a model that is called in the same way and gives the same outputs, faster.
 
     | backend | what it changes | when to use it |
     |---|---|---|
     | `"eager"` | the type of the weights | anywhere |
-    | `"packed"` | linear layers hold their weights as oneDNN's kernels read them, and those of one input, sub-sampling and GELU are part of them | on CPUs: no waiting at the start, any image size |
-    | `"graph"` | linear layers of one input are one, and the kernels of a call with few images are recorded as a CUDA graph and replayed for images of the same size | on GPUs, which wait for Python while images are few: the first eight sizes of input are recorded, each when it first comes |
-    | `"compile"` | `torch.compile`, with the weights frozen into the code on CPUs, and its kernels recorded as above on GPUs | for one or few image sizes: each is compiled when it first comes |
-    | `"openvino"`, `"onnxruntime"` | Twins is exported to this runtime, which computes images of any size without masks | on CPUs, for the shortest time in float32: exporting takes a minute, once, and is kept in Hugging Face's cache (`assets/hf_twins`) |
-    | `"auto"` | `"packed"` where the model is on a CPU that can and has no adapters, `"graph"` on a CUDA device, otherwise `"eager"` | |
+    | `"packed"` | weights of linear layers in oneDNN's own layout; layers with the same input, sub-sampling and GELU are fused into them | on CPUs: no startup time, any image size |
+    | `"graph"` | linear layers with the same input are fused, and calls with few images are recorded as CUDA graphs and replayed for the same input size | on GPUs, where small batches wait for Python: the first eight input sizes are recorded, each on first use |
+    | `"compile"` | `torch.compile`, with the weights frozen into the code on CPUs, and its kernels recorded as above on GPUs | for one or a few image sizes: each is compiled on first use |
+    | `"openvino"`, `"onnxruntime"` | Twins is exported to this runtime, for images of any size, without masks | on CPUs, fastest in float32: the export takes a minute, once, and is kept in Hugging Face's cache (`assets/hf_twins`) |
+    | `"auto"` | `"packed"` on a CPU that supports it, without adapters, `"graph"` on a CUDA device, otherwise `"eager"` | |
 
-    Images are given in any type; outputs come back in that of the images. The copy cannot be trained or saved: keep the
-    model it was made of, whose weights it shares if a runtime computes. Calls with masks or labels, under autocast or for
-    gradients of the image are computed without a recording. A recording does not call hooks that are registered after it.
+    Images may have any dtype, which the outputs then have, too. The copy cannot be trained or saved: keep the
+    original, whose weights it shares with a runtime backend. Calls with masks or labels, under autocast or for
+    gradients of the image bypass recordings. Recordings do not call hooks that are registered after them.
     The copy's `optimized_for` says what was chosen.
 
     Args:
-        model: a Twins model, or any other that holds one, such as UperNet, DETR or a detector of torchvision's, in evaluation
-            mode or not. Of a model of torchvision's, which computes boxes in float32 alone, the Twins backbone is optimized.
-        dtype: of the weights; the model's by default.
+        model: a Twins model, or any model that contains one, such as UperNet, DETR or a torchvision detector, in
+            any mode. In torchvision models, which compute boxes only in float32, only the Twins backbone is optimized.
+        dtype: data type of the weights; the model's by default.
 
-            - `"auto"`: bfloat16 where the hardware multiplies it, otherwise float32. Outputs then differ from machine to
+            - `"auto"`: bfloat16 where the hardware supports it, otherwise float32. Outputs then differ from machine to
               machine, by about one percent of the logits.
             - float32, or float16 on GPUs;
-            - bfloat16 is twice as fast on CPUs that multiply it, and differs from float32 by about one percent of the
+            - bfloat16 is twice as fast on CPUs that support it, and differs from float32 by about one percent of the
               logits;
-            - int8, on CPUs: the linear layers of the blocks, which hold nearly all weights, multiply in int8 what each
-              call is scaled to, and the rest is float32. An image's outputs then depend a little on the others of its
+            - int8, on CPUs: the blocks' linear layers, which hold nearly all weights, multiply in int8, with inputs
+              scaled per call; the rest is float32. An image's outputs then depend slightly on the others in its
               batch. Compare the accuracy of your own model on your own images.
 
-        backend: one of the table.
-        verify: compare with the plain model in float32, on a random image. An export is compared in any case.
+        backend: a backend from the table.
+        verify: whether to compare with the original model in float32 on a random image. Float32 exports always are.
 
     Returns:
         The copy, in evaluation mode.
@@ -160,17 +160,17 @@ def check_model(model: nn.Module) -> None:
     """Raise a ValueError if a model cannot be optimized."""
     if not twins_models(model):
         raise ValueError(
-            f"model must be a Twins model of hf_twins or hold one, got {type(model).__name__}. If that was loaded with "
+            f"model must be or contain an hf_twins model, got {type(model).__name__}. If it was loaded with "
             "trust_remote_code, load it without, after `import hf_twins`."
         )
     if optimized_for(model) is not None:
-        raise ValueError(f"model is optimized already, for {optimized_for(model)}: give the one that it was made of.")
+        raise ValueError(f"model is already optimized, for {optimized_for(model)}: pass the original model.")
     quantizer = getattr(model, "hf_quantizer", None)
     weights = {type(each) for each in model.parameters()} - {nn.Parameter, torch.Tensor}
     if quantizer is not None or weights or any(not each.is_floating_point() for each in model.parameters()):
         raise ValueError(
-            "model is quantized, which no backend can take: load it without quantization, and choose dtype=torch.int8 for "
-            "8 bits."
+            "model is quantized, which no backend supports: load it without quantization, and pass dtype=torch.int8 "
+            "for 8 bits."
         )
 
 
@@ -203,7 +203,7 @@ def choose_dtype(dtype: torch.dtype | str | None, parameter: torch.Tensor, backe
         raise ValueError(f"dtype must be 'auto', {', '.join(map(str, TOLERANCES))}, got {dtype!r}.")
     if dtype in (torch.bfloat16, torch.float16) and multiplies(device, dtype) is False:
         logger.warning(
-            f"{dtype} is slower here than float32, because this {device.type} has no instructions that multiply it: choose "
+            f"{dtype} is slower here than float32, because this {device.type} has no instructions for it: choose "
             "torch.float32, or dtype='auto'."
         )
     return dtype
@@ -227,7 +227,7 @@ def choose_backend(backend: str, dtype: torch.dtype, device: torch.device, has_a
         )
     elif backend in ("packed", *RUNTIMES) and has_adapters:
         raise ValueError(
-            f"backend {backend!r} takes the weights as they are, and this model has adapters: merge them with peft's "
+            f"backend {backend!r} does not support adapters, which this model has: merge them with PEFT's "
             "merge_and_unload, or choose 'eager'."
         )
     elif backend == "packed" and not can_pack(device, dtype):
@@ -260,8 +260,8 @@ def check_outputs(model: nn.Module, optimized: nn.Module, dtype: torch.dtype) ->
     # Not "greater": NaN is greater than nothing.
     if not distance <= TOLERANCES[dtype]:
         raise ValueError(
-            f"The optimized model's outputs differ from the plain model's by {distance:.2g} (relative L2), more than the "
-            f"{TOLERANCES[dtype]:.0e} of {dtype}: choose another backend or dtype."
+            f"The optimized model's outputs differ from the original model's by {distance:.2g} (relative L2), more "
+            f"than the {TOLERANCES[dtype]:.0e} of {dtype}: choose another backend or dtype."
         )
 
 

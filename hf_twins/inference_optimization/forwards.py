@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What takes the place of a model's `forward`, and goes with it when the model is copied."""
+"""Replacements for a model's `forward`, which are copied with the model."""
 
 import functools
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from torch import nn
 
 
 class ReplacedForward:
-    """What a model is called by instead of its own `forward`. A deep copy of the model gets one that calls the copy."""
+    """Is called instead of a model's own `forward`. A deep copy of the model gets one that calls the copy."""
 
     def __init__(self, model: nn.Module):
         self.model, self.forward = model, model.forward
@@ -35,14 +35,14 @@ class ReplacedForward:
 
 
 class PerCopy:
-    """What belongs to one model: a deep copy begins anew."""
+    """State of one model: a deep copy starts empty."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return type(self)()
 
 
 class CastForward(ReplacedForward):
-    """Let images come in any type, and give the outputs in that type."""
+    """Accept images of any dtype, and return outputs of that dtype."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype):
         super().__init__(model)

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the machine at hand multiplies in hardware."""
+"""Number formats that this machine multiplies in hardware."""
 
 import torch
 

@@ -39,12 +39,10 @@ logger = logging.getLogger(__name__)
 
 
 class UnsavedModule(nn.Module):
-    """A module that holds weights otherwise than a checkpoint does."""
+    """A module whose weights are not laid out as in a checkpoint."""
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        raise RuntimeError(
-            "A model that was optimized for inference cannot be saved: save the one that it was made of."
-        )
+        raise RuntimeError("A model that was optimized for inference cannot be saved: save the original model.")
 
 
 class PreparedLinear(UnsavedModule):

@@ -64,7 +64,7 @@ class Recordings(PerCopy):
 
 
 class RecordedForward(ReplacedForward):
-    """Replay the kernels of calls of a Twins model with few images."""
+    """Replay the kernels of a Twins model's calls with few images."""
 
     def __init__(self, model: nn.Module):
         super().__init__(model)

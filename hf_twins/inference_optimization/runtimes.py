@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Twins models that ONNX Runtime or OpenVINO computes, called like PyTorch's."""
+"""Twins models run by ONNX Runtime or OpenVINO, called like PyTorch's."""
 
 import copy
 import hashlib
@@ -69,7 +69,7 @@ class RuntimeForward(ReplacedForward):
     Args:
         model: the model.
         backend: "onnxruntime" or "openvino".
-        dtype: what is multiplied.
+        dtype: data type of the products.
     """
 
     model: TwinsPreTrainedModel
@@ -88,12 +88,12 @@ class RuntimeForward(ReplacedForward):
         check_pixel_values(pixel_values, config)
         if is_torchdynamo_compiling() or torch.jit.is_tracing():
             raise ValueError(
-                f"A model with backend {self.backend!r} cannot be compiled or exported: give the plain one."
+                f"A model with backend {self.backend!r} cannot be compiled or exported: use the original one."
             )
         if pixel_values.device.type != "cpu":
-            raise ValueError(f"backend {self.backend!r} is for CPUs, and pixel_values are on {pixel_values.device}.")
+            raise ValueError(f"backend {self.backend!r} runs on CPUs, but pixel_values are on {pixel_values.device}.")
         if pixel_values.requires_grad and torch.is_grad_enabled():
-            raise ValueError(f"backend {self.backend!r} computes no gradients: call the plain model.")
+            raise ValueError(f"backend {self.backend!r} computes no gradients: call the original model.")
         if len(pixel_values) == 0:
             # Runtimes do not take a batch of no images.
             return self.forward(pixel_values, return_dict=return_dict)
@@ -104,8 +104,8 @@ class RuntimeForward(ReplacedForward):
     def refuse(self, inputs: dict[str, Any]) -> None:
         if inputs:
             raise ValueError(
-                f"backend {self.backend!r} computes the outputs of pixel_values alone, got {', '.join(inputs)}: call the "
-                "plain model, or choose another backend."
+                f"backend {self.backend!r} takes only pixel_values, got {', '.join(inputs)}: call the "
+                "original model, or choose another backend."
             )
 
 
@@ -150,7 +150,7 @@ def output_class(model: TwinsPreTrainedModel) -> type[ModelOutput]:
         if isinstance(model, known) and type(model).forward is known.forward:
             return output
     known_names = ", ".join(known.__name__ for known in OUTPUTS)
-    raise ValueError(f"Runtimes compute {known_names}, got a {type(model).__name__}: choose another backend.")
+    raise ValueError(f"Runtimes support only {known_names}, got a {type(model).__name__}: choose another backend.")
 
 
 def check_runtime(parts: Sequence[TwinsPreTrainedModel], backend: str, dtype: torch.dtype) -> None:
@@ -158,7 +158,7 @@ def check_runtime(parts: Sequence[TwinsPreTrainedModel], backend: str, dtype: to
     require_extra("export", *PACKAGES[backend])
     if dtype not in RUNTIMES[backend]:
         advice = (
-            "choose 'onnxruntime' or 'packed', or calibrate OpenVINO's int8 by examples/export/export_openvino.py"
+            "choose 'onnxruntime' or 'packed', or calibrate OpenVINO's int8 with examples/export/export_openvino.py"
             if dtype == torch.int8
             else "choose one of these, or another backend"
         )
@@ -169,15 +169,15 @@ def check_runtime(parts: Sequence[TwinsPreTrainedModel], backend: str, dtype: to
         output_class(part)
         if part.config.output_hidden_states or part.config.output_attentions:
             raise ValueError(
-                f"backend {backend!r} computes no hidden states and no attentions, which the configuration asks for: choose "
-                "another backend, or set output_hidden_states=False and output_attentions=False there."
+                f"backend {backend!r} returns no hidden states or attentions, which the configuration asks for: "
+                "choose another backend, or set output_hidden_states=False and output_attentions=False there."
             )
         if next(part.parameters()).device.type != "cpu":
             raise ValueError(f"backend {backend!r} is for CPUs: move the model there, or choose 'auto'.")
 
 
 def export_once(model: TwinsPreTrainedModel, backend: str, dtype: torch.dtype) -> Path:
-    """The file of a model for a runtime, in Hugging Face's cache: to make it takes a minute, so that is done once.
+    """The file of a model for a runtime, in Hugging Face's cache: it is written only once, which takes a minute.
 
     It is found again by what the model computes and the versions of what exported it.
     """

@@ -50,11 +50,11 @@ __all__ = [
 
 
 class MissingProcessorError(OSError):
-    """A model is there, and no image processor with it."""
+    """A model has no image processor with it."""
 
 
 class CroppingProcessorError(ValueError):
-    """An image processor crops images, of which a segmentation model has to see the whole."""
+    """An image processor crops images, but a segmentation model must see all of them."""
 
 
 def load_model(
@@ -69,7 +69,7 @@ def load_model(
     allow_new_weights: bool = False,
     **config_fields: Any,
 ) -> tuple[Any, Any]:
-    """A trained Twins model and its image processor, ready to predict.
+    """Load a trained Twins model and its image processor, ready to predict.
 
     ```python
     model, processor = load_model("timm/twins_svt_small.in1k", "image-classification")
@@ -77,25 +77,25 @@ def load_model(
 
     Args:
         name_or_path: folder or Hub id of a model in transformers' format (a classifier, Semantic FPN, UperNet on Twins,
-            `TwinsBackbone` or `TwinsModel`) or in timm's; file of the authors', or a folder with one; folder or Hub id of a
+            `TwinsBackbone` or `TwinsModel`) or in timm's; an authors' file, or a folder with one; folder or Hub id of a
             PEFT adapter of any of these, which is merged into its base model.
         task: what the model is needed for:
 
-            - `"image-classification"`: gives a [`TwinsForImageClassification`],
-            - `"semantic-segmentation"`: gives a [`TwinsForSemanticSegmentation`] or a [`UperNetForSemanticSegmentation`],
-            - `"image-feature-extraction"`: gives a [`TwinsModel`], also of a classifier,
-            - `"backbone"`: gives a [`TwinsBackbone`], also of a classifier or a Semantic FPN,
-            - None: gives what was saved.
-        image_processor: folder or Hub id of another image processor than the model's own.
+            - `"image-classification"`: a [`TwinsForImageClassification`],
+            - `"semantic-segmentation"`: a [`TwinsForSemanticSegmentation`] or a [`UperNetForSemanticSegmentation`],
+            - `"image-feature-extraction"`: a [`TwinsModel`], also from a classifier,
+            - `"backbone"`: a [`TwinsBackbone`], also from a classifier or a Semantic FPN,
+            - None: the class that was saved.
+        image_processor: folder or Hub id of an image processor other than the model's own.
         revision: branch, tag or commit of a model on the Hub.
-        trust_remote_code: whether to run the code that the model brings, at the commit `revision`, or `code_revision` where
-            it is in another repository. An adapter's base model, and image processors, never bring theirs.
+        trust_remote_code: whether to run code that comes with the model, at commit `revision`, or `code_revision` if
+            it is in another repository. Code of an adapter's base model or of an image processor is never run.
         code_revision: commit of the other repository that the model's `auto_map` names.
         dtype: data type of the weights; `"auto"` keeps that of the checkpoint.
-        allow_new_weights: whether the model is going to be trained: then a head that is missing, or has other labels, is
-            newly initialized.
-        config_fields: fields of the configuration to change; of an UperNet, those that are not labels are its backbone's.
-            With `num_channels`, the weights of the first convolution are adapted, and the image processor.
+        allow_new_weights: whether to initialize a head that is missing or has other labels, because the model is to be
+            trained.
+        config_fields: configuration fields to change; for an UperNet, all but the labels are those of its backbone.
+            With `num_channels`, the first convolution and the image processor are adapted.
 
     Returns:
         The model, in evaluation mode, and its image processor.
@@ -124,8 +124,8 @@ def load_model(
         processor = adapt_channels(processor, config_fields["num_channels"])
     if task == "semantic-segmentation" and getattr(processor, "do_center_crop", None):
         raise CroppingProcessorError(
-            f"The image processor of {image_processor or name_or_path} has do_center_crop=True, with which a model sees a "
-            "part of each image only: save it with do_center_crop=False."
+            f"The image processor of {image_processor or name_or_path} has do_center_crop=True, which shows the "
+            "model only part of each image: save it with do_center_crop=False."
         )
     return model, processor
 
@@ -175,7 +175,7 @@ def load_pretrained(
 
 
 def load_image_processor(name_or_path: str | os.PathLike, revision: str = "main") -> Any:
-    """The image processor of a model, by the class that it was saved as; code that the model brings is not run.
+    """Load a model's image processor as the class that was saved; code that comes with the model is not run.
 
     timm's models have timm's preprocessing, the authors' files that of the authors' evaluation, and an adapter without an
     image processor that of its base model.
@@ -203,8 +203,8 @@ def load_image_processor(name_or_path: str | os.PathLike, revision: str = "main"
             # Where the connection fails, it is not known whether there is one.
             cached_file(name, IMAGE_PROCESSOR_NAME, revision=revision, _raise_exceptions_for_missing_entries=False)
             raise MissingProcessorError(
-                f"cannot load {name}: it has no image processor ({IMAGE_PROCESSOR_NAME}); save there the one that the model "
-                "was trained with, by its save_pretrained"
+                f"cannot load {name}: it has no image processor ({IMAGE_PROCESSOR_NAME}); with "
+                "save_pretrained, save there the one that the model was trained with"
             ) from error
         saved = fields.get("image_processor_type") or fields.get("feature_extractor_type") or "TwinsImageProcessor"
         if saved.startswith("TwinsImageProcessor"):

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""PEFT's adapters, merged into the models that they were trained on."""
+"""PEFT adapters, merged into the models that they were trained on."""
 
 import warnings
 from typing import Any
@@ -43,7 +43,7 @@ def load_adapter(name: str, revision: str, **options: Any) -> Any:
 
     Raises:
         OSError: if the base model cannot be loaded.
-        ValueError: if the adapter does not fit it, or does not hold the weights that it lacks.
+        ValueError: if the adapter does not fit it, or some weights are in neither.
     """
     from peft import PeftModel, get_peft_model_state_dict
     from peft.utils.save_and_load import load_peft_weights
@@ -58,11 +58,11 @@ def load_adapter(name: str, revision: str, **options: Any) -> Any:
     # The adapter may be of another class than its base model was saved from, such as of a classifier on a backbone.
     model_class = MODEL_CLASSES.get((adapter.get("auto_mapping") or {}).get("base_model_class", base_class))
     if model_class is None:
-        raise ValueError(f"{name} is an adapter of another class than {', '.join(MODEL_CLASSES)}: merge it yourself.")
+        raise ValueError(f"{name} adapts a class other than {', '.join(MODEL_CLASSES)}: merge it yourself.")
     try:
         weights = load_peft_weights(name, device="cpu", revision=revision)
     except ValueError as error:
-        raise OSError(f"cannot load {name}: it has {ADAPTER_CONFIG_NAME}, but no weights of an adapter") from error
+        raise OSError(f"cannot load {name}: it has {ADAPTER_CONFIG_NAME}, but no adapter weights") from error
     own_weights = {key.removeprefix(PEFT_PREFIX): weight for key, weight in weights.items()}
     head = next((weight for key, weight in own_weights.items() if key.endswith("classifier.weight")), None)
     if head is not None:

@@ -30,7 +30,7 @@ from ..configuration_twins import TWINS_ARCHITECTURES, WEIGHTS_SUFFIXES, TwinsCo
 
 
 ADAPTER_CONFIG_NAME = "adapter_config.json"
-JSON_TYPES: dict[type, str] = {dict: "a JSON object", list: "a list", str: "a text"}
+JSON_TYPES: dict[type, str] = {dict: "a JSON object", list: "a list", str: "a string"}
 # Of the fields that decide how a configuration is read. The others are checked by its class.
 FIELD_TYPES: dict[str, type] = {
     "architectures": list,
@@ -46,7 +46,7 @@ FIELD_TYPES: dict[str, type] = {
 
 @contextlib.contextmanager
 def naming_source(name: str) -> Iterator[None]:
-    """Let every error be a sentence that names the source, and that tells a mistyped path from a Hub id."""
+    """Make every error a sentence that names the source, and tells a mistyped path from a Hub id."""
     check_name(name)
     try:
         with naming(name):
@@ -68,8 +68,8 @@ def check_name(name: str) -> None:
         return
     if name in TWINS_ARCHITECTURES:
         raise OSError(
-            f"cannot load {name}: this is the name of an architecture, not of trained weights: name a folder, or a model on "
-            f"the Hub such as timm/{name.replace('-', '_')}.in1k"
+            f"cannot load {name}: this is the name of an architecture, not of trained weights: pass a folder, or "
+            f"a model on the Hub such as timm/{name.replace('-', '_')}.in1k"
         )
     if not can_be_hub_id(name):
         raise OSError(f"cannot load {name}: there is no such file or folder")
@@ -85,7 +85,7 @@ def can_be_hub_id(name: str) -> bool:
 
 @contextlib.contextmanager
 def quiet(is_quiet: bool) -> Iterator[None]:
-    """Keep transformers from reporting which weights are new or unused: where it matters, it is an error here."""
+    """Keep transformers from reporting which weights are new or unused: where it matters, an error is raised here."""
     verbosity = logging.get_verbosity()
     if is_quiet:
         logging.set_verbosity_error()
@@ -150,7 +150,7 @@ def shortened(value: Any) -> str:
 
 
 def read_fields(name: str, revision: str) -> dict[str, Any] | None:
-    """The configuration, in transformers' form whatever the format of the checkpoint; None of an adapter without its model.
+    """The configuration, in transformers' format whatever that of the checkpoint; None for an adapter without its model.
 
     Raises:
         OSError: if there is neither a model nor an adapter.

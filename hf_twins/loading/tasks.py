@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What models are needed for, and which checkpoints hold it."""
+"""Tasks, and the checkpoints that hold what they need."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -100,11 +100,11 @@ def saved_class(name: str, fields: dict[str, Any]) -> str:
         backbone_type = (fields.get("backbone_config") or {}).get("model_type")
         if backbone_type == TwinsConfig.model_type:
             return UperNetForSemanticSegmentation.__name__
-        raise ValueError(f"{name} holds an UperNet on a backbone of type {backbone_type!r}: name one on Twins.")
+        raise ValueError(f"{name} holds an UperNet with a {backbone_type!r} backbone: pass one with a Twins backbone.")
     if model_type != TwinsConfig.model_type or architectures[0] not in MODEL_CLASSES:
         kind = f"{architectures[0]} of type" if fields.get("architectures") else "model of type"
         raise ValueError(
-            f"{name} holds a {kind} {model_type!r}, which is none of {', '.join(MODEL_CLASSES)}: name another model."
+            f"{name} holds a {kind} {model_type!r}, not one of {', '.join(MODEL_CLASSES)}: pass another model."
         )
     return architectures[0]
 
@@ -117,7 +117,7 @@ def check_kind(name: str, saved: str, task: str | None, allow_new_weights: bool)
     if allow_new_weights and saved != UperNetForSemanticSegmentation.__name__:
         return
     raise ValueError(
-        f"{name} holds a {saved}, but {TASKS[task].description} is needed ({' or '.join(TASKS[task].sources)}): name "
+        f"{name} holds a {saved}, but {TASKS[task].description} is needed ({' or '.join(TASKS[task].sources)}): pass "
         "another model, or fine-tune this one first."
     )
 
@@ -135,5 +135,5 @@ def auto_class(name: str, fields: dict[str, Any], task: str | None) -> Any:
         if task in (None, key) and each.auto_class.__name__ in fields["auto_map"]:
             return each.auto_class
     raise ValueError(
-        f"{name} brings no code for the task, only for {', '.join(fields['auto_map'])}: name another model."
+        f"{name} has no code for this task, only for {', '.join(fields['auto_map'])}: pass another model."
     )

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Models with their weights, all of which were trained."""
+"""Models whose weights were all trained."""
 
 import re
 from collections.abc import Iterable
@@ -55,7 +55,7 @@ def new_weights(info: dict[str, Any]) -> set[str]:
 
 
 def check_depth(name: str, model: Any, unused_weights: Iterable[str]) -> None:
-    """Raise a ValueError if a checkpoint has weights of layers that its configuration does not.
+    """Raise a ValueError if a checkpoint has weights of layers that its configuration lacks.
 
     Another task's head may be left out, and so may the stages that a backbone does not build.
     """
@@ -65,31 +65,31 @@ def check_depth(name: str, model: Any, unused_weights: Iterable[str]) -> None:
         match = ENCODER_STAGE.search(key)
         if match and (match[1] in stages or not is_backbone):
             raise ValueError(
-                f"{name} has weights of a larger model than its configuration, such as {key}: it is another model's "
-                f"configuration; name a folder with both files of one model."
+                f"{name} has weights of layers that its configuration lacks, such as {key}: weights and "
+                f"configuration are of different models; pass a folder with both files of one model."
             )
 
 
 def check_weights(
     name: str, model: Any, untrained: set[str], task: str | None = None, allow_new_weights: bool = False
 ) -> None:
-    """Raise a ValueError if weights are newly initialized that should be trained, or are no numbers."""
+    """Raise a ValueError if weights that should be trained are newly initialized, or are not finite."""
     if allow_new_weights:
         # Whatever else is new, the encoder begins with trained weights.
         untrained = {key for key in untrained if key.endswith("patch_embeddings.0.projection.weight")}
     if untrained:
         raise ValueError(
             f"{name} lacks {len(untrained)} weights of {type(model).__name__}, or has them in another shape, such as "
-            f"{min(untrained)}: name another model, or fine-tune this one first."
+            f"{min(untrained)}: pass another model, or fine-tune this one first."
         )
     damaged = [key for key, weight in model.state_dict().items() if not torch.isfinite(weight).all()]
     if damaged:
         raise ValueError(
-            f"{name} has {len(damaged)} weights that are not finite (NaN or infinite), such as {min(damaged)}: name another "
-            "model."
+            f"{name} has {len(damaged)} weights that are not finite (NaN or infinite), such as {min(damaged)}: pass "
+            "another model."
         )
     if task == "image-classification" and model.config.num_labels == 0:
-        raise ValueError(f"{name} has no labels, but {TASKS[task].description} is needed: name another model.")
+        raise ValueError(f"{name} has no labels, but {TASKS[task].description} is needed: pass another model.")
     try:
         label_names(model.config)
     except ValueError as error:

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""An average of the weights over the steps of a training: what is evaluated, saved and published instead of the last weights."""
+"""A moving average of the weights, which is evaluated, saved and published instead of the last weights."""
 
 import itertools
 from collections.abc import Iterator
@@ -76,7 +76,7 @@ class WeightAverage:
             average.copy_(kept)
 
     def save(self, checkpoint: str | Path) -> None:
-        """Whole, or not at all."""
+        """Save it atomically."""
         write_atomically(Path(checkpoint, self.FILE), lambda partial: torch.save(self.average.state_dict(), partial))
 
     def load(self, checkpoint: str | Path) -> None:

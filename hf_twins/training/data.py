@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What data sets of images have in common, whatever is to be learned of them."""
+"""Image datasets: what all tasks share."""
 
 import logging
 import os
@@ -32,7 +32,7 @@ from hf_twins._utils.images import check_shape, image_errors, image_source, open
 
 
 logger = logging.getLogger(__name__)
-# By which a data set's own evaluation images are known.
+# By which a dataset's own evaluation images are known.
 EVALUATION_SPLITS = ("validation", "valid", "val", "dev", "test")
 
 # Others torchvision has for Pillow's images alone.
@@ -40,15 +40,15 @@ KNOWN_RESAMPLING = (PILImageResampling.NEAREST, PILImageResampling.BILINEAR, PIL
 
 
 def load_hub_splits(name: str, config: str | None = None, streaming: bool = False) -> dict[str, Any]:
-    """`train`, a stream if that is asked for, and, if it is there, `validation` of a data set on the Hub or in a folder."""
+    """`train`, a stream if requested, and, if present, `validation` of a dataset on the Hub or in a folder."""
     check_is_no_image_folder(name, "--train_dir")
     names = get_dataset_split_names(name, config)
     if "train" not in names:
-        raise ValueError(f"The data set must have a split named train, got {', '.join(names)}.")
+        raise ValueError(f"The dataset must have a split named train, got {', '.join(names)}.")
     splits = {"train": load_dataset(name, config, split="train", streaming=streaming)}
     held_out = next((split for split in EVALUATION_SPLITS if split in names), None)
     if held_out is not None:
-        logger.warning(f"The images of {name} to evaluate on are those of its split {held_out}.")
+        logger.warning(f"Evaluating on the {held_out} split of {name}.")
         splits["validation"] = load_dataset(name, config, split=held_out)
     return splits
 
@@ -56,7 +56,7 @@ def load_hub_splits(name: str, config: str | None = None, streaming: bool = Fals
 def check_is_no_image_folder(name: str, option: str) -> None:
     """Raise a ValueError if the name is that of a folder of images: `datasets` would guess its splits and labels from words.
 
-    A folder whose README.md says what is in it, as data sets on the Hub do, is a data set, and so is one of tables.
+    A folder whose README.md says what is in it, as datasets on the Hub do, is a dataset, and so is one of tables.
     """
     folder = Path(name)
     if not folder.is_dir():
@@ -79,13 +79,13 @@ def image_names(split: Dataset, rows: Sequence[int]) -> list[str]:
 
 
 def warn_of_shared_images(train: Iterable[str | Path], validation: Iterable[str | Path]) -> None:
-    """Say which files to evaluate on are files to train on, too, whatever links lead to them."""
+    """Warn of evaluation files that are training files, too, whatever links lead to them."""
     trained, held_out = set(map(os.path.realpath, train)), list(validation)
     shared = [Path(file).name for file in held_out if os.path.realpath(file) in trained]
     if shared:
         logger.warning(
-            f"{len(shared)} of {len(held_out)} images to evaluate on are images to train on, too: {listed(shared)}. The results "
-            "will be better than on other images."
+            f"{len(shared)} of {len(held_out)} evaluation images are training images, too: {listed(shared)}. "
+            "The results will be better than on other images."
         )
 
 
@@ -102,11 +102,11 @@ def only_column(features: Features, name: str, types: tuple[type, ...]) -> str:
         # One of another type is not meant because there are several of this one.
         if columns:
             break
-    raise ValueError(f"Which column is the {name}? Say --{name}_column_name, one of {', '.join(features)}.")
+    raise ValueError(f"Which column is the {name}? Set --{name}_column_name to one of {', '.join(features)}.")
 
 
 def renamed_columns(split: Any, image: str, label: str) -> Any:
-    """The same data set with the columns `image` and `label` alone, which are called otherwise in it.
+    """The dataset with only these two columns, renamed to `image` and `label`.
 
     Raises:
         ValueError: if it has no such columns.
@@ -137,7 +137,7 @@ def renamed_columns(split: Any, image: str, label: str) -> Any:
 
 
 class LabeledImages(torch.utils.data.Dataset):
-    """A data set of images, prepared when they are asked for, by their place, or by epoch and place.
+    """A dataset of images, prepared when they are asked for, by their place, or by epoch and place.
 
     Args:
         split: the examples; images are decoded here, and not by `datasets`, which knows no limits.
@@ -203,7 +203,7 @@ def check_pixels(processor: Any) -> None:
 
 
 def interpolation_of(processor: Any) -> InterpolationMode:
-    """How an image processor resizes, as torchvision calls it.
+    """torchvision's name for how an image processor resizes.
 
     Raises:
         ValueError: if it resizes as torchvision cannot.
@@ -211,7 +211,7 @@ def interpolation_of(processor: Any) -> InterpolationMode:
     if processor.resample not in KNOWN_RESAMPLING:
         known = ", ".join(f"{each.value} ({each.name.lower()})" for each in KNOWN_RESAMPLING)
         raise ValueError(
-            f"The image processor must have a resample of {known}, with which torchvision resizes, got {processor.resample}."
+            f"The image processor's resample must be one that torchvision has, {known}, got {processor.resample}."
         )
     return pil_torch_interpolation_mapping[PILImageResampling(processor.resample)]
 
@@ -221,7 +221,7 @@ class RandomScale(v2.Transform):
 
     Args:
         sizes: length in pixels of the shorter side, and what the longer one may not exceed, or None for any length.
-        interpolation: of the image.
+        interpolation: interpolation of images.
     """
 
     def __init__(self, sizes: Sequence[tuple[int, int | None]], interpolation: InterpolationMode):

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the Trainer and the loop of `run_accelerate.py` compute alike: the schedule, and when training ends."""
+"""Shared by the Trainer and the loop of `run_accelerate.py`: the schedule, and when training ends."""
 
 import json
 import math
@@ -50,7 +50,7 @@ def check_training_options(*groups: Any) -> None:
     for name, least in AT_LEAST.items():
         # Also false for NaN.
         if name in options and not least <= options[name] < math.inf:
-            raise ValueError(f"--{name} must be a number of at least {least}, got {options[name]}.")
+            raise ValueError(f"--{name} must be a number, at least {least}, got {options[name]}.")
     if options["max_steps"] != -1 and options["max_steps"] < 1:
         raise ValueError(f"--max_steps must be at least 1, or -1 for all epochs, got {options['max_steps']}.")
     if options["max_steps"] == -1 and not 0 < options["num_train_epochs"] < math.inf:
@@ -97,12 +97,12 @@ def create_scheduler(args: Any, optimizer: Any, num_steps: int) -> Any:
 
 
 def has_stopped_improving(results: Sequence[float], patience: int) -> bool:
-    """Whether none of the last `patience` results was better, greater, than all before them; never, if patience is 0."""
+    """Whether none of the last `patience` results was greater than all before them; never, if patience is 0."""
     return 0 < patience < len(results) and max(results[-patience:]) <= max(results[:-patience])
 
 
 def why_training_is_over(step: int, num_steps: int, results: Sequence[float], patience: int) -> str | None:
-    """The reason why there is nothing left to train after `step` steps and evaluations with `results`; None if there is."""
+    """Why there is nothing left to train after `step` steps and evaluations with `results`; None if there is."""
     if step >= num_steps:
         return f"all {num_steps} steps are done"
     if has_stopped_improving(results, patience):
@@ -151,6 +151,6 @@ class FiniteCheck:
             first = min((number for number in of_loss if number > 0), default=0)
             what = f"the loss of step {first} is" if first else f"the weights after step {step} are"
             raise ValueError(
-                f"Training was stopped, and nothing was saved since, because {what} not finite (NaN or infinite): try a lower "
+                f"Training was stopped, and nothing more was saved, because {what} not finite (NaN or infinite): try a lower "
                 "--learning_rate, --max_grad_norm 1, or bf16 instead of fp16."
             )

@@ -15,7 +15,7 @@
 
 Some annotation tools show images upright and some as they are stored, and masks and boxes are in the pixels that were shown.
 The size of the annotation tells which, but for square images and for half turns and mirrors: for these, the convention of
-the data set's other images is taken.
+the dataset's other images is taken.
 """
 
 from collections.abc import Iterable
@@ -29,8 +29,8 @@ from hf_twins._utils.images import ImageError, orientation
 
 ExifOption = Literal["auto", "upright", "stored"]
 EXIF_HELP = (
-    "Whether masks and boxes are in the pixels of the images as their EXIF orientation turns them (upright) or as they are "
-    "stored; auto: what the sizes say."
+    "Whether masks and boxes are for the images as their EXIF orientation turns them (upright) or as they are "
+    "stored; auto decides by the sizes."
 )
 CONVENTIONS = ("stored", "upright")
 UNKNOWN_ORIENTATION = "EXIF orientation, where the size does not tell whether the annotation is turned: give --exif"
@@ -50,7 +50,7 @@ def decided_convention(image: PIL.Image.Image, size: tuple[int, int]) -> str | N
 
 
 def common_convention(decided: Iterable[str | None]) -> str | None:
-    """The convention of all images of a data set that tell one; None if they differ, or there are none."""
+    """The convention of all images of a dataset that tell one; None if they differ, or there are none."""
     conventions = {convention for convention in decided if convention is not None}
     return conventions.pop() if len(conventions) == 1 else None
 
@@ -58,7 +58,7 @@ def common_convention(decided: Iterable[str | None]) -> str | None:
 def turn_as_annotated(
     image: PIL.Image.Image, size: tuple[int, int], exif: ExifOption = "auto", convention: str | None = None
 ) -> PIL.Image.Image:
-    """Turn an image that was not turned as its annotation has it.
+    """Turn an image as stored to match its annotation.
 
     Args:
         image: the image as it is stored; may be changed.

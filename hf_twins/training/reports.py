@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What every trained model has beside it: its results, its curves, a report to read by program, and a card."""
+"""Files beside every trained model: results, curves, a machine-readable report and a card."""
 
 import json
 import logging
@@ -193,7 +193,7 @@ def push_folder(output_dir: Path, repo_id: str | None, is_private: bool) -> None
     run = read_run(output_dir)
     if run is None:
         raise ValueError(
-            f"{output_dir} has no {RUN_NAME}, which names the files to publish: name the folder of a run."
+            f"{output_dir} has no {RUN_NAME}, which lists the files to publish: give the folder of a run."
         )
     files = run.written_files()
     api = HfApi()
@@ -211,6 +211,6 @@ def push_folder(output_dir: Path, repo_id: str | None, is_private: bool) -> None
         options += [word for name in files for word in ("--include", name)]
         raise OSError(
             f"{output_dir} has the trained model, but {repo_id} was not published: {error or type(error).__name__} Publish "
-            f"it by {shlex.join(['hf', 'upload', repo_id, str(output_dir), *options])}"
+            f"it with {shlex.join(['hf', 'upload', repo_id, str(output_dir), *options])}"
         ) from error
     logger.info(f"published as {url}")

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What identifies a training run, which files are its own, and checkpoints whose damage is noticed.
+"""The identity and the files of a training run, and checkpoints with checksums.
 
 A run writes `run.json` into its output folder before it trains: its identity, that is the options that must match, the labels,
 and fingerprints of the images and of the model that it starts from; and the names of the files that it writes. Each checkpoint
@@ -162,7 +162,7 @@ def run_identity(
     processor: Any,
     num_processes: int,
 ) -> dict[str, Any]:
-    """What identifies a run; see [`begin_run`] for the arguments."""
+    """The identity of a run; see [`begin_run`] for the arguments."""
     return {
         # They tell the scripts apart.
         "arguments": [type(part).__name__ for part in arguments],
@@ -193,7 +193,7 @@ def compare_identities(
         defaults: defaults of the options; one that was not recorded, because it is new, must have its own.
 
     Returns:
-        What must not differ and does, each with both values; and what has grown, in the same way.
+        What differs but must not, each with both values; and what has grown, likewise.
     """
     before, now = dict(flattened(recorded)), dict(flattened(current))
     before = {name: value for name, value in before.items() if name in now or not name.startswith("--")}
@@ -249,7 +249,7 @@ class Run:
     replaces: "Run | None" = None
 
     def start_writing(self) -> None:
-        """Make place for the first of its files: of a run that fails before it, the one that it replaces is left."""
+        """Make room for its first file: if it fails before that, the run that it replaces is kept."""
         if self.replaces is not None and is_main_process():
             # The other's record is the last to go, so that a run that is killed meanwhile leaves nothing without a name.
             self.replaces.remove()
@@ -324,7 +324,7 @@ def is_own_file(folder: Path, name: str) -> bool:
 
 
 def read_run(folder: Path) -> Run | None:
-    """The run that a folder is of; None if it has no `run.json`.
+    """The run of a folder; None if it has no `run.json`.
 
     Raises:
         ValueError: if that cannot be used.
@@ -350,7 +350,7 @@ def read_run(folder: Path) -> Run | None:
 
 
 def find_run(output_dir: Path, resumes: bool) -> Run | None:
-    """The run that an output folder is of; where its record is damaged or gone, and a run resumes, by its checkpoints.
+    """The run of an output folder, from its checkpoints if its record is damaged or gone and a run resumes.
 
     Raises:
         ValueError: if the record is damaged and there is no whole checkpoint to resume.
@@ -364,7 +364,7 @@ def find_run(output_dir: Path, resumes: bool) -> Run | None:
         return run
     if not resumes:
         if damage is not None:
-            raise ValueError(f"{damage} --resume_from_checkpoint writes it anew from checkpoints.") from damage
+            raise ValueError(f"{damage} --resume_from_checkpoint rebuilds it from checkpoints.") from damage
         return None
     folders = [path for path in output_dir.iterdir() if CHECKPOINT.fullmatch(path.name) and find_damage(path) is None]
     folders.sort(key=lambda path: int(re.sub(r"\D", "", path.name)))
@@ -415,14 +415,14 @@ def check_output_dir(output_dir: Path, resumes: bool, overwrites: bool, files: S
     others = [name for name in found if name.removesuffix(REPLACED) not in own]
     if others:
         raise ValueError(
-            f"{output_dir} has {listed(others)}, which no run has named as its own in {RUN_NAME}: move what is to be kept, or "
-            "give another --output_dir."
+            f"{output_dir} has {listed(others)}, which no run lists as its own in {RUN_NAME}: move what you want to "
+            "keep, or give another --output_dir."
         )
     if found and not resumes and not overwrites:
         has_checkpoints = run is not None and any((output_dir / name).is_dir() for name in run.checkpoints)
-        resuming = " resume it by --resume_from_checkpoint latest," if has_checkpoints else ""
+        resuming = " resume it with --resume_from_checkpoint latest," if has_checkpoints else ""
         raise ValueError(
-            f"{output_dir} has the files of a run:{resuming} replace it by --overwrite_output_dir, or give another --output_dir."
+            f"{output_dir} has the files of a run:{resuming} replace it with --overwrite_output_dir, or change --output_dir."
         )
 
 
@@ -521,20 +521,20 @@ def check_is_same(resumed: Run, run: Run, defaults: dict[str, Any]) -> None:
     # Older versions did not record them.
     if resumed.identity.get("arguments", run.identity["arguments"]) != run.identity["arguments"]:
         raise ValueError(
-            f"{resumed.output_dir} is of a run of another script: resume it with that one, or start a new run in another "
-            "--output_dir."
+            f"{resumed.output_dir} is from a run of another script: resume it with that one, or start a new run in "
+            "another --output_dir."
         )
     differing, grown = compare_identities(resumed.identity, run.identity, defaults)
     if differing:
         more = f"; and {len(differing) - 10} more" if len(differing) > 10 else ""
         raise ValueError(
-            f"{resumed.output_dir} is of a run that differs in {'; '.join(differing[:10])}{more}. Resume it with what it had, or "
-            "start a new run in another --output_dir."
+            f"{resumed.output_dir} is from a run that differs in {'; '.join(differing[:10])}{more}. Resume it with "
+            "the same values, or start a new run in another --output_dir."
         )
     if grown:
         logger.warning(
             f"The run may last longer than the one that it resumes ({'; '.join(grown)}). With more epochs or steps, the learning "
-            "rate follows the longer schedule from here on, and the model is not the one of a run that was that long from its start."
+            "rate follows the longer schedule from here on: the model differs from one trained this long from the start."
         )
 
 
@@ -574,7 +574,7 @@ def find_checkpoint(resume_from: str | None, output_dir: str | Path, prefix: str
         damage = find_damage(Path(resume_from))
         if damage is not None:
             raise ValueError(
-                f"--resume_from_checkpoint must be 'latest' or a whole checkpoint, got {resume_from}: {damage}."
+                f"--resume_from_checkpoint must be 'latest' or a complete checkpoint, got {resume_from}: {damage}."
             )
         return trainable(Path(resume_from))
     run = find_run(Path(output_dir), resumes=True)
@@ -591,8 +591,8 @@ def find_checkpoint(resume_from: str | None, output_dir: str | Path, prefix: str
         damage = find_damage(folder)
         if damage is None:
             return trainable(folder)
-        logger.warning(f"{folder} is not whole, and is left out: {damage}.")
-    logger.warning(f"{output_dir} has no whole checkpoint: starting from the beginning.")
+        logger.warning(f"{folder} is skipped, because it is not complete: {damage}.")
+    logger.warning(f"{output_dir} has no complete checkpoint: starting from the beginning.")
     return None
 
 
@@ -605,8 +605,8 @@ def trainable(checkpoint: Path) -> Path:
     # Written with the optimizer, whatever shards it.
     if (checkpoint / "trainer_state.json").is_file() and not any(checkpoint.glob("rng_state*.pth")):
         raise ValueError(
-            f"{checkpoint} has the model alone, without its optimizer and schedule (--save_only_model), and cannot be resumed: "
-            "start a new run from it by --model_name_or_path, in another --output_dir."
+            f"{checkpoint} has only the model, without its optimizer and schedule (--save_only_model), and cannot be "
+            "resumed: start a new run from it with --model_name_or_path, in another --output_dir."
         )
     return checkpoint
 
@@ -650,7 +650,7 @@ def find_damage(checkpoint: Path) -> str | None:
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Remove a checkpoint: what it says that it has or, where it was never whole, all of it."""
+    """Remove a checkpoint: the files it lists or, if it was never complete, all of it."""
     if folder.is_symlink():
         folder.unlink()
         return

@@ -11,9 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What every training script here shares: recipes, examples in an order to resume in, checkpoints.
+"""Shared by all training scripts: recipes, a resumable order of examples, checkpoints.
 
-What is random about an example depends on the seed, the epoch and its place in the data set alone, so that training that was
+What is random about an example depends on the seed, the epoch and its place in the dataset alone, so that training that was
 killed resumes as if it had not been.
 """
 
@@ -70,12 +70,12 @@ SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 @dataclass
 class RecipeArguments:
-    """What every recipe says; those of a task say more."""
+    """Options of every recipe; each task adds more."""
 
     recipe: str = field(default="fine-tune", metadata={"help": "Which of RECIPES sets the defaults of the rest."})
     scale_learning_rate: bool = field(
         default=False,
-        metadata={"help": "Take --learning_rate for 512 images a step, and scale it to those of a step."},
+        metadata={"help": "Scale --learning_rate from 512 images per step to the actual number."},
     )
     layer_decay: float = field(
         default=1.0, metadata={"help": "Factor of the learning rate from block to block, in (0, 1]."}
@@ -88,10 +88,10 @@ class RecipeArguments:
         metadata={"help": "The same for each published variant, and `other` for any other architecture, as JSON."},
     )
     ema_decay: float = field(
-        default=0.0, metadata={"help": "Average the weights over steps, and evaluate and save that."}
+        default=0.0, metadata={"help": "Decay of a moving average of the weights to evaluate and save; 0: none."}
     )
     early_stopping_patience: int = field(
-        default=0, metadata={"help": "Stop after so many evaluations without a better one; 0 for never."}
+        default=0, metadata={"help": "Stop after this many evaluations without improvement; 0: never."}
     )
 
     license: str | None = field(
@@ -107,7 +107,7 @@ class RecipeArguments:
 
     overwrite_output_dir: bool = field(
         default=False,
-        metadata={"help": "Remove the files of the run that is in --output_dir, and no others, and start a new one."},
+        metadata={"help": "Start a new run, removing the files of the one in --output_dir, but no others."},
     )
 
     def __post_init__(self) -> None:
@@ -132,7 +132,7 @@ class RecipeArguments:
         return self.drop_path_rates.get(variant, self.drop_path_rates["other"])
 
     def options_for_whole_weights(self) -> list[str]:
-        """Those that are given and do not work where weights are sharded."""
+        """The given options that do not work with sharded weights."""
         return ["--ema_decay"] if self.ema_decay > 0 else []
 
 
@@ -167,7 +167,7 @@ TRAINER_DEFAULTS = {
 
 
 def one_at_a_time(run: Callable[..., Result]) -> Callable[..., Result]:
-    """A run that is refused while another writes into its `output_dir`, which one of its arguments has."""
+    """Refuse a run while another writes into its `output_dir`, an attribute of one of its arguments."""
 
     @functools.wraps(run)
     def run_alone(*arguments: Any) -> Result:
@@ -188,17 +188,17 @@ def twins_config(name: str, revision: str, **fields: Any) -> TwinsConfig:
 
 
 def mixed_seed(*parts: int) -> int:
-    """One seed of several numbers; near ones give seeds that have nothing to do with each other."""
+    """One seed from several numbers; similar numbers give unrelated seeds."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
     """Every example once an epoch, or, by weights, as many drawn; in an order that depends on seed and epoch alone.
 
-    Gives (epoch, place), so that the data set can know both.
+    Gives (epoch, place), so that the dataset can know both.
 
     Args:
-        num_examples: size of the data set.
+        num_examples: size of the dataset.
         seed: random seed of the order.
         weights: how often each example is drawn, relative to the others.
     """
@@ -231,7 +231,7 @@ class RecipeTrainer(Trainer):
 
     Args:
         recipe: the recipe.
-        sampler: sampler of the examples, or the data set itself where it is a stream; it is told the epoch.
+        sampler: sampler of the examples, or the dataset itself where it is a stream; it is told the epoch.
         run: run that the checkpoints are part of.
         checkpoint: checkpoint that training resumes from.
     """
@@ -265,7 +265,7 @@ class RecipeTrainer(Trainer):
         self.add_callback(FinishedCheckpoints(run, self.args.save_total_limit))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """From the checkpoint, if there is one; leaves the model with the averaged weights, if the recipe has such."""
+        """From the checkpoint, if there is one; leaves the model with the averaged weights, if there are any."""
         if self.checkpoint is not None:
             resume_from_checkpoint = str(self.checkpoint)
         # The Trainer would remove old checkpoints before the new one is whole, and whatever else has such a name.
@@ -323,7 +323,7 @@ class RecipeTrainer(Trainer):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """What an evaluation during training is to be done in: with the weights that would be saved.
+        """Context for evaluating during training, with the weights that would be saved.
 
         A checkpoint of an epoch's last step is saved before the evaluation, which a run that resumes from it does not make up
         for: the random numbers of the next epoch must not depend on whether there was one.
@@ -361,25 +361,25 @@ class RecipeTrainer(Trainer):
 
 # Options of the Trainer's that must be off beside a recipe, and why: they would have no effect, or end a run after training.
 OFF = {
-    "label_smoothing_factor": "it is the Trainer's own loss, the recipe's is --label_smoothing",
+    "label_smoothing_factor": "it is for the Trainer's own loss; the recipe's is --label_smoothing",
     "data_seed": "the order of the examples follows --seed",
     "remove_unused_columns": "images are prepared from all columns",
-    "label_names": "the labels of each task have one name",
+    "label_names": "each task has a fixed name for its labels",
     "prediction_loss_only": "results are measured by predictions",
     "batch_eval_metrics": "results are measured over all images at once",
     "include_for_metrics": "results are measured by predictions and labels alone",
     "bf16_full_eval": "the model that was evaluated is saved, in the precision it was trained in",
     "fp16_full_eval": "the model that was evaluated is saved, in the precision it was trained in",
     "use_liger_kernel": "there are no Liger kernels for Twins",
-    "neftune_noise_alpha": "it is noise on the embeddings of words",
+    "neftune_noise_alpha": "it adds noise to word embeddings",
     "use_cache": "Twins has no cache",
     "optim_target_modules": "the optimizers that take it group the parameters themselves",
-    "do_predict": "the only images beside those of training are those of the evaluation",
+    "do_predict": "there are only training and evaluation images",
 }
 
 
 def refuse_options(args: TrainingArguments, recipe: RecipeArguments) -> None:
-    """Say which options of the Trainer's have no effect beside a recipe, instead of letting them have none."""
+    """Say which Trainer options have no effect beside a recipe, instead of ignoring them."""
     for name, reason in OFF.items():
         value = getattr(args, name, None)
         # 0 is a data seed.
@@ -396,8 +396,8 @@ def refuse_options(args: TrainingArguments, recipe: RecipeArguments) -> None:
         of_batches = [name for name in ("scale_learning_rate", "decay_epochs") if getattr(recipe, name, None)]
         if of_batches:
             raise ValueError(
-                f"--auto_find_batch_size and --{of_batches[0]} contradict each other: the learning rate would stay that of the "
-                "batches that were tried first; give --per_device_train_batch_size instead."
+                f"--auto_find_batch_size and --{of_batches[0]} contradict each other: the learning rate "
+                "would stay that for the batch size tried first; give --per_device_train_batch_size instead."
             )
     if (
         args.load_best_model_at_end
@@ -414,8 +414,8 @@ def refuse_options(args: TrainingArguments, recipe: RecipeArguments) -> None:
         )
     if args.enable_jit_checkpoint:
         raise ValueError(
-            "--enable_jit_checkpoint would end a run as if it was finished, with a checkpoint that cannot be resumed: leave it "
-            "out, and save checkpoints more often by --save_strategy steps and --save_steps."
+            "--enable_jit_checkpoint would end a run as if it were finished, with a checkpoint that cannot be resumed: "
+            "leave it out, and save checkpoints more often with --save_strategy steps and --save_steps."
         )
     if recipe.early_stopping_patience > 0 and args.eval_strategy == IntervalStrategy.NO:
         raise ValueError(
@@ -432,13 +432,13 @@ def check_sharding(distributed_type: DistributedType, asks_for_fsdp: bool, recip
     asks_for_fsdp = asks_for_fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
     if asks_for_fsdp and distributed_type != DistributedType.FSDP:
         logger.warning(
-            f"FSDP was asked for, and this run is not sharded ({distributed_type.value}): it needs more than one "
-            "process, started by accelerate launch or torchrun, and accelerators, for which Accelerate does not take CPUs."
+            f"FSDP was requested, but this run is not sharded ({distributed_type.value}): it needs more than one "
+            "process, started by accelerate launch or torchrun, and accelerators, not CPUs."
         )
     options = recipe.options_for_whole_weights()
     if distributed_type in SHARDED and options:
         raise ValueError(
-            f"{', '.join(options)} needs whole weights, which sharded training has nowhere: leave it out."
+            f"{', '.join(options)} needs unsharded weights, which sharded training does not have: leave it out."
         )
 
 
@@ -607,6 +607,6 @@ def best_checkpoint(checkpoint: Path, output_dir: Path) -> Path | None:
         if find_damage(folder) is None and run is not None and is_of_same_run(folder, run):
             return folder
     raise ValueError(
-        f"{checkpoint} needs the best checkpoint of its run, {name}, which is neither beside it nor in --output_dir, whole: put "
-        "it there, or resume from an older checkpoint."
+        f"{checkpoint} needs the best checkpoint of its run, {name}, but there is no intact copy "
+        "beside it or in --output_dir: put it there, or resume from an older checkpoint."
     )

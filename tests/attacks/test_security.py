@@ -116,7 +116,7 @@ def test_code_of_a_repository_is_run_where_its_commit_is_checked():
 
 def test_remote_code_is_asked_for_unless_it_is_refused_as_is_said(monkeypatch):
     said = " ".join((ROOT / "SECURITY.md").read_text(encoding="utf-8").split())
-    assert "or say yes when transformers asks for it at a terminal; with `trust_remote_code=False` it does not" in said
+    assert "or confirm transformers' prompt at a terminal; with `trust_remote_code=False`, there is no prompt" in said
     monkeypatch.setattr("builtins.input", lambda question: "y")
     assert resolve_trust_remote_code(None, "somebody/twins", has_local_code=False, has_remote_code=True)
     with pytest.raises(ValueError, match="trust_remote_code=True"):

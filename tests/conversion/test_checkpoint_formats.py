@@ -319,7 +319,7 @@ BAD_WEIGHTS = {
     ),
     "heads that cannot be told": (
         lambda weights: weights.clear() or weights.update(source_weights("official", ODD_WIDTHS)),
-        r"number of heads cannot be told: the stages have \[32, 40, 64, 96\]",
+        r"Cannot infer the number of heads: the stages have \[32, 40, 64, 96\]",
     ),
 }
 ODD_WIDTHS = replace(TINY["svt"], hidden_sizes=(32, 40, 64, 96))

@@ -333,9 +333,7 @@ def test_bad_model_or_output_is_named(tmp_path):
     assert "missing" in fails(tmp_path / "missing", "timm", tmp_path / "timm")
     (tmp_path / "swin").mkdir()
     (tmp_path / "swin" / "config.json").write_text('{"model_type": "swin", "architectures": ["SwinModel"]}')
-    assert "swin holds a SwinModel of type 'swin', which is none of" in fails(
-        tmp_path / "swin", "timm", tmp_path / "timm"
-    )
+    assert "swin holds a SwinModel of type 'swin', not one of" in fails(tmp_path / "swin", "timm", tmp_path / "timm")
     with pytest.raises(SystemExit) as caught:
         run(tmp_path / "swin", "timm", tmp_path / "swin")
     assert "exists: remove it" in caught.value.code

@@ -236,9 +236,9 @@ FAULTS = {
         lambda file: torch.save({"model": RunsCode(file.with_name("code-ran"))}, file),
         "was not loaded: it holds posix.system beside weights",
     ),
-    "truncated": (truncate, "is not whole, as after a download that was interrupted: fetch it again"),
+    "truncated": (truncate, "is incomplete, as after an interrupted download: fetch it again"),
     "empty": (lambda file: file.write_bytes(b""), "is empty: fetch it again"),
-    "text": (lambda file: file.write_text("<html>Not Found</html>"), "is a web page in place of the file"),
+    "text": (lambda file: file.write_text("<html>Not Found</html>"), "is a web page instead of the file"),
     "no weights": (lambda file: torch.save({"epoch": 3}, file), r"in dense tensors, got epoch \(int\)"),
     "nothing": (lambda file: torch.save({}, file), "holds no weights"),
     "a list": (lambda file: torch.save([torch.ones(3)], file), "must hold a dictionary of weights, got list"),
@@ -418,17 +418,17 @@ def test_remote_code_is_written_and_not_for_upernet(source, output, tmp_path):
     assert not (tmp_path / "upernet").exists()
 
 
-@pytest.mark.parametrize("names", ["ADE20K's", "as mmsegmentation writes them", "of another data set"])
+@pytest.mark.parametrize("names", ["ADE20K's", "as mmsegmentation writes them", "of another dataset"])
 def test_labels_are_reduced_for_ade20k_alone(names):
     classes = ade20k_class_names()
     if names == "as mmsegmentation writes them":
         classes[classes.index("bed")] = "bed "
-    elif names == "of another data set":
+    elif names == "of another dataset":
         classes = [f"field {number}" for number in range(150)]
     weights = source_weights("mmseg-semantic-fpn", TINY["svt"], num_classes=150)
     conversion = convert_checkpoint(weights, {"CLASSES": classes})
     processor = image_processor(conversion)
-    assert processor.do_reduce_labels == (names != "of another data set")
+    assert processor.do_reduce_labels == (names != "of another dataset")
 
 
 def test_names_that_are_assumed_are_said_to_be(tmp_path, capsys):

@@ -113,7 +113,7 @@ def test_picture_that_cannot_be_prepared_is_an_error(folder):
     assert [example["pixel_values"] is None for example in examples] == [True, True, False]
 
 
-@pytest.mark.parametrize("kind", ["tar", "parquet", "data set"])
+@pytest.mark.parametrize("kind", ["tar", "parquet", "dataset"])
 def test_other_sources_give_the_same_predictions(kind, start, tmp_path):
     pictures, labels = digit_images(23)
     folder = tmp_path / "files"
@@ -141,14 +141,14 @@ def test_other_sources_give_the_same_predictions(kind, start, tmp_path):
         table = pyarrow.parquet.read_table(source / "train.parquet")
         pyarrow.parquet.write_table(table, source / "train.parquet", row_group_size=4)
     arguments = command(start, source, tmp_path / "out")
-    if kind == "data set":
+    if kind == "dataset":
         arguments[2] = "--dataset_name"
     batch_predict.main(arguments)
     rows = read(tmp_path / "out")
     assert [row["path"] for row in rows] == names
     assert [(row["label"], row["score"]) for row in rows] == expected
     # Row groups of four: shards of twelve, that is, at least ten.
-    assert len(list((tmp_path / "out").glob("*.parquet"))) == {"tar": 2, "parquet": 2, "data set": 3}[kind]
+    assert len(list((tmp_path / "out").glob("*.parquet"))) == {"tar": 2, "parquet": 2, "dataset": 3}[kind]
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
@@ -278,7 +278,7 @@ def test_run_ends_with_a_sentence_where_the_system_cannot_read_an_image(start, f
     with monkeypatch.context() as context:
         fail_to_read("003.png", errno.EIO, context)
         message = (
-            r"^error: \S+/003\.png cannot be read, not in 2 tries \(Input/output error\): start again when it can\.$"
+            r"^error: \S+/003\.png could not be read in 2 tries \(Input/output error\): start again when it can\.$"
         )
         with pytest.raises(SystemExit, match=message):
             batch_predict.main(command(start, folder, output))
@@ -335,7 +335,7 @@ def test_predictions_of_another_model_of_the_same_name_are_not_mixed_in(change, 
 def test_output_of_a_running_script_is_left_alone(start, folder, tmp_path):
     with (
         exclusive_folder(tmp_path / "out"),
-        pytest.raises(SystemExit, match=r"Another run writes to .*out: wait for it, or give another --output_dir"),
+        pytest.raises(SystemExit, match=r"Another run is writing to .*out: wait for it, or give another --output_dir"),
     ):
         batch_predict.main(command(start, folder, tmp_path / "out"))
     assert not (tmp_path / "out").exists()

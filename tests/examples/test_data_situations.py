@@ -105,7 +105,7 @@ def test_what_cannot_be_learned_is_refused_before_anything_is_written(script, st
     table = pa.table(columns | {"image": images}).cast(features.arrow_schema)
     pq.write_table(table, tmp_path / "data" / "test.parquet")
     arguments = short_training(start, tmp_path / "data", tmp_path / "run")
-    with pytest.raises(SystemExit, match="must hold images to train on, got those of test alone, as its names say"):
+    with pytest.raises(SystemExit, match="must hold training images, got only images of test, going by its names"):
         script.main(arguments)
     (tmp_path / "data" / "test.parquet").rename(tmp_path / "data" / "train.parquet")
     with pytest.raises(SystemExit, match=r"Which column is the label.* one of image, fine, coarse, text"):
@@ -161,13 +161,13 @@ def test_images_without_labels_are_not_evaluated(start, tmp_path, caplog):
         pq.write_table(table, tmp_path / "data" / "0.parquet")
         if set(labels) == {-1}:
             with pytest.raises(
-                SystemExit, match="No image of the data set has a label: say another --label_column_name"
+                SystemExit, match="No image of the dataset has a label: give another --label_column_name"
             ):
                 evaluate(start, tmp_path / "data")
         else:
             assert evaluate(start, tmp_path / "data")["images"] == 1
-    assert "2 images of the data set have no label and are left out: image 1, image 2." in caplog.text
-    assert "1 images of the data set have no image and are left out: image 3." in caplog.text
+    assert "2 images of the dataset have no label and are left out: image 1, image 2." in caplog.text
+    assert "1 images of the dataset have no image and are left out: image 3." in caplog.text
 
 
 def test_validation_part_is_evaluated(start, tmp_path, capsys):

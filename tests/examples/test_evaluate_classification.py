@@ -104,9 +104,9 @@ def test_labels_are_found_by_name_number_and_wordnet_id():
     labels = {0: "tench, Tinca tinca", 1: "Goldfish", 2: "shark"}
     assert evaluate_classification.label_numbers(["goldfish", "shark"], labels) == [1, 2]
     assert evaluate_classification.label_numbers(["0", "2"], labels) == [0, 2]
-    with pytest.raises(ValueError, match="1 labels of the data set are none of the model's, such as cow: sub-folders"):
+    with pytest.raises(ValueError, match="1 labels of the dataset are none of the model's, such as cow: sub-folders"):
         evaluate_classification.label_numbers(["cow", "shark"], labels)
-    with pytest.raises(ValueError, match="1 labels of the data set are none of the model's, such as 7"):
+    with pytest.raises(ValueError, match="1 labels of the dataset are none of the model's, such as 7"):
         evaluate_classification.label_numbers(["1", "7"], labels)
     imagenet = dict(enumerate(TwinsConfig(num_labels=1000).id2label.values()))
     synsets = ImageNetInfo().label_names()
@@ -148,9 +148,9 @@ def test_labels_are_told_apart_by_case_and_number(names, labels, numbers):
             "crane is the name of several labels of the model, 134 and 517: call",
         ),
         (["A"], ["a", "\N{LATIN SMALL LETTER A}", "b"], "A is the name of several labels of the model, 0 and 1"),
-        (["1", "cat"], ["a", "b"], "1 labels of the data set are none of the model's, such as cat"),
-        (["0", "1", "2"], ["1", "2", "3", "4", "5"], "1 labels of the data set are none of the model's, such as 0"),
-        (["\N{SUPERSCRIPT TWO}"], ["a", "b", "c"], "1 labels of the data set are none of the model's"),
+        (["1", "cat"], ["a", "b"], "1 labels of the dataset are none of the model's, such as cat"),
+        (["0", "1", "2"], ["1", "2", "3", "4", "5"], "1 labels of the dataset are none of the model's, such as 0"),
+        (["\N{SUPERSCRIPT TWO}"], ["a", "b", "c"], "1 labels of the dataset are none of the model's"),
     ],
 )
 def test_label_that_could_be_several_is_refused(names, labels, message):
@@ -233,5 +233,5 @@ def test_wrong_options_are_named(start, folder, tmp_path, capsys):
         run(start, tmp_path / "missing")
     (tmp_path / "broken" / "1").mkdir(parents=True)
     (tmp_path / "broken" / "1" / "a.png").write_text("no picture")
-    with pytest.raises(SystemExit, match="No image of the data set can be used"):
+    with pytest.raises(SystemExit, match="No image of the dataset can be used"):
         run(start, tmp_path / "broken")

@@ -217,7 +217,7 @@ def test_other_heads_keep_their_outputs(tmp_path, capsys, model_class, names):
     tensors = expected.feature_maps if model_class is TwinsBackbone else [expected.logits]
     for output, tensor in zip(outputs.values(), tensors):
         np.testing.assert_allclose(output, tensor.numpy(), rtol=1e-4, atol=1e-4)
-    with pytest.raises(SystemExit, match=f"classifies images, and .* holds a {model_class.__name__}"):
+    with pytest.raises(SystemExit, match=f"classifies images, but .* holds a {model_class.__name__}"):
         run_exported.main(["picture.png", "--model_dir", str(tmp_path / "onnx")])
 
 
@@ -245,10 +245,10 @@ def test_faults_are_one_sentence(tmp_path, monkeypatch):
     ):
         convert(export_onnx, Path("nowhere/at-all"), tmp_path / "out")
     ResNetConfig(architectures=["ResNetModel"]).save_pretrained(tmp_path / "resnet")
-    with pytest.raises(SystemExit, match="holds a ResNetModel of type 'resnet', which is none of"):
+    with pytest.raises(SystemExit, match="holds a ResNetModel of type 'resnet', not one of"):
         convert(export_onnx, tmp_path / "resnet", tmp_path / "out")
     encoder = save(tmp_path / "encoder", "pcpvt", TwinsModel)
-    with pytest.raises(SystemExit, match="encoder holds a TwinsModel, and exported are TwinsForImageClassification, "):
+    with pytest.raises(SystemExit, match="encoder holds a TwinsModel; only TwinsForImageClassification, "):
         convert(export_onnx, encoder, tmp_path / "out")
     config = json.loads((encoder / "config.json").read_text())
     (encoder / "config.json").write_text(json.dumps(config | {"architectures": ["TwinsForImageClassification"]}))
@@ -256,7 +256,7 @@ def test_faults_are_one_sentence(tmp_path, monkeypatch):
         convert(export_onnx, encoder, tmp_path / "out")
     with pytest.raises(SystemExit, match="exists: remove it, or give another output"):
         convert(export_onnx, model, tmp_path / "resnet")
-    with pytest.raises(SystemExit, match="belong together: give both or none"):
+    with pytest.raises(SystemExit, match="belong together: give both or neither"):
         convert(export_openvino, model, tmp_path / "out", "--dtype", "int8")
     with pytest.raises(SystemExit, match="Images must be at least 4 pixels high and wide"):
         convert(export_torch, model, tmp_path / "out", "--height", "0")

@@ -294,7 +294,7 @@ def test_finished_file_with_a_damaged_byte_is_noticed_and_written_again(name, pr
         with pytest.raises(SystemExit, match=r"features has files that are not whole: run extract_features\.py again"):
             search(prepared / "images/z/last.png")
     extract(*options)
-    assert f"features/{name} or {name}.sha256 is damaged, and does not count" in caplog.text
+    assert f"features/{name} or {name}.sha256 is damaged, and is ignored" in caplog.text
     assert "00002-of-00002" not in caplog.text
     assert damaged.read_bytes() == whole
 
@@ -329,7 +329,7 @@ def test_images_that_changed_since_are_not_mixed(prepared, tmp_path, extract):
 def test_run_ends_with_a_sentence_where_the_system_cannot_read_an_image(extract, monkeypatch):
     with monkeypatch.context() as context:
         fail_to_read("00_0.png", errno.ESTALE, context)
-        with pytest.raises(SystemExit, match=r"00_0\.png cannot be read, not in 2 tries \(Stale file handle\)"):
+        with pytest.raises(SystemExit, match=r"00_0\.png could not be read in 2 tries \(Stale file handle\)"):
             extract()
     extract()
     assert read_features(Path("features"))[0][0] == "00_0.png"
@@ -351,7 +351,9 @@ def test_models_that_lack_the_features_are_refused(tmp_path, extract):
 def test_folder_of_a_running_script_is_left_alone(extract):
     with (
         exclusive_folder(Path("features")),
-        pytest.raises(SystemExit, match="Another run writes to features: wait for it, or give another --output_dir"),
+        pytest.raises(
+            SystemExit, match="Another run is writing to features: wait for it, or give another --output_dir"
+        ),
     ):
         extract()
     assert not Path("features").exists()

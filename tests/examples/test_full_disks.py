@@ -100,5 +100,8 @@ def test_other_errors_are_no_full_disks():
 
 @pytest.mark.parametrize("main", TRAININGS.values(), ids=TRAININGS)
 def test_second_training_of_a_folder_is_refused(main, digits, start, tmp_path):
-    with exclusive_folder(tmp_path), pytest.raises(SystemExit, match=r"^error: Another run writes to .*: wait for it"):
+    with (
+        exclusive_folder(tmp_path),
+        pytest.raises(SystemExit, match=r"^error: Another run is writing to .*: wait for it"),
+    ):
         main(options(digits, start, tmp_path))

@@ -174,7 +174,7 @@ def test_wrong_options_are_named(digits, start, tmp_path, capsys):
         ),
         (
             [*options(digits, start, tmp_path), "--resume_from_checkpoint", str(tmp_path)],
-            r"--resume_from_checkpoint must be 'latest' or a whole checkpoint, got \S+: it has no valid checksums.json",
+            r"--resume_from_checkpoint must be 'latest' or a complete checkpoint, got \S+: it has no valid checksums.json",
         ),
         (
             [*options(digits, start, tmp_path), "--class_weights", "some"],
@@ -268,7 +268,7 @@ def test_columns_are_found_or_asked_for(tmp_path):
     both = Dataset.from_dict(columns | {"size": [1] * 6}, features=Features(dict(features) | {"size": Value("int64")}))
     both.to_parquet(tmp_path / "a.parquet")
     with pytest.raises(
-        ValueError, match=r"Which column is the label\? Say --label_column_name, one of photo, kind, size"
+        ValueError, match=r"Which column is the label\? Set --label_column_name to one of photo, kind, size"
     ):
         load_images(DataArguments(train_dir=str(tmp_path)), seed=0)
 
@@ -487,7 +487,7 @@ def test_result_that_cannot_be_published_is_kept_and_said_how_to_be(pattern, dig
         with pytest.raises(SystemExit, match=rf"^error: {run} has the trained model, but me/digits was not ") as error:
             quietly("accelerate", arguments)
         assert (
-            f"Publish it by hf upload me/digits {run} --private --include config.json --include model.safetensors "
+            f"Publish it with hf upload me/digits {run} --private --include config.json --include model.safetensors "
             in str(error.value)
         )
         assert (run / "model.safetensors").is_file()
@@ -563,10 +563,10 @@ def test_channels_that_are_not_the_models_are_named(start, tmp_path):
     Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "data" / "train.parquet")
     arguments = plain_options(tmp_path / "data", start, tmp_path / "run")
     with pytest.raises(
-        SystemExit, match=r"Images must be \(height, width, 3\), .* got \(8, 8, 5\): give --num_channels"
+        SystemExit, match=r"Images must be \(height, width, 3\) for this model, got \(8, 8, 5\): give --num_channels"
     ):
         run_accelerate.main(arguments)
-    with pytest.raises(SystemExit, match="know gray and color, not 5 channels"):
+    with pytest.raises(SystemExit, match="support gray and color, not 5 channels"):
         run_accelerate.main([*arguments, "--num_channels", "5", "--rand_augment", "true"])
 
 
@@ -650,7 +650,7 @@ def test_adapter_is_saved_loaded_and_merged(script, digits, start, tmp_path):
 def test_training_without_an_image_processor_says_so(start, tmp_path, caplog):
     TwinsForImageClassification.from_pretrained(start).save_pretrained(tmp_path / "alone")
     processor = create_processor(TrainedModelArguments(str(tmp_path / "alone")), num_channels=3)
-    assert f"{tmp_path}/alone has no image processor: images are prepared as the authors evaluate." in caplog.text
+    assert f"{tmp_path}/alone has no image processor: using the authors' evaluation settings." in caplog.text
     assert (processor.size.shortest_edge, processor.crop_size.height) == (256, 224)
     (tmp_path / "alone" / "preprocessor_config.json").write_text("{")
     with pytest.raises(OSError, match=r"cannot load \S+alone: .*preprocessor_config\.json"):
@@ -665,7 +665,7 @@ def test_options_of_the_trainer_act_or_are_refused(digits, start, tmp_path):
     for extra, message in (
         (["--label_smoothing_factor", "0.1"], "the recipe's is --label_smoothing"),
         (["--train_sampling_strategy", "group_by_length"], "--train_sampling_strategy must be random"),
-        (["--enable_jit_checkpoint", "true"], "--enable_jit_checkpoint would end a run as if it was finished"),
+        (["--enable_jit_checkpoint", "true"], "--enable_jit_checkpoint would end a run as if it were finished"),
         (["--push_to_hub", "true", "--hub_strategy", "every_save"], "--hub_strategy must be end"),
         (["--early_stopping_patience", "1", "--eval_strategy", "no"], "--early_stopping_patience needs evaluations"),
         (
@@ -688,13 +688,13 @@ def test_sharding_that_was_asked_for_and_is_not_there_is_said(caplog, monkeypatc
     check_sharding(DistributedType.FSDP, True, ClassificationRecipe())
     assert not caplog.text
     check_sharding(DistributedType.MULTI_CPU, True, ClassificationRecipe())
-    assert "FSDP was asked for, and this run is not sharded (MULTI_CPU)" in caplog.text
+    assert "FSDP was requested, but this run is not sharded (MULTI_CPU)" in caplog.text
     caplog.clear()
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     check_sharding(DistributedType.NO, False, ClassificationRecipe())
-    assert "FSDP was asked for, and this run is not sharded (NO)" in caplog.text
+    assert "FSDP was requested, but this run is not sharded (NO)" in caplog.text
     for recipe in (ClassificationRecipe(ema_decay=0.9), ClassificationRecipe(lora_rank=8)):
-        with pytest.raises(ValueError, match="needs whole weights, which sharded training has nowhere"):
+        with pytest.raises(ValueError, match="needs unsharded weights, which sharded training does not have"):
             check_sharding(DistributedType.FSDP, True, recipe)
 
 
@@ -705,7 +705,7 @@ def test_script_that_was_asked_for_fsdp_says_that_it_is_not_sharded(
 ):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     quietly(script, [*plain_options(digits, start, tmp_path / "run"), "--num_train_epochs", "1"])
-    assert "FSDP was asked for, and this run is not sharded" in caplog.text
+    assert "FSDP was requested, but this run is not sharded" in caplog.text
 
 
 def test_label_names_are_given_by_a_file(tmp_path):
@@ -724,7 +724,7 @@ def test_label_names_are_given_by_a_file(tmp_path):
 
 def test_single_label_is_nothing_to_learn(tmp_path):
     folder = write_images(tmp_path / "images", {"cat": 4})
-    with pytest.raises(ValueError, match="There must be two labels to tell apart, got cat alone"):
+    with pytest.raises(ValueError, match="There must be at least two labels, got only cat"):
         load_images(DataArguments(train_dir=str(folder)), seed=0)
 
 
@@ -777,7 +777,7 @@ def test_what_a_stream_cannot_do_is_said(start, tmp_path):
     )
     for without, message in (
         (names, "must be known before it is read: give --class_names_file"),
-        (validation, "evaluation images must be apart from the others: give --validation_dir"),
+        (validation, "evaluation images must be given separately: give --validation_dir"),
         (limit, "does not say how many images it has: give --max_train_samples"),
     ):
         with pytest.raises(SystemExit, match=message):

@@ -104,8 +104,8 @@ def test_folder_without_images_is_named(content, tmp_path):
         (folder / "cat").symlink_to(tmp_path / "elsewhere" / "cat")
     found = {
         "nothing": "none of them.",
-        "labels": "1 folders without images, which are no labels (cat).",
-        "text": "1 without the extension of an image (cat/readme.txt); 1 folders without images, which are no labels (cat).",
+        "labels": "1 folders without images, which are not labels (cat).",
+        "text": "1 without the extension of an image (cat/readme.txt); 1 folders without images, which are not labels (cat).",
         "broken links": "1 links that lead nowhere (cat).",
     }
     message = f"images must hold images in a sub-folder for each label, .parquet or .tar files, got {found[content]}"

@@ -80,7 +80,7 @@ def test_classifiers_of_every_format(model, models, images, tmp_path):
 @pytest.mark.parametrize("model", ["semantic-fpn", "backbone"])
 def test_models_that_classify_nothing_are_refused(script, model, models, images, tmp_path):
     message = (
-        rf"^error: {models}/{model} holds a Twins\w+, but an image classifier is needed \(\w+\): name another model"
+        rf"^error: {models}/{model} holds a Twins\w+, but an image classifier is needed \(\w+\): pass another model"
     )
     with pytest.raises(SystemExit, match=message):
         script(models / model, images, tmp_path / "out")

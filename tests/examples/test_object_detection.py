@@ -276,14 +276,14 @@ def test_wrong_options_are_named(scenes, start, tmp_path, capsys):
         (["--model_name_or_path", str(start)], "Give either --model_name_or_path or --config_name"),
         (["--train_dir", str(tmp_path / "missing")], "missing must be a folder of images"),
         (["--validation_dir", str(scenes)], "Give both --validation_dir and --validation_annotations"),
-        (["--train_annotations", str(tmp_path / "text.json")], "text.json must be a JSON file as COCO's"),
+        (["--train_annotations", str(tmp_path / "text.json")], "text.json must be a JSON file in COCO's format"),
         (["--train_annotations", str(tmp_path / "list.json")], "must have file_name, height, id, width for each"),
         (["--longest_edge", "32"], "--longest_edge must be at least --shortest_edge, 64, got 32"),
         (
             ["--detector", "rt-detr", "--detector_config", json.dumps(OPTIONS["rt-detr"]), "--shortest_edge", "72"],
             "--shortest_edge must be a multiple of 32",
         ),
-        (["--resume_from_checkpoint", str(tmp_path)], "--resume_from_checkpoint must be 'latest' or a whole"),
+        (["--resume_from_checkpoint", str(tmp_path)], "--resume_from_checkpoint must be 'latest' or a complete"),
     ):
         with pytest.raises(SystemExit, match=f"(?s)error: .*{message}"):
             run_detection.main([*options, *changes])
@@ -291,7 +291,7 @@ def test_wrong_options_are_named(scenes, start, tmp_path, capsys):
         (
             scenes,
             [],
-            "cannot load .*: it has no config.json; name a folder as examples/.*/run_detection.py writes it, or a Hub id",
+            "cannot load .*: it has no config.json; pass a folder that examples/.*/run_detection.py wrote, or a Hub id",
         ),
         (tmp_path / "missing", [], "--images must be an image or a folder of images, got .*missing"),
         (scenes, ["--output_dir", str(scenes)], "--output_dir must be another folder"),

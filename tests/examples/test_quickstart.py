@@ -100,7 +100,7 @@ def test_quickstart_replaces_another_run_only_if_told(quickstart, tmp_path, imag
     finished.write()
     (tmp_path / "first" / "results.png").touch()
     with pytest.raises(
-        SystemExit, match=r"^error: first has the files of a run: replace it by --overwrite_output_dir, or"
+        SystemExit, match=r"^error: first has the files of a run: replace it with --overwrite_output_dir, or"
     ):
         quickstart("--dataset", str(image_folder), "--output-dir", "first")
 
@@ -116,12 +116,14 @@ def test_quickstart_saves_no_model_that_is_not_finite(quickstart, image_folder):
 def test_quickstart_is_alone_in_its_folder(quickstart, tmp_path, image_folder):
     with (
         exclusive_folder(tmp_path / "used"),
-        pytest.raises(SystemExit, match=r"^error: Another run writes to used: wait"),
+        pytest.raises(SystemExit, match=r"^error: Another run is writing to used: wait"),
     ):
         quickstart("--dataset", str(image_folder), "--output_dir", "used")
     (tmp_path / "file").touch()
     for output in ("file", "file/new"):
-        with pytest.raises(SystemExit, match=r"^error: --output_dir must be a folder, .* is a file: give another"):
+        with pytest.raises(
+            SystemExit, match=r"^error: --output_dir must be an existing or new folder, but .* is a file: give another"
+        ):
             quickstart("--dataset", str(image_folder), "--output_dir", output)
 
 
@@ -140,7 +142,7 @@ def test_quickstart_builds_a_published_variant(quickstart, image_folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--dataset", "somebody/not-here"], "Cannot load the data set 'somebody/not-here'"),
+        (["--dataset", "somebody/not-here"], "Cannot load the dataset 'somebody/not-here'"),
         (
             ["--model", "somebody/not-here"],
             "error: cannot load somebody/not-here: there is no such folder, and on the Hub: ",
@@ -148,7 +150,7 @@ def test_quickstart_builds_a_published_variant(quickstart, image_folder):
         (["--variant", "twins-huge"], "error: name must be one of twins-pcpvt-small"),
         (["--model", "x", "--variant", "twins-svt-small"], "--variant and --image-size belong to a new model"),
     ],
-    ids=["no data set", "no model", "no variant", "model and variant"],
+    ids=["no dataset", "no model", "no variant", "model and variant"],
 )
 def test_quickstart_says_what_it_cannot_do_without_a_traceback(quickstart, tmp_path, options, message):
     with pytest.raises(SystemExit) as exit_info:
@@ -160,7 +162,7 @@ def test_quickstart_says_what_it_cannot_do_without_a_traceback(quickstart, tmp_p
 def test_quickstart_with_images_that_are_no_data_set_says_what_it_needs(quickstart, tmp_path):
     (tmp_path / "images").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "images" / "lonely.png")
-    with pytest.raises(SystemExit, match=r"1 images directly in it, in no folder of a label \(lonely.png\)"):
+    with pytest.raises(SystemExit, match=r"1 images directly in it, not in a label folder \(lonely.png\)"):
         quickstart("--dataset", str(tmp_path / "images"))
 
 

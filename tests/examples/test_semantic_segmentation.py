@@ -289,7 +289,7 @@ def test_what_cannot_segment_is_refused(script, scenes, tmp_path):
     randomize(TwinsForImageClassification(tiny_config(num_labels=4))).save_pretrained(model)
     processor_of().save_pretrained(model)
     message = (
-        r"^error: \S+model holds a TwinsForImageClassification, but a semantic segmentation model is needed .*: name"
+        r"^error: \S+model holds a TwinsForImageClassification, but a semantic segmentation model is needed .*: pass"
     )
     with pytest.raises(SystemExit, match=message):
         script.main(arguments)
@@ -384,7 +384,7 @@ def test_metrics_equal_those_of_scikit_learn():
     np.testing.assert_allclose(class_iou(matrix)[:4], jaccard_score(expected, actual, average=None))
     assert class_iou(matrix)[4].isnan()
     assert class_accuracy(matrix)[4].isnan()
-    with pytest.raises(ValueError, match="A mask has the class 3, but the model knows 3, from 0"):
+    with pytest.raises(ValueError, match="A mask has class 3, but the model has 3, from 0"):
         confusion_matrix(truth, prediction, 3)
 
 
@@ -433,9 +433,7 @@ def test_reduced_labels_ignore_zero_and_count_from_one():
     # A palette's colors are not its numbers.
     indexed = mask_image(np.array([[0, 1], [2, 2]], dtype=np.uint8), "abc")
     np.testing.assert_array_equal(class_numbers(indexed, False), [[0, 1], [2, 2]])
-    with pytest.raises(
-        ValueError, match=r"A mask must have one number a pixel, that of its class, got .* of mode RGB"
-    ):
+    with pytest.raises(ValueError, match=r"A mask must have one number per pixel, its class, got .* of mode RGB"):
         class_numbers(mask.convert("RGB"), False)
 
 
@@ -546,18 +544,21 @@ def test_wrong_options_are_named(scenes, starts, tmp_path, capsys):
         ([*whole, "--train_dir", str(tmp_path / "empty")], "with the folders images and annotations in it"),
         (
             [*whole, "--class_names_file", str(tmp_path / "names.txt")],
-            "has the class 3, where the largest is 1: do the",
+            "has class 3, but the largest is 1: check the",
         ),
         ([*whole, "--class_names_file", str(tmp_path / "none.txt")], "No such file or directory: .*none.txt"),
         ([*whole, "--min_scale", "3"], "--min_scale must be above 0 and not above --max_scale, got 3.0 and 2.0"),
         ([*whole, "--per_device_train_batch_size", "25"], "There are 24 pairs to train on, fewer than a batch"),
-        ([*whole, "--slide_stride", "8"], "--slide_stride goes with --slide_crop_size"),
+        ([*whole, "--slide_stride", "8"], "--slide_stride requires --slide_crop_size"),
         (
             [*whole, "--slide_crop_size", "8", "--slide_stride", "9"],
             "--slide_stride must be from 1 to --slide_crop_size",
         ),
         ([*whole, "--scales", "0", "1"], "--scales must be positive numbers, got"),
-        ([*whole, "--resume_from_checkpoint", str(tmp_path)], "--resume_from_checkpoint must be 'latest' or a whole"),
+        (
+            [*whole, "--resume_from_checkpoint", str(tmp_path)],
+            "--resume_from_checkpoint must be 'latest' or a complete",
+        ),
     ):
         with pytest.raises(SystemExit, match=message):
             run_segmentation.main(arguments)

@@ -358,7 +358,7 @@ def test_processor_of_the_authors_file_is_the_authors(tmp_path, processor_class)
     [
         ({"crop_mode": "border"}, r"must crop squares from the center .* got crop_mode 'border' and input_size"),
         ({"input_size": [3, 224, 256]}, r"must crop squares from the center .* got crop_mode 'center' and input_size"),
-        ({"interpolation": "random"}, r"must have an interpolation of Pillow's, got 'random'"),
+        ({"interpolation": "random"}, r"must have one of Pillow's interpolations, got 'random'"),
     ],
     ids=["border", "rectangle", "interpolation"],
 )
@@ -461,10 +461,10 @@ def test_error_names_the_file_it_is_about(tmp_path, reference, our_folder, load,
     weights, source = reference.state_dict(), tmp_path / "weights.pth"
     if kind == "timm":
         source = edit_config(save_timm(reference, tmp_path), lambda config: config.update(architecture="resnet50"))
-        message = "must be of one of"
+        message = "must describe one of"
     elif kind == "ours":
         source = our_folder / "model.safetensors"
-        message = "load the folder in place of the file"
+        message = "load the folder instead of the file"
     else:
         change = {"foreign": {"somebody.elses": torch.zeros(1)}, "lacking": {}}[kind]
         weights = {name: weight for name, weight in weights.items() if kind == "foreign" or "patch_embeds" not in name}
@@ -606,11 +606,12 @@ def test_file_that_cannot_be_read_is_named(tmp_path, reference, name, kind):
     file.write_bytes(damaged(file.read_bytes(), kind))
     message = {
         "empty": "is empty: fetch it again",
-        "text": r"is a text that begins with 'Not found\\n': a file of weights is needed",
-        "page": "is a web page in place of the file, .*: open the address in a browser, and take that of the download",
-        "pointer": "is a Git LFS pointer in place of the file: fetch the file with `git lfs pull`",
-        "noise": "is not a file of weights, or it is damaged",
-        "truncated": "is not (whole, .* fetch it again|a file of weights, or it is damaged)",
+        "text": r"is a text file that begins with 'Not found\\n': a weights file is needed",
+        "page": "is a web page instead of the file, .*: open the address in a browser, "
+        "and use the address of the download",
+        "pointer": "is a Git LFS pointer instead of the file: fetch the file with `git lfs pull`",
+        "noise": "is not a weights file, or it is damaged",
+        "truncated": "is (incomplete, .* fetch it again|not a weights file, or it is damaged)",
     }[kind]
     with pytest.raises(ValueError, match=rf"{re.escape(name)} {message}") as error:
         TwinsForImageClassification.from_pretrained(source)
@@ -624,7 +625,7 @@ def test_file_that_cannot_be_read_is_named(tmp_path, reference, name, kind):
         ({"model": {"state_dict": {}}}, "holds no weights"),
         ({"epoch": 3, "lr": 0.1}, r"weights must be .* in dense tensors, got epoch \(int\), lr \(float\): save"),
         ({"model": {"norm.weight": torch.ones(3), "norm.bias": 3}}, r"got norm\.bias \(int\)"),
-        ({1: torch.ones(3)}, "must hold tensors by their names, but 1 are none"),
+        ({1: torch.ones(3)}, "must map names to tensors, but the keys 1 are not strings"),
         ([torch.ones(3)], "must hold a dictionary of weights, got list"),
         (torch.ones(3), "must hold a dictionary of weights, got Tensor"),
         (None, "must hold a dictionary of weights, got NoneType"),
@@ -657,7 +658,7 @@ def test_timm_folder_of_another_model_is_refused_before_its_weights_are_read(tmp
     for file in tmp_path.iterdir():
         if file.name != "config.json":
             file.write_bytes(b"")
-    message = r"must be of one of twins_pcpvt_small, .*, got 'swin_tiny_patch4_window7_224'"
+    message = r"must describe one of twins_pcpvt_small, .*, got 'swin_tiny_patch4_window7_224'"
     for loaded in (TwinsForImageClassification, TwinsConfig):
         with pytest.raises(ValueError, match=message):
             loaded.from_pretrained(tmp_path)
@@ -702,7 +703,7 @@ def drop(weights: dict[str, torch.Tensor], prefix: str) -> None:
         ),
         (
             lambda w: w.update({"patch_embeds.0.proj.weight": torch.ones(48, 3, 4, 4)}),
-            r"The number of heads cannot be told: the stages have \[48, 64, 96\] channels, and heads 32",
+            r"Cannot infer the number of heads: the stages have \[48, 64, 96\] channels, not all multiples of the 32",
         ),
         (
             lambda w: w.update({"head.weight": torch.tensor(1.0)}),
@@ -756,7 +757,7 @@ def test_what_is_left_out_of_a_file_is_said_once(tmp_path, reference, caplog):
     file = save_authors(weights | {"criterion.weight": torch.ones(3)}, tmp_path / "checkpoint.pth")
     TwinsForImageClassification.from_pretrained(file)
     assert [record.getMessage() for record in caplog.records] == [
-        f"{file}: left out, as no part of the model: criterion.weight."
+        f"{file}: ignored weights that are not part of the model: criterion.weight."
     ]
 
 
@@ -781,7 +782,7 @@ def test_model_does_not_change_with_the_file_that_it_was_loaded_from(tmp_path, r
 def test_weights_of_several_types_are_refused_unless_one_is_chosen(tmp_path, reference):
     weights = {name: weight if "norm" in name else weight.half() for name, weight in reference.state_dict().items()}
     file = save_authors(weights, tmp_path / "checkpoint.pth")
-    message = r"must all be of one type, got torch\.float16 \(.*\), torch\.float32 \(.*\): .* or say by dtype"
+    message = r"must all be of one type, got torch\.float16 \(.*\), torch\.float32 \(.*\): .* or set dtype"
     for arguments in ({}, {"dtype": "auto"}):
         with pytest.raises(ValueError, match=message):
             TwinsForImageClassification.from_pretrained(file, **arguments)
@@ -801,11 +802,11 @@ def test_weights_of_the_wrong_shape_are_an_error_as_in_transformers(tmp_path, re
     [
         (
             lambda config: config.update(architecture="resnet50"),
-            r"must be of one of twins_pcpvt_small, .*, got 'resnet50'",
+            r"must describe one of twins_pcpvt_small, .*, got 'resnet50'",
         ),
         (
             lambda config: config["model_args"].update(block_cls="mine", act_layer="relu"),
-            "model_args that a Twins model has not: act_layer, block_cls",
+            "model_args that are not those of Twins: act_layer, block_cls",
         ),
         (lambda config: config["model_args"].update(wss=[7, 7, 3]), r"windows of the same size, got wss=\[7, 7, 3\]"),
         (
@@ -833,7 +834,7 @@ def test_bad_timm_config_is_named(tmp_path, reference, edit, message):
         (None, "label_names", 5, "a list of names, or names by their numbers for label_names, got '5'"),
         (None, "label_names", [1, 2, 3, 4, 5], "a list of names, or names by their numbers for label_names"),
         (None, "label_names", {"cat": "a"}, "a list of names, or names by their numbers for label_names"),
-        (None, "label_names", ["a"] * 4, "must name each of its 5 classes, got 4 names: mend its list of names"),
+        (None, "label_names", ["a"] * 4, "must name each of its 5 classes, got 4 names: fix its list"),
         (None, "label_descriptions", ["a"], "an object for label_descriptions"),
         ("model_args", "depths", "232", "a list of numbers for depths, got '232'"),
         ("model_args", "wss", 7, "a list of numbers for wss, got '7'"),
@@ -841,7 +842,7 @@ def test_bad_timm_config_is_named(tmp_path, reference, edit, message):
         ("pretrained_cfg", "input_size", 224, "three sizes for input_size, got '224'"),
         ("pretrained_cfg", "crop_pct", 0, "a number above 0 for crop_pct, got '0'"),
         ("pretrained_cfg", "crop_pct", "0.9", "a number above 0 for crop_pct, got '0.9'"),
-        ("pretrained_cfg", "interpolation", 3, "a text for interpolation, got '3'"),
+        ("pretrained_cfg", "interpolation", 3, "a string for interpolation, got '3'"),
         ("pretrained_cfg", "mean", 0.5, "a list of numbers for mean, got '0.5'"),
     ],
 )
@@ -879,7 +880,7 @@ def test_pickle_with_code_in_a_folder_of_ours_is_refused_in_a_sentence(our_folde
         torch.save({"classifier.bias": RunsCode(os.mkdir, str(our_folder / "made"))}, file)
     else:
         file.write_bytes(damaged(b"", "pointer"))
-    message = {"code": r"holds posix\.mkdir beside weights", "pointer": "is not one of weights, or is damaged"}[kind]
+    message = {"code": r"holds posix\.mkdir beside weights", "pointer": "is damaged or holds no weights"}[kind]
     with pytest.raises(ValueError, match=rf"{our_folder} was not loaded: a file in it {message}") as error:
         TwinsForImageClassification.from_pretrained(our_folder)
     assert "weights_only" not in str(error.value)
@@ -941,7 +942,7 @@ def test_random_state_beside_weights_of_ours_is_not_the_authors(our_folder, conf
 def test_two_files_of_the_authors_are_not_chosen_from(tmp_path, reference, loaded):
     for name in ("first.pth", "second.pt"):
         save_authors(reference.state_dict(), tmp_path / name)
-    with pytest.raises(ValueError, match=r"several files of weights, first\.pth, second\.pt: name one of them"):
+    with pytest.raises(ValueError, match=r"several weights files, first\.pth, second\.pt: pass one of them"):
         loaded.from_pretrained(tmp_path)
 
 

@@ -250,7 +250,7 @@ def test_recorded_backbone_serves_the_model_around_it(monkeypatch):
 @needs_cuda
 def test_recorded_model_is_not_saved_and_copies_itself(tmp_path):
     optimized = optimize_for_inference(randomize(TwinsForImageClassification(tiny_config())).cuda())
-    with pytest.raises(RuntimeError, match="cannot be saved: save the one that it was made of"):
+    with pytest.raises(RuntimeError, match="cannot be saved: save the original model"):
         optimized.save_pretrained(tmp_path)
     pixel_values = torch.randn(1, 3, 24, 24).cuda()
     with torch.no_grad():
@@ -312,13 +312,13 @@ def test_adapters_have_their_effect(target):
         model.disable_adapters()
         assert distance(model(pixel_values).logits, with_adapter) > 0.01
     assert distance(optimized, with_adapter) < 1e-4
-    with pytest.raises(ValueError, match="this model has adapters: merge them"):
+    with pytest.raises(ValueError, match="does not support adapters, which this model has: merge them"):
         optimize_for_inference(model, backend="packed")
 
 
 def test_packed_model_is_not_saved(tmp_path):
     optimized = optimize_for_inference(TwinsForImageClassification(tiny_config()), backend="packed")
-    with pytest.raises(RuntimeError, match="cannot be saved: save the one that it was made of"):
+    with pytest.raises(RuntimeError, match="cannot be saved: save the original model"):
         optimized.save_pretrained(tmp_path)
     assert "activation=gelu" in repr(optimized)
 
@@ -353,7 +353,7 @@ def test_verification_finds_other_outputs(monkeypatch, factor):
         model.twins.layernorm.weight.mul_(factor)
 
     monkeypatch.setattr(inference_optimization, "pack", damage)
-    with pytest.raises(ValueError, match="The optimized model's outputs differ from the plain model's by"):
+    with pytest.raises(ValueError, match="The optimized model's outputs differ from the original model's by"):
         optimize_for_inference(randomize(TwinsForImageClassification(tiny_config())), backend="packed", verify=True)
 
 
@@ -495,9 +495,7 @@ def test_fastest_dtype_is_what_the_hardware_multiplies(capabilities, dtype, monk
     assert optimize_for_inference(model).optimized_for.dtype == torch.float32
     assert not caplog.records
     optimize_for_inference(model, dtype=torch.bfloat16)
-    slower = (
-        "torch.bfloat16 is slower here than float32, because this cpu has no instructions that multiply it: choose"
-    )
+    slower = "torch.bfloat16 is slower here than float32, because this cpu has no instructions for it: choose"
     # Of a processor that PyTorch says nothing about, nothing is said.
     assert (slower in caplog.text) == (capabilities == {"avx512_bf16": False})
 
@@ -559,9 +557,7 @@ def test_runtime_computes_the_same(backend, family, tmp_path, monkeypatch):
                 ({"pixel_mask": mask}, "pixel_mask"),
                 ({"output_attentions": True}, "output_attentions"),
             ):
-                with pytest.raises(
-                    ValueError, match=f"computes the outputs of pixel_values alone, got {name}: call the plain"
-                ):
+                with pytest.raises(ValueError, match=f"takes only pixel_values, got {name}: call the original"):
                     optimized(torch.randn(1, 3, 24, 24), **inputs)
             with pytest.raises(ValueError, match=r"pixel_values must be at least . pixels high and wide"):
                 optimized(torch.randn(1, 3, 2, 24))
@@ -590,13 +586,13 @@ def test_runtime_serves_the_model_around_twins(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_optimized_is_named():
-    with pytest.raises(ValueError, match="model must be a Twins model of hf_twins or hold one, got Linear"):
+    with pytest.raises(ValueError, match="model must be or contain an hf_twins model, got Linear"):
         optimize_for_inference(torch.nn.Linear(2, 3))
     model = TwinsForImageClassification(tiny_config())
-    with pytest.raises(ValueError, match="model is optimized already, for OptimizedFor"):
+    with pytest.raises(ValueError, match="model is already optimized, for OptimizedFor"):
         optimize_for_inference(optimize_for_inference(model))
     for function in (grad_cam, attention_maps):
-        with pytest.raises(ValueError, match="model must be the plain one, to look into"):
+        with pytest.raises(ValueError, match="model must be the original one: what optimize_for_inference"):
             function(optimize_for_inference(model), torch.randn(1, 3, 24, 24))
     with pytest.raises(
         ValueError, match=r"'openvino' computes in torch.float32 or torch.bfloat16, got torch.int8: choose 'onnx"
@@ -607,9 +603,11 @@ def test_what_cannot_be_optimized_is_named():
         def forward(self, pixel_values):
             return super().forward(pixel_values).logits
 
-    with pytest.raises(ValueError, match=r"Runtimes compute TwinsBackbone, .*, got a MyTwins: choose another backend"):
+    with pytest.raises(
+        ValueError, match=r"Runtimes support only TwinsBackbone, .*, got a MyTwins: choose another backend"
+    ):
         optimize_for_inference(MyTwins(tiny_config()), backend="openvino")
     quantized = copy.deepcopy(model)
     quantize_(quantized, Int8WeightOnlyConfig())
-    with pytest.raises(ValueError, match="model is quantized, which no backend can take"):
+    with pytest.raises(ValueError, match="model is quantized, which no backend supports"):
         optimize_for_inference(quantized)

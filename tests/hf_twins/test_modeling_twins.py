@@ -483,7 +483,7 @@ def test_stage_that_a_backbone_was_built_without_is_named():
     backbone.out_features = ["stage1"]
     assert len(backbone(torch.randn(1, 3, 16, 16)).feature_maps) == 1
     backbone.out_features = ["stage1", "stage3"]
-    with pytest.raises(ValueError, match="asks for stage3, but this backbone was built up to stage2"):
+    with pytest.raises(ValueError, match="asks for stage3, but this backbone was built only up to stage2"):
         backbone(torch.randn(1, 3, 16, 16))
 
 
@@ -580,10 +580,10 @@ def test_problem_types_have_their_loss(problem_type, num_labels, labels, expecte
         (torch.randn(1, 3, 16, 0), None, "at least 8 pixels high and wide.*got 16 x 0"),
         (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), None, "must be floating point, got torch.uint8"),
         (torch.zeros(1, 3, 16, 16, dtype=torch.long), None, "must be floating point, got torch.int64"),
-        (None, None, "must be a torch.Tensor of shape .* got NoneType: pass what the image processor makes"),
+        (None, None, "must be a torch.Tensor of shape .* got NoneType: pass the output of the image processor"),
         ([[[[0.0]]]], None, r"got list: pass .* model\(\*\*processor\(images, return_tensors=\"pt\"\)\)"),
-        (np.zeros((1, 3, 16, 16)), None, "got ndarray: pass what the image processor makes of it"),
-        (Image.new("RGB", (16, 16)), None, "got Image: pass what the image processor makes of it"),
+        (np.zeros((1, 3, 16, 16)), None, "got ndarray: pass the output of the image processor"),
+        (Image.new("RGB", (16, 16)), None, "got Image: pass the output of the image processor"),
         (BatchFeature({"pixel_values": 1}), None, r"got BatchFeature: unpack .* model\(\*\*inputs\)"),
         ({"pixel_values": 1}, None, r"got dict: unpack .* model\(\*\*inputs\)"),
         (torch.randn(1, 3, 16, 16), [[[1]]], r"must be a torch.Tensor .* \(1, 16, 16\), got list"),

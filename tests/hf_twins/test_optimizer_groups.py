@@ -88,7 +88,7 @@ def test_frozen_parameters_are_left_out():
     model.twins.requires_grad_(False)
     assert settings_by_name(model).keys() == {"classifier.weight", "classifier.bias"}
     model.requires_grad_(False)
-    with pytest.raises(ValueError, match="no parameter that can be trained"):
+    with pytest.raises(ValueError, match="no trainable parameters"):
         parameter_groups(model, 1.0, 0.05)
 
 

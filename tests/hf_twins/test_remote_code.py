@@ -243,7 +243,7 @@ def test_save_remote_code_wants_a_saved_twins_model(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has no config\.json: save the model there first"):
         save_remote_code(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "swin"}')
-    with pytest.raises(ValueError, match=r"must be of a Twins model .* got 'swin'"):
+    with pytest.raises(ValueError, match=r"must be that of a Twins model .* got 'swin'"):
         save_remote_code(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
 

@@ -100,13 +100,19 @@ OTHER_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty": (lambda: b"", "is empty: fetch it again"),
     "pointer": (
         lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 96\n",
-        "is a Git LFS pointer in place of the file: fetch the file with `git lfs pull`",
+        "is a Git LFS pointer instead of the file: fetch the file with `git lfs pull`",
     ),
-    "page": (lambda: b"\n<!DOCTYPE html>\n<html>", "is a web page in place of the file, .*: open the address"),
-    "XML": (lambda: b'<?xml version="1.0"?><Error/>', "is a web page in place of the file"),
-    "JSON": (lambda: b'{"model_type": "twins", "a": 1}', "is a file of JSON: name the file of weights beside it"),
-    "text with a brace": (lambda: b"weights {", "is a text that begins with 'weights {': a file of weights is needed"),
-    "text": (lambda: b"Entry not found", "is a text that begins with 'Entry not found': a file of weights is needed"),
+    "page": (lambda: b"\n<!DOCTYPE html>\n<html>", "is a web page instead of the file, .*: open the address"),
+    "XML": (lambda: b'<?xml version="1.0"?><Error/>', "is a web page instead of the file"),
+    "JSON": (lambda: b'{"model_type": "twins", "a": 1}', "is a JSON file: pass the weights file beside it"),
+    "text with a brace": (
+        lambda: b"weights {",
+        "is a text file that begins with 'weights {': a weights file is needed",
+    ),
+    "text": (
+        lambda: b"Entry not found",
+        "is a text file that begins with 'Entry not found': a weights file is needed",
+    ),
     "zip": (
         lambda: packed_in_zip(saved()),
         r"is a zip archive of weights\.pth, which holds other files: unpack it, and",
@@ -115,31 +121,31 @@ OTHER_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "tar": (lambda: packed_in_tar(saved()), "is a tar archive, which holds other files: unpack it, and"),
     "gzip": (
         lambda: gzip.compress(saved()),
-        "is compressed by gzip, .*: unpack it, and name the file of weights in it",
+        "is compressed by gzip, .*: unpack it, and pass the weights file in it",
     ),
-    "NumPy": (array_file, "is an array of NumPy's: weights of PyTorch are needed"),
-    "HDF5": (lambda: b"\x89HDF\r\n\x1a\n", "is an HDF5 file, as Keras writes it: weights of PyTorch are needed"),
-    "GGUF": (lambda: b"GGUF\3\0\0\0", "is a GGUF file: weights of PyTorch are needed"),
-    "TorchScript": (script_file, r"is a program of TorchScript, .*: save the state_dict\(\) of what torch\.jit\.load"),
+    "NumPy": (array_file, "is a NumPy array: PyTorch weights are needed"),
+    "HDF5": (lambda: b"\x89HDF\r\n\x1a\n", "is an HDF5 file, as Keras writes it: PyTorch weights are needed"),
+    "GGUF": (lambda: b"GGUF\3\0\0\0", "is a GGUF file: PyTorch weights are needed"),
+    "TorchScript": (script_file, r"is a TorchScript program, .*: save the state_dict\(\) of what torch\.jit\.load"),
     "other pickle": (
         lambda: b"\x80\x04]\x94.",
-        "is a pickle that torch.save has not written: save the weights with it",
+        "is a pickle not written by torch.save: save the weights with torch.save",
     ),
-    "cut zip": (lambda: saved()[:-100], "is not whole, as after a download that was interrupted: fetch it again"),
+    "cut zip": (lambda: saved()[:-100], "is incomplete, as after an interrupted download: fetch it again"),
     "cut storages": (
         lambda: saved(_use_new_zipfile_serialization=False)[:-1],
-        "is not whole, as after a download that was interrupted: fetch it again",
+        "is incomplete, as after an interrupted download: fetch it again",
     ),
     "cut pickle": (
         lambda: saved(_use_new_zipfile_serialization=False)[:100],
-        "is not whole, as after a download that was interrupted: fetch it again",
+        "is incomplete, as after an interrupted download: fetch it again",
     ),
     "cut after the first number": (
         lambda: saved(_use_new_zipfile_serialization=False)[:15],
-        "is not whole, as after a download that was interrupted: fetch it again",
+        "is incomplete, as after an interrupted download: fetch it again",
     ),
-    "cut safetensors": (lambda: (500).to_bytes(8, "little") + b'{"a":', "is not whole"),
-    "noise": (lambda: bytes(range(1, 256)), "is not a file of weights, or it is damaged"),
+    "cut safetensors": (lambda: (500).to_bytes(8, "little") + b'{"a":', "is incomplete"),
+    "noise": (lambda: bytes(range(1, 256)), "is not a weights file, or it is damaged"),
     "compressed members": (
         lambda: repacked(compression=zipfile.ZIP_DEFLATED),
         "was compressed after it was saved: unpack it, and pack it again without compression",
@@ -339,9 +345,9 @@ def in_itself() -> dict[str, Any]:
             under("student.") | under("teacher."),
             r"several models, under names that begin with 'student\.', 'teacher\.'",
         ),
-        (MODEL | under("teacher."), r"several models, under names that begin with '', 'teacher\.': save that alone"),
-        ({"student": MODEL, "teacher": MODEL | {}}, "weights under each of student, teacher: save those alone"),
-        ({"state_dict": MODEL, "model": MODEL | {}}, "weights under each of state_dict, model: save those alone"),
+        (MODEL | under("teacher."), r"several models, under names that begin with '', 'teacher\.': save only the one"),
+        ({"student": MODEL, "teacher": MODEL | {}}, "weights under each of student, teacher: save only those"),
+        ({"state_dict": MODEL, "model": MODEL | {}}, "weights under each of state_dict, model: save only those"),
         ({"model": 3, "model_ema": MODEL}, "holds int under 'model', where the weights should be"),
         ({"model": StandIn("torch.nn.Module"), "ema": MODEL}, r"holds torch\.nn\.Module under 'model'"),
         ({"state_dict": None, "model": MODEL}, "holds NoneType under 'state_dict', where the weights should be"),
@@ -358,7 +364,7 @@ def in_itself() -> dict[str, Any]:
         (under("model.") | {"aux_classifier.bias": torch.ones(4)}, r"beside it aux_classifier\.bias"),
         (MODEL | {"head.weight": 3}, r"got head\.weight \(int\)"),
         (MODEL | {"_orig_mod.head.weight": MODEL["head.weight"]}, "under the same names with and without wrappers"),
-        (MODEL | {3: torch.ones(1)}, "tensors by their names, but 3 are none"),
+        (MODEL | {3: torch.ones(1)}, "must map names to tensors, but the keys 3 are not strings"),
         (in_itself(), r"got model \(dict\)"),
         ({"model": []}, "holds list under 'model'"),
     ],
@@ -379,7 +385,7 @@ def test_what_is_left_out_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(logger, "warning", said.append)
     torch.save({"state_dict": under("model.") | LOSS}, tmp_path / "a.ckpt")
     assert read_weights(tmp_path / "a.ckpt").keys() == MODEL.keys()
-    assert said == [f"{tmp_path / 'a.ckpt'}: left out, as no part of the model: criterion.weight."]
+    assert said == [f"{tmp_path / 'a.ckpt'}: ignored weights that are not part of the model: criterion.weight."]
 
 
 def test_names_in_messages_are_one_line(tmp_path):

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the scripts of this folder can be told, and the recipes that tell it all at once.
+"""Options of the scripts, and the recipes that set them all at once.
 
 A recipe is a set of defaults: `--recipe fine-tune --learning_rate 1e-3` is that recipe with another learning rate. Names are
 those of transformers' and accelerate's own examples where these have one.
@@ -36,7 +36,7 @@ class TrainedModelArguments:
         metadata={"help": "Trained weights: a folder or Hub id of a Twins model, also timm's."}
     )
     image_processor_name: str | None = field(
-        default=None, metadata={"help": "Folder or Hub id of another preprocessing than the model's."}
+        default=None, metadata={"help": "Folder or Hub id of an image processor other than the model's."}
     )
     image_size: int | None = field(
         default=None, metadata={"help": "Side of the crop in pixels; the share of the image that it shows is kept."}
@@ -44,7 +44,7 @@ class TrainedModelArguments:
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
     trust_remote_code: bool = field(
         default=False,
-        metadata={"help": "Run the code that the model brings; on the Hub, at the commit --model_revision."},
+        metadata={"help": "Run code that comes with the model; on the Hub, at the commit --model_revision."},
     )
     code_revision: str | None = field(
         default=None,
@@ -71,7 +71,7 @@ class ModelArguments(TrainedModelArguments):
         metadata={"help": "Start from random weights: a published variant (twins-svt-small), or a folder or Hub id."},
     )
     num_channels: int | None = field(
-        default=None, metadata={"help": "Channels of the images, where they are not the model's: its stem is adapted."}
+        default=None, metadata={"help": "Image channels, if not the model's: its first convolution is then adapted."}
     )
 
     @property
@@ -82,22 +82,22 @@ class ModelArguments(TrainedModelArguments):
 
 @dataclass
 class ImageArguments:
-    """A data set of images with labels."""
+    """A dataset of images with labels."""
 
-    dataset_name: str | None = field(default=None, metadata={"help": "Data set on the Hub, or a folder that is one."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub, or a folder that is one."})
     dataset_config_name: str | None = field(
         default=None, metadata={"help": "Its configuration, where it has several."}
     )
     image_column_name: str | None = field(default=None, metadata={"help": "Column of the images; found if not given."})
     label_column_name: str | None = field(default=None, metadata={"help": "Column of the labels; found if not given."})
     class_names_file: str | None = field(
-        default=None, metadata={"help": "File with the name of a label a line, in the order of their numbers."}
+        default=None, metadata={"help": "File with one label name per line, in the order of their numbers."}
     )
     check_images: bool = field(
         default=True,
-        metadata={"help": "Decode every image once, beforehand, and leave out those that cannot be."},
+        metadata={"help": "Decode every image once, beforehand, and skip those that cannot be decoded."},
     )
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only so many evaluation images."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only this many evaluation images."})
 
 
 @dataclass
@@ -111,21 +111,19 @@ class DataArguments(ImageArguments):
             "help": "Folder with a sub-folder of images for each label, or with .parquet files, or .tar (webdataset)."
         },
     )
-    validation_dir: str | None = field(default=None, metadata={"help": "The same, of images to evaluate on."})
+    validation_dir: str | None = field(default=None, metadata={"help": "The same, for the evaluation images."})
     train_val_split: float = field(
-        default=0.15, metadata={"help": "Share of the training images to evaluate on where there are no others."}
+        default=0.15, metadata={"help": "Share of the training images to hold out for evaluation if none are given."}
     )
     streaming: bool = field(
         default=False,
-        metadata={
-            "help": "Read the training images where they are, from first to last, instead of preparing them all."
-        },
+        metadata={"help": "Stream the training images from where they are instead of preparing them all first."},
     )
     shuffle_buffer_size: int = field(
-        default=10_000, metadata={"help": "Images of a stream that the next one is drawn from."}
+        default=10_000, metadata={"help": "Buffer of streamed images to draw the next one from."}
     )
     max_train_samples: int | None = field(
-        default=None, metadata={"help": "Use only so many training images; of a stream, those that make an epoch."}
+        default=None, metadata={"help": "Use only this many training images; in a stream, the images of an epoch."}
     )
 
 
@@ -135,23 +133,23 @@ class ClassificationRecipe(RecipeArguments):
 
     FILES: ClassVar[tuple[str, ...]] = (*RecipeArguments.FILES, "confusion_matrix.png")
 
-    freeze_backbone: bool = field(default=False, metadata={"help": "Train the classifier alone."})
+    freeze_backbone: bool = field(default=False, metadata={"help": "Train only the classifier."})
     lora_rank: int = field(
-        default=0, metadata={"help": "Train matrices of this rank beside the frozen ones, and the head."}
+        default=0, metadata={"help": "Train LoRA matrices of this rank and the head; 0 for no LoRA."}
     )
-    rand_augment: bool = field(default=False, metadata={"help": "timm's rand-m9-mstd0.5-inc1, as the authors."})
+    rand_augment: bool = field(default=False, metadata={"help": "timm's rand-m9-mstd0.5-inc1, as the authors use."})
     color_jitter: float = field(default=0.0, metadata={"help": "Range of brightness, contrast and saturation."})
     random_erasing: float = field(default=0.0, metadata={"help": "Probability that a rectangle becomes noise."})
     horizontal_flip: float = field(default=0.5, metadata={"help": "Probability that an image is mirrored."})
     min_crop_scale: float = field(default=0.08, metadata={"help": "Smallest share of an image that a crop shows."})
-    mixup_alpha: float = field(default=0.0, metadata={"help": "Of mixup's Beta distribution; 0 for no mixup."})
-    cutmix_alpha: float = field(default=0.0, metadata={"help": "Of CutMix's; with both, each step takes one of them."})
+    mixup_alpha: float = field(default=0.0, metadata={"help": "Alpha of mixup's Beta distribution; 0 for none."})
+    cutmix_alpha: float = field(default=0.0, metadata={"help": "Alpha of CutMix's; with both, each step uses one."})
     label_smoothing: float = field(
         default=0.0, metadata={"help": "Share of the target that is spread over all labels."}
     )
     class_weights: str = field(
         default="none",
-        metadata={"help": "Against rare labels: none, loss (weighs it), or sampling (draws them more often)."},
+        metadata={"help": "Against rare labels: none, loss (weights it), or sampling (draws them more often)."},
     )
 
     def __post_init__(self) -> None:

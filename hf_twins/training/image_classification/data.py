@@ -14,7 +14,7 @@
 """Images and labels for training and evaluation, from wherever they are, each image the same whenever it is asked for.
 
 What is random about an image, its crop and the rest of the augmentation, depends on nothing but the seed, the epoch and the
-image's place in the data set: not on how many workers prepare it, nor on what came before. So training that was resumed
+image's place in the dataset: not on how many workers prepare it, nor on what came before. So training that was resumed
 sees what it would have seen.
 """
 
@@ -68,20 +68,20 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def load_images(arguments: DataArguments, seed: int, output_dir: Path | None = None) -> dict[str, Any]:
-    """The data set as `train`, a stream if that is asked for, and `validation`.
+    """The dataset as `train`, a stream if that is asked for, and `validation`.
 
     Both have the columns `image` and `label`, a `ClassLabel`. Images that cannot be decoded, and rows without an image or a
     label, are left out, counted and named; of a stream, while it is read.
 
     Raises:
-        ValueError: if there is no data set, or it lacks what is needed, or what is written to `output_dir` could replace some of
+        ValueError: if there is no dataset, or it lacks what is needed, or what is written to `output_dir` could replace some of
             it. The message says what.
     """
     splits = {name: with_columns(split, arguments) for name, split in load_splits(arguments, output_dir).items()}
     splits = with_label_names(splits, arguments.class_names_file)
     names = splits["train"].features["label"].names
     if len(names) < 2:
-        raise ValueError(f"There must be two labels to tell apart, got {', '.join(names)} alone.")
+        raise ValueError(f"There must be at least two labels, got only {', '.join(names)}.")
     if "validation" not in splits:
         share = arguments.train_val_split
         try:
@@ -105,7 +105,7 @@ def load_images(arguments: DataArguments, seed: int, output_dir: Path | None = N
         used = set(splits["train"]["label"])
         unused = [label for number, label in enumerate(names) if number not in used]
         if unused:
-            logger.warning(f"{len(unused)} labels have no image to learn them from: {listed(unused)}.")
+            logger.warning(f"{len(unused)} labels have no training images: {listed(unused)}.")
     return splits
 
 
@@ -119,12 +119,12 @@ def load_splits(arguments: DataArguments, output_dir: Path | None = None) -> dic
     else:
         splits = load_folders(str(arguments.train_dir), arguments.validation_dir, arguments.streaming, output_dir)
     if arguments.streaming and "validation" not in splits:
-        raise ValueError("With --streaming, evaluation images must be apart from the others: give --validation_dir.")
+        raise ValueError("With --streaming, evaluation images must be given separately: give --validation_dir.")
     return splits
 
 
 def with_columns(split: Any, arguments: ImageArguments) -> Any:
-    """The same data set with the columns `image` and `label`."""
+    """The same dataset with the columns `image` and `label`."""
     image = arguments.image_column_name or only_column(split.features, "image", (Image, Array3D))
     label = arguments.label_column_name or only_column(split.features, "label", (ClassLabel, Value))
     return renamed_columns(split, image, label)
@@ -188,7 +188,7 @@ def to_bytes(image: Any) -> np.ndarray:
 
 @dataclass
 class Preparation:
-    """Makes of an example what the model takes: `pixel_values` `(num_channels, height, width)`, and `labels`.
+    """Prepares an example for the model: `pixel_values` `(num_channels, height, width)`, and `labels`.
 
     Args:
         transform: transform of an image, or of an array `(height, width, num_channels)` of `uint8`, to a tensor.
@@ -207,7 +207,7 @@ class Preparation:
             image = to_bytes(image)
             if image.shape[-1] != self.num_channels:
                 raise ValueError(
-                    f"Images must be (height, width, {self.num_channels}), as the model's channels are, got {image.shape}: "
+                    f"Images must be (height, width, {self.num_channels}) for this model, got {image.shape}: "
                     "give --num_channels."
                 )
         elif self.num_channels in MODES:
@@ -224,9 +224,9 @@ class StreamedImages(torch.utils.data.IterableDataset):
     again.
 
     Args:
-        stream: data set with the columns `image` and `label`.
+        stream: dataset with the columns `image` and `label`.
         preparation: prepares an example.
-        num_images: images of an epoch in all processes together; by default, as many as the data set declares.
+        num_images: images of an epoch in all processes together; by default, as many as the dataset declares.
         batch_size: images of a batch in each process.
         buffer_size: images that the next one is drawn from.
         process_index, num_processes: which share of the stream this is.
@@ -277,7 +277,7 @@ class StreamedImages(torch.utils.data.IterableDataset):
             yield self.preparation(example, self.epoch, self.process_index, index, place)
 
     def examples(self) -> Iterator[dict[str, Any]]:
-        """Those that can be decoded, without an end."""
+        """Yield the examples that can be decoded, endlessly."""
         num_left_out = 0
         said: Counter[str] = Counter()
         for repetition in itertools.count():
@@ -366,7 +366,7 @@ def evaluated_size(processor: Any) -> tuple[int, int]:
         problem = f"a crop_size that is not above its size, {given_sides(size)}, got {given_sides(crop)}"
     if problem is not None:
         raise ValueError(
-            f"To be trained with, the image processor must have {problem}: give another, with --image_processor_name."
+            f"For training, the image processor must have {problem}: give another, with --image_processor_name."
         )
     return result
 
@@ -376,7 +376,7 @@ def given_sides(size: Any) -> dict[str, int]:
 
 
 class RandomResizedCrop(v2.RandomResizedCrop):
-    """A random crop at the size that an image processor gives to images, as much out of shape as these, give or take a third.
+    """A random crop at the image processor's size, as distorted as its images, give or take a third.
 
     Args:
         processor: the image processor.
@@ -411,7 +411,7 @@ def training_transform(arguments: ClassificationRecipe, processor: Any, num_chan
     """
     if num_channels not in (1, 3) and (arguments.rand_augment or arguments.color_jitter > 0):
         raise ValueError(
-            f"--rand_augment and --color_jitter know gray and color, not {num_channels} channels: leave them out."
+            f"--rand_augment and --color_jitter support gray and color, not {num_channels} channels: leave them out."
         )
     check_pixels(processor)
     steps: list[v2.Transform] = [
@@ -427,8 +427,8 @@ def training_transform(arguments: ClassificationRecipe, processor: Any, num_chan
     if arguments.random_erasing > 0:
         if not processor.do_normalize:
             raise ValueError(
-                "--random_erasing fills in noise as of normalized pixels, and the image processor does not normalize: leave it "
-                "out, or give another one, with --image_processor_name."
+                "--random_erasing fills in noise for normalized pixels, but the image processor does not normalize: "
+                "leave it out, or give another one, with --image_processor_name."
             )
         # As timm does it for the authors: torchvision's own rectangles are slightly smaller.
         steps.append(v2.RandomErasing(arguments.random_erasing, (0.02, 1 / 3), (0.3, 1 / 0.3), value="random"))
@@ -463,7 +463,7 @@ def check_preparation(preparation: Preparation) -> None:
 
 
 def evaluation_transform(processor: Any) -> Any:
-    """What the checkpoint's image processor makes of an image, or of an array `(height, width, num_channels)`, without padding."""
+    """Apply the checkpoint's image processor to an image, or an array `(height, width, num_channels)`, without padding."""
 
     def transform(image: Any) -> torch.Tensor:
         # Of five channels and more it could not tell where they are.

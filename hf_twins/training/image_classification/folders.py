@@ -133,10 +133,10 @@ def load_folders(
     streaming: bool = False,
     output_dir: str | Path | None = None,
 ) -> dict[str, Any]:
-    """The images to train on, `train`, and, where there are some, those to evaluate on, `validation`.
+    """The training images, `train`, and, if there are any, the evaluation images, `validation`.
 
     Args:
-        train_dir: folder of the images to train on; if its names divide it into splits, of those to evaluate on, too.
+        train_dir: folder of the training images and, if its names divide it into splits, of the evaluation images.
         validation_dir: another folder of images to evaluate on.
         streaming: whether `train` is a stream.
         output_dir: folder that is written to.
@@ -215,7 +215,7 @@ def read_split_column(file: Path) -> list[Any]:
 
 
 def split_column(table: pa.Table, folder: Path) -> list[Any]:
-    """What says the split of each row of metadata: the column `SPLIT_COLUMN` or, without it, the first folder of the image."""
+    """Each metadata row's split, as text: the column `SPLIT_COLUMN` or, without it, the first folder of the image."""
     if SPLIT_COLUMN in table.column_names:
         return table[SPLIT_COLUMN].to_pylist() if is_text_type(table.schema.field(SPLIT_COLUMN).type) else []
     folders = [Path(path).relative_to(folder.absolute()).parts[0] for path in table["image"].to_pylist()]
@@ -270,9 +270,9 @@ def check_are_apart(train: FolderPart, validation: FolderPart) -> None:
                 path.resolve() for path in visible_folders(other)
             }
     if is_same and folder == other:
-        logger.warning(f"The images to evaluate on are those to train on, all of {folder}.")
+        logger.warning(f"The evaluation images are the training images, all of {folder}.")
     elif shared and (is_same or not train.files):
-        logger.warning(f"Images to evaluate on are among those to train on, those of {listed(sorted(shared))}.")
+        logger.warning(f"Some evaluation images are training images, too, those of {listed(sorted(shared))}.")
 
 
 def training_part(folder: str, parts: dict[str, FolderPart]) -> FolderPart:
@@ -283,13 +283,13 @@ def training_part(folder: str, parts: dict[str, FolderPart]) -> FolderPart:
     """
     if "all" not in parts and "train" not in parts:
         raise ValueError(
-            f"{folder} must hold images to train on, got those of {' and '.join(parts)} alone, as its names say."
+            f"{folder} must hold training images, got only images of {' and '.join(parts)}, going by its names."
         )
     return parts["all" if "all" in parts else "train"]
 
 
 def evaluation_part(folder: str, parts: dict[str, FolderPart], split: str | None = None) -> FolderPart:
-    """What of a folder is there to evaluate on: the split that is asked for, else its validation part, or its test part.
+    """The part of a folder to evaluate on: the requested split, else its validation part, or its test part.
 
     Raises:
         ValueError: if the split is not there.
@@ -299,12 +299,12 @@ def evaluation_part(folder: str, parts: dict[str, FolderPart], split: str | None
         raise ValueError(f"--split must be a split of {folder}, which {found}, got {split}.")
     name = split or next(name for name in ("all", "validation", "test", "train") if name in parts)
     if name != "all":
-        logger.warning(f"The images of {folder} to evaluate on are those of {name}.")
+        logger.warning(f"Evaluating on the {name} images of {folder}.")
     return parts[name]
 
 
 def from_columns(columns: dict[str, list[Any]], features: Features, streaming: bool) -> Any:
-    """A data set of these columns, in `datasets`' cache, where what is found out about its images stays, too."""
+    """A dataset of these columns, in `datasets`' cache, where what is found out about its images stays, too."""
     if streaming:
         # `datasets` shuffles shards, and rows within a buffer: sorted by label, a shard would have one label alone.
         num_rows = len(columns["image"])
@@ -397,7 +397,7 @@ def read_metadata(file: Path, listing: Listing, is_said: bool = True) -> pa.Tabl
         )
     paths = [str(file.parent.absolute() / path) for path in rows_of]
     if "image" in others.column_names:
-        raise ValueError(f"{file} must have no column image, which is that of the images: rename it.")
+        raise ValueError(f"{file} must have no column image, a name kept for the images: rename it.")
     return others.take(list(rows_of.values())).append_column("image", [pa.array(paths, pa.string())])
 
 
@@ -411,7 +411,7 @@ def read_csv(file: Path) -> pa.Table:
     try:
         content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} must be text in UTF-8: save it so. {error}") from error
+        raise ValueError(f"{file} must be UTF-8 text: save it as such. {error}") from error
     options = pa.csv.ParseOptions(newlines_in_values=True)
     table = pa.csv.read_csv(pa.BufferReader(content), parse_options=options)
     if len(set(table.column_names)) < table.num_columns:

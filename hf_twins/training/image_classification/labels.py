@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The labels of a data set as a `ClassLabel` with their names, the same in all splits; rows without one are left out."""
+"""The labels of a dataset as a `ClassLabel` with their names, the same in all splits; rows without one are left out."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -49,13 +49,13 @@ class Labels:
 def with_label_names(
     splits: Mapping[str, Any], class_names_file: str | None = None, allow_unused: bool = False
 ) -> dict[str, Any]:
-    """The splits with labels as a `ClassLabel`, the same in all of them; of data sets, without the rows that have no image or label.
+    """The splits with labels as a `ClassLabel`, the same in all of them; of datasets, without the rows that have no image or label.
 
     Args:
         splits: the splits, with the columns `image` and `label`, the first of them what a model is trained on.
         class_names_file: file of the labels' names. They belong to labels of these names or, where the labels are numbers, to
             those numbers.
-        allow_unused: whether the file may have names that no label of the data set has.
+        allow_unused: whether the file may have names that no label of the dataset has.
 
     Raises:
         ValueError: if the labels are neither names nor numbers, their names do not fit, or a split has none.
@@ -88,7 +88,7 @@ def check_label_type(feature: Any) -> None:
         dtype in ("string", "large_string", "bool", "null") or str(dtype).startswith(("int", "uint", "float"))
     ):
         raise ValueError(
-            f"The column of the labels must have texts or numbers, one for each image, got {feature}: say another "
+            f"The column of the labels must have texts or numbers, one for each image, got {feature}: give another "
             "--label_column_name."
         )
 
@@ -117,7 +117,7 @@ def text_of(value: Any) -> str | None:
         if np.isnan(value):
             return None
         if not value.is_integer():
-            raise ValueError(f"Labels must be texts or whole numbers, got {value}: say another --label_column_name.")
+            raise ValueError(f"Labels must be texts or whole numbers, got {value}: give another --label_column_name.")
         value = int(value)
     text = None if value is None else label_name(str(value).strip())
     return text or None
@@ -161,7 +161,7 @@ def choose_names(
         is_declared = all(isinstance(split.features["label"], ClassLabel) for split in splits.values())
         if unused and is_declared:
             raise ValueError(
-                f"{class_names_file} must have the names of the data set's labels, got {len(names)} for {len(used)}: no image "
+                f"{class_names_file} must have the names of the dataset's labels, got {len(names)} for {len(used)}: no image "
                 f"has {listed(unused)}."
             )
         if unused:
@@ -198,7 +198,7 @@ def with_numbers(split: Dataset, labels: Labels, names: list[str], target: Any, 
     """The rows with an image and a label, numbered by `target`, the places of the split's names among `names`."""
     has_label = labels.numbers != NO_LABEL
     if not has_label.any():
-        raise ValueError(f"No image of {title} has a label: say another --label_column_name, or another split.")
+        raise ValueError(f"No image of {title} has a label: give another --label_column_name, or another split.")
     has_image = ~missing_images(split)
     for is_there, kind in ((has_label, "label"), (has_image, "image")):
         gaps = np.flatnonzero(~is_there).tolist()

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Models and losses as the recipes want them: what both training scripts share."""
+"""Models and losses for the recipes, shared by both training scripts."""
 
 import copy
 import logging
@@ -135,7 +135,7 @@ def create_processor(arguments: TrainedModelArguments, num_channels: int) -> Twi
         try:
             processor = load_image_processor(arguments.source, arguments.model_revision)
         except MissingProcessorError:
-            logger.warning(f"{arguments.source} has no image processor: images are prepared as the authors evaluate.")
+            logger.warning(f"{arguments.source} has no image processor: using the authors' evaluation settings.")
     return adapt_processor(processor, arguments.image_size, num_channels)
 
 
@@ -158,8 +158,8 @@ def adapt_processor(processor: Any, image_size: int | None, num_channels: int) -
             }
         elif size.keys() != {"height", "width"}:
             raise ValueError(
-                "--image_size is the side of the crop, and the image processor does not crop: leave it out, or give another "
-                "one, with --image_processor_name."
+                "--image_size is the side of the crop, but the image processor does not crop: leave it out, or give "
+                "another one, with --image_processor_name."
             )
     return TwinsImageProcessor.from_dict(adapt_channels(processor, num_channels).to_dict() | changes)
 
@@ -193,7 +193,7 @@ class ClassificationLoss:
 
     Args:
         label_smoothing: share of the target that is spread over all labels.
-        class_weights: `(num_labels,)`, of the labels in the loss.
+        class_weights: `(num_labels,)`, weights of the labels in the loss.
     """
 
     def __init__(self, label_smoothing: float = 0.0, class_weights: torch.Tensor | None = None):
@@ -280,10 +280,10 @@ def save_model(
     """The model and its processor, as a folder to load or to publish; of an adapter, also itself.
 
     Args:
-        model: trained.
-        processor: of its images.
+        model: trained model.
+        processor: its image processor.
         output_dir: the folder.
-        weights: of the model, where it is sharded and has them only in parts.
+        weights: the model's weights, if it is sharded and has only parts of them.
     """
     if isinstance(model, PeftModel):
         save_adapter(model, processor, output_dir / "adapter")

@@ -55,15 +55,13 @@ def read_annotations(file: str, folder: str) -> dict[str, Any]:
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} must be a JSON file as COCO's: {error}.") from error
+        raise ValueError(f"{file} must be a JSON file in COCO's format: {error}.") from error
     for key, fields in FIELDS.items():
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise ValueError(f"{file} must have a list of {key}, as COCO's files do.")
         for entry in content[key]:
             if not isinstance(entry, dict):
-                raise ValueError(
-                    f"{file} must have an object in braces for each of its {key}, got {json.dumps(entry)}."
-                )
+                raise ValueError(f"{file} must have a JSON object for each of its {key}, got {json.dumps(entry)}.")
             if not fields <= entry.keys():
                 raise ValueError(f"{file} must have {', '.join(sorted(fields))} for each of its {key}, got {entry}.")
     check_categories(file, content["categories"])
@@ -93,7 +91,7 @@ def checked_images(file: str, folder: str, images: list[dict[str, Any]]) -> list
         if not all(is_number(side) and side >= 1 and side == int(side) for side in sides) or (
             sides[0] * sides[1] > 2 * (PIL.Image.MAX_IMAGE_PIXELS or MAX_NUMBER)
         ):
-            raise ValueError(f"{file} must have pixels as width and height of each image, got {image}.")
+            raise ValueError(f"{file} must give each image's width and height in pixels, got {image}.")
         if not is_key(image["id"]) or not isinstance(image["file_name"], str) or not image["file_name"]:
             raise ValueError(f"{file} must have a number as id and a file_name for each image, got {image}.")
         name = portable_name(folder, image["file_name"])
@@ -114,7 +112,7 @@ def check_unique(file: str, what: str, keys: Iterable[Any]) -> None:
     repeated = [key for key, count in Counter(keys).items() if count > 1]
     if repeated:
         raise ValueError(
-            f"{file} must not have several {what}, got {first_names(repeated)}: number them anew, or remove the repeated ones."
+            f"{file} must not have several {what}, got {first_names(repeated)}: renumber them or remove duplicates."
         )
 
 

@@ -36,13 +36,13 @@ class ModelArguments:
     detector: str = field(
         default="retinanet",
         metadata={
-            "help": "retinanet or mask-rcnn, of torchvision; or detr, conditional-detr, deformable-detr, rt-detr, d-fine, of "
-            "transformers."
+            "help": "retinanet or mask-rcnn from torchvision; or detr, conditional-detr, deformable-detr, rt-detr "
+            "or d-fine from transformers."
         },
     )
     model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "Trained backbone to start from: a classifier's folder or Hub id, of ours or of timm's."},
+        metadata={"help": "Trained backbone to start from: folder or Hub id of an hf_twins or timm classifier."},
     )
     config_name: str | None = field(
         default=None,
@@ -60,19 +60,19 @@ class DataArguments:
     """Images and annotations in COCO's format to train and evaluate on."""
 
     train_dir: str | None = field(metadata={"help": "Folder of the training images."})
-    train_annotations: str | None = field(metadata={"help": "What they show: a JSON file as COCO's."})
-    validation_dir: str | None = field(default=None, metadata={"help": "Folder of the images to evaluate on."})
-    validation_annotations: str | None = field(default=None, metadata={"help": "The JSON file of these."})
+    train_annotations: str | None = field(metadata={"help": "Their annotations: a JSON file in COCO's format."})
+    validation_dir: str | None = field(default=None, metadata={"help": "Folder of the evaluation images."})
+    validation_annotations: str | None = field(default=None, metadata={"help": "Their JSON file."})
     train_val_split: float = field(
-        default=0.15, metadata={"help": "Share of the training images to evaluate on where there are no others."}
+        default=0.15, metadata={"help": "Share of the training images to hold out for evaluation if none are given."}
     )
     exif: ExifOption = field(default="auto", metadata={"help": EXIF_HELP})
     check_images: bool = field(
         default=True,
-        metadata={"help": "Decode every image once, before training, and leave out those that cannot be."},
+        metadata={"help": "Decode every image once, before training, and skip those that cannot be decoded."},
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use only so many training images."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only so many evaluation images."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use only this many training images."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only this many evaluation images."})
 
 
 @dataclass
@@ -83,21 +83,19 @@ class DetectionRecipe(RecipeArguments):
 
     decay_epochs: list[int] = field(
         default_factory=list,
-        metadata={
-            "help": "Epochs after which the learning rate is a tenth of what it was; none: --lr_scheduler_type."
-        },
+        metadata={"help": "Epochs after which the learning rate drops to a tenth; if none, --lr_scheduler_type."},
     )
     shortest_edge: int = field(
-        default=800, metadata={"help": "Shorter side of the images in pixels; of rt-detr and d-fine, both sides."}
+        default=800, metadata={"help": "Shorter side of the images in pixels; for rt-detr and d-fine, both sides."}
     )
-    longest_edge: int = field(default=1333, metadata={"help": "What the longer side may not exceed, in pixels."})
+    longest_edge: int = field(default=1333, metadata={"help": "Maximum of the longer side, in pixels."})
     multi_scale: bool = field(
         default=False,
-        metadata={"help": "Train with shorter sides from 0.6 of it, half of the images cropped before, as DETR does."},
+        metadata={"help": "Train with shorter sides from 0.6 of --shortest_edge, half after a crop, as DETR does."},
     )
     horizontal_flip: float = field(default=0.5, metadata={"help": "Probability that an image is mirrored."})
     window_padding: str | None = field(
-        default=None, metadata={"help": "Of the backbone's windows: masked, zeros or authors_segmentation."}
+        default=None, metadata={"help": "Padding of the backbone's windows: masked, zeros or authors_segmentation."}
     )
     stage_norm: bool = field(
         default=False,

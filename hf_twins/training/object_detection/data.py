@@ -86,10 +86,10 @@ class CocoImages:
         return [each for each in self.annotations.get(image_id, []) if not each["iscrowd"]]
 
     def open(self, index: int) -> PIL.Image.Image:
-        """Read an image of the data set in RGB, turned as its annotations are.
+        """Read an image of the dataset in RGB, turned as its annotations are.
 
         Raises:
-            ImageError: if it has another size than it is said to have, or it is not known which way up it is annotated.
+            ImageError: if its size is not the annotated one, or it is unknown which way up it is annotated.
         """
         image = self.images[index]
         path, size = self.folder / image["file_name"], (image["width"], image["height"])
@@ -118,7 +118,7 @@ class CocoImages:
 
 
 def load_splits(arguments: DataArguments, seed: int, needs_masks: bool = False) -> dict[str, CocoImages]:
-    """Load the data set as `train` and `validation`.
+    """Load the dataset as `train` and `validation`.
 
     Raises:
         OSError: if a file cannot be read.
@@ -224,7 +224,7 @@ def without_corrupt_images(splits: dict[str, CocoImages], is_decoded: bool) -> d
 def check_image(
     split: CocoImages, image: dict[str, Any], is_decoded: bool, applied: Counter[str]
 ) -> tuple[str, str | None]:
-    """What is wrong with an image, or nothing, and the convention of its EXIF orientation that its size tells."""
+    """The fault of an image, or "", and the EXIF convention that its size implies."""
     path, size = split.folder / image["file_name"], (image["width"], image["height"])
     if not path.exists():
         return "not there", None
@@ -260,13 +260,13 @@ def run_lengths(segmentation: Any, height: int, width: int) -> dict[str, Any]:
 
 
 class EvaluationImages(torch.utils.data.Dataset):
-    """The images of a data set as the image processor prepares them, for this script as for everybody who loads the model.
+    """The images of a dataset, prepared by the image processor as for everybody who loads the model.
 
     An example has the `pixel_values` `(3, height, width)`, and `labels` with the `image_id`, the index of the image in the
-    data set, and its `orig_size` `(2,)`, height and width in the file.
+    dataset, and its `orig_size` `(2,)`, height and width in the file.
 
     Args:
-        split: images of the data set.
+        split: images of the dataset.
         processor: image processor of the detector.
     """
 
@@ -284,14 +284,14 @@ class EvaluationImages(torch.utils.data.Dataset):
 
 
 class TrainingImages(torch.utils.data.Dataset):
-    """Images and objects of a data set, augmented; indexed by epoch and index in the data set.
+    """Images and objects of a dataset, augmented; indexed by epoch and index in the dataset.
 
     An example has the `pixel_values` `(3, height, width)`, and `labels` with the `class_labels` `(num_objects,)` and `boxes`
     `(num_objects, 4)`, left, top, right and bottom in pixels of them; if asked for, also the `masks`
     `(num_objects, height, width)`.
 
     Args:
-        split: images and objects of the data set.
+        split: images and objects of the dataset.
         transform: transform of an image and its objects.
         needs_masks: whether to read masks.
         seed: random seed of the transform.
@@ -358,7 +358,7 @@ class RandomSizedCrop(v2.Transform):
 def training_transform(recipe: DetectionRecipe, processor: Any) -> v2.Transform:
     """Random flips and scales, to the size and the pixel values of the image processor.
 
-    The processor itself takes COCO's annotations: it cannot take boxes and masks that were cropped before.
+    The processor itself takes COCO's annotations, not boxes and masks that were already cropped.
     """
     return v2.Compose(
         [
@@ -415,7 +415,7 @@ def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def collate_for_detr(examples: list[dict[str, Any]]) -> dict[str, Any]:
-    """As `collate`, with the boxes that detectors of transformers are trained on: center and size, relative to the image.
+    """Same as `collate`, with the boxes for transformers detectors: center and size, relative to the image.
 
     Not relative to the padded batch, as DETR's image processor has it: predicted boxes are scaled to the size of the image.
     """

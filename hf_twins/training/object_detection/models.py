@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Detectors to be trained: a backbone, a head for the categories of the data set, and the image processor."""
+"""Detectors to be trained: a backbone, a head for the categories of the dataset, and the image processor."""
 
 import json
 from dataclasses import dataclass
@@ -176,8 +176,8 @@ def create_processor(classes: DetectorClasses, recipe: DetectionRecipe) -> Any:
     if classes.is_square:
         if recipe.shortest_edge % SIZE_DIVISOR != 0:
             raise ValueError(
-                f"--shortest_edge must be a multiple of {SIZE_DIVISOR} for this detector, whose encoder knows no padding, "
-                f"got {recipe.shortest_edge}."
+                f"--shortest_edge must be a multiple of {SIZE_DIVISOR} for this detector, "
+                f"whose encoder does not support padding, got {recipe.shortest_edge}."
             )
         size = {"height": recipe.shortest_edge, "width": recipe.shortest_edge}
     else:

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the scripts of this folder can be told, and the recipes that tell it all at once.
+"""Options of the scripts, and the recipes that set them all at once.
 
 A recipe is a set of defaults: `--recipe fine-tune --learning_rate 1e-3` is that recipe with another learning rate. Names are
 those of transformers' own examples where these have one.
@@ -40,8 +40,8 @@ class ModelArguments:
     model_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "Trained weights to start from: a folder or Hub id, of a segmentation model, or of a classifier or "
-            "backbone, of ours or of timm's, that gets a new head."
+            "help": "Trained weights to start from: folder or Hub id of a segmentation model, or of an hf_twins or "
+            "timm classifier or backbone, which gets a new head."
         },
     )
     config_name: str | None = field(
@@ -61,9 +61,7 @@ class ModelArguments:
     )
     image_size: int | None = field(
         default=None,
-        metadata={
-            "help": "Side in pixels of the crops that are trained on, and short side of the images that are evaluated."
-        },
+        metadata={"help": "Side of the training crops, and shorter side of the evaluation images, in pixels."},
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
 
@@ -73,34 +71,34 @@ class DataArguments:
     """Images and masks to train and evaluate on."""
 
     one_of: ClassVar = (("train_dir", "dataset_name"),)
-    dataset_name: str | None = field(default=None, metadata={"help": "Data set on the Hub, or a folder that is one."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub, or a folder that is one."})
     dataset_config_name: str | None = field(
         default=None, metadata={"help": "Its configuration, where it has several."}
     )
     train_dir: str | None = field(
         default=None,
-        metadata={"help": "Folder with images/ and annotations/, lossless masks (PNG) with the names of the images."},
+        metadata={"help": "Folder with images/ and annotations/, which has lossless masks (PNG) of the same names."},
     )
-    validation_dir: str | None = field(default=None, metadata={"help": "The same, of images to evaluate on."})
+    validation_dir: str | None = field(default=None, metadata={"help": "The same, for the evaluation images."})
     train_val_split: float = field(
-        default=0.15, metadata={"help": "Share of the training images to evaluate on where there are no others."}
+        default=0.15, metadata={"help": "Share of the training images to hold out for evaluation if none are given."}
     )
     image_column_name: str | None = field(default=None, metadata={"help": "Column of the images; found if not given."})
     label_column_name: str | None = field(default=None, metadata={"help": "Column of the masks; found if not given."})
     do_reduce_labels: bool = field(
         default=False,
-        metadata={"help": "Masks have 0 where there is no class, and the classes from 1, as in ADE20K."},
+        metadata={"help": "In masks, 0 is no class and the classes start at 1, as in ADE20K."},
     )
     exif: ExifOption = field(default="auto", metadata={"help": EXIF_HELP})
     class_names_file: str | None = field(
-        default=None, metadata={"help": "File with the name of a class a line, in the order of their numbers."}
+        default=None, metadata={"help": "File with one class name per line, in the order of their numbers."}
     )
     check_images: bool = field(
         default=True,
-        metadata={"help": "Decode every pair once, before training, and leave out those that do not fit."},
+        metadata={"help": "Decode every pair once, before training, and skip those that do not match."},
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use only so many training images."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only so many evaluation images."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use only this many training images."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only this many evaluation images."})
 
 
 @dataclass
@@ -118,7 +116,7 @@ class SegmentationRecipe(RecipeArguments):
         metadata={"help": "Largest size that an image is scaled to before it is cropped, relative to --image_size."},
     )
     max_class_share: float = field(
-        default=0.75, metadata={"help": "Share of a crop that one class may have; others are drawn instead."}
+        default=0.75, metadata={"help": "Largest share of a crop for one class; other crops are drawn instead."}
     )
     horizontal_flip: float = field(default=0.5, metadata={"help": "Probability that an image is mirrored."})
     photometric_distortion: bool = field(

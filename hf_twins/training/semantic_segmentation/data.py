@@ -15,7 +15,7 @@
 
 A mask has the number of a class for each pixel, and `IGNORE_INDEX` where there is none. The augmentation is
 mmsegmentation's for ADE20K (https://github.com/open-mmlab/mmsegmentation, configs/_base_/datasets/ade20k.py); what is random
-about it depends on nothing but the seed, the epoch and the image's place in the data set.
+about it depends on nothing but the seed, the epoch and the image's place in the dataset.
 """
 
 import logging
@@ -142,7 +142,7 @@ def load_pairs(
     class_names: Sequence[str] | None = None,
     output_dir: Path | None = None,
 ) -> tuple[dict[str, ImageMaskPairs], list[str]]:
-    """The data set as `train` and `validation`, and the names of its classes.
+    """The dataset as `train` and `validation`, and the names of its classes.
 
     Pairs that cannot be decoded, of two sizes, or without the number of a class, are left out, counted and named.
 
@@ -153,7 +153,7 @@ def load_pairs(
         output_dir: folder that is written to.
 
     Raises:
-        ValueError: if there is no data set, or it lacks what is needed, or what is written to `output_dir` could replace some of
+        ValueError: if there is no dataset, or it lacks what is needed, or what is written to `output_dir` could replace some of
             it. The message says what.
     """
     splits = load_splits(arguments, output_dir)
@@ -166,9 +166,7 @@ def load_pairs(
             splits[split] = splits[split].shuffle(seed=seed).select(range(min(limit, len(splits[split]))))
     if not arguments.check_images:
         if names is None:
-            raise ValueError(
-                "How many classes there are is only known from --class_names_file or --check_images true."
-            )
+            raise ValueError("The number of classes is unknown: give --class_names_file or --check_images true.")
         return {name: ImageMaskPairs(split, arguments.exif) for name, split in splits.items()}, names
     pairs, used = checked_pairs(splits, arguments.do_reduce_labels, names, arguments.exif)
     if names is None:
@@ -200,8 +198,8 @@ def inferred_names(used: Collection[int], class_names: Sequence[str] | None) -> 
     if num_classes > MAX_UNNAMED:
         raise ValueError(
             f"The masks use {len(used)} of the numbers 0 to {max(used)}: if these are classes, name them with "
-            "--class_names_file; if they are gray levels, as of masks that were resized or rotated smoothly, make the masks "
-            "anew from their nearest pixels; numbers of objects are no classes."
+            "--class_names_file; if they are gray levels, as in masks that were resized or rotated smoothly, create "
+            "the masks again with nearest-neighbor interpolation; object ids are not classes."
         )
     if class_names is not None:
         logger.warning(
@@ -267,7 +265,7 @@ def load_folder(folder: str, output_dir: Path | None = None) -> Dataset:
             if len(files) > 1:
                 raise ValueError(
                     f"Which image has which mask? {files[0].parent} has {', '.join(file.name for file in files)}: images and "
-                    "masks need names of their own, also without the extension."
+                    "masks need names that are unique without the extension."
                 )
     pairs = [(image_files[stem][0], masks[stem][0]) for stem in image_files if stem in masks]
     if not pairs:
@@ -310,7 +308,7 @@ def class_numbers(mask: PIL.Image.Image, do_reduce_labels: bool) -> np.ndarray:
     """
     numbers = np.asarray(mask)
     if numbers.ndim != 2:
-        raise ValueError(f"A mask must have one number a pixel, that of its class, got an image of mode {mask.mode}.")
+        raise ValueError(f"A mask must have one number per pixel, its class, got an image of mode {mask.mode}.")
     if numbers.dtype not in (np.bool_, np.uint8):
         whole = numbers.astype(np.int64)
         if (whole != numbers).any() or whole.min() < 0 or whole.max() > IGNORE_INDEX:
@@ -353,8 +351,8 @@ def checked_pairs(
             limit = IGNORE_INDEX if names is None else len(names)
             if max(numbers) >= limit:
                 raise ValueError(
-                    f"The mask of {file_of(split, index)} has the class {max(numbers)}, where the largest is {limit - 1}: do "
-                    "the names fit, and --do_reduce_labels?"
+                    f"The mask of {file_of(split, index)} has class {max(numbers)}, but the largest is {limit - 1}: "
+                    "check the class names and --do_reduce_labels."
                 )
             used.update(numbers)
         log_applied_rules(Counter(rule for rules in check["applied"] for rule in rules), f"images of {name}")
@@ -454,7 +452,7 @@ def training_transform(recipe: SegmentationRecipe, processor: Any) -> v2.Transfo
 
 @dataclass
 class Preparation:
-    """Makes of a pair what the model is trained on: `pixel_values` `(3, height, width)`, and `labels` `(height, width)`.
+    """Prepares a pair for training: `pixel_values` `(3, height, width)`, and `labels` `(height, width)`.
 
     Args:
         transform: transform of an image and its mask, both tensors.

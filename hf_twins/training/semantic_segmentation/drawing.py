@@ -30,7 +30,7 @@ from hf_twins._utils.labels import distinct_names
 
 
 def class_shares(mask: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-    """The share of the image that each class has which is there, largest first."""
+    """The share of the image of each class in it, largest first."""
     distinct = distinct_names(names)
     return {distinct[index]: area / mask.size for index, area in class_areas(mask, len(names)).items()}
 

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""From an image to the class of each of its pixels: whole or in windows, at one size or at several, mirrored too.
+"""Segmentation of an image: whole or in windows, at one size or at several, mirrored too.
 
 As mmsegmentation does it (https://github.com/open-mmlab/mmsegmentation, `EncoderDecoder.whole_inference` and
 `slide_inference`, `SegTTAModel`), so that published results can be measured again: logits at the size of the model's input,
@@ -37,10 +37,10 @@ class InferenceArguments:
     """How an image is segmented."""
 
     slide_crop_size: int | None = field(
-        default=None, metadata={"help": "Side in pixels of windows that slide over the image; whole if not given."}
+        default=None, metadata={"help": "Side of sliding windows in pixels; none by default, the image is whole."}
     )
     slide_stride: int | None = field(
-        default=None, metadata={"help": "Pixels from window to window; two thirds of a window if not given."}
+        default=None, metadata={"help": "Pixels from window to window; by default two thirds of a window."}
     )
     scales: list[float] = field(
         default_factory=lambda: [1.0],
@@ -53,7 +53,7 @@ class InferenceArguments:
             raise ValueError(f"--scales must be positive numbers, got {self.scales}.")
         if self.slide_crop_size is None:
             if self.slide_stride is not None:
-                raise ValueError("--slide_stride goes with --slide_crop_size.")
+                raise ValueError("--slide_stride requires --slide_crop_size.")
         else:
             if self.slide_stride is None:
                 self.slide_stride = max(self.slide_crop_size * 2 // 3, 1)
@@ -100,10 +100,10 @@ def segment(model: Any, processor: Any, image: PIL.Image.Image, how: InferenceAr
     """The probability of each class at each pixel.
 
     Args:
-        model: for semantic segmentation, in evaluation mode.
+        model: segmentation model, in evaluation mode.
         processor: its image processor.
         image: the image, in any size and mode.
-        how: it is done.
+        how: inference options.
 
     Returns:
         `(num_labels, height, width)`, of the image's own size, float32.

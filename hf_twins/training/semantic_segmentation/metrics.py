@@ -48,19 +48,19 @@ def confusion_matrix(truth: torch.Tensor, prediction: torch.Tensor, num_labels: 
     truth, prediction = truth[is_labeled], prediction[is_labeled]
     if truth.numel() and not 0 <= int(truth.min()) <= int(truth.max()) < num_labels:
         raise ValueError(
-            f"A mask has the class {int(truth.max())}, but the model knows {num_labels}, from 0: does --do_reduce_labels fit?"
+            f"A mask has class {int(truth.max())}, but the model has {num_labels}, from 0: check --do_reduce_labels."
         )
     return torch.bincount(truth * num_labels + prediction, minlength=num_labels**2).view(num_labels, num_labels)
 
 
 def class_iou(matrix: torch.Tensor) -> torch.Tensor:
-    """IoU of each class; NaN of those that are neither there nor predicted."""
+    """IoU of each class; NaN for those that are neither there nor predicted."""
     matrix = matrix.double()
     return matrix.diag() / (matrix.sum(0) + matrix.sum(1) - matrix.diag())
 
 
 def class_accuracy(matrix: torch.Tensor) -> torch.Tensor:
-    """Share of each class's pixels that are taken for it; NaN of those that are not there."""
+    """Share of each class's pixels that are taken for it; NaN for those that are not there."""
     matrix = matrix.double()
     return matrix.diag() / matrix.sum(1)
 
@@ -84,10 +84,10 @@ def evaluate_pairs(
     """The confusion matrix of all pairs, at the size of the images.
 
     Args:
-        model: for semantic segmentation; in evaluation mode afterwards as before, or not.
+        model: segmentation model; its mode is restored afterwards.
         processor: its image processor, whose `do_reduce_labels` is that of the masks.
         pairs: images and masks.
-        how: images are segmented.
+        how: inference options.
         accelerator: the processes that share the work; each holds the whole model.
     """
     num_labels = int(model.config.num_labels or 0)
@@ -107,7 +107,7 @@ def evaluate_pairs(
 
 
 def published_miou(name_or_path: str, config: Any, how: InferenceArguments) -> tuple[float, str] | None:
-    """The mIoU in percent that was published of a converted checkpoint and measured in this way, and by whom.
+    """The published mIoU in percent of a converted checkpoint, measured this way, and who published it.
 
     None if there is none. What a checkpoint was converted from is in its `conversion.json`.
     """

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Segmentation models: either head, on a backbone trained for something else, or as it was trained."""
+"""Segmentation models: with either head on a pretrained backbone, or as trained."""
 
 import logging
 from collections.abc import Sequence
@@ -87,14 +87,14 @@ def create_model(
     """The model with a head for `labels`.
 
     Args:
-        arguments: which model.
+        arguments: model options.
         fields: `checkpoint_config(arguments)`.
         labels: names of the classes.
-        drop_path_rate: of the backbone; the checkpoint's if None.
+        drop_path_rate: the backbone's rate; the checkpoint's if None.
 
     Raises:
         OSError: if there is no such model.
-        ValueError: if it cannot be had so.
+        ValueError: if it cannot be built so.
     """
     names = label_fields(labels)
     asked = {
@@ -137,7 +137,7 @@ def new_upernet(name: str, revision: str, names: dict[str, Any], changes: dict[s
     config = UperNetConfig.from_pretrained(name, revision=revision, **names)
     backbone: Any = config.backbone_config
     if not isinstance(backbone, TwinsConfig):
-        raise ValueError(f"{name} has no Twins backbone, but {backbone.model_type}.")
+        raise ValueError(f"{name} has a {backbone.model_type} backbone instead of Twins.")
     config.backbone_config = TwinsConfig.from_dict(backbone.to_dict() | changes)
     return UperNetForSemanticSegmentation(config)
 

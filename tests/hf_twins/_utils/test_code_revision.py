@@ -132,9 +132,9 @@ def test_code_in_the_folder_needs_no_commit(trace, tmp_path):
     load_pretrained(folder, trust_remote_code=True)
     assert trace.read_text() == "local local"
     trace.unlink()
-    with pytest.raises(ValueError, match="brings no code for the task, only for AutoConfig, AutoModelForImageClass"):
+    with pytest.raises(ValueError, match="has no code for this task, only for AutoConfig, AutoModelForImageClass"):
         load_pretrained(folder, "backbone", trust_remote_code=True)
-    with pytest.raises(ValueError, match="holds a model of type 'stranger', which is none of TwinsFor"):
+    with pytest.raises(ValueError, match="holds a model of type 'stranger', not one of TwinsFor"):
         load_pretrained(folder)
     assert not trace.exists()
 
@@ -151,7 +151,7 @@ def test_code_that_no_auto_map_of_the_folder_names_is_not_run(file, commit, trac
         write_json(folder / file, {"model_type": "stranger", "auto_map": AUTO_MAP})
     # The code of an adapter's model is not even looked for.
     message = (
-        "holds a model of type 'stranger', which"
+        "holds a model of type 'stranger', not one"
         if file == "adapter_config.json"
         else f"{NO_COMMIT} is not a valid git identifier"
     )

@@ -37,7 +37,7 @@ class DataArguments:
     one_of: ClassVar = (("train_dir", "dataset_name"),)
 
     train_dir: str | None = field(default=None, metadata={"help": "Folder of images."})
-    dataset_name: str | None = field(default=None, metadata={"help": "Data set on the Hub."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub."})
 
 
 @dataclass
@@ -105,9 +105,9 @@ def test_recipe_can_give_what_is_required(recipes):
         ("learning_rat = 1", "learning_rat is not an option, did you mean learning_rate?"),
         (
             'output_dir = "here"',
-            "output_dir is no part of a recipe, but of one run: give --output_dir on the command line",
+            "output_dir is for a single run, not for a recipe: give --output_dir on the command line",
         ),
-        ('train_dir = "here"', "train_dir is no part of a recipe"),
+        ('train_dir = "here"', "train_dir is for a single run, not for a recipe"),
         ('recipe = "long"', "recipe is not an option"),
         ('max_steps = "3"', "max_steps must be int, got '3'"),
         ("max_steps = 3.5", "max_steps must be int, got 3.5"),
@@ -221,8 +221,8 @@ def test_recipes_of_the_package_are_those_of_the_authors():
         ),
         (
             RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
-            r"^error: a process that prepares images has ended, is there enough memory\? \(DataLoader worker \(pid 7\) is killed "
-            r"by signal: Killed.*\): start again, maybe with fewer --dataloader_num_workers\.$",
+            r"^error: a data loading process has died \(DataLoader worker \(pid 7\) is killed by signal: Killed\): "
+            r"is there enough memory\? Start again, perhaps with fewer --dataloader_num_workers\.$",
         ),
         (
             RuntimeError("Too many open files. Communication with the workers is no longer possible."),
@@ -231,7 +231,7 @@ def test_recipes_of_the_package_are_those_of_the_authors():
         (RuntimeError("received 0 items of ancdata"), r"^error: too many open files: raise"),
         (
             RuntimeError("DataLoader timed out after 600 seconds"),
-            r"^error: processes that prepare images gave none in time \(.*600 seconds\): raise the number of files",
+            r"^error: data loading timed out \(.*600 seconds\): raise the number of files",
         ),
         (OSError(errno.EMFILE, "Too many open files"), r"^error: \[Errno 24\] Too many open files: raise the number"),
     ],

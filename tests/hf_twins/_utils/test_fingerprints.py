@@ -118,7 +118,7 @@ def test_file_is_read_again_after_an_error_of_the_system(tmp_path, monkeypatch):
     faults += [errno.EMFILE] * 3
     with pytest.raises(
         ReadError,
-        match=r"1\.png cannot be read, not in 3 tries \(Too many open files; raise the number.*\): start again",
+        match=r"1\.png could not be read in 3 tries \(Too many open files; raise the number.*\): start again",
     ):
         files_fingerprint(folder, NAMES[:1])
 

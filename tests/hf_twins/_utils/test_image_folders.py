@@ -110,10 +110,10 @@ def test_what_is_no_image_of_a_label_is_counted_and_named(tmp_path, caplog):
     os.mkfifo(tmp_path / "cat" / "pipe.png")
     assert labels(tmp_path) == {"cat/1.png": "cat", "dog/2.png": "dog"}
     for part in (
-        "2 images directly in it, in no folder of a label (3.png, 4.jpg)",
+        "2 images directly in it, not in a label folder (3.png, 4.jpg)",
         "4 hidden (names that begin with a dot, and __MACOSX) (.git, __MACOSX, cat/.ipynb_checkpoints, dog/._2.png)",
         "3 without the extension of an image (dog/photo, dog/photo.heic, empty/notes.md)",
-        "1 folders without images, which are no labels (empty)",
+        "1 folders without images, which are not labels (empty)",
         "1 neither files nor folders (cat/pipe.png)",
     ):
         assert part in caplog.text
@@ -134,7 +134,7 @@ def test_accents_of_macos_are_the_same_label(tmp_path):
 def test_folders_with_one_folder_around_them_are_named(tmp_path, caplog):
     assert set(labels(touch(tmp_path, "pets/cat/1.png", "pets/dog/2.png")).values()) == {"pets"}
     assert (
-        f"the one folder pets, whose folders (cat, dog) are no labels: if they are meant, give {tmp_path}/pets."
+        f"has only one folder, pets, whose folders (cat, dog) are not labels: if they should be, give {tmp_path}/pets."
         in (caplog.text)
     )
 
@@ -142,7 +142,7 @@ def test_folders_with_one_folder_around_them_are_named(tmp_path, caplog):
 @pytest.mark.parametrize("names", [["1.png", "2.png"], ["cats.zip"], [".hidden/1.png"]])
 def test_folder_without_labels_is_refused_by_what_it_has(names, tmp_path):
     expected = {
-        "1.png": "2 images directly in it, in no folder of a label (1.png, 2.png)",
+        "1.png": "2 images directly in it, not in a label folder (1.png, 2.png)",
         "cats.zip": "1 without the extension of an image (cats.zip). Unpack cats.zip first.",
         ".hidden/1.png": "1 hidden (names that begin with a dot, and __MACOSX) (.hidden)",
     }
@@ -183,8 +183,8 @@ def test_folders_are_splits_if_all_are_called_so_and_train_has_labels(names, spl
 def test_folders_that_are_no_part_of_the_splits_are_named(tmp_path, caplog):
     touch(tmp_path, "train/cat/1.png", "train/dog/1.png", "test/1.png", "val/notes.txt", "logs/1.log")
     assert list(split_folders(tmp_path)) == ["train"]
-    assert f"Left out of {tmp_path}, as without images: logs." in caplog.messages
-    assert f"Left out of {tmp_path}, as without folders of labels: test, val." in caplog.messages
+    assert f"Left out of {tmp_path} because they have no images: logs." in caplog.messages
+    assert f"Left out of {tmp_path} because they have no label folders: test, val." in caplog.messages
 
 
 @pytest.mark.parametrize("names", [["training_set", "test_set"], ["seg_train", "seg_test"], ["train2017", "val2017"]])
@@ -208,7 +208,7 @@ def test_folders_whose_names_have_words_of_splits_are_refused_as_labels(names, t
         ),
         (
             ["a", "b"],
-            "The labels a, b of {} all have the folders cat, dog, which are no labels: if they are meant, give",
+            "The labels a, b of {} all have the folders cat, dog, not taken as labels: if they should be, give",
         ),
     ],
 )

@@ -229,9 +229,9 @@ def test_sixteen_bits_are_divided_by_257_and_rounded():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (np.int32([[-1, 5]]), "32-bit integers from -1 to 5 for pixels, where 0 to 65535 are read"),
+        (np.int32([[-1, 5]]), "32-bit integers from -1 to 5 as pixels, but only 0 to 65535 is read"),
         (np.int32([[0, 65536]]), "32-bit integers from 0 to 65536"),
-        (np.float32([[0, 255]]), "fractions from 0 to 255 for pixels, where 0 to 1 are read"),
+        (np.float32([[0, 255]]), "fractions from 0 to 255 as pixels, but only 0 to 1 is read"),
         (np.float32([[-0.1, 1]]), "fractions from -0.1 to 1"),
         (np.float32([[np.nan, 1]]), "fractions from nan to nan"),
         (np.float32([[0, np.inf]]), "fractions from 0 to inf"),
@@ -258,7 +258,7 @@ def test_unsigned_integers_are_refused_by_the_numbers_that_they_are(tmp_path):
     assert signed.count(tag[0]) == 1
     file.write_bytes(signed.replace(*tag))
     for read in (read_image, run_exported.read_image):
-        with pytest.raises(ValueError, match=r"32-bit integers from 7 to 2.14748e\+09 for pixels"):
+        with pytest.raises(ValueError, match=r"32-bit integers from 7 to 2.14748e\+09 as pixels"):
             read(file)
 
 
@@ -356,7 +356,7 @@ def test_rules_that_were_applied_are_said_once_with_their_count(tmp_path, caplog
     assert applied == {images.SIXTEEN_BITS: 2, images.FRACTIONS: 1, images.TRANSPARENT: 2, images.ANIMATED: 2}
     images.log_applied_rules(applied)
     assert [record.getMessage().split()[0] for record in caplog.records] == ["2", "1", "2", "2"]
-    assert "2 images have more than 8 bits a pixel: 0 to 65535 is scaled to 0 to 255." in caplog.text
+    assert "2 images have more than 8 bits per pixel: 0 to 65535 is scaled to 0 to 255." in caplog.text
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "WEBP", "PNG", "TIFF"])
@@ -387,7 +387,7 @@ def test_large_images_are_reduced_and_too_large_ones_refused(tmp_path):
 @pytest.mark.parametrize(
     ("number", "tries", "message"),
     [
-        (errno.EIO, 4, r"cannot be read, not in 4 tries \(Input/output error\): start again when it can\.$"),
+        (errno.EIO, 4, r"could not be read in 4 tries \(Input/output error\): start again when it can\.$"),
         (errno.ESTALE, 4, r"Stale file handle"),
         (errno.ETIMEDOUT, 4, r"Connection timed out"),
         (errno.ENOMEM, 4, r"Cannot allocate memory; free memory, or use fewer workers"),

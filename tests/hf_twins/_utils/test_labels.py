@@ -57,17 +57,17 @@ def test_names_are_the_lines_of_a_file(content, names, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "must have two names or more, one a line, got nothing"),
-        (b"cat,dog", "must have two names or more, one a line, got cat,dog"),
-        (b"cat\n\ndog", "must have one name a line, got none in line 2: remove the line"),
+        (b"", "must have at least two names, one per line, got nothing"),
+        (b"cat,dog", "must have at least two names, one per line, got cat,dog"),
+        (b"cat\n\ndog", "must have one name per line, got none on line 2: remove the line"),
         (
             b"crane\ndog\ncrane\n",
             "must have a name of its own for each label, got crane in lines 1 and 3: tell them apart",
         ),
         (b"0 cat\n1 dog", "must have names alone, .* got a number before each, as in '0 cat': remove the numbers"),
         (b"1: cat\n2: dog", "must have names alone"),
-        (b"caf\xe9\ndog", "must be text in UTF-8, with one name a line: save it so"),
-        ("cat\ndog".encode("utf-16"), "must be text in UTF-8"),
+        (b"caf\xe9\ndog", "must be UTF-8 text with one name per line: save it as such"),
+        ("cat\ndog".encode("utf-16"), "must be UTF-8 text"),
     ],
 )
 def test_file_that_has_no_names_is_refused(content, message, tmp_path):

@@ -105,7 +105,7 @@ def test_output_of_a_run_that_was_killed_before_its_digest_does_not_count(tmp_pa
     write_output(output, lambda partial: partial.write_bytes(b"rows"))
     (tmp_path / "rows.parquet.sha256").unlink()
     assert not is_finished(output)
-    assert "has no rows.parquet.sha256 beside it and does not count" in caplog.text
+    assert "has no rows.parquet.sha256 beside it and is ignored" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_output_of_a_run_that_was_killed_before_its_digest_does_not_count(tmp_pa
 def test_images_that_got_lost_between_processes_are_noticed(places, counts, num_workers):
     check_is_complete([0, 1, 2], [2, 1], 2, FileShard("folder", NAMES))
     check_is_complete([], [0], 0, TarShard("empty.tar"))
-    with pytest.raises(ReadError, match="Images of folder got lost between the processes that prepare them"):
+    with pytest.raises(ReadError, match="Images of folder were lost between data loading processes"):
         check_is_complete(places, counts, num_workers, FileShard("folder", NAMES))
 
 
@@ -175,7 +175,7 @@ def test_archive_is_read_on_after_an_error_of_the_system(write, num_faults, tmp_
         assert [example.get("path") for example in examples] == expected
     else:
         assert [example.get("path") for example in examples] == [*expected[:3], None]
-        assert str(examples[-1]["failure"]).startswith(f"{archive} cannot be read, not in 3 tries")
+        assert str(examples[-1]["failure"]).startswith(f"{archive} could not be read in 3 tries")
 
 
 @pytest.mark.parametrize("write", [write_tar, write_table], ids=["tar", "parquet"])
@@ -215,8 +215,8 @@ def test_tar_that_lost_members_is_broken(damage, is_compressed, tmp_path):
     archive.write_bytes(compress(content))
     *rows, end = examples_of(TarShard(str(archive)))
     assert [row["path"] for row in rows] == ["a.tar/0.png", "a.tar/1.png"]
-    assert str(end["failure"]).startswith(f"{archive} is broken: it is cut or damaged at byte ")
-    with pytest.raises(ShardError, match=r"a\.tar is broken: it is cut or damaged at byte \d+, after 2 members"):
+    assert str(end["failure"]).startswith(f"{archive} is broken: it is truncated or damaged at byte ")
+    with pytest.raises(ShardError, match=r"a\.tar is broken: it is truncated or damaged at byte \d+, after 2 members"):
         check_tar(archive)
 
 
@@ -225,7 +225,7 @@ def test_archives_are_found_in_any_case_and_what_is_beside_them_is_named(tmp_pat
     (tmp_path / "._A.TAR").write_bytes(b"\0\5\x16\7")
     Image.new("L", (8, 8)).save(tmp_path / "beside.png")
     assert find_shards(str(tmp_path), 2) == [TarShard(str(tmp_path / "A.TAR"))]
-    assert f"The .TAR files of {tmp_path} are read, and not what is beside them: images, beside.png." in caplog.text
+    assert f"Only the .TAR files of {tmp_path} are read, not what is beside them: images, beside.png." in caplog.text
 
 
 def test_table_of_metadata_has_no_images(tmp_path):

@@ -126,7 +126,7 @@ def test_newly_initialized_weights_are_refused(name, start, tmp_path):
     del weights[missing]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
-        ValueError, match=f"^{tmp_path} lacks 1 weights of .*, or has them in another shape, such as {missing}: name "
+        ValueError, match=f"^{tmp_path} lacks 1 weights of .*, or has them in another shape, such as {missing}: pass "
     ):
         load_detector(tmp_path)
 
@@ -175,7 +175,7 @@ def test_what_does_not_fit_is_one_sentence(name, start, tmp_path):
     with pytest.raises(OSError, match=rf"^cannot load {folder}: .*no file named model\.safetensors"):
         load_detector(folder)
     (folder / "config.json").unlink()
-    with pytest.raises(OSError, match=rf"^cannot load {folder}: it has no config\.json; name a folder as "):
+    with pytest.raises(OSError, match=rf"^cannot load {folder}: it has no config\.json; pass a folder that "):
         load_detector(folder)
 
 

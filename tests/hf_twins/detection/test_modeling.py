@@ -71,9 +71,9 @@ def test_boxes_of_labels_are_those_that_losses_are_computed_with(start):
         # Mask R-CNN's first label is the background.
         assert torch.equal(target["labels"], labels["class_labels"] + (1 if name == "mask-rcnn" else 0))
         assert ("masks" in target) == (name == "mask-rcnn")
-    with pytest.raises(ValueError, match="labels must have masks for Mask R-CNN"):
+    with pytest.raises(ValueError, match="labels must contain masks for Mask R-CNN"):
         model(torch.rand(1, 3, 64, 64), labels=[labels])
-    with pytest.raises(ValueError, match="labels must be given in training"):
+    with pytest.raises(ValueError, match="labels are required in training mode"):
         model(torch.rand(1, 3, 64, 64))
 
 

@@ -105,12 +105,12 @@ def test_rules_that_were_applied_are_said_once_with_their_count(folder, tmp_path
     # All of them are white.
     assert len({line.partition("labels")[2] for line in printed.out.splitlines()}) == 1
     assert [line.split()[1] for line in printed.err.splitlines()] == ["1", "2", "1"]
-    assert "note: 2 images have another range than 0 to 255 and are scaled to it." in printed.err
+    assert "note: 2 images have a range other than 0 to 255 and are scaled to it." in printed.err
 
 
 def test_faults_are_one_sentence(folder, tmp_path, monkeypatch):
     options = ["--model_dir", str(folder)]
-    with pytest.raises(SystemExit, match="must be a folder that an export wrote, with config"):
+    with pytest.raises(SystemExit, match="must be an export folder with config"):
         run_exported.main(["picture.png", "--model_dir", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"error: picture.png cannot be used: .*No such file or directory"):
         run_exported.main(["picture.png", *options])
@@ -122,13 +122,13 @@ def test_faults_are_one_sentence(folder, tmp_path, monkeypatch):
         SystemExit, match=r"error: .*long.png cannot be used: it is too long, 1 x 65535 pixels: .* crop it"
     ):
         run_exported.main([str(tmp_path / "long.png"), *options])
-    with pytest.raises(SystemExit, match="bf16 is chosen when an OpenVINO model is run, got one for onnx"):
+    with pytest.raises(SystemExit, match="bf16 is only for OpenVINO models, got one for onnx"):
         run_exported.main(["picture.png", *options, "--inference_precision", "bf16"])
     with pytest.raises(ValueError, match=r"the shape \(batch_size, 3, height, width\), got \(1, 1, 8, 8\)"):
         run_exported.load_runtime(folder)(np.zeros((1, 1, 8, 8), np.float32))
-    with pytest.raises(ValueError, match="must be 4 pixels high and wide or more"):
+    with pytest.raises(ValueError, match="must be at least 4 pixels high and wide"):
         run_exported.load_runtime(folder)(np.zeros((1, 3, 8, 3), np.float32))
-    with pytest.raises(ValueError, match="This program does not pad images, which do_pad asks for"):
+    with pytest.raises(ValueError, match="This program does not pad images, but do_pad asks for it"):
         run_exported.Preprocessing({"do_pad": True})
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(SystemExit, match="error: this model needs onnxruntime: pip install onnxruntime"):

@@ -45,9 +45,11 @@ def test_images_for_calibration_are_checked(tmp_path):
     (tmp_path / "digits").mkdir()
     for index in range(9):
         Image.new("L", (4, 4)).save(tmp_path / "digits" / f"{index}.png")
-    with pytest.raises(ValueError, match="--calibration_dir must have ten images or more, better hundreds, got 9"):
+    with pytest.raises(
+        ValueError, match="--calibration_dir must have at least ten images, preferably hundreds, got 9"
+    ):
         load_images(tmp_path, None, 300)
-    with pytest.raises(ValueError, match="--max_calibration_samples must be ten or more, better hundreds, got 4"):
+    with pytest.raises(ValueError, match="--max_calibration_samples must be at least ten, preferably hundreds, got 4"):
         load_images(tmp_path, None, 4)
     Image.new("L", (4, 4)).save(tmp_path / "last.png")
     assert load_images(tmp_path, lambda image: image.size, 300) == [(4, 4)] * 10

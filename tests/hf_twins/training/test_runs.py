@@ -317,12 +317,12 @@ def test_damage_of_each_file_of_a_checkpoint_is_named_and_the_one_before_taken(k
             )
         assert file.name in (find_damage(whole) or "no damage") or file.name == "checksums.json"
         with pytest.raises(
-            ValueError, match=r"^--resume_from_checkpoint must be 'latest' or a whole checkpoint, got "
+            ValueError, match=r"^--resume_from_checkpoint must be 'latest' or a complete checkpoint, got "
         ):
             find_checkpoint(str(whole), tmp_path, prefix)
         caplog.clear()
         assert find_checkpoint("latest", tmp_path, prefix) == older
-        assert f"{whole} is not whole, and is left out: " in caplog.text
+        assert f"{whole} is skipped, because it is not complete: " in caplog.text
         file.write_bytes(content)
     assert find_checkpoint(str(whole), tmp_path, prefix) == whole
 
@@ -412,7 +412,7 @@ def finished_run(folder: Path) -> Run:
 def test_folder_of_a_run_is_used_again_only_if_told(tmp_path):
     finished_run(tmp_path / "run")
     with pytest.raises(
-        ValueError, match=r"has the files of a run: resume it by --resume_from_checkpoint latest, replace"
+        ValueError, match=r"has the files of a run: resume it with --resume_from_checkpoint latest, replace"
     ):
         begin(tmp_path / "run")
     with pytest.raises(ValueError, match="contradict each other"):
@@ -437,9 +437,7 @@ def test_folder_of_a_run_is_used_again_only_if_told(tmp_path):
 @pytest.mark.parametrize("options", [{}, {"overwrite_output_dir": True}, {"resume_from_checkpoint": "latest"}])
 def test_files_that_no_run_has_named_are_refused(name, options, tmp_path):
     (tmp_path / name).mkdir() if "." not in name else (tmp_path / name).write_text("mine")
-    with pytest.raises(
-        ValueError, match=rf"{name}, which no run has named as its own in run.json: move what is to be"
-    ):
+    with pytest.raises(ValueError, match=rf"{name}, which no run lists as its own in run.json: move what you want to"):
         begin(tmp_path, **options)
     assert (tmp_path / name).exists()
 
@@ -460,10 +458,10 @@ def test_other_run_is_not_resumed_and_nothing_is_written(tmp_path):
     identity = json.loads((tmp_path / "run" / "run.json").read_text())
     for place in (checkpoint, copied):
         with pytest.raises(
-            ValueError, match=rf"^{place} is of a run that differs in --seed 1, now 2\. Resume it with"
+            ValueError, match=rf"^{place} is from a run that differs in --seed 1, now 2\. Resume it with"
         ):
             begin(tmp_path / "new", place, resume_from_checkpoint=str(place), seed=2)
-    with pytest.raises(ValueError, match=r"run is of a run that differs in --seed 1, now 2\. Resume it with"):
+    with pytest.raises(ValueError, match=r"run is from a run that differs in --seed 1, now 2\. Resume it with"):
         begin(tmp_path / "run", None, resume_from_checkpoint="latest", seed=2)
     assert not (tmp_path / "new").exists()
     assert json.loads((tmp_path / "run" / "run.json").read_text()) == identity
@@ -538,7 +536,7 @@ def test_run_is_not_mixed_with_the_one_in_the_output_folder(tmp_path):
         (tmp_path / name).mkdir()
     begin(tmp_path / "b", seed=2)
     before = (tmp_path / "b" / "run.json").read_bytes()
-    with pytest.raises(ValueError, match=r"b is of a run that differs in --seed 2, now 1\."):
+    with pytest.raises(ValueError, match=r"b is from a run that differs in --seed 2, now 1\."):
         begin(tmp_path / "b", checkpoint, resume_from_checkpoint=str(checkpoint))
     assert (tmp_path / "b" / "run.json").read_bytes() == before
     # Into an empty folder, and into that of the same run when it was longer.
@@ -553,7 +551,7 @@ def test_run_of_another_script_is_named_as_such(tmp_path, monkeypatch):
 
     finished_run(tmp_path / "run")
     monkeypatch.setitem(globals(), "Options", OtherOptions)
-    with pytest.raises(ValueError, match=r"step_2 is of a run of another script: resume it with that one, or"):
+    with pytest.raises(ValueError, match=r"step_2 is from a run of another script: resume it with that one, or"):
         begin(tmp_path / "run", tmp_path / "run" / "step_2", resume_from_checkpoint="latest", seed=2)
 
 
@@ -582,7 +580,7 @@ def test_model_alone_is_not_resumed(tmp_path):
     (checkpoint / "trainer_state.json").write_text("{}")
     write_checksums(checkpoint)
     for resumed in ("latest", str(checkpoint)):
-        with pytest.raises(ValueError, match=rf"^{checkpoint} has the model alone, without its optimizer and sched"):
+        with pytest.raises(ValueError, match=rf"^{checkpoint} has only the model, without its optimizer and sched"):
             find_checkpoint(resumed, tmp_path, "checkpoint-")
     (checkpoint / "rng_state_0.pth").write_text("numbers")
     assert find_checkpoint("latest", tmp_path, "checkpoint-") == checkpoint
@@ -600,7 +598,7 @@ def test_files_of_other_scripts_are_somebodys_own(tmp_path):
     # What is going to be written is refused.
     (tmp_path / "run" / "curves.png").write_text("mine")
     (tmp_path / "run" / "run.json").unlink()
-    with pytest.raises(ValueError, match=r"has curves\.png, which no run has named as its own"):
+    with pytest.raises(ValueError, match=r"has curves\.png, which no run lists as its own"):
         check_output_dir(tmp_path / "run", resumes=False, overwrites=True, files=files_of([Options()]))
 
 
@@ -627,7 +625,7 @@ def test_record_of_a_run_that_is_resumed_is_rebuilt_from_its_checkpoints(content
     expected = read_run(run.output_dir)
     record = run.output_dir / "run.json"
     record.unlink() if content is None else record.write_text(content)
-    with pytest.raises(ValueError, match=r"resume_from_checkpoint writes it anew|no run has named as its own"):
+    with pytest.raises(ValueError, match=r"resume_from_checkpoint rebuilds it from|no run lists as its own"):
         begin(run.output_dir)
     with pytest.raises(ValueError, match=r"run that differs in --seed 1, now 2\."):
         begin(run.output_dir, run.output_dir / "step_10", resume_from_checkpoint="latest", seed=2)
@@ -642,10 +640,10 @@ def test_output_that_cannot_be_a_folder_is_a_sentence(kind, tmp_path):
     path.write_text("mine") if kind == "a file" else path.symlink_to(tmp_path / "nowhere")
     for folder in (path, path / "below"):
         with pytest.raises(
-            ValueError, match=rf"^--output_dir must be a folder, or a new one, and {path} is {kind}: give"
+            ValueError, match=rf"^--output_dir must be an existing or new folder, but {path} is {kind}: give"
         ):
             begin(folder)
-        with pytest.raises(ValueError, match=rf"and {path} is {kind}: give another\.$"), exclusive_folder(folder):
+        with pytest.raises(ValueError, match=rf"but {path} is {kind}: give another\.$"), exclusive_folder(folder):
             pass
 
 

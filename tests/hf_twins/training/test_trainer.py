@@ -170,6 +170,6 @@ def test_best_checkpoint_that_is_not_there_is_a_sentence(change, tmp_path):
     if change == "of another run":
         write_run(tmp_path / "x", seed=2)
     with pytest.raises(
-        ValueError, match=rf"^{checkpoint} needs the best checkpoint of its run, checkpoint-2, which is"
+        ValueError, match=rf"^{checkpoint} needs the best checkpoint of its run, checkpoint-2, but there is"
     ):
         best_checkpoint(checkpoint, tmp_path / "z")

@@ -57,7 +57,7 @@ def test_arrays_are_bytes_or_fractions_or_refused(array, dtype, message, caplog)
         assert len(without_corrupt_images(split, "train")) == 2
         expected = np.rint(255 * PIXELS) if dtype == "float32" else np.floor(255 * PIXELS)
         assert np.array_equal(preparation(example)["pixel_values"], expected)
-        assert ("2 images of train have fractions for pixels" in caplog.text) == (dtype == "float32")
+        assert ("2 images of train have fractional pixel values" in caplog.text) == (dtype == "float32")
         return
     with pytest.raises(ValueError, match=f"Image 1 of train cannot be used: An array must have whole .*{message}"):
         without_corrupt_images(split, "train")
@@ -129,7 +129,10 @@ NOT_TRAINABLE = {
     "within": ({"size": {"max_height": 64, "max_width": 64}}, "a size of height and width"),
     "padded crop": ({"size": {"shortest_edge": 200}}, "a crop_size that is not above its size, .*200.*224"),
     "bytes": ({"do_rescale": False, "do_normalize": False}, "must have do_rescale or do_normalize"),
-    "resample": ({"resample": 4}, r"a resample of 0 \(nearest\), 2 \(bilinear\), 3 \(bicubic\)"),
+    "resample": (
+        {"resample": 4},
+        r"resample must be one that torchvision has, 0 \(nearest\), 2 \(bilinear\), 3 \(bicubic\)",
+    ),
 }
 
 
@@ -189,7 +192,7 @@ def test_share_out_of_its_range_is_named(name, value):
 
 
 def test_noise_of_erasing_needs_normalized_pixels():
-    with pytest.raises(ValueError, match="--random_erasing fills in noise as of normalized pixels"):
+    with pytest.raises(ValueError, match="--random_erasing fills in noise for normalized pixels"):
         training_transform(ClassificationRecipe(random_erasing=0.1), TwinsImageProcessor(do_normalize=False))
 
 
@@ -206,6 +209,6 @@ def test_other_size_scales_what_the_processor_does():
     assert (adapted.crop_size.height, adapted.crop_size.width) == (60, 60)
     assert (adapted.size.height, adapted.size.width) == (120, 120)
     with pytest.raises(
-        ValueError, match="--image_size is the side of the crop, and the image processor does not crop"
+        ValueError, match="--image_size is the side of the crop, but the image processor does not crop"
     ):
         adapt_processor(TwinsImageProcessor(do_center_crop=False), 64, 3)

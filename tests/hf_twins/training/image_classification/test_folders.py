@@ -96,10 +96,10 @@ def test_test_data_is_never_trained_on(streaming, tmp_path, caplog):
     assert Counter(trained) == {"train-00000-of-00002.png": 10, "train-00001-of-00002.png": 10}
     (folder / "VAL[1].parquet").unlink()
     assert Counter(paths(load(folder)["validation"])) == {"test-00000-of-00001.png": 6}
-    assert "to evaluate on are those of test" in caplog.text
+    assert "Evaluating on the test images of" in caplog.text
     for file in folder.glob("train*"):
         file.unlink()
-    with pytest.raises(ValueError, match="must hold images to train on, got those of test alone, as its names say"):
+    with pytest.raises(ValueError, match="must hold training images, got only images of test, going by its names"):
         load(folder)
     assert len(evaluated(folder)) == 6
 
@@ -120,7 +120,7 @@ def test_images_to_evaluate_on_are_not_trained_on(tmp_path, caplog):
     with pytest.raises(ValueError, match="--validation_dir must not be in --train_dir"):
         load(tmp_path, validation_dir=str(tmp_path / "link"))
     load(tmp_path / "val", validation_dir=str(tmp_path / "val"))
-    assert f"The images to evaluate on are those to train on, all of {tmp_path}/val." in caplog.messages
+    assert f"The evaluation images are the training images, all of {tmp_path}/val." in caplog.messages
     # The splits of one folder lie beside each other.
     write(tmp_path / "split", *(f"{name}/1.png" for name in ("train/cat", "train/dog", "val/cat", "val/dog")))
     splits = load(tmp_path / "split", validation_dir=str(tmp_path / "split" / "val"))
@@ -132,14 +132,14 @@ def test_label_whose_images_all_are_broken_is_named(tmp_path, caplog):
     (tmp_path / "cow").mkdir()
     (tmp_path / "cow" / "3.png").write_text("no picture")
     load(tmp_path, validation_dir=str(tmp_path))
-    assert "1 labels have no image to learn them from: cow." in caplog.messages
+    assert "1 labels have no training images: cow." in caplog.messages
 
 
 def test_what_is_beside_tables_is_named(tmp_path, caplog):
     write(write_table(tmp_path / "0.parquet", 8), "cat/1.png")
     (tmp_path / "1.tar").touch()
     assert len(load_folder(str(tmp_path))) == 8
-    assert f"The .parquet files of {tmp_path} are read, and not what is beside them: cat, 1.tar." in caplog.text
+    assert f"Only the .parquet files of {tmp_path} are read, not what is beside them: cat, 1.tar." in caplog.text
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -151,7 +151,9 @@ def test_tar_that_was_cut_between_two_images_is_refused(streaming, tmp_path):
     with tarfile.open(tmp_path / "a.tar") as archive:
         start = archive.getmembers()[1].offset
     (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:start])
-    with pytest.raises(ValueError, match=rf"a\.tar is broken: it is cut or damaged at byte {start}, after 1 members"):
+    with pytest.raises(
+        ValueError, match=rf"a\.tar is broken: it is truncated or damaged at byte {start}, after 1 members"
+    ):
         load_folder(str(tmp_path), streaming)
 
 
@@ -255,7 +257,7 @@ def test_metadata_keeps_its_meaning(kind, streaming, tmp_path, caplog):
         ("file_name,kind\nx\\1.png,a\n", "got none that is there, such as x/1.png, and 1.png is not named"),
         ("file_name,kind\n", "must name images by their paths below its folder, got none that is there, and 1.png"),
         ("file_name,kind\n1.png,a\n./1.png,b\n", "must have one row for each image, got different ones for 1.png"),
-        (b"file_name,kind\n1.png,caf\xe9\n", "must be text in UTF-8: save it so"),
+        (b"file_name,kind\n1.png,caf\xe9\n", "must be UTF-8 text: save it as such"),
     ],
 )
 def test_metadata_that_cannot_be_meant_is_refused(text, message, tmp_path):
@@ -314,16 +316,16 @@ def test_rows_of_parquet_are_the_split_that_they_say(streaming, tmp_path):
 def test_images_of_tables_and_links_to_evaluate_on_are_named(tmp_path, caplog):
     tables = write_table(tmp_path / "tables" / "0.parquet", 40)
     load(tables, validation_dir=str(tables))
-    assert f"The images to evaluate on are those to train on, all of {tables}." in caplog.messages
+    assert f"The evaluation images are the training images, all of {tables}." in caplog.messages
     write(tmp_path / "data", *(f"{label}/{index}.png" for label in ("cat", "dog") for index in range(3)))
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "cat").symlink_to(tmp_path / "data" / "cat")
     (tmp_path / "links" / "0.parquet").symlink_to(tables / "0.parquet")
     load(tables, validation_dir=str(tmp_path / "links"))
-    assert f"Images to evaluate on are among those to train on, those of {tables}/0.parquet." in caplog.messages
+    assert f"Some evaluation images are training images, too, those of {tables}/0.parquet." in caplog.messages
     (tmp_path / "links" / "0.parquet").unlink()
     load(tmp_path / "data", validation_dir=str(tmp_path / "links"))
-    assert f"Images to evaluate on are among those to train on, those of {tmp_path}/data/cat." in caplog.messages
+    assert f"Some evaluation images are training images, too, those of {tmp_path}/data/cat." in caplog.messages
 
 
 def test_unlabeled_test_images_are_left_out_and_others_held_out(tmp_path, caplog):
@@ -331,7 +333,7 @@ def test_unlabeled_test_images_are_left_out_and_others_held_out(tmp_path, caplog
     (tmp_path / "val").mkdir()
     splits = load(tmp_path)
     assert sum(map(len, splits.values())) == 16
-    assert f"Left out of {tmp_path}, as without folders of labels: test, val." in caplog.messages
+    assert f"Left out of {tmp_path} because they have no label folders: test, val." in caplog.messages
 
 
 @pytest.mark.parametrize(
@@ -390,7 +392,7 @@ def test_splits_of_a_data_set_are_those_that_their_names_say(tmp_path, caplog):
     (tmp_path / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n")
     splits = load_hub_splits(str(tmp_path))
     assert {name: len(split) for name, split in splits.items()} == {"train": 4, "validation": 6}
-    assert "to evaluate on are those of its split dev" in caplog.text
+    assert "Evaluating on the dev split of" in caplog.text
 
 
 LAYOUTS = {

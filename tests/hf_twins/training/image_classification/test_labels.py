@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Labels are those that the data set says, by name or by number, and an image without one is left out by name."""
+"""Labels are those that the dataset says, by name or by number, and an image without one is left out by name."""
 
 import io
 from pathlib import Path
@@ -76,7 +76,7 @@ def test_column_is_found_or_asked_for(kind):
         assert only_column(features, "label", (ClassLabel, Value)) == expected
         return
     with pytest.raises(
-        ValueError, match=r"Which column is the label\? Say --label_column_name, one of picture, "
+        ValueError, match=r"Which column is the label\? Set --label_column_name to one of picture, "
     ) as error:
         only_column(features, "label", (ClassLabel, Value))
     assert all(name in str(error.value) for name in columns)
@@ -85,7 +85,7 @@ def test_column_is_found_or_asked_for(kind):
 def test_image_of_one_type_is_not_taken_because_there_are_two_of_another():
     features = Features({"before": Image(), "after": Image(), "pixels": Array3D((2, 2, 3), "uint8")})
     with pytest.raises(
-        ValueError, match=r"Which column is the image\? Say --image_column_name, one of before, after, pixels"
+        ValueError, match=r"Which column is the image\? Set --image_column_name to one of before, after, pixels"
     ):
         only_column(features, "image", (Image, Array3D))
 
@@ -118,7 +118,7 @@ def test_image_without_a_label_is_left_out_and_named(kind, caplog):
         (
             [-1, -1],
             ClassLabel(names=["a", "b"]),
-            "No image of train has a label: say another --label_column_name, or another",
+            "No image of train has a label: give another --label_column_name, or another",
         ),
         ([None, None], Value("string"), "No image of train has a label"),
         ([None, None], Value("null"), "No image of train has a label"),
@@ -234,7 +234,7 @@ def test_names_of_a_file_belong_to_the_labels_of_their_name_or_number(kind, tmp_
         (
             ["cat", "dog"],
             "cat\ndog\ncow\n",
-            "must have the names of the data set's labels, got 3 for 2: no image has cow",
+            "must have the names of the dataset's labels, got 3 for 2: no image has cow",
         ),
         (["0", "1"], "a\nb\nc\n", "got 3 for 2: no image has c"),
         (["1", "2"], "a\nb\n", "a name for every label, counted from 0, got 2 names, and in train the labels 2"),

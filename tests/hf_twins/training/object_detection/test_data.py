@@ -245,14 +245,17 @@ def edited(folder: Path, **lists) -> str:
 IMAGE = {"id": 0, "file_name": "0.png", "height": 64, "width": 64}
 CATEGORY = {"id": 3, "name": "digit"}
 REFUSED = {
-    "image ids": ({"images": [IMAGE, IMAGE | {"file_name": "1.png"}]}, "several images of the same id, got 0: number"),
+    "image ids": (
+        {"images": [IMAGE, IMAGE | {"file_name": "1.png"}]},
+        "several images of the same id, got 0: renumber",
+    ),
     "file names": ({"images": [IMAGE, IMAGE | {"id": 1}]}, "several images of the same file_name, got 0.png"),
     "same name": (
         {"images": [IMAGE, IMAGE | {"id": 1, "file_name": ".//0.png"}]},
         "several images of the same file_name, got 0.png",
     ),
     "annotation ids": ({"annotations": 2 * [{"id": 5}]}, "several annotations of the same id, got 5"),
-    "number as annotation": ({"annotations": [5]}, "an object in braces for each of its annotations, got 5"),
+    "number as annotation": ({"annotations": [5]}, "a JSON object for each of its annotations, got 5"),
     "category ids": ({"categories": [CATEGORY, CATEGORY | {"name": "x"}]}, "several categories of the same id, got 3"),
     "category names": (
         {"categories": [CATEGORY, CATEGORY | {"id": 4}]},
@@ -265,10 +268,10 @@ REFUSED = {
     ),
     "category without a name": ({"categories": [CATEGORY | {"name": None}]}, "a name for each category"),
     "list as image id": ({"images": [IMAGE | {"id": [0]}]}, "a number as id and a file_name for each image"),
-    "width of text": ({"images": [IMAGE | {"width": "64"}]}, "pixels as width and height of each image"),
-    "no height": ({"images": [IMAGE | {"height": 0}]}, "pixels as width and height"),
-    "half a pixel": ({"images": [IMAGE | {"height": 64.5}]}, "pixels as width and height"),
-    "huge image": ({"images": [IMAGE | {"height": 10**6, "width": 10**6}]}, "pixels as width and height"),
+    "width of text": ({"images": [IMAGE | {"width": "64"}]}, "each image's width and height in pixels"),
+    "no height": ({"images": [IMAGE | {"height": 0}]}, "width and height in pixels"),
+    "half a pixel": ({"images": [IMAGE | {"height": 64.5}]}, "width and height in pixels"),
+    "huge image": ({"images": [IMAGE | {"height": 10**6, "width": 10**6}]}, "width and height in pixels"),
     "null as name": ({"images": [IMAGE | {"file_name": None}]}, "a file_name for each image"),
     "parent folder": (
         {"images": [IMAGE | {"file_name": "../private.png"}]},
@@ -295,7 +298,7 @@ def test_files_that_cannot_be_used_as_a_whole_are_refused(lists, message, tmp_pa
 
 def test_deep_json_is_refused(tmp_path):
     (tmp_path / "deep.json").write_text(100_000 * "[")
-    with pytest.raises(ValueError, match=r"deep.json must be a JSON file as COCO's: "):
+    with pytest.raises(ValueError, match=r"deep.json must be a JSON file in COCO's format: "):
         load_coco(str(tmp_path), str(tmp_path / "deep.json"))
 
 
@@ -382,10 +385,10 @@ def test_images_in_both_splits_are_said(tmp_path, caplog):
         DataArguments(**arguments, validation_dir=str(other), validation_annotations=str(other / "annotations.json")),
         0,
     )
-    assert "to train on" not in caplog.text
+    assert "are training images" not in caplog.text
     arguments |= {"validation_dir": str(train), "validation_annotations": str(train / "annotations.json")}
     load_splits(DataArguments(**arguments), 0)
-    assert "3 of 3 images to evaluate on are images to train on, too: 0.png, 1.png, 2.png" in caplog.text
+    assert "3 of 3 evaluation images are training images, too: 0.png, 1.png, 2.png" in caplog.text
 
 
 def test_missing_area_and_crowd_are_those_of_the_box_and_a_single_object(tmp_path):

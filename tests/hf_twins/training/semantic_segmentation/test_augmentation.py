@@ -85,7 +85,7 @@ def test_processor_that_cannot_be_trained_with_is_refused():
     for fields, message in (
         ({"do_resize": False}, "must have do_resize=True"),
         ({"do_rescale": False, "do_normalize": False}, "must have do_rescale or do_normalize"),
-        ({"resample": 1}, "must have a resample of 0"),
+        ({"resample": 1}, "resample must be one that torchvision has, 0"),
     ):
         with pytest.raises(ValueError, match=message):
             training_transform(SegmentationRecipe(), processor_of(**fields))

@@ -146,7 +146,7 @@ def test_turned_tiff_is_refused_by_name(tmp_path, caplog):
         Image.new("RGB", (6, 4)).save(tmp_path / "images" / f"{name}.tif", tiffinfo={274: number})
     pairs, _ = load(tmp_path)
     assert len(pairs["train"]) == 2
-    assert "b.tif is a TIFF with an orientation, which cannot be read as it is stored" in caplog.text
+    assert "b.tif is a TIFF with an orientation, which cannot be read as stored" in caplog.text
 
 
 UNUSABLE_NUMBERS = {
@@ -281,11 +281,11 @@ def test_images_in_both_splits_are_said(tmp_path, caplog):
         write_pair(tmp_path / "train", name, mask_of(0, 1))
     write_pair(tmp_path / "other", "d", mask_of(0, 1))
     load(tmp_path / "train", validation_dir=str(tmp_path / "other"))
-    assert "to train on" not in caplog.text
+    assert "are training images" not in caplog.text
     for part in ("images", "annotations"):
         (tmp_path / "other" / part / "c.png").symlink_to(tmp_path / "train" / part / "c.png")
     load(tmp_path / "train", validation_dir=str(tmp_path / "other"))
-    assert "1 of 2 images to evaluate on are images to train on, too: c.png" in caplog.text
+    assert "1 of 2 evaluation images are training images, too: c.png" in caplog.text
 
 
 # Pillow warns of the sizes that it does not refuse yet.
@@ -309,7 +309,7 @@ def test_pixels_are_those_of_the_one_reader(tmp_path, caplog):
     for name, image in (("deep", deep), ("clear", clear), ("plain", Image.new("RGB", (6, 4)))):
         write_pair(tmp_path, name, mask_of(0, 1), image)
     pairs, _ = load(tmp_path)
-    assert "1 images of train have more than 8 bits a pixel" in caplog.text
+    assert "1 images of train have more than 8 bits per pixel" in caplog.text
     assert "1 images of train are transparent" in caplog.text
     seen = [
         int(255 * Preparation(lambda *both: both, False)(pair, 0)["pixel_values"].float().mean() / 255)
