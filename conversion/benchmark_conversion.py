@@ -11,13 +11,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Time and memory of converting a checkpoint of each size and format.
+"""Benchmark the time and memory of converting a checkpoint of each size and format.
 
     python conversion/benchmark_conversion.py
 
-Memory is what the process used at its peak above what it uses when everything is imported, as a multiple of the
-checkpoint's size; pages of files that are mapped into memory count. It needs Linux, which says how much memory a process
-takes.
+Memory is the peak of the process above its use after all imports, as a multiple of the
+checkpoint's size; pages of memory-mapped files count. It needs Linux, which reports a process's
+memory.
 """
 
 import json
@@ -83,14 +83,14 @@ def measure(file: Path, output: Path) -> dict[str, float]:
 def main() -> None:
     parser = ArgumentParser()
     parser.add_argument(
-        "--variants", nargs="+", default=list(TWINS_VARIANTS), choices=TWINS_VARIANTS, help="what is converted"
+        "--variants", nargs="+", default=list(TWINS_VARIANTS), choices=TWINS_VARIANTS, help="variants to convert"
     )
     parser.add_argument(
         "--toolboxes",
         nargs="+",
         default=["official", "mmseg"],
         choices=sorted({each.toolbox for each in FORMATS} - {"timm"}),
-        help="whose checkpoints: a classifier, or of mmseg UperNet",
+        help="source toolboxes: a classifier, or UperNet for mmseg",
     )
     args = parser.parse_args()
     print(f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads, torch {torch.__version__}\n")

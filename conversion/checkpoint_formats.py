@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The formats in which Twins checkpoints exist, as tables: what tells one, its names and ours, what its models compute.
+"""Tables of the formats of Twins checkpoints: how to recognize one, its names and those of hf_twins, its settings.
 
 Sources: https://github.com/Meituan-AutoML/Twins (`gvt.py`, `segmentation/gvt.py`), timm's `twins.py`, mmpretrain's
 `backbones/twins.py`, mmsegmentation's `backbones/twins.py`, `necks/fpn.py`, `decode_heads/{uper,fpn,fcn}_head.py`.
@@ -55,7 +55,7 @@ from hf_twins.checkpoints import (
 def with_names(
     rows: Iterable[NameRow], theirs: Mapping[str, str] | None = None, ours: str = "twins."
 ) -> list[NameRow]:
-    """The rows with other names of theirs (regular expressions and what replaces them), and other models of ours."""
+    """The rows with the format's names replaced (by regular expressions), and another prefix of hf_twins' names."""
     renamed = []
     for their_name, *our_names in rows:
         for pattern, replacement in (theirs or {}).items():
@@ -133,14 +133,14 @@ class CheckpointFormat:
     """One format.
 
     Args:
-        name: as it is told to people.
-        toolbox: what reads it: "official", "timm", "mmpretrain" or "mmseg".
-        marks: beginnings of names that each of its checkpoints has, and none of another format.
-        rows: names of theirs and ours.
-        model_class: what its checkpoints become; None for classifiers and what they are trained on top of, which their
+        name: name to display.
+        toolbox: toolbox that reads it: "official", "timm", "mmpretrain" or "mmseg".
+        marks: name prefixes that all of its checkpoints have, and none of another format.
+        rows: its names and those of hf_twins.
+        model_class: class of the converted models; None for classifiers and backbones, which their
             weights tell apart.
-        config: fields of the `TwinsConfig` that are the format's.
-        unused: beginnings of names that its checkpoints may hold and its models never use.
+        config: fields of the `TwinsConfig` that the format determines.
+        unused: name prefixes that its checkpoints may hold and its models never use.
         wrapped: whether the weights are under "state_dict", beside "meta".
     """
 
@@ -241,11 +241,11 @@ class Conversion:
     """A checkpoint and the model it became.
 
     Args:
-        source_format: what the checkpoint was.
+        source_format: format of the checkpoint.
         source_weights: its weights, under its names.
-        model: the same weights in a model of ours, in evaluation mode; they share memory.
-        variant: the published architecture it is, if it is one.
-        unused: names of its weights that the format's models never use, and ours has not.
+        model: hf_twins model of the same weights, in evaluation mode; they share memory.
+        variant: its architecture, if it is a published one.
+        unused: names of its weights that the format's models never use, and `model` lacks.
     """
 
     source_format: CheckpointFormat
@@ -264,13 +264,13 @@ def convert_checkpoint(
     """Turn the weights of a checkpoint of any format into a model.
 
     Args:
-        weights: by their names in the checkpoint.
-        meta: what OpenMMLab's toolboxes save beside the weights; the names of the classes are read from it.
-        timm_config: fields of a `TwinsConfig` read from timm's `config.json`, for a checkpoint of timm's.
-        allow_mixed_types: whether the weights may be of several floating-point types; all of them become the widest.
+        weights: weights by their names in the checkpoint.
+        meta: metadata saved by OpenMMLab's toolboxes; the names of the classes are read from it.
+        timm_config: fields of a `TwinsConfig` read from timm's `config.json`, for a timm checkpoint.
+        allow_mixed_types: whether weights may have several floating-point types; all become the widest one.
 
     Raises:
-        ValueError: if the weights are not of a Twins model, some are missing, unknown, repeated, of the wrong shape or
+        ValueError: if the weights are not a Twins model's, some are missing, unknown, repeated, of the wrong shape or
             type, or not finite. The message names them.
     """
     source_format = detect_format(weights, is_timm=timm_config is not None)
@@ -306,7 +306,7 @@ WITHOUT_HEAD = (TwinsModel, TwinsBackbone)
 def in_one_type(weights: Mapping[str, torch.Tensor], allow_mixed_types: bool) -> Mapping[str, torch.Tensor]:
     """The weights, all of the same floating-point type, which loses nothing."""
     if not allow_mixed_types:
-        check_one_type(weights, "say by --dtype in which they are to be written")
+        check_one_type(weights, "set --dtype to the type to write them in")
         return weights
     dtypes = {weight.dtype for name, weight in weights.items() if not name.endswith(BATCH_COUNTER)}
     widest = functools.reduce(torch.promote_types, dtypes)
@@ -314,10 +314,10 @@ def in_one_type(weights: Mapping[str, torch.Tensor], allow_mixed_types: bool) ->
 
 
 def detect_format(names: Iterable[str], is_timm: bool = False) -> CheckpointFormat:
-    """The format that has the names.
+    """The format that uses these names.
 
     Raises:
-        ValueError: if none has.
+        ValueError: if there is none.
     """
     names = list(names)
     for source_format in FORMATS:
@@ -331,10 +331,10 @@ def detect_format(names: Iterable[str], is_timm: bool = False) -> CheckpointForm
 
 
 def class_names(num_labels: int, meta: Mapping[str, Any]) -> list[str] | None:
-    """The names that the checkpoint has, or that so many labels have: ImageNet-1k's, ADE20K's.
+    """The checkpoint's label names, or, going by their number, ImageNet-1k's or ADE20K's.
 
     Raises:
-        ValueError: if the checkpoint has something else in place of names, or names of other labels.
+        ValueError: if the checkpoint has something other than names, or not one for each label.
     """
     if (saved := saved_class_names(meta)) is not None:
         key, names = saved
@@ -343,15 +343,15 @@ def class_names(num_labels: int, meta: Mapping[str, Any]) -> list[str] | None:
 
 
 def saved_class_names(meta: Mapping[str, Any]) -> tuple[str, Any] | None:
-    """What the checkpoint has for names, and where.
+    """The checkpoint's label names, and their key.
 
     Raises:
-        ValueError: if it may have some in an object that was not read.
+        ValueError: if they may be in an object that was not read.
     """
     dataset = meta.get("dataset_meta")
     if isinstance(dataset, StandIn):
         raise ValueError(
-            f"The checkpoint has {dataset.name} for its dataset_meta: save it as a plain dictionary, or take it out."
+            f"The checkpoint's dataset_meta is of type {dataset.name}: save it as a plain dictionary, or remove it."
         )
     fields = [(meta, "CLASSES")]
     if isinstance(dataset, Mapping):
@@ -368,7 +368,7 @@ def ade20k_class_names() -> list[str]:
 
 
 def ordered_names(names: Any, key: str, num_labels: int) -> list[str] | None:
-    """Names in the order of their numbers, which a dictionary has for keys or for values."""
+    """Names in the order of their numbers, which a dictionary has as keys or values."""
     if num_labels == 0:
         # Without a head, the names are those of what the model was trained on.
         return None
@@ -380,17 +380,17 @@ def ordered_names(names: Any, key: str, num_labels: int) -> list[str] | None:
         names = [by_number.get(str(number)) for number in range(len(pairs))]
         if None in names:
             raise ValueError(
-                f"The checkpoint's {key} must number its names from 0 on, got {listed(list(by_number))}: mend it, or take it out."
+                f"The checkpoint's {key} must number its names from 0 on, got {listed(list(by_number))}: fix it, or remove it."
             )
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise ValueError(
             f"The checkpoint's {key} must be a list of names, got {names.name if isinstance(names, StandIn) else type(names).__name__}: "
-            "mend it, or take it out."
+            "fix it, or remove it."
         )
     if len(names) != num_labels:
         raise ValueError(
-            f"The checkpoint's {key} must have a name for each of the {num_labels} classes of its head, got {len(names)}: mend "
-            "it, or take it out."
+            f"The checkpoint's {key} must have a name for each of the {num_labels} classes of its head, got {len(names)}: fix "
+            "it, or remove it."
         )
     return list(names)
 
@@ -431,10 +431,10 @@ def height(weights: Mapping[str, torch.Tensor], name: str, default: int | None =
 def build_model(
     model_class: type[PreTrainedModel], config: PreTrainedConfig, weights: Mapping[str, torch.Tensor]
 ) -> PreTrainedModel:
-    """A model that holds these very tensors.
+    """A model of these tensors, without copies.
 
     Raises:
-        ValueError: if there are weights too few or too many, or of the wrong shape.
+        ValueError: if weights are missing, unexpected or of the wrong shape.
     """
     with torch.device("meta"):
         model = model_class(config).eval()
@@ -445,7 +445,7 @@ def build_model(
     if missing := [name for name in expected if name not in weights]:
         raise ValueError(f"The checkpoint lacks the weights of {listed(missing)}.")
     if unexpected := [name for name in weights if name not in expected]:
-        raise ValueError(f"The checkpoint has weights that its model has not: {listed(unexpected)}.")
+        raise ValueError(f"The checkpoint has weights that its model lacks: {listed(unexpected)}.")
     for name, weight in weights.items():
         if weight.shape != expected[name].shape:
             raise ValueError(
@@ -461,7 +461,7 @@ def image_processor(conversion: Conversion, preprocessing: Mapping[str, Any] | N
 
     Args:
         conversion: the converted model.
-        preprocessing: fields of a classifier's image processor, where the checkpoint says them.
+        preprocessing: fields of a classifier's image processor, if the checkpoint has them.
     """
     if isinstance(conversion.model, UperNetForSemanticSegmentation | TwinsForSemanticSegmentation):
         # mmsegmentation's own list has a blank behind a name.
@@ -481,11 +481,11 @@ def revert_model(model: PreTrainedModel, toolbox: str) -> tuple[CheckpointFormat
     """The weights of a model under the names of a toolbox.
 
     Args:
-        model: of the classes in `FORMATS`, or a classifier or its parts.
+        model: one of a class in `FORMATS`, or a classifier or its parts.
         toolbox: "official", "timm", "mmpretrain" or "mmseg".
 
     Returns:
-        The format, the weights, and the names of weights of the model that the format has no place for: a classifier's
+        The format, the weights, and the names of the model's weights that the format lacks: a classifier's
         head in mmsegmentation, where it becomes a backbone.
 
     Raises:
@@ -500,7 +500,7 @@ def revert_model(model: PreTrainedModel, toolbox: str) -> tuple[CheckpointFormat
     config: Any = getattr(model.config, "backbone_config", model.config)
     if config.use_stage_norm and not any("norm_list." in theirs for theirs, *_ in target.rows):
         raise ValueError(
-            f"{target.name} has no models with use_stage_norm=True: {type(model).__name__} cannot become one."
+            f"{target.name} has no models with use_stage_norm=True: {type(model).__name__} cannot be converted."
         )
     prefix = "twins." if isinstance(model, WITHOUT_HEAD) else ""
     weights = {f"{prefix}{name}": weight for name, weight in model.state_dict().items()}

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Where checkpoints come from: a file, a folder, an address, a name in the table of published ones, a repository of timm's."""
+"""Sources of checkpoints: a file, a folder, a URL, the name of a published checkpoint, or a timm repository."""
 
 import json
 import re
@@ -42,23 +42,23 @@ from hf_twins.checkpoints.timm import timm_label_names, unread_timm_fields
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint, read.
+    """A loaded checkpoint.
 
     Args:
-        origin: what was read: an address, without secrets that it may hold; id and commit of a repository; the name of a
-            file, after that of its folder if the folder was named.
-        file: where its weights lie on this machine.
-        sha256: of that file.
-        weights: by their names.
-        meta: what OpenMMLab's toolboxes save beside the weights.
-        left_out: names of what has no place in the model: what is among the weights, as those of a loss, and fields of timm's
+        origin: the source: a URL, without any secrets; id and commit of a repository; or the name of a
+            file, after that of its folder if the folder was given.
+        file: local path of its weights.
+        sha256: SHA-256 of that file.
+        weights: weights by name.
+        meta: metadata saved by OpenMMLab's toolboxes.
+        left_out: names of what the model has no place for: extra weights, such as those of a loss, and fields of timm's
             `config.json`.
-        repo_id: id of the repository on the Hub that it was read from.
+        repo_id: id of the Hub repository that it was read from.
         timm_config: fields of a `TwinsConfig`, from timm's `config.json`.
-        preprocessing: fields of an image processor, from there too.
-        license: what timm's `config.json` says.
-        has_label_names: whether it names its labels itself.
-        published: its entry in the table of published checkpoints, whose hash it has.
+        preprocessing: fields of an image processor, also from there.
+        license: license in timm's `config.json`.
+        has_label_names: whether it has label names.
+        published: entry of the published checkpoint with the same hash.
     """
 
     origin: str
@@ -79,12 +79,12 @@ def open_checkpoint(source: str, sha256: str | None = None, averaged: bool = Fal
     """Find, fetch, check and read a checkpoint; no code in it is run.
 
     Args:
-        source: path of a file or a folder, URL, name of a published checkpoint, or id of a repository of timm's.
-        sha256: what the file's SHA-256 must be or begin with. Those of published checkpoints are known.
-        averaged: whether to take the averaged weights (EMA) where the file holds them beside those of the last step.
+        source: path of a file or a folder, URL, name of a published checkpoint, or id of a timm repository.
+        sha256: expected SHA-256 of the file, or its beginning. Those of published checkpoints are known.
+        averaged: whether to use averaged weights (EMA) if the file holds them beside those of the last step.
 
     Raises:
-        ValueError: if there is no such source, its hash is another, or it is no file of weights.
+        ValueError: if there is no such source, its hash differs, or it is not a weights file.
         OSError: if it cannot be fetched or read.
     """
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{8,64}", sha256):
@@ -100,7 +100,7 @@ def open_checkpoint(source: str, sha256: str | None = None, averaged: bool = Fal
     else:
         if not Path(source).is_dir() and not can_be_repository(source):
             raise ValueError(
-                f"{source} must be a file, a folder, a URL, a repository as timm/twins_svt_small.in1k, or one of "
+                f"{source} must be a file, a folder, a URL, a repository such as timm/twins_svt_small.in1k, or one of "
                 f"{', '.join(published_checkpoints())}."
             )
         try:
@@ -149,7 +149,7 @@ def open_checkpoint(source: str, sha256: str | None = None, averaged: bool = Fal
 
 
 def find_published(source: str) -> dict[str, Any] | None:
-    """The table's entry of a name, or of a file or an address that is called as the published one is."""
+    """The published checkpoint of a name, or of a file or URL with the file name of one."""
     file_name = Path(public_address(source).partition("?")[0] if is_address(source) else source).name
     for name, entry in published_checkpoints().items():
         if source == name or file_name == Path(urlsplit(entry["url"]).path).name:
@@ -169,7 +169,7 @@ def find_in_folder_or_repository(source: str, commit: str | None) -> Path:
     file = find_original_checkpoint(source, **({"revision": commit} if commit else {}))
     if file is None:
         raise ValueError(
-            f"{source} must have timm's {CONFIG_NAME} and weights, or be a folder with one file of weights and no {CONFIG_NAME}."
+            f"{source} must have timm's {CONFIG_NAME} and weights, or be a folder with one weights file and no {CONFIG_NAME}."
         )
     return file
 
@@ -182,5 +182,5 @@ def read_config(source: str) -> tuple[dict[str, Any] | None, str | None]:
 
 
 def one_line(error: Exception) -> str:
-    """What an error says; the Hub's client and transformers say it in several lines, or not at all."""
+    """An error's message on one line; the Hub's client and transformers may use several, or none."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -11,13 +11,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Convert a Twins model of ours to what timm, the authors' code, mmpretrain or mmsegmentation loads.
+"""Convert an hf_twins model to the format of timm, the authors' code, mmpretrain or mmsegmentation.
 
     python conversion/convert_hf_to_timm.py DIR_OR_ID --to timm --output_dir twins_svt_small.mine
     python conversion/convert_hf_to_timm.py DIR_OR_ID --to mmseg --output upernet.pth
 
 timm gets a folder, for `timm.create_model("local-dir:twins_svt_small.mine")`; the others get one `.pth` file. Nothing is
-written unless the other architecture computes what the model does with the same weights.
+written unless the other architecture computes the same as the model with the same weights.
 """
 
 import json
@@ -73,18 +73,18 @@ TIMM_ORIGIN = ("tag", "license", "description", "origin_url", "paper_name", "pap
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; exit with a sentence and a status other than 0 if it was not done."""
+    """Run the command line; exit with a message and a nonzero status on failure."""
     parser = ArgumentParser()
     parser.add_argument("model", help="a folder that save_pretrained wrote, or a repository on the Hub")
     parser.add_argument(
-        "--to", required=True, choices=["timm", "official", "mmpretrain", "mmseg"], help="what is to load the result"
+        "--to", required=True, choices=["timm", "official", "mmpretrain", "mmseg"], help="target toolbox"
     )
     parser.add_argument(
         *("--output_dir", "--output"),
         dest="output",
         required=True,
         type=Path,
-        help="folder to write (timm), or .pth file (the others)",
+        help="output folder (timm), or .pth file (the others)",
     )
     args = parser.parse_args(arguments)
     try:
@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def convert(name: str, toolbox: str, output: Path) -> None:
-    """Convert one model, and print what was done."""
+    """Convert one model, and print a summary."""
     if output.exists():
         raise ValueError(f"{output} exists: remove it, or give another --output_dir.")
     # In the data type of the checkpoint.
@@ -104,7 +104,7 @@ def convert(name: str, toolbox: str, output: Path) -> None:
     target, weights, left_out = revert_model(model, toolbox)
     settings = different_settings(backbone_config(model), target)
     if "qkv_bias" in settings:
-        raise ValueError(f"{target.name} has no models with {settings['qkv_bias']}: {name} cannot become one.")
+        raise ValueError(f"{target.name} has no models with {settings['qkv_bias']}: {name} cannot be converted.")
     preprocessing = timm_preprocessing(name, model, target) if toolbox == "timm" else None
     left_out += unkept_fields(name, model, target, "head.weight" in weights)
     differences = verify(model, target, weights)
@@ -113,9 +113,7 @@ def convert(name: str, toolbox: str, output: Path) -> None:
     print(f"left out  {', '.join(left_out) or 'nothing'}")
     print(f"verified  {', '.join(f'{key} {difference:.1e}' for key, difference in differences.items())}")
     if different := [text for key, text in settings.items() if key in PADDING_SETTINGS]:
-        print(
-            f"note      where an image is no whole number of windows and patches, results differ: {', '.join(different)}"
-        )
+        print(f"note      results differ for images with partial windows or patches: {', '.join(different)}")
     if preprocessing is not None:
         with new_output(output) as folder:
             write_timm(folder, model, weights, preprocessing)
@@ -127,7 +125,7 @@ def convert(name: str, toolbox: str, output: Path) -> None:
 
 
 def unkept_fields(name: str, model: PreTrainedModel, target: CheckpointFormat, has_head: bool) -> list[str]:
-    """What of a model's configuration, its labels and its image processor has no place in the other toolbox."""
+    """Parts of a model's configuration, labels and image processor that the other toolbox lacks."""
     known = KNOWN_FIELDS | target.config.keys() | HEAD_FIELDS.get(type(model).__name__, set())
     is_timm = target.toolbox == "timm"
     if is_timm:
@@ -166,7 +164,7 @@ def has_image_processor(name: str) -> bool:
 def write_timm(
     folder: Path, model: PreTrainedModel, weights: dict[str, torch.Tensor], preprocessing: dict[str, Any]
 ) -> None:
-    """timm's own way of saving, of a model of timm's."""
+    """Save a timm model in timm's own way."""
     config = backbone_config(model)
     arguments = {theirs: getattr(config, ours) for theirs, ours in TIMM_ARGUMENTS.items()}
     arguments["wss"] = [config.window_size] * len(config.depths) if config.window_size else None
@@ -191,16 +189,14 @@ def write_timm(
     check_written(folder / "model.safetensors", weights)
     written = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))["pretrained_cfg"]
     if preprocessing != {key: written.get(key) for key in preprocessing}:
-        raise ValueError(
-            f"{folder / CONFIG_NAME} does not say the preprocessing that was to be written, {preprocessing}."
-        )
+        raise ValueError(f"{folder / CONFIG_NAME} does not have the preprocessing that it should, {preprocessing}.")
 
 
 def timm_preprocessing(name: str, model: PreTrainedModel, target: CheckpointFormat) -> dict[str, Any]:
     """The evaluation transforms of the model's image processor in timm's terms, verified; without one, timm's own.
 
     Raises:
-        ValueError: if timm does not know such transforms, or pads such images otherwise than the model does.
+        ValueError: if timm lacks such transforms, or pads such images differently from the model.
     """
     config = backbone_config(model)
     try:
@@ -218,26 +214,26 @@ def timm_preprocessing(name: str, model: PreTrainedModel, target: CheckpointForm
     different = [text for key, text in different_settings(config, target).items() if key in PADDING_SETTINGS]
     if different and (height % side or width % side):
         raise ValueError(
-            f"{name} has {', '.join(different)}, which shows in its images of {height} x {width}: only multiples of {side} are "
-            "a whole number of windows and patches in every stage. Save it with an image processor of such a size, or give "
-            "its config.json the other value, measure its accuracy again, because it computes something else then, and "
+            f"{name} has {', '.join(different)}, which affects its images of {height} x {width}: only multiples of {side} are "
+            "a whole number of windows and patches in every stage. Save it with an image processor of such a size, or set "
+            "the other value in its config.json, evaluate its accuracy again, because its outputs change, and "
             "convert that."
         )
     return preprocessing
 
 
 def check_image_size(name: str, config: TwinsConfig, height: int, width: int) -> None:
-    """Raise a ValueError if timm builds no such model for images of this size."""
+    """Raise a ValueError if timm cannot build the model for images of this size."""
     multiple = config.patch_size * 2 ** (len(config.depths) - 1)
     if height % multiple or width % multiple:
         raise ValueError(
-            f"timm would give {name} images of {height} x {width}, and takes multiples of {multiple} alone: save it with an "
+            f"timm would give {name} images of {height} x {width}, but takes only multiples of {multiple}: save it with an "
             "image processor of such a size."
         )
 
 
 def write_file(output: Path, content: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
-    """Write a file of PyTorch's, whole or not at all."""
+    """Write a PyTorch file, complete or not at all."""
     with new_output(output, is_folder=False) as partial:
         try:
             torch.save(content, partial)
@@ -250,7 +246,7 @@ def write_file(output: Path, content: dict[str, Any], weights: dict[str, torch.T
 def check_written(file: Path, weights: dict[str, torch.Tensor]) -> None:
     reloaded = read_weights(file)
     if reloaded.keys() != weights.keys() or not all(torch.equal(reloaded[key], weights[key]) for key in weights):
-        raise ValueError(f"{file} does not read as it was written.")
+        raise ValueError(f"{file} differs from what was written.")
 
 
 if __name__ == "__main__":

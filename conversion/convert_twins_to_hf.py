@@ -18,8 +18,8 @@
     python conversion/convert_twins_to_hf.py twins-svt-small-upernet-ade20k --output_dir upernet --push_to_hub --repo_id ORG/NAME
     python conversion/convert_twins_to_hf.py --all --output_dir converted --org ORG
 
-The format, the architecture, the labels and how the source pads are read from its files. Nothing is written unless the
-converted model computes what the source's own architecture does with the same weights.
+The format, architecture, labels and padding are read from the source's files. Nothing is written unless the
+converted model computes the same as the source's own architecture with the same weights.
 """
 
 import argparse
@@ -54,7 +54,7 @@ REPORT_NAME = "conversion.json"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; exit with a sentence and a status other than 0 if anything asked for was not done."""
+    """Run the command line; exit with a message and a nonzero status if anything failed."""
     args = parse_arguments(arguments)
     try:
         if args.all:
@@ -73,7 +73,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "source",
         nargs="?",
-        help="a file, folder, URL, repository of timm's, or name in the table of published checkpoints",
+        help="a file, folder, URL, timm repository, or the name of a published checkpoint",
     )
     parser.add_argument("--all", action="store_true", help="convert every published checkpoint")
     parser.add_argument(
@@ -81,37 +81,33 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--output",
         dest="output",
         type=Path,
-        help="folder to write; of the folders to write, with --all",
+        help="output folder; with --all, the parent of the output folders",
     )
-    parser.add_argument("--variant", choices=TWINS_VARIANTS, help="fail if the checkpoint is of another")
-    parser.add_argument("--sha256", help="what the source's SHA-256 must be, or begin with: 8 digits or more")
-    parser.add_argument(
-        "--averaged", action="store_true", help="take the averaged weights (EMA) that are beside others"
-    )
+    parser.add_argument("--variant", choices=TWINS_VARIANTS, help="fail if the checkpoint is not this variant")
+    parser.add_argument("--sha256", help="expected SHA-256 of the source, or at least its first 8 digits")
+    parser.add_argument("--averaged", action="store_true", help="use averaged weights (EMA) saved beside others")
     parser.add_argument(
         "--dtype",
         choices=["float32", "float16", "bfloat16"],
-        help="of the weights that are written; the source's by default",
+        help="dtype of the written weights; the source's by default",
     )
-    parser.add_argument("--shard_size", default="5GB", help="largest size of a file of weights")
-    parser.add_argument("--dry_run", action="store_true", help="convert and verify, write nothing")
-    parser.add_argument(
-        "--push_to_hub", action="store_true", help="publish as --repo_id; your token is the Hub client's"
-    )
+    parser.add_argument("--shard_size", default="5GB", help="maximum size of a weights file")
+    parser.add_argument("--dry_run", action="store_true", help="convert and verify, but write nothing")
+    parser.add_argument("--push_to_hub", action="store_true", help="publish as --repo_id, with the Hub client's token")
     parser.add_argument("--repo_id", help="ORG/NAME of the repository to publish as")
     parser.add_argument("--org", help="publish everything that --all converts as ORG/...")
     parser.add_argument(
-        "--private", action="store_true", help="create a private repository; one that exists must be private"
+        "--private", action="store_true", help="create a private repository; an existing one must be private"
     )
     parser.add_argument(
-        "--create_pr", action="store_true", help="open a pull request, in a repository that may be somebody else's"
+        "--create_pr", action="store_true", help="open a pull request, also in somebody else's repository"
     )
     parser.add_argument(
         "--replace_card",
         action="store_true",
-        help="replace a README.md that was written by hand, which is kept otherwise",
+        help="replace a hand-written README.md, which is otherwise kept",
     )
-    parser.add_argument("--revision", help="branch to publish to, made if there is none; main by default")
+    parser.add_argument("--revision", help="branch to publish to, created if missing; main by default")
     parser.add_argument("--with_remote_code", action="store_true", help="add the code, for users without hf_twins")
     args = parser.parse_args(arguments)
     if args.all == (args.source is not None):
@@ -121,11 +117,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     if args.push_to_hub != (args.repo_id is not None):
         parser.error("--push_to_hub and --repo_id go together")
     if args.org is not None and not args.all:
-        parser.error("--org goes with --all; one repository is named by --repo_id")
+        parser.error("--org is for --all; for one repository, use --repo_id")
     if args.all and (args.push_to_hub or args.sha256 or args.variant):
-        parser.error("--all takes neither --push_to_hub (but --org), nor --sha256, nor --variant")
+        parser.error("--all cannot be used with --push_to_hub (use --org), --sha256 or --variant")
     if args.create_pr and (args.private or args.revision is not None):
-        parser.error("--create_pr goes neither with --private nor with --revision")
+        parser.error("--create_pr cannot be used with --private or --revision")
     if args.dry_run and (args.push_to_hub or args.org):
         parser.error("--dry_run publishes nothing")
     try:
@@ -137,14 +133,14 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         parser.error(f"{'--org' if args.org is not None else '--repo_id'}: {one_line(error)}")
     # As git has it for branches.
     if args.revision is not None and not re.fullmatch(r"(?!.*(\.\.|//))[\w.][\w./+=-]*(?<![./])", args.revision):
-        parser.error(f"--revision must be the name of a branch, as v1.0 or my-branch, got {args.revision!r}")
+        parser.error(f"--revision must be the name of a branch, such as v1.0 or my-branch, got {args.revision!r}")
     return args
 
 
 def convert(source: str, output: Path | None, args: argparse.Namespace) -> Path | None:
-    """Convert one checkpoint, print what was done, and return the folder written.
+    """Convert one checkpoint, print a summary, and return the output folder.
 
-    To be published, a folder that this very conversion has left is as good as a new one: publishing may have failed.
+    To publish, an existing folder of the same conversion is used: an earlier attempt to publish may have failed.
     """
     existing = output if output is not None and output.exists() and not is_empty_folder(output) else None
     if existing is not None and not (args.push_to_hub and (existing / REPORT_NAME).is_file()):
@@ -154,9 +150,9 @@ def convert(source: str, output: Path | None, args: argparse.Namespace) -> Path 
         check_report(existing)
         if read_report(existing)["made_of"] != made_of(checkpoint, args):
             raise ValueError(
-                f"{existing} exists, made of something else or with other options: remove it, or give another --output_dir."
+                f"{existing} exists, from another source or with other options: remove it, or give another --output_dir."
             )
-        print(f"is there  {existing}")
+        print(f"exists    {existing}")
         return existing
     conversion = convert_checkpoint(
         checkpoint.weights, checkpoint.meta, checkpoint.timm_config, allow_mixed_types=args.dtype is not None
@@ -168,7 +164,7 @@ def convert(source: str, output: Path | None, args: argparse.Namespace) -> Path 
         )
     if args.with_remote_code and not has_remote_code(conversion):
         raise ValueError(
-            "--with_remote_code does not work for UperNet: transformers loads the code of a model, but not of its backbone."
+            "--with_remote_code does not work for UperNet: transformers loads the code of a model, but not its backbone's."
         )
     differences = verify(conversion.model, conversion.source_format, conversion.source_weights)
     print_summary(conversion, checkpoint, differences)
@@ -189,7 +185,7 @@ def is_empty_folder(path: Path) -> bool:
 
 
 def made_of(checkpoint: Checkpoint, args: argparse.Namespace) -> dict[str, Any]:
-    """What decides what is in the folder that is written."""
+    """Everything that determines the output folder."""
     options = ("averaged", "dtype", "shard_size", "with_remote_code")
     return {"source_sha256": checkpoint.sha256} | {name: getattr(args, name) for name in options}
 
@@ -239,7 +235,7 @@ def write(
 
     Raises:
         OSError: if it cannot be written.
-        ValueError: if what is read is not what was written.
+        ValueError: if it reads back differently.
     """
     model = conversion.model
     processor = image_processor(conversion, checkpoint.preprocessing)
@@ -270,15 +266,15 @@ def check_written(folder: Path, conversion: Conversion, processor: TwinsImagePro
     reloaded = model.state_dict()
     different = [name for name in expected if name not in reloaded or not torch.equal(reloaded[name], expected[name])]
     if different or AutoImageProcessor.from_pretrained(folder).to_dict() != processor.to_dict():
-        raise ValueError(f"{folder} does not read as it was written, in {', '.join(different) or 'the processor'}.")
+        raise ValueError(f"{folder} differs from what was written, in {', '.join(different) or 'the processor'}.")
 
 
 def open_hub(args: argparse.Namespace) -> HfApi:
     """The Hub's client.
 
     Raises:
-        ValueError: if nobody is logged in: now, not when all the work is done.
-        OSError: if it does not answer.
+        ValueError: if nobody is logged in, before any work is done.
+        OSError: if the Hub does not answer.
     """
     api = HfApi()
     try:
@@ -287,17 +283,17 @@ def open_hub(args: argparse.Namespace) -> HfApi:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if isinstance(error, LocalTokenNotFoundError) or status in (401, 403):
             raise ValueError(
-                "The Hub does not know you: log in with `hf auth login`, or set HF_TOKEN to a token that may write "
+                "You are not logged in to the Hub: run `hf auth login`, or set HF_TOKEN to a token that may write "
                 f"({one_line(error)})."
             ) from error
         raise OSError(
-            f"The Hub does not answer, nothing was converted: try again later ({one_line(error)})."
+            f"The Hub does not answer, so nothing was converted: try again later ({one_line(error)})."
         ) from error
     return api
 
 
 def push(api: HfApi, folder: Path, repo_id: str, args: argparse.Namespace) -> None:
-    """Publish a folder that was converted, as it was verified."""
+    """Publish a converted folder, exactly as verified."""
     check_report(folder)
     try:
         commit = publish_folder(
@@ -320,7 +316,7 @@ def read_report(folder: Path) -> dict[str, Any]:
 
 
 def check_report(folder: Path) -> None:
-    """Raise a ValueError if the folder is not what was verified."""
+    """Raise a ValueError if the folder changed since it was verified."""
     report_file = folder / REPORT_NAME
     if not report_file.is_file():
         raise ValueError(f"{folder} has no {REPORT_NAME}: it was not converted by this program.")
@@ -334,10 +330,10 @@ def check_report(folder: Path) -> None:
 
 
 def convert_all(args: argparse.Namespace) -> None:
-    """Convert and publish every published checkpoint, going on after what fails, and skipping what is done.
+    """Convert and publish every published checkpoint, continuing after failures, and skipping finished ones.
 
     Raises:
-        ValueError: if anything failed, at the end.
+        ValueError: at the end, if anything failed.
     """
     api = open_hub(args) if args.org else None
     results: dict[str, str] = {}
@@ -347,7 +343,7 @@ def convert_all(args: argparse.Namespace) -> None:
         try:
             if output is not None and (output / REPORT_NAME).is_file():
                 check_report(output)
-                results[name] = "was converted already"
+                results[name] = "already converted"
             else:
                 convert(name, output, one_of_all(args, name))
                 results[name] = "converted and verified"
@@ -362,11 +358,11 @@ def convert_all(args: argparse.Namespace) -> None:
         print(f"{name:45} {result}")
     failed = sum(result.startswith("FAILED") for result in results.values())
     if failed:
-        raise ValueError(f"{failed} of {len(results)} failed; run the same command again for these alone.")
+        raise ValueError(f"{failed} of {len(results)} failed; run the same command again to retry them.")
 
 
 def one_of_all(args: argparse.Namespace, name: str) -> argparse.Namespace:
-    """UperNet cannot have remote code: with --all, it is left out there."""
+    """The arguments for one checkpoint of --all: UperNet cannot have remote code."""
     with_remote_code = args.with_remote_code and "-upernet-" not in name
     return argparse.Namespace(**vars(args) | {"with_remote_code": with_remote_code})
 

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Files at addresses, kept on this machine; each time, the address is asked whether it has another file by now."""
+"""Downloads of files, cached on this machine; each time, the server is asked whether the file has changed."""
 
 import hashlib
 import json
@@ -46,16 +46,16 @@ TEMPORARY_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 
 
 class UnreachableError(Exception):
-    """A server does not answer, or not now."""
+    """A server does not answer, or is unavailable."""
 
 
 @dataclass(frozen=True)
 class KeptFile:
-    """A file that an address had.
+    """A cached file of a URL.
 
     Args:
-        path: where it is kept.
-        record: `file` and `sha256`, when it was `fetched`, and what the server tells versions by, `etag` and `last_modified`.
+        path: path in the cache.
+        record: `file` and `sha256`, when it was `fetched`, and the server's version of it, `etag` and `last_modified`.
     """
 
     path: Path
@@ -67,11 +67,11 @@ def is_address(source: str) -> bool:
 
 
 def public_address(address: str) -> str:
-    """An address without what may be secret in it: user name and password, fragment, and all but a few parameters."""
+    """A URL without possible secrets: user name and password, fragment, and all but a few parameters."""
     try:
         parts = urlsplit(address)
     except ValueError as error:
-        raise ValueError(f"The address cannot be read: {error}.") from error
+        raise ValueError(f"The URL is not valid: {error}.") from error
     path = re.sub(r";[^/]*", ";...", parts.path)
     parameters = []
     for parameter in parts.query.split("&") if parts.query else []:
@@ -85,19 +85,19 @@ def public_address(address: str) -> str:
 
 
 def download(address: str, sha256: str | None) -> Path:
-    """The file that an address has now, complete, in PyTorch's folder of checkpoints (`TORCH_HOME`).
+    """Download the current file of a URL, completely, to PyTorch's checkpoint folder (`TORCH_HOME`).
 
-    A file that is kept is fetched again if the server has another one, by its ETag or the time of its last change. It is not
-    asked for if it has the hash that is required. If the server does not answer, the file that is kept is used, and that is
+    A cached file is fetched again if the server has another one, by its ETag or modification time. The server is not
+    asked if the file has the required hash. If the server does not answer, the cached file is used, and a note is
     printed.
 
     Args:
-        address: with http or https; a user name and a password in it are sent to the server.
-        sha256: what the file's SHA-256 must begin with, in lower case; None if it is not known.
+        address: http or https URL; a user name and password in it are sent to the server.
+        sha256: beginning of the expected SHA-256, in lower case; None if it is not known.
 
     Raises:
         ValueError: if the file has another hash.
-        OSError: if it cannot be fetched or kept.
+        OSError: if it cannot be fetched or saved.
     """
     shown = public_address(address)
     folder = cache_folder(address)
@@ -110,11 +110,9 @@ def download(address: str, sha256: str | None) -> Path:
         if kept is None:
             raise OSError(f"{shown} cannot be fetched: {error}.") from error
         if sha256 is not None:
-            raise OSError(
-                f"{shown} cannot be fetched, and the file that is kept has another hash: {error}."
-            ) from error
+            raise OSError(f"{shown} cannot be fetched, and the cached file has another hash: {error}.") from error
         print(
-            f"note      {shown} cannot be asked for changes ({error}): this is the file that it had on "
+            f"note      {shown} cannot be checked for changes ({error}): using the file downloaded on "
             f"{kept.record['fetched']}, with the SHA-256 {kept.record['sha256']}"
         )
         return kept.path
@@ -149,7 +147,7 @@ def fetch(address: str, folder: Path, kept: KeptFile | None, sha256: str | None)
 
 
 def keep(response: Any, name: str, folder: Path, shown: str, sha256: str | None) -> Path:
-    """Write the body of a response into a folder named by its hash, and then what the address has; drop what it had."""
+    """Write a response's body to a folder named by its hash, then the URL's record; remove the previous file."""
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(f"{PARTIAL}*"):
         # By a killed process.
@@ -173,7 +171,7 @@ def keep(response: Any, name: str, folder: Path, shown: str, sha256: str | None)
         found = digest.hexdigest()
         if sha256 is not None and not found.startswith(sha256):
             raise ValueError(
-                f'{shown} is not the file it must be, or came in damaged: its SHA-256 is {found}, expected "{sha256}".'
+                f'{shown} is the wrong file, or was damaged on the way: its SHA-256 is {found}, expected "{sha256}".'
             )
         path = folder / found / name
         # Another process may have fetched the same.
@@ -194,12 +192,12 @@ def keep(response: Any, name: str, folder: Path, shown: str, sha256: str | None)
 
 
 def forget(path: Path) -> None:
-    """Remove a file that `download` has returned: what cannot be read is not to be taken for complete the next time."""
+    """Remove an unreadable file that `download` returned, so that it is not used the next time."""
     remove(path.parent)
 
 
 def read_kept(folder: Path) -> KeptFile | None:
-    """The file that an address had; None if there is none, or it was damaged since."""
+    """The cached file of a URL; None if there is none, or it was damaged since."""
     try:
         record = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
         path = folder / record["sha256"] / record["file"]
@@ -211,12 +209,12 @@ def read_kept(folder: Path) -> KeptFile | None:
 
 
 def cache_folder(address: str) -> Path:
-    """The folder for what an address has, named by a hash: the address may be too long, or hold a token or a password."""
+    """The cache folder of a URL, named by a hash: the URL may be too long, or hold a token or a password."""
     return Path(torch.hub.get_dir(), "checkpoints", hashlib.sha256(address.encode()).hexdigest())
 
 
 def file_name(address: str, response: Any) -> str:
-    """What the server calls the file, or the end of the address, or of the one that it leads to."""
+    """The server's name for the file, or the end of the URL, or of its redirect."""
     header = Message()
     header["Content-Disposition"] = response.headers.get("Content-Disposition", "")
     names = [header.get_filename() or "", urlsplit(address).path, urlsplit(str(response.url)).path]

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The model card of a converted checkpoint: where it comes from, what was checked, how it is used."""
+"""The model card of a converted checkpoint: its origin, verification and use."""
 
 from collections.abc import Mapping
 
@@ -37,9 +37,9 @@ SECTIONS = """{install}
 | parameters | {num_parameters:,} |
 | largest relative difference to the source | {difference:.1e} |
 
-The weights are the source's, renamed. Before they were written, the model was run on images of noise, beside the source's
-own architecture with the source's own weights; the differences above are of every stage's feature map and of the logits,
-in float32. Its configuration keeps what the source computes: `window_padding="{window_padding}"`,
+The weights are the source's, renamed. Before they were written, the model was compared on noise with the source's
+own architecture and weights; the difference above is the largest over every stage's feature map and the outputs,
+in float32. Its configuration matches the source: `window_padding="{window_padding}"`,
 `patch_padding={patch_padding}`, `layer_norm_eps={layer_norm_eps}`.
 
 {results}
@@ -66,8 +66,8 @@ def model_card(
         conversion: what was converted.
         checkpoint: what it was converted from.
         differences: what `verify` found.
-        repo_id: the name it is loaded by in the card's example.
-        remote_code: whether the code is beside the weights.
+        repo_id: Hub id in the card's example.
+        remote_code: whether the repository includes the code.
     """
     model = conversion.model
     config = backbone_config(model)
@@ -81,11 +81,11 @@ def model_card(
         cards.usage_code(type(model).__name__, repo_id, remote_code),
         SECTIONS.format(
             install=(
-                "The code is in this repository and runs with `trust_remote_code=True`: read it, and let `revision` be "
-                "the hash of the commit that you have read. With `pip install hf_twins` and `import hf_twins`, that "
+                "The code is in this repository and runs with `trust_remote_code=True`: read it and set `revision` to "
+                "the hash of the commit that you read. With `pip install hf_twins` and `import hf_twins`, that "
                 "package's code is used instead."
                 if remote_code
-                else "It needs the package hf_twins: `pip install hf_twins`."
+                else "It needs the hf_twins package: `pip install hf_twins`."
             ),
             origin=source_text(checkpoint),
             sha256=checkpoint.sha256,
@@ -101,7 +101,7 @@ def model_card(
 
 
 def source_text(checkpoint: Checkpoint) -> str:
-    """What was read and, of a file with the hash of a published one, where that is published."""
+    """The source and, if its hash is that of a published file, the URL of that file."""
     url = (checkpoint.published or {}).get("url", checkpoint.origin)
     return checkpoint.origin if url == checkpoint.origin else f"{checkpoint.origin}, published as {url}"
 
@@ -129,7 +129,7 @@ def card_data(conversion: Conversion, checkpoint: Checkpoint, name: str) -> Mode
 
 
 def published_results(conversion: Conversion, checkpoint: Checkpoint) -> list[EvalResult]:
-    """What others measured, for the card's model-index."""
+    """Published results, for the card's model-index."""
     published = checkpoint.published or {}
     publisher, url = "OpenMMLab", published.get("url")
     if conversion.variant and checkpoint.repo_id == f"timm/{conversion.variant.replace('-', '_')}.in1k":

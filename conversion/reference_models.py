@@ -11,10 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a checkpoint's own architecture computes, run on the checkpoint's own weights under its own names.
+"""Runs a checkpoint's own architecture on the checkpoint's own weights under its own names.
 
-This is what conversions are verified against, so it shares nothing with hf_twins: timm's models for the authors' and
-timm's classifiers, and for the other formats the architectures written out as functions of the weights, after the sources
+Conversions are verified against it, so it shares no code with hf_twins: timm's models for the authors' and
+timm's classifiers, and for the other formats the architectures as functions of the weights, after the sources
 named in `checkpoint_formats.py`.
 """
 
@@ -33,7 +33,7 @@ Weights = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Names:
-    """What the formats call the parts of a backbone."""
+    """A format's names for the parts of a backbone."""
 
     blocks: str
     patch_embedding: str
@@ -56,17 +56,17 @@ MMSEG_NAMES = Names(
 def reference_outputs(
     toolbox: str, weights: Weights, config: TwinsConfig, image: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """What the source's architecture makes of images.
+    """Run the source's architecture on images.
 
     Args:
         toolbox: "official", "timm", "mmpretrain" or "mmseg".
-        weights: the checkpoint's, under its names.
-        config: of the model or backbone that the checkpoint became: numbers of heads and layers, paddings, epsilons.
+        weights: weights of the checkpoint, under its names.
+        config: configuration of the converted model or backbone: numbers of heads and layers, paddings, epsilons.
         image: `(batch_size, num_channels, height, width)`.
 
     Returns:
         "stage1", "stage2", ...: the map of each stage, `(batch_size, channels, height / stride, width / stride)`;
-        and what comes of the last: "pooled", `(batch_size, channels)`, where there is a final layer norm and no head;
+        and, from the last: "pooled", `(batch_size, channels)`, where there is a final layer norm and no head;
         "logits", `(batch_size, num_labels)`, of a classifier; "logits", `(batch_size, num_labels, height / 4, width /
         4)`, and "auxiliary_logits", `(batch_size, num_labels, height / 16, width / 16)`, of segmentation heads.
     """
@@ -114,7 +114,7 @@ def timm_outputs(weights: Weights, config: TwinsConfig, image: torch.Tensor) -> 
 
 
 class Module:
-    """Some of the weights, by the rest of their names, and what layers with such weights compute."""
+    """Weights under a common prefix, by the rest of their names, and the layers that use them."""
 
     def __init__(self, weights: Weights, prefix: str = ""):
         self.weights = weights

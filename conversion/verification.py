@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The proof that a converted model computes what its source does."""
+"""Verifies that a converted model computes the same as its source."""
 
 import copy
 import math
@@ -48,7 +48,7 @@ def verify(
 ) -> dict[str, float]:
     """Compare a model with the same weights in another toolbox's architecture, on images of noise.
 
-    One image makes whole windows and patches everywhere. Another does not, so that padding shows; it is left out where
+    One image is a whole number of windows and patches in all stages. Another is not, to test padding; it is skipped if
     the two are known to pad differently, see `different_settings`.
 
     Args:
@@ -60,7 +60,7 @@ def verify(
         The largest difference of each output, relative to the output's largest value, in float32.
 
     Raises:
-        ValueError: if one is more than 1e-5.
+        ValueError: if one exceeds 1e-5.
     """
     config = copy.deepcopy(backbone_config(model))
     settings = different_settings(config, source_format)
@@ -86,7 +86,7 @@ def verify(
     # Not "any is larger", which NaN is not.
     if not all(difference <= TOLERANCE for difference in differences.values()):
         raise ValueError(
-            f"The model does not compute what it does as {source_format.name}: the largest relative differences are "
+            f"The model's outputs differ from those of {source_format.name}: the largest relative differences are "
             f"{', '.join(f'{value:.1e} in {name}' for name, value in differences.items())}, more than {TOLERANCE:.0e}."
             f"{way_out(settings)}"
         )
@@ -100,12 +100,12 @@ def largest_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def whole_side(config: TwinsConfig) -> int:
-    """The side in pixels of the smallest square image that is a whole number of patches and windows in every stage."""
+    """The side in pixels of the smallest square image with a whole number of patches and windows in every stage."""
     return (config.window_size or 1) * config.patch_size * 2 ** (len(config.depths) - 1)
 
 
 def different_settings(config: TwinsConfig, source_format: CheckpointFormat) -> dict[str, str]:
-    """The settings in which a model computes otherwise than the format's models do, as text, by their names."""
+    """The settings in which a model differs from the format's models, as text, by their names."""
     return {
         name: f"{name}={getattr(config, name)} (there {value})"
         for name, value in source_format.config.items()
@@ -117,8 +117,8 @@ def way_out(settings: Mapping[str, str]) -> str:
     if not settings:
         return ""
     return (
-        f" The model has {', '.join(settings.values())}: give its config.json the other value, measure its accuracy again, "
-        "because it computes something else then, and convert that."
+        f" The model has {', '.join(settings.values())}: set the other value in its config.json, which changes its outputs, "
+        "evaluate its accuracy again, and convert that."
     )
 
 
@@ -126,14 +126,14 @@ def verify_preprocessing(processor: Any, pretrained_cfg: Mapping[str, Any]) -> f
     """Send image files through an image processor and through timm's evaluation transforms.
 
     Args:
-        processor: the image processor; where it has a backend that resizes with Pillow, as timm does, that is compared.
-        pretrained_cfg: what timm is told.
+        processor: the image processor; if it has a backend that resizes with Pillow, as timm does, that is compared.
+        pretrained_cfg: timm's settings.
 
     Returns:
-        The largest relative difference; None where there are no image files with so many channels.
+        The largest relative difference; None if image files cannot have so many channels.
 
     Raises:
-        ValueError: if it is more than 1e-5, or 1e-3 where torchvision resizes.
+        ValueError: if it exceeds 1e-5, or 1e-3 if torchvision resizes.
     """
     num_channels, height, width = pretrained_cfg["input_size"]
     if num_channels not in MODES:
@@ -165,7 +165,7 @@ def verify_preprocessing(processor: Any, pretrained_cfg: Mapping[str, Any]) -> f
     tolerance = TOLERANCE if exact else TORCHVISION_TOLERANCE
     if not all(difference <= tolerance for difference in differences):
         raise ValueError(
-            f"The image processor, {type(processor).__name__}, does not compute what timm's transforms do with "
+            f"The image processor, {type(processor).__name__}, differs from timm's transforms with "
             f"{dict(pretrained_cfg)}: the relative difference is {max(differences):.1e}, more than {tolerance:.0e}. Save the "
             "model with a TwinsImageProcessor."
         )
@@ -184,7 +184,7 @@ def backbone_config(model: PreTrainedModel) -> TwinsConfig:
 
 
 def model_outputs(model: PreTrainedModel, image: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The outputs that `reference_outputs` may have."""
+    """The model's outputs under the names of `reference_outputs`."""
     if isinstance(model, UperNetForSemanticSegmentation):
         maps = model.backbone(image).feature_maps
         outputs = named_stages(maps) | {"logits": model.decode_head(maps)}

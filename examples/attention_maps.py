@@ -11,15 +11,15 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Figures of what a Twins model looks at: its attention, attention rollout and Grad-CAM, over the image.
+"""Draw what a Twins model looks at: attention, attention rollout and Grad-CAM over the image.
 
-Writes a figure for each stage. The image is shown as the model sees it; the weights are means over the
-heads. "Received" is the attention that all tokens pay, "from" that of the token under the cross, and rollout is the
-stage's own.
+Writes one figure per stage. The image is shown as the model sees it; attention is averaged over
+heads. "Received" is the attention from all tokens, "from" that from the token under the cross; rollout is
+computed within each stage.
 
     python examples/attention_maps.py --model_name_or_path outputs/quickstart --image picture.png --output_dir outputs/maps
-    ... --stages stage3 stage4 --layers 0 1     # of some stages, of other layers than the last of each kind
-    ... --query 0.3 0.7 --label "tabby"         # of another token, for another class
+    ... --stages stage3 stage4 --layers 0 1     # only these stages, and these layers of each
+    ... --query 0.3 0.7 --label "tabby"         # for another token and another class
 """
 
 from collections import Counter
@@ -52,27 +52,27 @@ from hf_twins._utils.labels import label_names
 @dataclass
 class AttentionMapsArguments:
     model_name_or_path: str = field(
-        metadata={"help": "A classifier or a Semantic FPN: a folder or Hub id, also of timm's, or the authors' file."}
+        metadata={"help": "Folder or Hub id of a classifier or Semantic FPN, also a timm model, or an authors' file."}
     )
-    image: str = field(metadata={"help": "The image to explain."})
-    output_dir: str = field(metadata={"help": "Where the figures are written, one for each stage."})
-    stages: list[str] | None = field(default=None, metadata={"help": "Such as stage3 stage4; all by default."})
+    image: str = field(metadata={"help": "Image to explain."})
+    output_dir: str = field(metadata={"help": "Output folder for the figures, one per stage."})
+    stages: list[str] | None = field(default=None, metadata={"help": "Stages, e.g. stage3 stage4; all by default."})
     layers: list[int] | None = field(
-        default=None, metadata={"help": "Layers of each stage, from 0; by default the last of each kind of attention."}
+        default=None, metadata={"help": "Layers of each stage, from 0; by default the last of each attention type."}
     )
     query: list[float] = field(
         default_factory=lambda: [0.5, 0.5],
-        metadata={"help": "Place of the token to look from: row and column, as parts of the image in [0, 1)."},
+        metadata={"help": "Position of the query token: row and column, as fractions of the image in [0, 1)."},
     )
     label: str | None = field(
-        default=None, metadata={"help": "Name or index of Grad-CAM's class; the predicted one by default."}
+        default=None, metadata={"help": "Name or index of the Grad-CAM class; by default the predicted one."}
     )
 
 
 def choose_layers(
     layers: list[LayerAttention], stage: str, chosen: list[int] | None
 ) -> tuple[list[LayerAttention], list[LayerAttention]]:
-    """All layers of a stage, and those to be shown."""
+    """All layers of a stage, and those to draw."""
     of_stage = [layer for layer in layers if layer.stage == stage]
     if chosen is None:
         last_of_kind = {layer.window_size is None: layer for layer in of_stage}
@@ -90,7 +90,7 @@ def choose_label(label: str | None, model: Any, pixel_values: torch.Tensor) -> i
     # Not by `label2id`, in which one of two labels of the same name is missing.
     found = [number for number, name in enumerate(label_names(model.config)) if name == label]
     if len(found) > 1:
-        raise ValueError(f"--label {label} is the name of the labels {' and '.join(map(str, found))}: give a number.")
+        raise ValueError(f"--label {label} names several labels, {' and '.join(map(str, found))}: give an index.")
     index = found[0] if found else int(label) if label.isdecimal() else -1
     if not 0 <= index < model.config.num_labels:
         raise ValueError(
@@ -102,7 +102,7 @@ def choose_label(label: str | None, model: Any, pixel_values: torch.Tensor) -> i
 def draw_map(
     axes: Axes, image: np.ndarray, values: torch.Tensor, stride: int, title: str, is_smooth: bool = False
 ) -> None:
-    """A map `(height, width)` over the image, each of its values over the `stride x stride` pixels that it is of.
+    """Draw a map `(height, width)` over the image, each value over the `stride x stride` pixels that it covers.
 
     `is_smooth` interpolates between the values, as is usual for Grad-CAM.
     """
@@ -130,7 +130,7 @@ def draw_image(axes: Axes, image: np.ndarray, title: str) -> None:
 
 
 def draw_windows(axes: Axes, image: np.ndarray, side: int) -> None:
-    """The borders of windows of `side` pixels."""
+    """Draw the borders of windows of `side` pixels."""
     for row in range(side, image.shape[0], side):
         axes.axhline(row - 0.5, color="white", linewidth=0.6)
     for column in range(side, image.shape[1], side):
@@ -147,7 +147,7 @@ def draw_stage(
     label: str,
     query: tuple[int, int],
 ) -> Figure:
-    """All maps of a stage: above, those of the whole image; below, those of one token."""
+    """Draw all maps of a stage: those of the whole image above, those of one token below."""
     stage, stride = of_stage[0].stage, of_stage[0].stride
     row, column = query
     panel_height = 2.6 * image.shape[0] / image.shape[1] + 0.4
@@ -167,7 +167,7 @@ def draw_stage(
             if layer.window_size is not None:
                 draw_windows(axes, image, layer.window_size * stride)
     rollout, rollout_of_query = attention_rollout(of_stage), attention_rollout(of_stage, query)
-    draw_map(grid[0, -1], image, rollout[0], stride, "rollout: of the mean")
+    draw_map(grid[0, -1], image, rollout[0], stride, "rollout: mean of all tokens")
     draw_map(grid[1, -1], image, rollout_of_query[0], stride, f"rollout: of token {row}, {column}")
     for axes in (grid[0, 0], *grid[1, 1:]):
         axes.plot((column + 0.5) * stride - 0.5, (row + 0.5) * stride - 0.5, "x", color="cyan", markeredgewidth=2)
@@ -182,12 +182,12 @@ def write_figures(arguments: AttentionMapsArguments) -> list[Path]:
     if type(model).__name__ not in ("TwinsForImageClassification", "TwinsForSemanticSegmentation"):
         raise ValueError(
             f"{arguments.model_name_or_path} holds a {type(model).__name__}, but a classifier or a Semantic FPN is needed: "
-            "name another model."
+            "pass another model."
         )
     stage_names = model.config.stage_names[1:]
     stages = arguments.stages or stage_names
     if not set(stages) <= set(stage_names):
-        raise ValueError(f"--stages must be some of {', '.join(stage_names)}, got {', '.join(stages)}.")
+        raise ValueError(f"--stages must be one or more of {', '.join(stage_names)}, got {', '.join(stages)}.")
     check_is_apart(arguments.output_dir, [arguments.image], is_recursive=False)
     applied: Counter[str] = Counter()
     image = read_image(arguments.image, applied=applied)

@@ -11,18 +11,18 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""How fast Twins is, beside timm's model of the same variant and beside other models: time, memory, and how they grow.
+"""Benchmark Twins against timm's model of the same variant and other models: time, memory and scaling.
 
     python examples/benchmark.py
     python examples/benchmark.py --mode training --dtypes float32 bfloat16 --batch_sizes 8 --json training.json
 
-Every contender runs in a process of its own, so that none warms another's caches, and they take turns, a few calls each, so
-that what else the machine does falls on all of them. What is compared is pairs of a turn; shown are medians, with the
-quartiles of the ratios. Exports of ONNX Runtime and OpenVINO are made once, and kept in Hugging Face's cache.
+Each contender runs in its own process, so that none warms another's caches, and they take turns, a few calls
+each, so that other load on the machine affects all. Ratios are taken within a turn; shown are medians, with the
+quartiles of the ratios. Exports for ONNX Runtime and OpenVINO are made once, and kept in Hugging Face's cache.
 timm's eager model, in the first of the dtypes, is 1.00; larger is faster. The contender
-`matmul` is the machine's ceiling: where it takes part, the others are shown as shares of its FLOP/s. With several image sizes,
-time is fitted as a power of the number of pixels: exponent 1 is linear. Memory is a process's, which Linux says, or what
-PyTorch took of a GPU.
+`matmul` is the machine's ceiling: if included, the others are shown as shares of its FLOP/s. With several image sizes,
+time is fitted as a power of the number of pixels: exponent 1 is linear. Memory is that of the process, as
+reported by Linux, or that allocated by PyTorch on a GPU.
 """
 
 import argparse
@@ -70,16 +70,16 @@ MATMUL_SHAPE = (4096, 1024, 1024)
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured.
+    """One measurement.
 
     Args:
         contender: one of `CONTENDERS`.
-        variant: of Twins, which a peer stands beside.
-        mode: a classifier's `inference`, the four feature maps of a backbone (`pyramid`), or a step of `training`.
-        dtype: of the weights in inference (int8: of the linear layers and their inputs), of autocast in training.
-        batch_size: images of a call.
+        variant: Twins variant, which peers are compared with.
+        mode: `inference` of a classifier, `pyramid` (the four feature maps of a backbone), or a `training` step.
+        dtype: dtype of weights in inference (int8: of linear layers and their inputs), of autocast in training.
+        batch_size: images per call.
         image_size: height and width in pixels.
-        checkpoints: whether training computes activations twice, to save memory.
+        checkpoints: whether training uses gradient checkpointing.
     """
 
     contender: str
@@ -97,25 +97,25 @@ class Case:
 
 
 def what_prevents(case: Case, device: str) -> str | None:
-    """Why a contender cannot do something, if it cannot."""
+    """Why a contender does not support a case, if so."""
     if case.contender in RUNTIMES and (
         case.mode != "inference" or device != "cpu" or case.dtype not in RUNTIMES[case.contender]
     ):
-        return f"{case.contender} is measured in inference on CPUs, in {', '.join(RUNTIMES[case.contender])}"
+        return f"{case.contender} is measured only in inference on CPUs, in {', '.join(RUNTIMES[case.contender])}"
     if case.mode == "training" and case.contender in ("hf_twins-optimized", "timm-reduce-overhead"):
         return f"{case.contender} is not measured in training"
     if case.dtype == "int8" and case.contender not in ("hf_twins-optimized", "matmul", *RUNTIMES):
         return f"{case.contender} has no int8"
     if case.checkpoints and (case.contender != "hf_twins" or case.mode != "training"):
-        return f"{case.contender} has no checkpoints in {case.mode}"
+        return f"{case.contender} has no gradient checkpointing in {case.mode}"
     return None
 
 
 def create_call(case: Case, device: str, threads: int | None = None) -> Callable[[], Any]:
-    """A function that does once what is measured.
+    """Return a function that runs a case once.
 
     Raises:
-        ValueError: if the contender cannot do that.
+        ValueError: if the contender does not support it.
     """
     import torch
 
@@ -155,7 +155,7 @@ def create_call(case: Case, device: str, threads: int | None = None) -> Callable
 
 
 def create_model(case: Case) -> Any:
-    """With random weights, as large as trained ones."""
+    """Create a model with random weights, as large as trained ones."""
     import timm
     import transformers
 
@@ -183,7 +183,7 @@ def create_model(case: Case) -> Any:
 
 
 def exported_call(case: Case, threads: int | None) -> Callable[[], Any]:
-    """A call of an export that `optimize_for_inference` does not make; int8 is calibrated with noise, for its speed."""
+    """Call of an export that `optimize_for_inference` does not make; int8 is calibrated with noise, for speed."""
     import numpy as np
 
     from hf_twins import TwinsImageProcessor
@@ -213,7 +213,7 @@ def exported_call(case: Case, threads: int | None) -> Callable[[], Any]:
 
 
 def matmul(dtype_name: str, device: str) -> Callable[[], Any]:
-    """The largest share of the machine that a linear layer gets."""
+    """The highest speed of a linear layer on the machine."""
     import torch
 
     from hf_twins.inference_optimization.packing import prepare_linear
@@ -234,7 +234,7 @@ def matmul(dtype_name: str, device: str) -> Callable[[], Any]:
 
 
 def count_flops(case: Case) -> int:
-    """Of one call: two for each multiply-add, without computing anything."""
+    """FLOPs of one call, two per multiply-add, without computing anything."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -255,7 +255,7 @@ def count_flops(case: Case) -> int:
 
 
 def training_step(model: Any, images: Any, dtype: Any) -> Callable[[], Any]:
-    """Forward, backward and the AdamW that is [`Trainer`]'s default, the same for all."""
+    """Forward, backward and AdamW, [`Trainer`]'s default, the same for all."""
     import torch
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
@@ -280,7 +280,7 @@ def forward_and_backward(model: Any, images: Any, dtype: Any) -> None:
 
 
 def all_cases(args: argparse.Namespace) -> Iterator[list[Case]]:
-    """The cases that are compared with each other, each group with its baseline first."""
+    """Groups of cases to compare, each with its baseline first."""
     for variant in args.variants:
         for batch_size in args.batch_sizes:
             for image_size in args.image_sizes:
@@ -297,7 +297,7 @@ def all_cases(args: argparse.Namespace) -> Iterator[list[Case]]:
 
 
 def hardware(args: argparse.Namespace) -> dict[str, str]:
-    """What the results are of."""
+    """The device and package versions."""
     import timm
     import torch
     import transformers
@@ -319,28 +319,28 @@ def hardware(args: argparse.Namespace) -> dict[str, str]:
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = ArgumentParser()
-    parser.add_argument("--variants", nargs="+", default=["twins-svt-small", "twins-pcpvt-small"], help="of Twins")
+    parser.add_argument("--variants", nargs="+", default=["twins-svt-small", "twins-pcpvt-small"], help="variants")
     parser.add_argument(
-        "--contenders", nargs="+", default=["timm", "hf_twins"], choices=CONTENDERS, help="what is compared"
+        "--contenders", nargs="+", default=["timm", "hf_twins"], choices=CONTENDERS, help="what to compare"
     )
-    parser.add_argument("--mode", default="inference", choices=MODES, help="what is done")
+    parser.add_argument("--mode", default="inference", choices=MODES, help="what to measure")
     parser.add_argument(
         "--dtypes",
         nargs="+",
         default=["float32"],
         choices=["float32", "bfloat16", "float16", "int8"],
-        help="of the weights",
+        help="dtypes of the weights",
     )
-    parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 8], help="images of a call")
-    parser.add_argument("--image_sizes", nargs="+", type=int, default=[224], help="side of an image in pixels")
-    parser.add_argument("--checkpoints", action="store_true", help="also training that computes activations twice")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each contender")
-    parser.add_argument("--calls", type=int, default=3, help="calls of a turn")
+    parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 8], help="images per call")
+    parser.add_argument("--image_sizes", nargs="+", type=int, default=[224], help="image sides in pixels")
+    parser.add_argument("--checkpoints", action="store_true", help="also measure gradient checkpointing")
+    parser.add_argument("--rounds", type=int, default=7, help="turns per contender")
+    parser.add_argument("--calls", type=int, default=3, help="calls per turn")
     parser.add_argument("--warm_ups", type=int, default=3, help="calls before the first turn")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of a contender, on CPUs")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where")
-    parser.add_argument("--json", type=Path, help="file for the results, as JSON")
-    parser.add_argument("--plot", type=Path, help="file for the ratios, as a figure")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of each contender on CPUs")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="device to run on")
+    parser.add_argument("--json", type=Path, help="JSON file for the results")
+    parser.add_argument("--plot", type=Path, help="image file for a plot of the ratios")
     args = parser.parse_args(arguments)
     for name in ("batch_sizes", "image_sizes"):
         if min(getattr(args, name)) < 1:

@@ -14,7 +14,7 @@
 """Fine-tune a small Twins-SVT on real images, save it, load it back and classify with it.
 
 Without options it learns scikit-learn's handwritten digits (1,797 images, no download) in about a minute on two CPU
-cores. The output folder is a complete repository: weights, image processor, model card, results and a figure of them.
+cores. The output folder is a complete repository: weights, image processor, model card, results and a figure.
 
     python examples/quickstart.py
     python examples/quickstart.py --dataset path/to/images          # a folder with a sub-folder of images for each label
@@ -68,7 +68,7 @@ class QuickstartArguments:
     # What is written beside the model.
     FILES: ClassVar[tuple[str, ...]] = ("results.png", "eval_results.json")
 
-    output_dir: str = field(default="outputs/quickstart", metadata={"help": "Where the repository is written."})
+    output_dir: str = field(default="outputs/quickstart", metadata={"help": "Output folder."})
     dataset: str | None = field(
         default=None,
         metadata={"help": "Folder with a sub-folder of images for each label, or Hub id; the digits if not given."},
@@ -80,7 +80,7 @@ class QuickstartArguments:
         default=None,
         metadata={
             "aliases": ["--model"],
-            "help": "Trained weights to start from: a folder or Hub id, also of timm's, or the authors' file.",
+            "help": "Trained weights to start from: folder or Hub id, also a timm model, or an authors' file.",
         },
     )
     image_size: int | None = field(
@@ -88,13 +88,13 @@ class QuickstartArguments:
         metadata={"help": "Side of the images in pixels; 32 for the small model, 224 for a published variant."},
     )
     epochs: int = field(default=12, metadata={"help": "Passes over the training images."})
-    max_steps: int = field(default=-1, metadata={"help": "Stop after so many steps; -1 for all epochs."})
-    batch_size: int = field(default=32, metadata={"help": "Images in a step."})
+    max_steps: int = field(default=-1, metadata={"help": "Stop after this many steps; -1 for all epochs."})
+    batch_size: int = field(default=32, metadata={"help": "Images per step."})
     learning_rate: float | None = field(
         default=None, metadata={"help": "Highest learning rate; 1e-3 from random weights, 1e-4 from trained ones."}
     )
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Remove the files of the run that is in --output_dir, and no others."}
+        default=False, metadata={"help": "Remove the files of the run in --output_dir, but no others."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of the weights, the split and the order of the images."})
 
@@ -122,11 +122,11 @@ def load_images(dataset: str | None, seed: int) -> DatasetDict:
 def create_model(
     arguments: QuickstartArguments, labels: list[str]
 ) -> tuple[TwinsForImageClassification, TwinsImageProcessor]:
-    """The model with a head for `labels`, and the image processor that belongs to it."""
+    """The model with a head for `labels`, and its image processor."""
     label_names = label_fields(labels)
     if arguments.model_name_or_path is not None:
         if arguments.variant is not None or arguments.image_size is not None:
-            raise ValueError("--variant and --image-size belong to a new model, --model brings its own.")
+            raise ValueError("--variant and --image-size are for a new model, but --model has its own.")
         # The trained head is replaced where it has other labels.
         return load_model(arguments.model_name_or_path, "image-classification", allow_new_weights=True, **label_names)
     if arguments.variant is not None:
@@ -164,7 +164,7 @@ def accuracy(prediction: EvalPrediction) -> dict[str, float]:
 # Names may have dollar signs, which are no formulas.
 @matplotlib.rc_context({"text.parse_math": False})
 def draw_results(images: list, labels: list[str], predictions: list[dict], history: list[dict], path: Path) -> None:
-    """Held-out images with their predictions, mistakes in red and first, and the learning curve."""
+    """Draw held-out images and their predictions, mistakes first in red, and the learning curve."""
     figure = Figure(figsize=(12, 5), layout="constrained")
     grid_figure, curve_figure = figure.subfigures(1, 2, squeeze=False, width_ratios=[3, 2])[0]
     mistakes_first = sorted(
@@ -236,7 +236,7 @@ def fine_tune(
     dataset: DatasetDict,
     training_run: Run,
 ) -> list[dict]:
-    """Train, evaluate after every epoch, save; returns the history of loss and accuracy."""
+    """Train, evaluate after every epoch and save; return the history of loss and accuracy."""
     default_learning_rate = 1e-3 if arguments.model_name_or_path is None else 1e-4
     trainer = Trainer(
         model=model,
@@ -295,8 +295,8 @@ def quickstart(arguments: QuickstartArguments) -> None:
         sys.exit(
             f"Cannot load the dataset {arguments.dataset!r}: {error}\n"
             "Give a folder with a sub-folder of images for each label, or the Hub id of an image classification dataset "
-            "(which needs a network, unless it was downloaded before). Options that are named here are those of "
-            "image_classification/run_trainer.py, which does the same with all of them."
+            "(which needs network access, unless it is cached). Options named above are those of "
+            "image_classification/run_trainer.py, which supports them all."
         )
     labels = dataset["train"].features["label"].names
     model, processor = create_model(arguments, labels)

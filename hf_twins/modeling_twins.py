@@ -699,8 +699,8 @@ def check_pixel_mask(pixel_mask: Any, pixel_values: torch.Tensor, config: TwinsC
     if not isinstance(pixel_mask, torch.Tensor) or pixel_mask.shape != expected_shape:
         shape = tuple(pixel_mask.shape) if isinstance(pixel_mask, torch.Tensor) else type(pixel_mask).__name__
         raise ValueError(
-            f"pixel_mask must be a torch.Tensor of pixel_values' shape (batch_size, height, width), {expected_shape}, "
-            f"got {shape}."
+            f"pixel_mask must be a torch.Tensor of shape (batch_size, height, width), {expected_shape} for these "
+            f"pixel_values, got {shape}."
         )
     # What follows reads the mask, which a graph under construction cannot, nor a tensor without content.
     if (

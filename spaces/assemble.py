@@ -11,16 +11,16 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Makes a Space of one of the folders here, whole in itself, and publishes it if told to.
+"""Assemble a self-contained Space from one of the folders here, and optionally publish it.
 
-The folder, what the Spaces share and the hf_twins package are put together, because a Space on the Hub has nothing else.
+It contains the folder, the Spaces' shared code and the hf_twins package, because a Space on the Hub has nothing else.
 
     python spaces/assemble.py image_classification --output_dir outputs/space
     python spaces/assemble.py image_classification --output_dir outputs/space --model outputs/my_model
     python spaces/assemble.py image_classification --output_dir outputs/space --push_to_hub --repo_id ORG/NAME
     python spaces/assemble.py browser --output_dir outputs/browser_space --model outputs/quickstart
 
-`browser` is a static page instead: it is put together with a model, exported to ONNX.
+`browser` is a static page instead, combined with a model exported to ONNX.
 """
 
 import shutil
@@ -51,18 +51,18 @@ LEFT_OUT = ("__pycache__", "*.pyc", "*.tmp", ".*")
 
 
 def assemble(space: str, output: Path, model: str | None = None, repo_id: str | None = None) -> None:
-    """Write a Space's folder, whole or not at all.
+    """Write a Space's folder, complete or not at all.
 
     Args:
         space: one of `SPACES`.
-        output: the folder to write, which must not exist or be empty.
-        model: folder, file or Hub id of the model that the Space starts with.
-        repo_id: where it will be published: links to it show the thumbnail that is there.
+        output: output folder, new or empty.
+        model: folder, file or Hub id of the Space's default model.
+        repo_id: where it will be published: links to it show the thumbnail there.
 
     Raises:
-        ImportError: if a package that exports the model of `BROWSER` is missing.
+        ImportError: if a package needed to export the model of `BROWSER` is missing.
         OSError: if the model cannot be loaded.
-        ValueError: if `output` is there already, or in the end, or the model is of another kind.
+        ValueError: if `output` exists, even if only at the end, or the model is of another kind.
     """
     check_is_new(output)
     package = Path(hf_twins.__file__).parent
@@ -110,11 +110,11 @@ def add_model(space: str, model: str, folder: Path) -> None:
 
 
 def push(folder: Path, repo_id: str, private: bool) -> str:
-    """Make the Space on the Hub what the folder is, and give its address.
+    """Make the Space on the Hub match the folder, and return its URL.
 
     Raises:
         OSError: if the Hub cannot be reached, or refuses.
-        ValueError: if the folder's card or `repo_id` is not what the Hub accepts, or the Space is to be private and is public.
+        ValueError: if the Hub rejects the folder's card or `repo_id`, or the Space should be private but is public.
     """
     api = HfApi()
     try:
@@ -136,18 +136,16 @@ def push(folder: Path, repo_id: str, private: bool) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser()
     parser.add_argument("space", choices=SPACES, help="folder of the Space")
-    parser.add_argument("--output_dir", "--output", dest="output", type=Path, required=True, help="folder to write")
-    parser.add_argument(
-        "--model", help="model that the Space starts with: a folder or file, or a repository on the Hub"
-    )
+    parser.add_argument("--output_dir", "--output", dest="output", type=Path, required=True, help="output folder")
+    parser.add_argument("--model", help="default model of the Space: a folder, a file, or a repository on the Hub")
     parser.add_argument("--push_to_hub", action="store_true", help="publish it (needs a token, see `hf auth login`)")
-    parser.add_argument("--repo_id", metavar="ORG/NAME", help="of the Space on the Hub")
-    parser.add_argument("--private", action="store_true", help="let nobody else see the Space")
+    parser.add_argument("--repo_id", metavar="ORG/NAME", help="Hub id of the Space")
+    parser.add_argument("--private", action="store_true", help="create a private Space")
     args = parser.parse_args(argv)
     if args.push_to_hub and not args.repo_id:
         parser.error("--push_to_hub needs --repo_id")
     if not args.push_to_hub and (args.repo_id or args.private):
-        parser.error("--repo_id and --private say how a Space is published: give --push_to_hub too, or leave them out")
+        parser.error("--repo_id and --private are for publishing: give --push_to_hub too, or leave them out")
     try:
         assemble(args.space, args.output, args.model, args.repo_id)
         print(f"written   {args.output}")

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The model of the Space that runs in the browser: exported to ONNX beside the page, and described to it."""
+"""Exports the model of the browser Space to ONNX beside the page, and describes it to the page."""
 
 import hashlib
 import json
@@ -32,17 +32,17 @@ RESAMPLING_FILTERS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
 def export_model(space: Path, model_name_or_path: str, examples: Path) -> None:
-    """Complete the folder of the page with a model, and with example images if it knows what is on them.
+    """Add a model to the folder of the page, and example images if the model knows their labels.
 
     Args:
-        space: the folder, which holds the page.
-        model_name_or_path: what `load_source` takes; a classifier of RGB images.
+        space: folder with the page.
+        model_name_or_path: classifier of RGB images, as for `load_source`.
         examples: folder with the example images.
 
     Raises:
         ImportError: if a package of the extra `export` is missing.
         OSError: if there is no such model, or it cannot be reached.
-        ValueError: if it is not a classifier of RGB images, asks for preprocessing that the page does not do, or its export does
+        ValueError: if it is not a classifier of RGB images, needs preprocessing that the page does not do, or its export does
             not compute the same.
     """
     source = load_source(model_name_or_path)
@@ -72,19 +72,19 @@ def export_model(space: Path, model_name_or_path: str, examples: Path) -> None:
 
 
 def check_page_can_use(source: Source, name: str) -> None:
-    """Raise a ValueError if the page cannot show a model's answers, or make its pixels."""
+    """Raise a ValueError if the page cannot show a model's outputs, or prepare its inputs."""
     architecture, channels = type(source.model.model).__name__, source.config.num_channels
     if architecture != "TwinsForImageClassification" or channels != 3:
         raise ValueError(
-            f"The page classifies RGB images, and {name} holds a {architecture} for images of {channels} channels: name a "
+            f"The page classifies RGB images, but {name} holds a {architecture} for images of {channels} channels: pass a "
             "classifier of RGB images."
         )
     settings = source.processor.to_dict()
     resample = settings["resample"]
     if settings.get("do_pad") or (settings["do_resize"] and resample not in RESAMPLING_FILTERS):
         raise ValueError(
-            f"The page resizes images by {', '.join(RESAMPLING_FILTERS.values())} and does not pad them, and the processor of "
-            f"{name} has do_pad={settings.get('do_pad')}, resample={resample}: name another model."
+            f"The page resizes images by {', '.join(RESAMPLING_FILTERS.values())} and does not pad them, but the processor of "
+            f"{name} has do_pad={settings.get('do_pad')}, resample={resample}: pass another model."
         )
 
 

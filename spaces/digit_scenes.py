@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Scenes of several handwritten digits whose masks and boxes are exact: for a small model to learn, and to be shown on.
+"""Generates scenes of handwritten digits with exact masks and boxes, to train and demonstrate a small model.
 
 The digits are scikit-learn's (https://archive.ics.uci.edu/dataset/80), of 8 x 8 pixels.
 """
@@ -34,7 +34,7 @@ class DigitScene:
     """An image and what is in it.
 
     Args:
-        image: of color.
+        image: color image.
         mask: `(height, width)`, uint8: 0 on the background, 1 + the digit on one.
         boxes: `(num_digits, 4)`, float32: left, top, right and bottom of each digit in pixels, right and bottom exclusive.
         labels: `(num_digits,)`, int64: which digit it is.
@@ -59,14 +59,14 @@ def digit_scene(
     handwriting: np.ndarray | None = None,
     min_side: int = 14,
 ) -> DigitScene:
-    """Digits at random places and of random sizes and colors, none over another, on dark clouds of color.
+    """Digits of random places, sizes and colors, without overlaps, on dark clouds of color.
 
     Args:
-        seed: which everything depends on.
+        seed: seed of everything random.
         size: height and width in pixels.
-        num_digits: how many; fewer where there is no room for more.
-        handwriting: indices in `load_digits` of those to take; all if not given.
-        min_side: of a digit, with its margin, in pixels. Under 14 it cannot be told.
+        num_digits: number of digits; fewer if there is no room for more.
+        handwriting: indices in `load_digits` of those to use; all if not given.
+        min_side: smallest side of a digit, with its margin, in pixels; below 14, it is illegible.
     """
     rng = np.random.default_rng(seed)
     images, digits = digit_images()
@@ -98,7 +98,7 @@ def digit_scene(
 
 
 def resized_ink(image: np.ndarray, side: int) -> np.ndarray:
-    """Where there is ink in an image of that side, without its margin."""
+    """Mask of the ink in an image resized to that side, without its margin."""
     resized = PIL.Image.fromarray(image).resize((side, side), PIL.Image.Resampling.BILINEAR)
     ink = np.asarray(resized) > 6
     rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
@@ -106,7 +106,7 @@ def resized_ink(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def free_place(rng: np.random.Generator, mask: np.ndarray, size: tuple[int, ...]) -> tuple[int, int, int, int] | None:
-    """Left, top, right and bottom of a random place of that height and width where nothing is yet, if one is found."""
+    """Left, top, right and bottom of a random empty place of that height and width, if one is found."""
     for _ in range(NUM_TRIES):
         top, left = (int(rng.integers(whole - part + 1)) for whole, part in zip(mask.shape, size))
         bottom, right = top + size[0], left + size[1]

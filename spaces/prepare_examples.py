@@ -11,9 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Writes the images that the Spaces offer to try, from what scikit-learn and scikit-image ship under free licences.
+"""Write the Spaces' example images, from images that scikit-learn and scikit-image ship under free licenses.
 
-The digits, and those in the scenes, are of the handwriting that `train_digit_models.py` holds out.
+The digits, also those in the scenes, are among those that `train_digit_models.py` holds out.
 
     python spaces/prepare_examples.py
 """

@@ -11,10 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Trains the small models that the Spaces bring with them, on handwriting that scikit-learn ships.
+"""Train the small models bundled with the Spaces, on handwritten digits from scikit-learn.
 
 Two classifiers of single digits, one of each family of Twins, and a Semantic FPN that finds digits in scenes composed of
-them. Nothing is downloaded. A model that exists is replaced once the new one is whole.
+them. Nothing is downloaded. An existing model is replaced once the new one is complete.
 
     OMP_NUM_THREADS=1 python spaces/train_digit_models.py
     ... --only twins-svt-digits --output_dir outputs/spaces --epochs 1
@@ -71,13 +71,13 @@ ARCHITECTURE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class DigitModel:
-    """What is trained.
+    """A model to train.
 
     Args:
-        space: the folder of the Space that it belongs to.
-        window_size: of the model; None for PCPVT.
+        space: folder of its Space.
+        window_size: side of attention windows; None for PCPVT.
         epochs: passes over the training data.
-        start: the model whose encoder it begins with.
+        start: model whose encoder it starts from.
     """
 
     space: str
@@ -96,18 +96,18 @@ Batches = Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]]
 
 
 def split_handwriting(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices in `load_digits` of what models are trained on, and of the fifth that they never see."""
+    """Indices in `load_digits` of the training digits, and of the held-out fifth."""
     labels = load_digits().target
     train, held_out = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=seed)
     return np.sort(train), np.sort(held_out)
 
 
 def draw_digits(images: torch.Tensor, side: int) -> torch.Tensor:
-    """Digits as people may bring them: larger or smaller, turned, shifted, paler, smooth or in blocks.
+    """Digits as users may upload them: larger or smaller, rotated, shifted, paler, smooth or blocky.
 
     Args:
         images: `(batch_size, 1, height, width)`, from 0 to 1.
-        side: of the result in pixels.
+        side: side of the result in pixels.
 
     Returns:
         `(batch_size, 3, side, side)`, from 0 to 1.
@@ -132,7 +132,7 @@ def normalize(images: torch.Tensor, processor: TwinsImageProcessor) -> torch.Ten
 
 
 def train(model: TwinsPreTrainedModel, batches: Batches, num_steps: int) -> None:
-    """Train on as many of an endless series of batches."""
+    """Train for `num_steps` steps on an endless series of batches."""
     optimizer = torch.optim.AdamW(parameter_groups(model, LEARNING_RATE, weight_decay=0.05))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, num_steps, pct_start=0.1)
     model.train()
@@ -210,7 +210,7 @@ def compose_scenes(seeds: range, handwriting: np.ndarray, processor: Any) -> tup
 
 
 def write_card(name: str, model: TwinsPreTrainedModel, seed: int, epochs: int, result: float, folder: Path) -> None:
-    """What the model is, and how well it does."""
+    """Write the model card, with the result."""
     is_classifier = isinstance(model, TwinsForImageClassification)
     task = "image-classification" if is_classifier else "image-segmentation"
     metric = ("accuracy", "accuracy") if is_classifier else ("mean_iou", "mean IoU")
@@ -234,18 +234,18 @@ def write_card(name: str, model: TwinsPreTrainedModel, seed: int, epochs: int, r
     )
     kind = "Twins-PCPVT" if model.config.window_size is None else "Twins-SVT"
     if is_classifier:
-        what = f"A {kind} that tells white handwritten digits on black apart, one in an image of {DIGIT_SIDE} pixels"
+        what = f"A {kind} that classifies white handwritten digits on black, one per image of {DIGIT_SIDE} pixels"
     else:
         what = f"A {kind} with a Semantic FPN that finds bright handwritten digits on a dark ground"
     model_card(
         metadata,
         name,
-        f"{what}. With {model.num_parameters():,} parameters it is small enough to lie in a repository: something for a demo "
-        "to start with, without a network. It knows nothing else: shown anything but such digits, it still names one.\n\n"
+        f"{what}. With {model.num_parameters():,} parameters, it is small enough to bundle with a demo, which "
+        "can then start without a network. It knows only such digits: for any other image, it still predicts one.\n\n"
         f"Trained from {'random weights' if is_classifier else 'the weights of a classifier of single digits'} by `spaces/train_digit_models.py` of hf_twins for {epochs} epochs, seed {seed}, on four "
         "fifths of the 1,797 digits that scikit-learn ships "
         "([Optical Recognition of Handwritten Digits](https://archive.ics.uci.edu/dataset/80), 8 x 8 pixels, CC BY 4.0), "
-        f"{'enlarged, turned, shifted and paled' if is_classifier else f'composed to {NUM_SCENES:,} scenes'}.",
+        f"{'enlarged, rotated, shifted and faded' if is_classifier else f'composed into {NUM_SCENES:,} scenes'}.",
         usage_code(type(model).__name__, name),
         f"| data | {metric[1]} |\n|---|---|\n| {data} | {result:.1%} |",
     ).save(folder / "README.md")
@@ -253,10 +253,10 @@ def write_card(name: str, model: TwinsPreTrainedModel, seed: int, epochs: int, r
 
 def main() -> None:
     parser = ArgumentParser()
-    parser.add_argument("--only", choices=MODELS, nargs="+", default=list(MODELS), help="train these alone")
-    parser.add_argument("--output_dir", type=Path, default=SPACES, help="the folder of the Spaces' folders")
+    parser.add_argument("--only", choices=MODELS, nargs="+", default=list(MODELS), help="train only these")
+    parser.add_argument("--output_dir", type=Path, default=SPACES, help="folder that contains the Spaces")
     parser.add_argument("--epochs", type=int, help="passes over the data; each model has its own by default")
-    parser.add_argument("--seed", type=int, default=0, help="of the split, the weights and the order")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the split, the weights and the order")
     arguments = parser.parse_args()
     for name in arguments.only:
         digit_model = MODELS[name]

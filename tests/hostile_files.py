@@ -116,7 +116,7 @@ def write_unusable(folder: Path, picture: PIL.Image.Image) -> dict[str, tuple[Pa
     """Files that no page can use, and a part of the sentence that each gets."""
     png = saved(picture, "PNG")
     contents = {
-        "text.png": (b"no picture", "not an image"),
+        "text.png": (b"no picture", "not a supported image"),
         "truncated.png": (png[: len(png) // 2], "broken or incomplete"),
         "truncated.jpg": (saved(picture, "JPEG")[:200], "broken or incomplete"),
         "empty.png": (b"", "empty"),
@@ -155,7 +155,10 @@ def write_unusable_archives(folder: Path, picture: PIL.Image.Image) -> dict[str,
     contents = {
         "traversal.zip": (archive({"good.png": saved(picture, "PNG"), "../../out.png": b""}), "outside itself"),
         "bomb.zip": (archive({f"{index}.png": bytes(15 * 2**20) for index in range(14)}), "unpacks to more than"),
-        "broken.zip": (archive({"good.png": saved(picture, "PNG")})[100:], "not an image|broken or incomplete"),
+        "broken.zip": (
+            archive({"good.png": saved(picture, "PNG")})[100:],
+            "not a supported image|broken or incomplete",
+        ),
     }
     for name, (content, _) in contents.items():
         (folder / name).write_bytes(content)

@@ -11,12 +11,12 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Export a Twins model to an ExecuTorch program for CPUs of phones (XNNPACK), for one image of one size, in float32.
+"""Export a Twins model to an ExecuTorch program for phone CPUs (XNNPACK), for one image of one size, in float32.
 
     python examples/export/export_executorch.py --model_name_or_path outputs/quickstart --output_dir outputs/executorch
     python outputs/executorch/run_exported.py picture.png
 
-ExecuTorch needs an environment of its own, which this folder's README sets up.
+ExecuTorch needs its own environment, which this folder's README sets up.
 """
 
 from hf_twins.export.command_line import FixedSizeArguments, run_export

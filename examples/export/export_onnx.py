@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Export a Twins model to ONNX, for images of any number, height and width, in float32, float16 or int8.
+"""Export a Twins model to ONNX, for any number of images of any size, in float32, float16 or int8.
 
     python examples/export/export_onnx.py --model_name_or_path outputs/quickstart --output_dir outputs/onnx
     ... --dtype int8
@@ -21,8 +21,8 @@
 The folder has the layout that transformers.js loads: `onnx/model.onnx`, `onnx/model_fp16.onnx`, `onnx/model_quantized.onnx`.
 
 Classifiers and segmenters return `logits`, backbones `feature_map_0`, `feature_map_1` and so on. The folder is only written
-if ONNX Runtime computes the same as PyTorch, for one and several images, of sizes that fill attention windows and that do not.
-int8 needs no images: linear layers scale their inputs as they come.
+if ONNX Runtime's outputs match PyTorch's, for one and several images that do and do not fill attention windows.
+int8 needs no images: inputs of linear layers are quantized dynamically.
 """
 
 from dataclasses import dataclass, field
@@ -36,12 +36,12 @@ from hf_twins.export.to_onnx import export_onnx
 class OnnxArguments(ExportArguments):
     dtype: list[str] = field(
         default_factory=lambda: ["float32"],
-        metadata={"help": "One or several dtypes of weights and products: float32, float16, int8."},
+        metadata={"help": "One or more dtypes of weights and products: float32, float16, int8."},
     )
     opset_version: int = field(
         default=18,
         metadata={
-            "help": "Opset of ONNX, 18 or later; from 23 on, attention is one operator, faster where the runtime has it."
+            "help": "ONNX opset, 18 or later; from 23, attention is one operator, faster if the runtime supports it."
         },
     )
 

@@ -11,14 +11,14 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Export a Twins model to OpenVINO, for images of any number, height and width, in float32 or int8.
+"""Export a Twins model to OpenVINO, for any number of images of any size, in float32 or int8.
 
     python examples/export/export_openvino.py --model_name_or_path outputs/quickstart --output_dir outputs/openvino
     ... --dtype int8 --calibration_dir path/to/images
     python outputs/openvino/run_exported.py --inference_precision bf16 picture.png
 
-int8 needs images of the kind that the model will see: four fifths of them calibrate it, and the rest decide whether it still
-computes the same. bfloat16 is chosen when the float32 model is run.
+int8 needs images like those that the model will see: four fifths of them calibrate it, and the rest check that its
+outputs still match. bfloat16 is chosen when the float32 model is run.
 """
 
 from dataclasses import dataclass, field
@@ -33,10 +33,10 @@ from hf_twins.export.to_openvino import export_openvino
 class OpenVinoArguments(ExportArguments):
     dtype: Literal["float32", "int8"] = field(default="float32", metadata={"help": "Dtype of weights and products."})
     calibration_dir: str | None = field(
-        default=None, metadata={"help": "Folder of images for int8, with sub-folders or without."}
+        default=None, metadata={"help": "Folder of images for int8, with or without sub-folders."}
     )
     max_calibration_samples: int = field(
-        default=300, metadata={"help": "How many images of the folder are used at most, chosen at random."}
+        default=300, metadata={"help": "Maximum number of these images, chosen at random."}
     )
 
 

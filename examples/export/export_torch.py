@@ -11,14 +11,14 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-r"""Export a Twins model to a package of compiled code (AOTInductor), for any number of images of one size.
+r"""Export a Twins model to a compiled package (AOTInductor), for any number of images of one size.
 
     python examples/export/export_torch.py --model_name_or_path outputs/quickstart --output_dir outputs/torch \
         --dtype bfloat16
     python outputs/torch/run_exported.py picture.png
 
-It runs with PyTorch alone, of the same version, on CPUs with the instructions of the one that compiled it, and needs a C++
-compiler only here.
+It runs with only PyTorch, of the same version, on CPUs with the instructions of the one that compiled it. Only the
+export needs a C++ compiler.
 """
 
 from dataclasses import dataclass, field

@@ -15,7 +15,7 @@
 
     python examples/export/run_exported.py --model_dir outputs/onnx picture.png
 
-Every export has this program beside its model: `outputs/onnx/run_exported.py` does the same, wherever the folder is.
+Every export has this program beside its model: `outputs/onnx/run_exported.py` works wherever the folder is.
 """
 
 import runpy

@@ -11,15 +11,15 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-r"""Frozen features of a folder of images: one vector an image, or the feature maps of some stages.
+r"""Extract frozen features of a folder of images: one vector per image, or feature maps of stages.
 
     python examples/feature_extraction/extract_features.py --model_name_or_path outputs/quickstart \
         --input_dir path/to/images --output_dir outputs/features
-    ... --features stage3 stage4     # maps, instead of the vectors that a classifier's head is given
+    ... --features stage3 stage4     # maps, instead of the vectors that a classifier's head receives
 
-Images are taken in the order of their paths, `--shard_size` of them to a file. A file is finished when its SHA-256 is beside it:
-the same command after an interruption does what is missing or damaged. Images that the system cannot read, now or at all, end
-the run; those that are broken are left out and named.
+Images are read in the order of their paths, `--shard_size` per file. A file is complete when its SHA-256 is beside it:
+after an interruption, the same command writes what is missing or damaged. Read errors of the system end the run;
+broken images are skipped and listed.
 """
 
 import itertools
@@ -58,18 +58,18 @@ INDEX_NAME = "features.safetensors.index.json"
 @dataclass
 class ExtractionArguments:
     model_name_or_path: str = field(metadata={"help": "Folder or Hub id of a Twins model."})
-    input_dir: str = field(metadata={"help": "Folder of images, in sub-folders or not."})
-    output_dir: str = field(metadata={"help": "Where the features are written."})
+    input_dir: str = field(metadata={"help": "Folder of images, with or without sub-folders."})
+    output_dir: str = field(metadata={"help": "Output folder."})
     features: list[str] = field(
         default_factory=lambda: [POOLED],
-        metadata={"help": "Either pooled, one vector an image, or stages such as stage1 stage4, their maps."},
+        metadata={"help": "pooled for one vector per image, or stages such as stage1 stage4 for their maps."},
     )
-    shard_size: int = field(default=256, metadata={"help": "Images in a file, all held in memory."})
-    batch_size: int = field(default=32, metadata={"help": "Images in a step."})
+    shard_size: int = field(default=256, metadata={"help": "Images per file, all held in memory."})
+    batch_size: int = field(default=32, metadata={"help": "Images per step."})
 
 
 def check_features(features: list[str]) -> None:
-    """Raise a ValueError if they are neither the vector nor stages in their order."""
+    """Raise a ValueError unless they are `pooled` or stages in their order."""
     stages = [name for name in features if name.startswith("stage") and name[5:].isdecimal()]
     if features != [POOLED] and (stages != features or sorted(set(features)) != features or not features):
         raise ValueError(f"--features must be pooled, or stages in their order such as stage1 stage4, got {features}.")
@@ -84,15 +84,15 @@ def readable_images(
         try:
             image = read_image(folder / path, applied=applied)
         except ImageError as error:
-            tqdm.write(f"{path} is left out: {error}", file=sys.stderr)
+            tqdm.write(f"{path} is skipped: {error}", file=sys.stderr)
             continue
         yield path, image
 
 
 def find_images(folder: Path, output_dir: Path | None = None) -> list[str]:
-    """Paths in the folder of all files that are images by their names, sorted; the output is checked to be none of them."""
+    """Sorted paths of all files in the folder with an image extension; checks that the output is not one of them."""
     if not folder.is_dir():
-        raise ValueError(f"--input_dir must be a folder of images, {folder} is none.")
+        raise ValueError(f"--input_dir must be a folder of images, but {folder} is not a folder.")
     listing = list_folder(folder)
     if output_dir is not None:
         # Below it, features are no images.
@@ -101,7 +101,7 @@ def find_images(folder: Path, output_dir: Path | None = None) -> list[str]:
     listing.leave_out_unreadable_names()
     listing.warn()
     if not listing.files:
-        raise ValueError(f"--input_dir must be a folder of images, {folder} has none.")
+        raise ValueError(f"--input_dir must be a folder of images, but {folder} has none.")
     return listing.files
 
 
@@ -145,7 +145,7 @@ def read_names(shard: Path) -> list[str]:
 
 
 def write_index(shards: list[Path], output_dir: Path) -> None:
-    """Which file each map is in, as transformers says it of weights."""
+    """Write which file has each map, as in transformers' weight index."""
     weight_map = {name: shard.name for shard in shards for name in read_names(shard)}
     write_json(output_dir / INDEX_NAME, {"metadata": {}, "weight_map": weight_map})
 
@@ -171,7 +171,7 @@ def extract_features(arguments: ExtractionArguments) -> None:
 
 
 def relative_path(path: str, start: Path) -> str:
-    """The path of a folder from another one, so that both can be moved; a name on the Hub as it is."""
+    """A folder's path relative to another one, so that both can be moved; a Hub id unchanged."""
     if not Path(path).exists():
         return path
     try:
@@ -182,7 +182,7 @@ def relative_path(path: str, start: Path) -> str:
 
 
 def write_features(extractor: FeatureExtractor, arguments: ExtractionArguments, paths: list[str]) -> None:
-    """Write the shards that are not there yet, and say what there is now."""
+    """Write the missing shards, and print a summary."""
     input_dir, output_dir = Path(arguments.input_dir), Path(arguments.output_dir)
     suffix = "parquet" if arguments.features == [POOLED] else "safetensors"
     chunks = [paths[start : start + arguments.shard_size] for start in range(0, len(paths), arguments.shard_size)]
@@ -204,7 +204,7 @@ def write_features(extractor: FeatureExtractor, arguments: ExtractionArguments, 
     left_out = sorted(set(paths).difference(*(read_paths(shard) for shard in shards)))
     print(f"{len(paths) - len(left_out)} of {len(paths)} images have their features in {output_dir}.")
     if left_out:
-        print(f"Left out, because they cannot be used, {len(left_out)}: {', '.join(left_out)}.")
+        print(f"Skipped {len(left_out)} images that cannot be used: {', '.join(left_out)}.")
 
 
 def main() -> None:

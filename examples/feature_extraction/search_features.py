@@ -11,11 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The nearest neighbors of an image among the vectors that `extract_features.py` wrote, by cosine similarity.
+"""Find an image's nearest neighbors among the vectors of `extract_features.py`, by cosine similarity.
 
     python examples/feature_extraction/search_features.py --features outputs/features --query picture.png --top_k 5
 
-Prints them, nearest first, and draws them. One batch of vectors is held in memory at a time, however many there are.
+Prints and draws them, nearest first. Only one batch of vectors is held in memory at a time.
 """
 
 import re
@@ -47,9 +47,9 @@ PLACES = ("model_name_or_path", "input_dir")
 @dataclass
 class SearchArguments:
     features: str = field(metadata={"help": "The --output_dir of extract_features.py."})
-    query: str = field(metadata={"help": "The image whose neighbors are wanted."})
-    top_k: int = field(default=5, metadata={"help": "How many of them."})
-    contact_sheet: str = field(default="neighbors.png", metadata={"help": "Where they are drawn."})
+    query: str = field(metadata={"help": "Image to find neighbors of."})
+    top_k: int = field(default=5, metadata={"help": "Number of neighbors."})
+    contact_sheet: str = field(default="neighbors.png", metadata={"help": "Image file to draw."})
 
 
 def check_settings(features: Path) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def check_settings(features: Path) -> dict[str, Any]:
 
 
 def find_origin(features: Path, name: str) -> str:
-    """A folder, which is named from the folder of the vectors, or else a name on the Hub."""
+    """A folder relative to the folder of the vectors, or else a Hub id."""
     folder = features / name
     return str(folder.resolve()) if folder.exists() else name
 
@@ -85,10 +85,10 @@ def find_shards(features: Path) -> list[Path]:
     expected = int(numbers[0][2]) if numbers and numbers[0] else None
     if len(shards) != expected:
         raise ValueError(
-            f"{features} has {len(shards)} of {expected or 'its'} files: run extract_features.py again, which goes on."
+            f"{features} has {len(shards)} of {expected or 'its'} files: run extract_features.py again to continue."
         )
     if not all(map(is_finished, shards)):
-        raise ValueError(f"{features} has files that are not whole: run extract_features.py again, which goes on.")
+        raise ValueError(f"{features} has incomplete files: run extract_features.py again to continue.")
     return shards
 
 
@@ -114,7 +114,7 @@ def nearest_neighbors(query: torch.Tensor, shards: list[Path], top_k: int) -> li
 # Names may have dollar signs, which are no formulas.
 @matplotlib.rc_context({"text.parse_math": False})
 def draw_contact_sheet(query: Path, input_dir: Path, neighbors: list[tuple[float, str]], path: Path) -> None:
-    """The query, and its neighbors with their similarities."""
+    """Draw the query, and its neighbors with their similarities."""
     num_columns = min(6, len(neighbors) + 1)
     num_rows = -(-(len(neighbors) + 1) // num_columns)
     figure = Figure(figsize=(2.2 * num_columns, 2.5 * num_rows), layout="constrained")
@@ -147,14 +147,14 @@ def search_features(arguments: SearchArguments) -> list[tuple[float, str]]:
     for folder, is_recursive in ((input_dir, True), (features, False)):
         check_is_apart(contact_sheet.parent, [folder], is_recursive, "The folder of --contact_sheet")
     if contact_sheet.resolve() == query.resolve():
-        raise ValueError(f"--contact_sheet must be another file than --query, got {query}.")
+        raise ValueError(f"--contact_sheet must be a file other than --query, got {query}.")
     applied: Counter[str] = Counter()
     image = read_image(query, applied=applied)
     log_applied_rules(applied)
     extractor = FeatureExtractor(model, settings["features"])
     if extractor.fingerprint != settings["model"]:
         raise ValueError(
-            f"{model} has another configuration, other weights or other preprocessing than what made {features}: extract them "
+            f"{model} differs in configuration, weights or preprocessing from the model of {features}: extract them "
             "again."
         )
     neighbors = nearest_neighbors(extractor([image])[0]["pooled"], shards, arguments.top_k)

@@ -11,15 +11,15 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-r"""Labels for a million images: in shards, in many processes, and going on where it was stopped.
+r"""Label a million images: in shards, in many processes, and resuming where it was stopped.
 
     accelerate launch examples/image_classification/batch_predict.py --model_name_or_path timm/twins_svt_small.in1k \
         --input_dir path/to/images --output_dir outputs/predictions
 
-Reads a folder of images, of .parquet or of .tar files (webdataset), or a dataset on the Hub, and writes a .parquet file a
-shard, with the columns `path`, `label` and `score`, `labels` and `scores` of the likeliest few, and `error`, which says why
-an image has none. A file is finished when its SHA-256 is beside it: started again, the script does what is missing or damaged,
-so that every image is predicted exactly once. Images that the system cannot read, now or at all, end the run.
+Reads a folder of images, .parquet or .tar files (webdataset), or a dataset on the Hub, and writes a .parquet file per
+shard, with the columns `path`, `label` and `score`, `labels` and `scores` of the top few, and `error`, which says
+why an image has none. A file is complete when its SHA-256 is beside it: a rerun writes what is missing or damaged,
+so that every image is predicted exactly once. Read errors of the system end the run.
 """
 
 import time
@@ -82,18 +82,18 @@ SCHEMA = pa.schema(
 @dataclass
 class PredictionArguments:
     one_of: ClassVar = (("input_dir", "dataset_name"),)
-    output_dir: str = field(metadata={"help": "Where the predictions are written."})
-    input_dir: str | None = field(default=None, metadata={"help": "Folder of images, of .parquet or of .tar files."})
-    dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub, or a folder that is one."})
+    output_dir: str = field(metadata={"help": "Output folder."})
+    input_dir: str | None = field(default=None, metadata={"help": "Folder of images, .parquet or .tar files."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Hub id or folder of a dataset."})
     dataset_config_name: str | None = field(
-        default=None, metadata={"help": "Its configuration, where it has several."}
+        default=None, metadata={"help": "Configuration of a dataset with several."}
     )
-    split: str = field(default="train", metadata={"help": "Its split."})
-    image_column_name: str | None = field(default=None, metadata={"help": "Column of the images; found if not given."})
-    shard_size: int = field(default=10_000, metadata={"help": "Images of an output file, and of what a stop loses."})
-    top_k: int = field(default=5, metadata={"help": "Labels that are given for an image, the likeliest first."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images of a batch, in each process."})
-    dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that prepare images, in each."})
+    split: str = field(default="train", metadata={"help": "Dataset split."})
+    image_column_name: str | None = field(default=None, metadata={"help": "Image column; detected if not given."})
+    shard_size: int = field(default=10_000, metadata={"help": "Images per output file, the unit of resuming."})
+    top_k: int = field(default=5, metadata={"help": "Number of labels per image, the likeliest first."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Batch size per process."})
+    dataloader_num_workers: int = field(default=2, metadata={"help": "Data loading workers per process."})
     mixed_precision: str | None = field(default=None, metadata={"help": "no, fp16 or bf16."})
 
 
@@ -103,7 +103,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 @one_at_a_time
 def predict(model_arguments: TrainedModelArguments, args: PredictionArguments) -> dict[str, Any]:
-    """Predict the shards that have no file yet, and say what there is now."""
+    """Predict the shards without a file, and print a summary."""
     for name in ("shard_size", "top_k", "per_device_eval_batch_size"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}.")
@@ -160,8 +160,8 @@ def predict(model_arguments: TrainedModelArguments, args: PredictionArguments) -
     broken = sorted(set(gather_object(broken)))
     if broken:
         raise ValueError(
-            f"{len(broken)} files cannot be read to their end and have no predictions, all others do: put whole ones in their "
-            f"place, and start again. {'; '.join(broken)}."
+            f"{len(broken)} files cannot be read to the end and have no predictions, but all others do: replace them, "
+            f"and start again. {'; '.join(broken)}."
         )
     summary = summarize(files)
     if accelerator.is_main_process:
@@ -218,7 +218,7 @@ def predict_shard(
     progress: tqdm,
     applied: Counter[str],
 ) -> list[dict[str, Any]]:
-    """A row for every image of the shard, in their order.
+    """One row per image of the shard, in order.
 
     Raises:
         ReadError: if the system cannot read them.
@@ -265,7 +265,7 @@ def predict_shard(
 
 
 def summarize(files: list[Path]) -> dict[str, Any]:
-    """How many images there are, and how many of them have no prediction."""
+    """Count the images, and those without a prediction."""
     num_images = num_errors = 0
     for file in files:
         # Not `read_table`, which brings pyarrow.dataset and its threads along: 22 MB in all, at the end of a run.

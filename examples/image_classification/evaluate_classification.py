@@ -11,14 +11,14 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-r"""Top-1 and top-5 accuracy of a checkpoint on ImageNet, or on images of your own, beside what was published.
+r"""Evaluate top-1 and top-5 accuracy of a checkpoint on ImageNet or your own images, beside published results.
 
     python examples/image_classification/evaluate_classification.py --model_name_or_path timm/twins_svt_small.in1k \
         --dataset_dir path/to/imagenet/validation
 
-The folder has a sub-folder for each label: ImageNet's WordNet ids (n01440764), the names of the model's labels, or their
-numbers. With several processes (`accelerate launch`, `torchrun`) each evaluates its share. An output folder takes the results of the
-same model and images again, and refuses those of others (`settings.json`).
+The folder has a sub-folder for each label, called by its ImageNet WordNet id (n01440764), or its name or number in
+the model. With several processes (`accelerate launch`, `torchrun`), each evaluates its share. An existing
+output folder is accepted only for the same model and images (`settings.json`).
 """
 
 import hashlib
@@ -74,14 +74,14 @@ class EvaluationArguments:
     )
     split: str | None = field(
         default=None,
-        metadata={"help": "Split to measure on; validation if not given, or what a folder has for evaluation."},
+        metadata={"help": "Split to evaluate on; by default validation, or a folder's evaluation split."},
     )
     protocol: str = field(
         default="checkpoint",
-        metadata={"help": "Preprocessing: the checkpoint's own, or that of a published evaluation: authors, timm."},
+        metadata={"help": "Preprocessing: the checkpoint's own, or that of a published evaluation, authors or timm."},
     )
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images of a batch, in each process."})
-    dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that prepare images, in each."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Batch size per process."})
+    dataloader_num_workers: int = field(default=2, metadata={"help": "Data loading workers per process."})
     mixed_precision: str | None = field(default=None, metadata={"help": "no, fp16 or bf16."})
     output_dir: str | None = field(
         default=None, metadata={"help": "Folder for all_results.json and settings.json, if any."}
@@ -95,9 +95,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 def evaluate(
     model_arguments: TrainedModelArguments, data_arguments: ImageArguments, args: EvaluationArguments
 ) -> dict[str, Any]:
-    """Measure, print what was measured beside what was published, and write it into the output folder."""
+    """Evaluate, print the results beside the published ones, and write them to the output folder."""
     if model_arguments.image_size is not None and args.protocol != "checkpoint":
-        raise ValueError("--image_size and --protocol both say how large the images are: give one of them.")
+        raise ValueError("--image_size and --protocol both set the image size: give one of them.")
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=not torch.accelerator.is_available())
     model, processor = load_trained(model_arguments)
     processor = with_protocol(processor, args.protocol)
@@ -151,7 +151,7 @@ def evaluate(
 
 
 def with_protocol(processor: Any, protocol: str) -> TwinsImageProcessor:
-    """The checkpoint's image processor, looking at the square of the published evaluation; its colors stay."""
+    """The checkpoint's image processor with the crop of the published evaluation; its normalization stays."""
     if protocol == "checkpoint":
         return processor
     if protocol not in PROTOCOLS:
@@ -183,14 +183,14 @@ def load_evaluation_images(data_arguments: ImageArguments, args: EvaluationArgum
 
 
 def label_numbers(names: Sequence[str], id2label: dict[int, str]) -> list[int]:
-    """The number that the model has for each label of the dataset: that of its name, its number, or that of its WordNet id.
+    """The model's number for each label of the dataset, found by its name, number or WordNet id.
 
     Args:
         names: names of the dataset's labels.
         id2label: names of the model's labels by their numbers.
 
     Raises:
-        ValueError: if a label is none of the model's, or it is not clear which.
+        ValueError: if a label is not one of the model's, or is ambiguous.
     """
     for spelling in (label_name, lambda name: label_name(name).casefold()):
         numbers = defaultdict(list)
@@ -203,8 +203,8 @@ def label_numbers(names: Sequence[str], id2label: dict[int, str]) -> list[int]:
             if several:
                 name, found_numbers = several[0]
                 raise ValueError(
-                    f"{name} is the name of several labels of the model, {' and '.join(map(str, found_numbers))}: call "
-                    "the dataset's labels by the model's numbers."
+                    f"{name} is the name of several labels of the model, {' and '.join(map(str, found_numbers))}: use "
+                    "the model's numbers as the dataset's labels."
                 )
             return [number for (number,) in found]
     if all(re.fullmatch(r"n\d{8}", name) for name in names) and len(id2label) == 1000:
@@ -219,7 +219,7 @@ def label_numbers(names: Sequence[str], id2label: dict[int, str]) -> list[int]:
         if not each and not (are_numbers and is_number_below(name, len(id2label)))
     ]
     raise ValueError(
-        f"{len(unknown) or len(names)} labels of the dataset are none of the model's, such as {listed((unknown or names)[:1])}: "
+        f"{len(unknown) or len(names)} labels of the dataset are not the model's, such as {listed((unknown or names)[:1])}: "
         f"sub-folders must have the names of the model's labels, such as {id2label[0]}, their numbers, or ImageNet's WordNet ids."
     )
 
@@ -232,7 +232,7 @@ def imagenet_numbers(synsets: Sequence[str]) -> list[int]:
     """The numbers of ImageNet-1k's classes by their WordNet ids.
 
     Raises:
-        ValueError: if one is none of them, or they are a part of them and timm, which knows each, is not installed.
+        ValueError: if an id is unknown, or classes are missing and timm, which knows each id, is not installed.
     """
     in_order = sorted(synsets)
     if hashlib.sha256(" ".join(in_order).encode()).hexdigest() == IMAGENET_SYNSETS:
@@ -242,18 +242,18 @@ def imagenet_numbers(synsets: Sequence[str]) -> list[int]:
         from timm.data import ImageNetInfo
     except ImportError:
         raise ValueError(
-            "A part of ImageNet's classes, by their WordNet ids, needs timm to know them: pip install timm."
+            "Recognizing a subset of ImageNet's classes by WordNet ids needs timm: pip install timm."
         ) from None
     known = {synset: number for number, synset in enumerate(ImageNetInfo().label_names())}
     unknown = [synset for synset in synsets if synset not in known]
     if unknown:
-        raise ValueError(f"{listed(unknown)} {'is' if len(unknown) == 1 else 'are'} none of ImageNet-1k's classes.")
+        raise ValueError(f"{listed(unknown)} {'is' if len(unknown) == 1 else 'are'} not among ImageNet-1k's classes.")
     return [known[synset] for synset in synsets]
 
 
 @torch.inference_mode()
 def count_correct(accelerator: Accelerator, model: Any, loader: Any, label_of: torch.Tensor) -> dict[str, int]:
-    """How many images have their label as the likeliest, and, of more than five labels, among the likeliest five."""
+    """Count images whose label is the likeliest, and, with more than five labels, among the likeliest five."""
     model.eval().to(accelerator.device)
     label_of = label_of.to(accelerator.device)
     num_ranks = 5 if model.config.num_labels > 5 else 1
@@ -271,7 +271,7 @@ def count_correct(accelerator: Accelerator, model: Any, loader: Any, label_of: t
 
 
 def published_accuracy(model: Any, processor: Any) -> float | None:
-    """What was published for this architecture with ImageNet's classes, as a share, by who looked at it the same way."""
+    """The accuracy published for this architecture on ImageNet with the same preprocessing, as a fraction."""
     variant = published_variant(model.config.to_dict())
     if variant is None or model.config.num_labels != 1000:
         return None
@@ -287,7 +287,7 @@ def describe(processor: Any) -> str:
 
 
 def report(results: dict[str, Any]) -> str:
-    """What was measured, and what is to be said about it, as text."""
+    """The results, with remarks on them, as text."""
     percent = {name: f"{100 * results[name]:.2f}" for name in results if name.endswith("accuracy")}
     lines = [
         "| | top-1 % | top-5 % |",
@@ -301,12 +301,12 @@ def report(results: dict[str, Any]) -> str:
         f"{results['images_per_second']:.1f} images/s in {results['processes']} process(es) on {results['device']}."
     )
     if results["corrupt_images"]:
-        lines.append(f"{results['corrupt_images']} images cannot be decoded and are not among them.")
+        lines.append(f"{results['corrupt_images']} images could not be decoded and were skipped.")
     if "published_accuracy" in results:
         difference = 100 * (results["eval_accuracy"] - results["published_accuracy"])
         if abs(difference) > 0.1:
             lines.append(
-                f"Measured and published differ by {difference:+.2f} points, more than 0.1: the published number is of "
+                f"Measured and published differ by {difference:+.2f} points, more than 0.1: the published one is for "
                 f"ImageNet's {NUM_IMAGENET_IMAGES} validation images, in float32, resized to {PROTOCOLS['authors']} (the "
                 f"authors') or {PROTOCOLS['timm']} (timm's), crop 224 x 224."
             )

@@ -11,12 +11,12 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-r"""Fine-tune a Twins image classifier in a loop of Accelerate's, to read from top to bottom and to change.
+r"""Fine-tune a Twins image classifier in an Accelerate training loop, to read and to modify.
 
     accelerate launch examples/image_classification/run_accelerate.py --model_name_or_path timm/twins_svt_small.in1k \
         --train_dir path/to/images --output_dir outputs/mine
 
-It takes the recipes of `run_trainer.py`, and options that mean the same there: without dropout, the loss of each step is the same.
+It takes the recipes of `run_trainer.py` and options of the same meaning: without dropout, each step has the same loss.
 """
 
 import itertools
@@ -97,40 +97,36 @@ STATE_FILE = "state.json"
 
 @dataclass
 class LoopArguments:
-    """The options of `TrainingArguments` that the loop has, under the same names."""
+    """The options of `TrainingArguments` that the loop supports, under the same names."""
 
-    output_dir: str = field(metadata={"help": "Where the model, its checkpoints and the report are written."})
+    output_dir: str = field(metadata={"help": "Output folder for the model, its checkpoints and the report."})
     num_train_epochs: float = field(default=3.0, metadata={"help": "Passes over the training images."})
-    max_steps: int = field(default=-1, metadata={"help": "Stop after so many steps; -1 for all epochs."})
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "Images of a batch, in each process."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images of an evaluation batch."})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches of a step."})
+    max_steps: int = field(default=-1, metadata={"help": "Stop after this many steps; -1 for all epochs."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Training batch size per process."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Evaluation batch size per process."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches per step."})
     learning_rate: float = field(default=5e-5, metadata={"help": "Highest learning rate."})
-    weight_decay: float = field(default=0.0, metadata={"help": "Of AdamW; norms, biases and PEG are spared."})
+    weight_decay: float = field(default=0.0, metadata={"help": "AdamW's, except for norms, biases and PEG."})
     # The default is its text, as in TrainingArguments, whose parser makes the type of it.
     lr_scheduler_type: SchedulerType = field(default="linear", metadata={"help": "Schedule of the learning rate."})  # type: ignore[assignment]
-    lr_scheduler_kwargs: dict | str | None = field(default=None, metadata={"help": "More arguments of it, as JSON."})
-    warmup_steps: float = field(default=0, metadata={"help": "Steps, or below 1 the share of all, of rising rate."})
-    max_grad_norm: float = field(
-        default=1.0, metadata={"help": "Longest gradient; longer ones are scaled to it. 0 for any."}
-    )
-    mixed_precision: str | None = field(
-        default=None, metadata={"help": "no, fp16 or bf16; accelerate's if not given."}
-    )
+    lr_scheduler_kwargs: dict | str | None = field(default=None, metadata={"help": "Its arguments, as JSON."})
+    warmup_steps: float = field(default=0, metadata={"help": "Warmup steps, or, below 1, their share of all steps."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient norm to clip to; 0 for no clipping."})
+    mixed_precision: str | None = field(default=None, metadata={"help": "no, fp16 or bf16; by default Accelerate's."})
     activation_checkpointing: bool = field(
         default=False,
-        metadata={"aliases": ["--gradient_checkpointing"], "help": "Compute activations twice, to save memory."},
+        metadata={"aliases": ["--gradient_checkpointing"], "help": "Recompute activations to save memory."},
     )
     torch_compile: bool = field(default=False, metadata={"help": "Compile the model."})
-    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that prepare images."})
-    checkpointing_steps: str = field(default="epoch", metadata={"help": "Save after so many steps, or each epoch."})
-    save_total_limit: int = field(default=3, metadata={"help": "Checkpoints that are kept, the newest."})
+    dataloader_num_workers: int = field(default=0, metadata={"help": "Data loading workers per process."})
+    checkpointing_steps: str = field(default="epoch", metadata={"help": "Steps between checkpoints, or epoch."})
+    save_total_limit: int = field(default=3, metadata={"help": "Number of newest checkpoints to keep."})
     resume_from_checkpoint: str | None = field(default=None, metadata={"help": "Path of a checkpoint, or latest."})
     report_to: str = field(default="none", metadata={"help": "Tracker: tensorboard, trackio, ..., or none."})
-    seed: int = field(default=42, metadata={"help": "Of the weights, the split, the order and the augmentation."})
+    seed: int = field(default=42, metadata={"help": "Seed of the weights, split, order and augmentation."})
     push_to_hub: bool = field(default=False, metadata={"help": "Publish the model at the end."})
-    hub_model_id: str | None = field(default=None, metadata={"help": "Name to publish it by."})
-    hub_private_repo: bool = field(default=False, metadata={"help": "Make a repository that is new private."})
+    hub_model_id: str | None = field(default=None, metadata={"help": "Hub id to publish as."})
+    hub_private_repo: bool = field(default=False, metadata={"help": "Create a new repository as private."})
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
@@ -145,12 +141,10 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 def train(
     model_arguments: ModelArguments, data_arguments: DataArguments, recipe: ClassificationRecipe, args: LoopArguments
 ) -> dict[str, float]:
-    """Train, evaluate, and write the model, its processor, and what was measured, into the output folder."""
+    """Train, evaluate, and write the model, its processor and the results to the output folder."""
     check_training_options(args, recipe)
     if args.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY):
-        raise ValueError(
-            f"--lr_scheduler_type {args.lr_scheduler_type} follows evaluations: use run_trainer.py for it."
-        )
+        raise ValueError(f"--lr_scheduler_type {args.lr_scheduler_type} needs evaluation results: use run_trainer.py.")
     output_dir = Path(args.output_dir)
     # Where links in the folders lead is checked when they have been listed.
     check_is_apart(output_dir, [data_arguments.train_dir, data_arguments.validation_dir], follow_links=False)
@@ -361,7 +355,7 @@ def train(
 
 
 def load_checkpoint(accelerator: Accelerator, average: WeightAverage | None, checkpoint: Path) -> dict[str, Any]:
-    """What the checkpoint says of the run; model, optimizer, random numbers and average have theirs after it."""
+    """Restore the model, optimizer, random numbers and average; return the checkpoint's state of the run."""
     try:
         accelerator.load_state(str(checkpoint))
         if average is not None:
@@ -369,13 +363,13 @@ def load_checkpoint(accelerator: Accelerator, average: WeightAverage | None, che
     except (RuntimeError, UnpicklingError) as error:
         # What torch says of pickles is how to run them.
         is_pickle = isinstance(error, UnpicklingError)
-        reason = "a file in it has more than tensors and numbers" if is_pickle else str(error).splitlines()[0]
-        raise ValueError(f"{checkpoint} must be a checkpoint that this run wrote, choose one: {reason}.") from error
+        reason = "a file in it holds more than tensors and numbers" if is_pickle else str(error).splitlines()[0]
+        raise ValueError(f"{checkpoint} must be a checkpoint that this run wrote: {reason}.") from error
     return json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
 
 
 def grouped(loader: Any, size: int) -> Iterator[list[Any]]:
-    """The batches of each step, `size` of them; the last step of an epoch may have fewer."""
+    """Groups of `size` batches, one per step; the last step of an epoch may have fewer."""
     batches = iter(loader)
     while group := list(itertools.islice(batches, size)):
         yield group
@@ -401,7 +395,7 @@ def accuracies(history: list[dict[str, float]]) -> list[float]:
 
 
 def plain_values(settings: dict[str, Any]) -> dict[str, Any]:
-    """What trackers take: numbers and texts."""
+    """Numbers and strings, as trackers accept."""
     return {name: value if isinstance(value, int | float | str) else str(value) for name, value in settings.items()}
 
 

@@ -16,8 +16,8 @@ r"""Fine-tune a Twins image classifier with transformers' Trainer.
     python examples/image_classification/run_trainer.py --model_name_or_path timm/twins_svt_small.in1k \
         --train_dir path/to/images --output_dir outputs/mine
 
-`--recipe` chooses fine-tune (the default), imagenet-from-scratch, linear-probe or lora; every option of it can be given
-another value. `run_accelerate.py` does the same in a loop to read and change.
+`--recipe` chooses fine-tune (the default), imagenet-from-scratch, linear-probe or lora; every option of it can
+be overridden. `run_accelerate.py` does the same in a training loop to read and modify.
 """
 
 from pathlib import Path
@@ -70,7 +70,7 @@ from hf_twins.training.trainer import (
 
 
 class ClassificationTrainer(RecipeTrainer):
-    """Which also mixes batches, and reads streams."""
+    """A trainer that also mixes batches, and reads streams."""
 
     def __init__(self, *args: Any, mixer: BatchMixer, **kwargs: Any):
         self.mixer, self.micro_step = mixer, 0
@@ -105,7 +105,7 @@ def train(
     recipe: ClassificationRecipe,
     args: TrainingArguments,
 ) -> dict[str, float]:
-    """Train, evaluate, and write the model, its processor, and what was measured, into the output folder."""
+    """Train, evaluate, and write the model, its processor and the results to the output folder."""
     set_seed(args.seed)
     output_dir = Path(str(args.output_dir))
     # Where links in the folders lead is checked when they have been listed.

@@ -11,14 +11,14 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-r"""Detect objects on images with a detector that `run_detection.py` trained.
+r"""Detect objects in images with a detector that `run_detection.py` trained.
 
     python examples/object_detection/predict_detection.py --model_name_or_path outputs/mine --images path/to/images \
         --output_dir outputs/found
 
-Writes every image with boxes, labels, scores and, for Mask R-CNN, masks drawn on it, and `predictions.json`: by the name of
-the image a list of `label`, `score`, `box` (left, top, right and bottom in pixels) and, maybe, `mask` (COCO's compressed run
-lengths). The folder takes the same images, with the same detector and threshold, again, and refuses others (`settings.json`).
+Writes every image with boxes, labels, scores and, for Mask R-CNN, masks drawn on it, and `predictions.json`: for each
+image, a list of `label`, `score`, `box` (left, top, right and bottom in pixels) and any `mask` (COCO's compressed run
+lengths). An existing folder is accepted only for the same images, detector and threshold (`settings.json`).
 """
 
 import logging
@@ -52,10 +52,10 @@ logger = logging.getLogger(__name__)
 class PredictionArguments:
     model_name_or_path: str = field(metadata={"help": "Folder or Hub id of the detector."})
     images: str = field(metadata={"help": "An image, or a folder of images."})
-    output_dir: str = field(metadata={"help": "Folder to write into."})
-    threshold: float = field(default=0.5, metadata={"help": "Objects need a higher score, in [0, 1)."})
+    output_dir: str = field(metadata={"help": "Output folder."})
+    threshold: float = field(default=0.5, metadata={"help": "Keep objects with a higher score, in [0, 1)."})
     device: str | None = field(
-        default=None, metadata={"help": "Device of PyTorch; by default the accelerator, if there is one."}
+        default=None, metadata={"help": "PyTorch device; by default the accelerator, if available."}
     )
 
 
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def predict(options: PredictionArguments) -> None:
-    """Detect objects on the images, and draw and write them; images that cannot be used are counted and named."""
+    """Detect objects in the images, draw and write them; images that cannot be used are counted and listed."""
     if not 0 <= options.threshold < 1:
         raise ValueError(f"--threshold must be in [0, 1), got {options.threshold}.")
     output_dir = Path(options.output_dir)
@@ -100,12 +100,12 @@ def detect_in_files(detector: Detector, files: list[Path], threshold: float, out
     log_applied_rules(applied)
     if unreadable:
         logger.warning(
-            f"{len(unreadable)} of {len(files)} images cannot be used and are left out: {', '.join(unreadable)}."
+            f"{len(unreadable)} of {len(files)} images cannot be used and are skipped: {', '.join(unreadable)}."
         )
 
 
 def drawn_name(file: Path) -> str:
-    """Name of the drawing, a different one for images that differ in their extension alone."""
+    """Name of the drawing, a different one for images that differ only in their extension."""
     return file.name if file.suffix == ".png" else f"{file.name}.png"
 
 

@@ -18,7 +18,7 @@ r"""Train a detector with a Twins backbone on data in COCO's format, with transf
         --validation_dir val2017 --validation_annotations instances_val2017.json --output_dir outputs/mine
 
 `--recipe` chooses fine-tune (the default), or one of the authors' schedules: retinanet-1x, retinanet-3x, mask-rcnn-1x,
-mask-rcnn-3x; every option of it can be given another value.
+mask-rcnn-3x; every option of it can be overridden.
 """
 
 import math
@@ -72,7 +72,7 @@ WARMUP_RATIO = 0.001
 class DetectionTrainer(RecipeTrainer):
     """A Trainer that lowers the learning rate at the recipe's epochs, and evaluates average precision.
 
-    `predict` returns as `predictions` a tuple: what was detected, by the index of its image in the dataset, the average
+    `predict` returns a tuple as `predictions`: the detections by image index in the dataset, the average
     precisions, and those by category.
     """
 
@@ -145,7 +145,7 @@ def train(
     recipe: DetectionRecipe,
     args: TrainingArguments,
 ) -> dict[str, float]:
-    """Train, evaluate, and write the model, its image processor and the results into the output folder."""
+    """Train, evaluate, and write the model, its image processor and the results to the output folder."""
     set_seed(args.seed)
     output_dir = Path(str(args.output_dir))
     # Names of images in the annotations may have folders.

@@ -11,12 +11,12 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-r"""Measure a segmentation model: mIoU, IoU of each class, accuracy; beside what was published, where it is known.
+r"""Evaluate a segmentation model: mIoU, IoU of each class and accuracy, beside published results if known.
 
     python examples/semantic_segmentation/evaluate_segmentation.py --model_name_or_path outputs/mine \
         --validation_dir path/to/validation
 
-`--scales 0.5 0.75 1.0 1.25 1.5 1.75 --flip true` measures as the published multi-scale results were.
+`--scales 0.5 0.75 1.0 1.25 1.5 1.75 --flip true` evaluates like the published multi-scale results.
 """
 
 import json
@@ -48,16 +48,16 @@ from hf_twins.training.semantic_segmentation.reports import per_class
 class EvaluationArguments:
     model_name_or_path: str = field(metadata={"help": "Folder or Hub id of a segmentation model."})
     validation_dir: str = field(
-        metadata={"help": "Folder with images/ and annotations/, lossless masks (PNG) with their names."}
+        metadata={"help": "Folder with images/ and annotations/, lossless masks (PNG) of the same names."}
     )
     do_reduce_labels: bool | None = field(
         default=None,
-        metadata={"help": "Masks have 0 where there is no class; if not given, as the image processor says."},
+        metadata={"help": "In masks, 0 is no class; by default, as in the image processor."},
     )
     exif: ExifOption = field(default="auto", metadata={"help": EXIF_HELP})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only so many images, from the first."})
-    output_file: str | None = field(default=None, metadata={"help": "File of JSON to write the results into."})
-    device: str | None = field(default=None, metadata={"help": "Of PyTorch; the accelerator, if there is one."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only this many images, from the first."})
+    output_file: str | None = field(default=None, metadata={"help": "JSON file for the results."})
+    device: str | None = field(default=None, metadata={"help": "PyTorch device; the accelerator, if any."})
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
 
 def evaluate(options: EvaluationArguments, how: InferenceArguments) -> dict[str, float]:
-    """Measure, print, and return `segmentation_metrics`."""
+    """Evaluate, print and return `segmentation_metrics`."""
     if options.max_eval_samples is not None and options.max_eval_samples < 1:
         raise ValueError(f"--max_eval_samples must be at least 1, got {options.max_eval_samples}.")
     if options.output_file is not None:
@@ -79,7 +79,7 @@ def evaluate(options: EvaluationArguments, how: InferenceArguments) -> dict[str,
     names = label_names(model.config)
     if len(names) > IGNORE_INDEX:
         raise ValueError(
-            f"{options.model_name_or_path} has {len(names)} classes, of which masks can have {IGNORE_INDEX}: the number "
+            f"{options.model_name_or_path} has {len(names)} classes, but masks only {IGNORE_INDEX}: the number "
             f"{IGNORE_INDEX} means no class."
         )
     if options.do_reduce_labels is not None:
@@ -128,14 +128,14 @@ def evaluate(options: EvaluationArguments, how: InferenceArguments) -> dict[str,
 
 
 def check_replaceable(file: Path, identity: dict[str, Any]) -> None:
-    """Raise a ValueError if there is a file that has no results, or those of another model, other data or settings."""
+    """Raise a ValueError if the file exists without results, or with those of another model, data or settings."""
     if not file.exists():
         return
     try:
         recorded = json.loads(file.read_bytes())
         differing = describe_differences({name: recorded[name] for name in identity}, identity)
     except (IsADirectoryError, ValueError, KeyError, TypeError):
-        raise ValueError(f"--output_file {file} exists and has no results of this script: give another.") from None
+        raise ValueError(f"--output_file {file} exists, but has no results of this script: give another.") from None
     if differing:
         raise ValueError(f"--output_file {file} has the results of a run with {'; '.join(differing)}: give another.")
 

@@ -11,13 +11,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-r"""Segment an image, or a folder of them: the mask over the image with a legend, and the mask itself.
+r"""Segment an image or a folder of images: draw the mask over each with a legend, and write the mask.
 
     python examples/semantic_segmentation/predict_segmentation.py --model_name_or_path outputs/mine \
         --images street.jpg --output_dir outputs/street
 
-writes `street_overlay.png` and `street_mask.png`, whose pixels are the numbers of the classes. The folder takes the same images,
-segmented by the same model in the same way, again, and refuses others (`settings.json`).
+writes `street_overlay.png` and `street_mask.png`, whose pixels are class numbers. An existing folder is
+accepted only for the same images, model and options (`settings.json`).
 """
 
 import logging
@@ -49,9 +49,9 @@ logger = logging.getLogger(__name__)
 @dataclass
 class PredictionArguments:
     model_name_or_path: str = field(metadata={"help": "Folder or Hub id of a segmentation model."})
-    images: str = field(metadata={"help": "An image, or a folder of them."})
-    output_dir: str = field(metadata={"help": "Folder to write into."})
-    device: str | None = field(default=None, metadata={"help": "Of PyTorch; the accelerator, if there is one."})
+    images: str = field(metadata={"help": "An image, or a folder of images."})
+    output_dir: str = field(metadata={"help": "Output folder."})
+    device: str | None = field(default=None, metadata={"help": "PyTorch device; the accelerator, if any."})
 
 
 def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
@@ -59,9 +59,9 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
 
 
 def predict(options: PredictionArguments, how: InferenceArguments) -> dict[str, dict[str, float]]:
-    """Write an overlay and a mask of each image, and return the shares of the classes in it, by the image's name.
+    """Write an overlay and a mask of each image, and return the shares of its classes by image name.
 
-    Images that cannot be read are counted and named.
+    Images that cannot be read are counted and listed.
     """
     files = find_images(Path(options.images), options.output_dir)
     check_names(files)
@@ -102,17 +102,17 @@ def segment_files(
     log_applied_rules(applied)
     if unreadable:
         logger.warning(
-            f"{len(unreadable)} of {len(files)} images cannot be used and are left out: {', '.join(unreadable)}."
+            f"{len(unreadable)} of {len(files)} images cannot be used and are skipped: {', '.join(unreadable)}."
         )
     return shares
 
 
 def check_names(files: list[Path]) -> None:
-    """What is written has the name of its image without the ending: two of them would be written to one file."""
+    """Check names without extensions, which the outputs have: two equal ones would be one file."""
     stems = [file.stem for file in files]
     repeated = sorted({stem for stem in stems if stems.count(stem) > 1})
     if repeated:
-        raise ValueError(f"Two images have the same name but for its ending: {', '.join(repeated)}.")
+        raise ValueError(f"Two images have the same name except for its extension: {', '.join(repeated)}.")
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ r"""Train a Twins model for semantic segmentation, Semantic FPN or UperNet, with
     python examples/semantic_segmentation/run_segmentation.py --model_name_or_path timm/twins_svt_small.in1k \
         --train_dir path/to/training --validation_dir path/to/validation --output_dir outputs/mine
 
-`--recipe` chooses fine-tune (the default), ade20k-semantic-fpn or ade20k-upernet; every option of it can be given another
-value.
+`--recipe` chooses fine-tune (the default), ade20k-semantic-fpn or ade20k-upernet; every option of it can be
+overridden.
 """
 
 from pathlib import Path
@@ -62,10 +62,10 @@ from hf_twins.training.trainer import (
 
 
 class SegmentationTrainer(RecipeTrainer):
-    """Which evaluates images at their own size, one after the other.
+    """A trainer that evaluates images at their own size, one by one.
 
     Args:
-        inference: how they are segmented.
+        inference: how to segment them.
     """
 
     def __init__(self, *args: Any, inference: InferenceArguments, **kwargs: Any):
@@ -73,7 +73,7 @@ class SegmentationTrainer(RecipeTrainer):
         super().__init__(*args, **kwargs)
         if self.accelerator.distributed_type in SHARDED:
             raise ValueError(
-                "Each process evaluates images of its own, which takes whole weights: leave --fsdp and DeepSpeed out."
+                "Each process evaluates its own images, which needs unsharded weights: leave --fsdp and DeepSpeed out."
             )
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -113,7 +113,7 @@ def train(
     inference: InferenceArguments,
     args: TrainingArguments,
 ) -> dict[str, float]:
-    """Train, evaluate, and write the model, its processor, and what was measured, into the output folder."""
+    """Train, evaluate, and write the model, its processor and the results to the output folder."""
     set_seed(args.seed)
     output_dir = Path(str(args.output_dir))
     folders = [data_arguments.train_dir, data_arguments.validation_dir]
@@ -131,7 +131,7 @@ def train(
     images_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     if len(pairs["train"]) < args.train_batch_size * args.world_size:
         raise ValueError(
-            f"There are {len(pairs['train'])} pairs to train on, fewer than a batch: give a --per_device_train_batch_size "
+            f"There are {len(pairs['train'])} training pairs, fewer than a batch: give a --per_device_train_batch_size "
             f"below {args.per_device_train_batch_size}."
         )
     drop_path_rate = recipe.drop_path_rate_of(lambda: backbone_config(model_arguments, fields))

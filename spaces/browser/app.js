@@ -75,7 +75,7 @@ async function fetchJson(path) {
 
 async function start() {
   if (typeof WebAssembly !== "object") {
-    throw new PageError("This browser has no WebAssembly, which runs the model: allow it, or use another browser.");
+    throw new PageError("This browser has no WebAssembly, which the model needs: allow it, or use another browser.");
   }
   space = await fetchJson("space.json");
   showModelName();
@@ -183,8 +183,8 @@ function showProgress({ precision }, loaded) {
 /**
  * Show an image and classify it.
  *
- * @param {Blob | Promise<Blob>} source its file, which may still be on its way
- * @param {string} name what to call it
+ * @param {Blob | Promise<Blob>} source its file, which may still be loading
+ * @param {string} name its name
  */
 async function openImage(source, name) {
   const turn = ++newestImage;
@@ -228,7 +228,7 @@ async function decode(blob, name) {
   }
   if (Math.max(width, height) > MAX_ASPECT_RATIO * Math.min(width, height)) {
     throw new PageError(
-      `${name} has ${width} x ${height} pixels: crop it, one side may be at most ${MAX_ASPECT_RATIO} times the other.`,
+      `${name} has ${width} x ${height} pixels: crop it; one side may be at most ${MAX_ASPECT_RATIO} times the other.`,
     );
   }
   return bitmap;
@@ -295,7 +295,7 @@ async function openWebcam() {
   clearError();
   closeWebcam();
   if (!navigator.mediaDevices) {
-    throw new PageError("This browser gives no access to a webcam here: choose an image file instead.");
+    throw new PageError("No webcam is accessible to this page: choose an image file instead.");
   }
   try {
     camera = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
@@ -325,12 +325,12 @@ async function takePhoto() {
   const blob = await canvas.convertToBlob();
   closeWebcam();
   element("webcam").focus();
-  await openImage(blob, "Photo of the webcam");
+  await openImage(blob, "Photo from the webcam");
 }
 
 /** The one image among files that were dropped, pasted or chosen. */
 async function openFiles(files, verb) {
-  if (files.length !== 1) throw new PageError(`${verb} one image file at a time; there were ${files.length}.`);
+  if (files.length !== 1) throw new PageError(`${verb} one image file at a time; got ${files.length}.`);
   await openImage(files[0], files[0].name);
 }
 

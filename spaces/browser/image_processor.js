@@ -18,7 +18,7 @@ const STRIP_PIXELS = 2 ** 20;
 /**
  * An image processor.
  *
- * @param {object} settings what preprocessor_config.json holds
+ * @param {object} settings contents of preprocessor_config.json
  * @returns {(image: ImageBitmap) => {data: Float32Array, dims: number[]}} the pixels as `(1, 3, height, width)`, normalized
  * @throws {Error} if the settings ask for something that is not done here
  */
@@ -28,7 +28,7 @@ export function createImageProcessor(settings) {
   if (do_pad) throw new Error("preprocessor_config.json asks for do_pad, but images are not padded here.");
   if (do_resize && !filter) {
     const known = Object.entries(FILTERS).map(([number, { name }]) => `${number} (${name})`);
-    throw new Error(`preprocessor_config.json asks for resample ${resample}; known are ${known.join(", ")}.`);
+    throw new Error(`preprocessor_config.json asks for resample ${resample}; supported are ${known.join(", ")}.`);
   }
   const scale = do_rescale ? settings.rescale_factor : 1;
   const mean = do_normalize ? settings.image_mean : [0, 0, 0];

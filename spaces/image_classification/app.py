@@ -11,13 +11,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A page where a visitor chooses an image and sees what Twins recognizes in it, and where it looked.
+"""Serve a page that shows what Twins recognizes in an image, and where it looked.
 
     python spaces/image_classification/app.py
     python spaces/image_classification/app.py --model outputs/quickstart timm/twins_svt_small.in1k
 
-It starts with a published ImageNet model, or, where the Hub cannot be reached, with two small models of handwritten digits
-that lie beside it.
+It starts with a published ImageNet model or, if none is cached and the Hub cannot be reached, with one of two small bundled
+models of handwritten digits.
 """
 
 import sys
@@ -64,7 +64,7 @@ STAGES = [f"stage{index}" for index in range(1, 5)]
 ABOUT = f"""
 ### From Python, or any other language
 
-Everything on this page is also an API, without a key. *Use via API*, at the bottom, lists each endpoint's arguments.
+This page is also available as an API, without a key. *Use via API*, at the bottom, lists each endpoint's arguments.
 
 ```python
 from gradio_client import Client, handle_file
@@ -82,7 +82,7 @@ print(prediction["label"], prediction["confidences"][0]["confidence"])
 | `/classify_batch` | files, model, resolution | a table; the same table as a CSV file |
 | `/describe_model` | model | its size and labels, and which models are in memory |
 
-Assistants that speak MCP can call the same endpoints as tools at `{page.LOCAL_ADDRESS}/gradio_api/mcp/`.
+Assistants that support MCP can call the same endpoints as tools at `{page.LOCAL_ADDRESS}/gradio_api/mcp/`.
 
 {page.LIMITS}
 
@@ -107,7 +107,7 @@ def load(location: str) -> tuple[Any, Any]:
 
 
 def find_models(asked_for: list[str]) -> tuple[models.ModelShelf, str]:
-    """The models that the page offers, the default first, and a sentence on those that it cannot offer."""
+    """The models that the page offers, the default first, and a notice about the others."""
     bundled = [str(folder) for folder in sorted((HERE / "models").iterdir(), reverse=True)]
     is_online = models.hub_answers()
     published = {
@@ -133,7 +133,7 @@ def find_models(asked_for: list[str]) -> tuple[models.ModelShelf, str]:
 
 
 class Classification:
-    """What the page and the API's endpoints do.
+    """Functions of the page and the API endpoints.
 
     Args:
         shelf: the models.
@@ -223,7 +223,7 @@ class Classification:
         layer: str,
         opacity: float,
     ) -> tuple[Any, ...]:
-        """Everything that the page shows of an image: results of `classify` and `explain`, layers, state of the model."""
+        """Everything that the page shows for an image: results of `classify` and `explain`, layers, model status."""
         labels, seen, details = self.classify(image, model_name, resolution)
         with page.errors_for_people():
             layers = drawing.layer_choices(self.shelf.get(model_name), stage)
@@ -286,7 +286,7 @@ class Classification:
     def classify_one(
         self, model: models.LoadedModel, image: PIL.Image.Image | uploads.UploadError, resolution: float
     ) -> tuple[str, float | None, str]:
-        """Label, probability and problem of an image in a batch, which a bad file does not end."""
+        """Label, probability and problem of an image in a batch; a bad file does not end the batch."""
         if isinstance(image, uploads.UploadError):
             return "", None, str(image)
         ((label, probability), *_) = self.top_labels(model, model(model.prepare(image, resolution))).items()
@@ -306,7 +306,7 @@ class Classification:
 
 
 def first_answer(actions: Classification, notice: str) -> tuple[str, Path, tuple[Any, ...], str]:
-    """The default model, an example, and the answer that the page shows before anything is chosen; the notice to show."""
+    """The default model, and an example with its results, which the page opens with; the notice to show."""
     shelf = actions.shelf
     digits = [name for name in shelf.names if shelf.recognized.get(name) == DIGITS]
     default = models.first_that_loads(shelf, [shelf.names[0], *digits])

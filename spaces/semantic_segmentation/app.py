@@ -11,13 +11,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A page where a visitor chooses an image and sees what Twins recognizes in each part of it.
+"""Serve a page that shows what Twins recognizes in each part of an image.
 
     python spaces/semantic_segmentation/app.py
     python spaces/semantic_segmentation/app.py --model path/to/a/converted/upernet
 
-It starts with a model that the authors of mmsegmentation trained on ADE20K, once that is downloaded and converted; until
-then, and without a network, with a small model of handwritten digits that lies beside it.
+It starts with a model that OpenMMLab trained on ADE20K, once that is downloaded and converted; until then, or if it
+cannot be downloaded, with a small bundled model for handwritten digits.
 """
 
 import io
@@ -63,7 +63,7 @@ SCENES = {f"scene {index}": EXAMPLES / f"scene_{index}.jpg" for index in range(1
 ABOUT = f"""
 ### From Python, or any other language
 
-Everything on this page is also an API, without a key. *Use via API*, at the bottom, lists each endpoint's arguments.
+This page is also available as an API, without a key. *Use via API*, at the bottom, lists each endpoint's arguments.
 
 ```python
 from gradio_client import Client, handle_file
@@ -79,7 +79,7 @@ print(areas["data"], mask)
 | `/segment_batch` | files, model, resolution | a table of areas; the same table as a CSV file |
 | `/describe_model` | model | its size and labels, and which models are in memory |
 
-Assistants that speak MCP can call the same endpoints as tools at `{page.LOCAL_ADDRESS}/gradio_api/mcp/`.
+Assistants that support MCP can call the same endpoints as tools at `{page.LOCAL_ADDRESS}/gradio_api/mcp/`.
 
 The mask has the size of the image. It is a palette PNG: its pixels are class indices, shown in the colors of this page. For a
 model with more than 256 classes, it is a grayscale PNG with 16 bits per pixel.
@@ -107,7 +107,7 @@ def is_downloaded(address: str) -> bool:
 
 
 def load_published(name: str) -> tuple[Any, Any]:
-    """Download a published checkpoint, unless that was done, check its hash, and convert it."""
+    """Download a published checkpoint, unless it is cached, check its hash, and convert it."""
     checkpoint = open_checkpoint(name)
     conversion = convert_checkpoint(checkpoint.weights, checkpoint.meta)
     return conversion.model, image_processor(conversion)
@@ -139,7 +139,7 @@ def readable_on(color: list[int]) -> str:
 
 
 def legend(areas: list[tuple[int, str, int, float]], labels: list[str]) -> dict[str, Any]:
-    """The table of areas, with a cell in the color of each class; the background has none over the image."""
+    """The table of areas, with a cell in the color of each class; the background has no color over the image."""
     palette = label_colors(labels).tolist()
     rows, styles = [], []
     for index, name, *numbers in areas:
@@ -153,7 +153,7 @@ def legend(areas: list[tuple[int, str, int, float]], labels: list[str]) -> dict[
 
 
 class Segmentation:
-    """What the page and the API's endpoints do.
+    """Functions of the page and the API endpoints.
 
     Args:
         shelf: the models.
@@ -250,12 +250,12 @@ class Segmentation:
     def answer(
         self, image: PIL.Image.Image | None, model_name: str, resolution: float, opacity: float
     ) -> tuple[Any, ...]:
-        """Everything that the page shows of an image: results of `segment`, and the state of the model."""
+        """Everything that the page shows for an image: results of `segment`, and the model status."""
         return *self.segment(image, model_name, resolution, opacity), self.describe_model(model_name)
 
 
 def find_models(asked_for: list[str]) -> tuple[models.ModelShelf, str]:
-    """The models that the page offers, and a sentence on those that have to be downloaded."""
+    """The models that the page offers, and a notice about those to download."""
     bundled = models.name_locations([str(folder) for folder in sorted((HERE / "models").iterdir())])
     own = models.name_locations(asked_for)
     addresses = published_models()
@@ -274,7 +274,7 @@ def find_models(asked_for: list[str]) -> tuple[models.ModelShelf, str]:
 
 
 def first_answer(actions: Segmentation, notice: str) -> tuple[str, Path, tuple[Any, ...], str]:
-    """The default model, an example, and the answer that the page shows before anything is chosen; the notice to show."""
+    """The default model, and an example with its results, which the page opens with; the notice to show."""
     shelf = actions.shelf
     digits = [name for name in shelf.names if shelf.recognized.get(name) == DIGITS]
     first = shelf.names[0]
@@ -306,13 +306,13 @@ def build(asked_for: list[str]) -> gr.Blocks:
     with page.blocks("Twins: semantic segmentation") as demo:
         gr.Markdown(
             "# What Twins sees\n\nChoose an image: a [Twins vision transformer]"
-            "(https://huggingface.co/papers/2104.13840) names what each part of it is.",
+            "(https://huggingface.co/papers/2104.13840) labels each part of it.",
         )
         with gr.Tab("Segment"):
             image, model = segment_tab(actions, default, example, answer, notice)
         with gr.Tab("Batch"):
             kinds = ["str", "str", "number", "number", "str"]
-            widths = (21, 22, 20, 18, 19)
+            widths = (25, 22, 17, 15, 21)
             page.batch_tab(shelf, actions.segment_batch, "segment_batch", BATCH_COLUMNS, kinds, widths, default)
         with gr.Tab("API"):
             page.describe_api(demo, ABOUT)

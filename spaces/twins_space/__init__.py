@@ -11,4 +11,4 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the Spaces share: reading the images that people bring, the models, what is drawn, and the page around it."""
+"""Code that the Spaces share: reading uploads, running models, drawing results, and the page around them."""

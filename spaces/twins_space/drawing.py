@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a model saw, and where it looked, as images."""
+"""Images of a model's input, and of where the model looked."""
 
 from typing import Any
 
@@ -34,11 +34,11 @@ COLORS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252,
 
 
 class ExplanationError(ValueError):
-    """What is asked for cannot be shown; the message is a sentence for whoever asked."""
+    """An explanation cannot be shown; the message is for the visitor."""
 
 
 def draw_input(pixel_values: torch.Tensor, processor: Any) -> PIL.Image.Image:
-    """What a model was given, `(num_channels, height, width)`, as an image."""
+    """A model's input, `(num_channels, height, width)`, as an image."""
     image = denormalize(pixel_values, processor)
     factor = -(-MIN_DRAWN_SIDE // min(image.size))
     return image.resize((image.width * factor, image.height * factor), PIL.Image.Resampling.NEAREST)
@@ -47,17 +47,17 @@ def draw_input(pixel_values: torch.Tensor, processor: Any) -> PIL.Image.Image:
 def explain(
     model: LoadedModel, pixel_values: torch.Tensor, method: str, stage: str, layer: str
 ) -> tuple[torch.Tensor, int]:
-    """Where a model looks.
+    """Compute where a model looks.
 
     Args:
         model: the model.
-        pixel_values: what it is given, `(num_channels, height, width)`.
+        pixel_values: the model's input, `(num_channels, height, width)`.
         method: one of `METHODS`.
         stage: `"stage1"`, ... `"stage4"`.
-        layer: from `"1"`, or `"last"`: of the attention that is shown. The other methods are of a whole stage.
+        layer: layer for Attention, from `"1"`, or `"last"`. The other methods show a whole stage.
 
     Returns:
-        A map, `(height, width)`, with 1 where it is highest, and the pixels of a side of each of its values.
+        A map, `(height, width)`, with a maximum of 1, and the side in pixels of each of its values.
 
     Raises:
         ExplanationError: if the model has no such stage or layer, or there is no such method.
@@ -98,7 +98,7 @@ def layer_index(layer: str, depth: int, stage: str) -> int:
 
 
 def layer_choices(model: LoadedModel, stage: str) -> list[tuple[str, str]]:
-    """The layers of a stage with the kind of their attention, as (what is shown, value)."""
+    """The layers of a stage with their type of attention, as (text, value)."""
     depth = model.config.depths[stage_index(model, stage)]
     kinds = [
         "GSA" if model.config.window_size is None or index % 2 else "LSA, within windows" for index in range(depth)
@@ -109,29 +109,29 @@ def layer_choices(model: LoadedModel, stage: str) -> list[tuple[str, str]]:
 
 
 def overlay(image: PIL.Image.Image, heat: np.ndarray, opacity: float) -> PIL.Image.Image:
-    """A map over an image.
+    """Draw a map over an image.
 
     Args:
-        image: what the model saw, from [`draw_input`].
-        heat: of as many rows and columns as the image, from 0 to 1.
-        opacity: from 0, the image alone, to 1, the map alone.
+        image: the model's input, from [`draw_input`].
+        heat: map of the same height and width, from 0 to 1.
+        opacity: from 0 (only the image) to 1 (only the map).
     """
     colors = np.stack([np.interp(heat, np.linspace(0, 1, len(COLORS)), channel) for channel in COLORS.T], -1)
     return PIL.Image.blend(image, PIL.Image.fromarray(colors.astype(np.uint8)), opacity)
 
 
 def spread_map(heat: torch.Tensor, stride: int, input_size: tuple[int, int], image: PIL.Image.Image) -> np.ndarray:
-    """A map brought to the image's size, each value in the middle of the pixels that it is of, smooth between them.
+    """Resize a map to the image's size, each value in the middle of the pixels that it covers, smooth between them.
 
     Args:
         heat: `(height, width)`, in [0, 1].
-        stride: pixels of the model's input that a side of a value covers.
+        stride: side in pixels of the area of the model's input that a value covers.
         input_size: height and width of that input in pixels.
-        image: of the input, enlarged.
+        image: image of the input, enlarged.
 
     Returns:
-        `(height, width)` of the image, float32. What no value is of (squares that GSA leaves out) has 0; what windows
-        have beyond the image is left out.
+        `(height, width)` of the image, float32. Areas without a value (squares that GSA skips) are 0; parts of windows
+        beyond the image are cut off.
     """
     factor = stride * image.height // input_size[0]
     rows, columns = heat.shape

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The models of a Space: which there are, loaded when they are first wanted, few kept, and run on many requests at once."""
+"""The models of a Space: listed, loaded on first use, few kept in memory, and run on many requests at once."""
 
 import json
 import logging
@@ -51,18 +51,18 @@ HUB_TIMEOUT = 3.0
 
 
 class ModelError(ValueError):
-    """A model cannot be had; the message is a sentence for whoever asked for it."""
+    """A model is not available; the message is for the visitor."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a model gives for one image.
+    """A model's output for one image.
 
     Args:
-        logits: of the one image, without a batch dimension, float32.
-        pixel_values: what the model saw, `(num_channels, height, width)`, normalized.
-        seconds: that the batch took.
-        batch_size: how many images the batch had: what other people asked for at the same moment is computed with it.
+        logits: logits of the image, without a batch dimension, float32.
+        pixel_values: the model's input, `(num_channels, height, width)`, normalized.
+        seconds: time that the batch took.
+        batch_size: number of images in the batch: simultaneous requests are computed together.
     """
 
     logits: torch.Tensor
@@ -74,11 +74,11 @@ class Output:
 class LoadedModel:
     """A model with its image processor.
 
-    Whoever asks while the model is busy waits together with the others; all who bring inputs of one size are then served
-    in one batch, by the thread of the first of them.
+    Requests that arrive while the model is busy wait together; those with inputs of one size are then processed
+    in one batch, in the thread of the first of them.
 
     Args:
-        name: what the page calls it.
+        name: name on the page.
         model: a classifier of images or of pixels.
         processor: its image processor.
     """
@@ -100,11 +100,11 @@ class LoadedModel:
         return label_names(self.model.config)
 
     def prepare(self, image: PIL.Image.Image, resolution: float = 100) -> torch.Tensor:
-        """What the model sees of an image, `(num_channels, height, width)`.
+        """The model's input for an image, `(num_channels, height, width)`.
 
         Args:
-            image: what a visitor sent.
-            resolution: percent of the size that the model's image processor gives it.
+            image: image from a visitor.
+            resolution: size in percent of the image processor's.
 
         Raises:
             UploadError: if the input would be too large.
@@ -115,7 +115,7 @@ class LoadedModel:
         elif "shortest_edge" in sizes["size"]:
             short, long = sorted(image.size)
             if sizes["size"]["shortest_edge"] ** 2 * long / short > MAX_INPUT_PIXELS:
-                raise UploadError("This image is too long for so high a resolution: lower it, or crop the image.")
+                raise UploadError("This image is too long for this resolution: lower it, or crop the image.")
         # An image alone needs no padding.
         return self.processor(image, do_pad=False, return_tensors="pt", **sizes)["pixel_values"][0]
 
@@ -156,13 +156,13 @@ class LoadedModel:
 
 
 class ModelShelf:
-    """Models by name. They are loaded on first use, and those used longest ago are given up for others.
+    """Models by name. They are loaded on first use, and the least recently used are evicted.
 
     Args:
-        locations: folder or Hub id of each, by what the page calls it. The first is the default.
-        load: makes a model and an image processor of a folder or Hub id.
-        capacity: how many are kept in memory.
-        recognized: what each can recognize, such as "10 digits", by name, where it is known.
+        locations: folder or Hub id of each, by its name on the page. The first is the default.
+        load: loads a model and an image processor from a folder or Hub id.
+        capacity: number of models to keep in memory.
+        recognized: what each can recognize, such as "10 digits", by name, if known.
     """
 
     def __init__(
@@ -223,14 +223,14 @@ class ModelShelf:
         except Exception as error:
             logger.exception("cannot load the model %s", self.locations[name])
             raise ModelError(
-                f"The model {name} cannot be loaded: it is not there, not of this kind, or needs a network that is not "
-                "there. Choose another."
+                f"The model {name} cannot be loaded: it does not exist, is of another kind, or cannot be downloaded. "
+                "Choose another."
             ) from error
         logger.info("loaded %s in %.1f s", name, time.perf_counter() - start)
         return model
 
     def describe(self, name: str) -> str:
-        """The state of things, in Markdown."""
+        """The model status, in Markdown."""
         model = self.get(name)
         size = model.processor.crop_size if model.processor.do_center_crop else model.processor.size
         pixels = " x ".join(str(side) for side in dict(size).values() if side is not None)
@@ -241,10 +241,10 @@ class ModelShelf:
 
 
 def name_locations(locations: Sequence[str]) -> dict[str, str]:
-    """Folders and Hub ids by what a page may call them: a folder by its last part, because paths are nobody's business.
+    """Folders and Hub ids by their names on the page: a folder by its last part, to keep paths private.
 
     Raises:
-        ValueError: if one is neither a folder nor can be a Hub id.
+        ValueError: if one is neither a folder nor a valid Hub id.
     """
     named: dict[str, str] = {}
     for location in locations:
@@ -278,10 +278,10 @@ def listed_models(space: Path) -> list[str]:
 
 
 def first_that_loads(shelf: ModelShelf, names: Sequence[str]) -> str:
-    """The first of several models that can be loaded; why the others cannot is in the log.
+    """The first of several models that can be loaded; errors of the others are logged.
 
     Raises:
-        ModelError: if none can.
+        ModelError: if none can be loaded.
     """
     for name in names[:-1]:
         try:
@@ -294,7 +294,7 @@ def first_that_loads(shelf: ModelShelf, names: Sequence[str]) -> str:
 
 
 def count_labels(locations: dict[str, str]) -> dict[str, str]:
-    """How many labels each model in a folder has, as far as its configuration says so."""
+    """The number of labels of each model in a folder, if its configuration has it."""
     counts = {}
     for name, location in locations.items():
         try:
@@ -319,7 +319,7 @@ def hub_answers() -> bool:
 
 
 def answers(address: str) -> bool:
-    """Whether a server can be reached, found out with one short request; none is made where the Hub is switched off."""
+    """Whether a server can be reached, tested with one short request; in offline mode, none is made."""
     if constants.HF_HUB_OFFLINE:
         return False
     try:

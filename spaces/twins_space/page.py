@@ -54,6 +54,7 @@ LIMITS = (
 # The address in the examples of the API, which the page replaces by its own.
 LOCAL_ADDRESS = "http://127.0.0.1:7860"
 PHONE = "@media (max-width: 640px)"
+# Gradio puts `.gradio-container ... .contain` before each selector.
 CSS = f"""
 button[role=tab].selected {{ color: var(--primary-600); }}
 .dark button[role=tab].selected {{ color: var(--primary-300); }}
@@ -61,8 +62,9 @@ button[role=tab].selected {{ color: var(--primary-600); }}
 {PHONE} {{
     /* So that an image, the examples and the answer share a screen. */
     .main-image {{ height: 170px !important; }}
-    .gradio-container main.fillable {{ padding: 8px !important; }}
-    .gradio-container td, .gradio-container th {{ padding: 2px !important; }}
+    /* So that no word breaks in a column of a table: less padding, and not Gradio's fixed-width font. */
+    [role=columnheader], [role=gridcell], .cell-wrap {{ padding: 2px !important; }}
+    [role=columnheader] span, [role=gridcell] span {{ font-family: var(--font) !important; font-size: 12px !important; }}
     #segmentation {{ height: 200px !important; }}
     .examples .gallery {{ flex-wrap: nowrap !important; overflow-x: auto; }}
     .examples .gallery-item {{ flex: none; }}
@@ -95,7 +97,7 @@ THEME = gr.themes.Default(primary_hue="indigo").set(
 
 @contextmanager
 def errors_for_people() -> Iterator[None]:
-    """Let whoever is at the page, or at its API, read one sentence of ours, and the log have the rest."""
+    """Show users of the page and the API a short error message, and log the rest."""
     try:
         yield
     except (UploadError, ModelError, ExplanationError) as error:
@@ -105,7 +107,7 @@ def errors_for_people() -> Iterator[None]:
     except Exception as error:
         logger.exception("a request failed")
         raise gr.Error(
-            "Something went wrong here, not with what you sent: try again later.", print_exception=False
+            "Something went wrong on the server, not with your input: try again later.", print_exception=False
         ) from error
 
 
@@ -131,7 +133,7 @@ def api_image() -> gr.Image:
 
 
 def read_or_error(payload: Any) -> PIL.Image.Image | UploadError | None:
-    """The image that was sent, or what is wrong with it, which `require` raises where it can be shown."""
+    """The image that was sent, or its error, which `require` raises where it can be shown."""
     if payload is None or not payload.path:
         return None
     try:
@@ -166,7 +168,7 @@ def image_output(label: str, **options: Any) -> gr.Image:
 
 
 def result_file(name: str, content: bytes) -> str:
-    """Keep a file for whoever asked for it, as long as Gradio keeps its own, and give its path."""
+    """Keep a file for a visitor, as long as Gradio keeps its own, and return its path."""
     # A folder of its own, for the same reason.
     file = Path(get_upload_folder()) / uuid4().hex / name
     file.parent.mkdir(parents=True)
@@ -188,7 +190,7 @@ FORMULA = re.compile(r"(^|[\t\r\n,;|\"'])(\s*)(?=[=+\-@\uff1d\uff0b\uff0d\uff20]
 
 
 def write_csv(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes:
-    """A table as a CSV file in which no text, such as a file's name, is a formula for a spreadsheet."""
+    """A table as a CSV file in which no text, such as a file's name, acts as a spreadsheet formula."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(columns)
@@ -212,7 +214,7 @@ def resolution_slider() -> gr.Slider:
 
 
 def sendable(name: str, file: Path) -> str:
-    """A copy of an example, among the files that may be sent: its address does not say where the app lies."""
+    """A copy of an example among the served files, whose URL does not reveal the app's folder."""
     return result_file(f"{name.replace(' ', '_')}{file.suffix}", file.read_bytes())
 
 
@@ -239,17 +241,17 @@ def example_gallery(examples: dict[str, Path], image: gr.Image) -> None:
 
 
 def error_message() -> gr.HTML:
-    """Where errors are shown: in the place of the results, and read out by screen readers."""
+    """Where errors are shown: in place of the results, and read out by screen readers."""
     return gr.HTML(visible=False, elem_classes="error-message")
 
 
 def for_page(action: Callable, num_results: int, num_kept: int = 0) -> Callable:
-    """What the page does on a change: show the results of an action, or no results and its error instead.
+    """Handle a change on the page: show the results of an action, or its error instead.
 
     Args:
         action: takes an image and other inputs; raises `gr.Error`.
-        num_results: how many results it has, which are cleared without an image and on an error.
-        num_kept: how many outputs it has after these, which stay as they are.
+        num_results: number of its results, which are cleared without an image and on an error.
+        num_kept: number of outputs after these, which do not change.
 
     Returns:
         A function of the same inputs, with the update of an [`error_message`] after the outputs of the action.
@@ -277,18 +279,18 @@ def on_change(
 ) -> None:
     """Run an action on each of several events: one run at a time for each visitor, the last one with the last inputs.
 
-    All are one listener of Gradio's, so that no answer to earlier inputs comes after that to later ones.
+    All events share one Gradio listener, so that no result for earlier inputs arrives after that for later ones.
     """
     gr.on(events, action, list(inputs), list(outputs), trigger_mode="always_last", api_visibility="private", **options)
 
 
 def endpoint(action: Callable, inputs: Sequence[Any], outputs: Sequence[Any], api_name: str, **options: Any) -> None:
-    """An action for programs, which no event of the page starts."""
+    """An action for API clients, which no event of the page starts."""
     gr.on([], action, list(inputs), list(outputs), api_name=api_name, **options)
 
 
 def describe_api(demo: gr.Blocks, text: str) -> None:
-    """The page of the API, with the address that the visitor's browser has for this Space in its examples."""
+    """The API page, with examples that use the URL of this Space in the visitor's browser."""
     shown = gr.Markdown(text)
     demo.load(
         None,
@@ -312,12 +314,12 @@ def batch_tab(
 
     Args:
         shelf: the models.
-        action: of files, model and resolution; yields the rows of the table, and at last its file.
-        api_name: of the endpoint.
+        action: takes files, model and resolution; yields the rows of the table, and finally its file.
+        api_name: name of the endpoint.
         columns: the table's headers.
         kinds: Gradio's types of the columns.
-        widths: of the columns, in percent.
-        default: name of the model that is chosen at first.
+        widths: widths of the columns, in percent.
+        default: name of the model selected initially.
     """
     with gr.Row():
         with gr.Column():
@@ -376,14 +378,14 @@ class PageArguments:
     model: list[str] = field(
         default_factory=lambda: os.environ.get(MODEL_VARIABLE, "").split(),
         metadata={
-            "help": "Models to offer before the others, the first one as the default: folders, or repositories on the Hub "
-            f"(also in the environment variable {MODEL_VARIABLE}, with spaces between)."
+            "help": "Models to list before the others, the first one as the default: folders, or repositories on the Hub "
+            f"(also in the environment variable {MODEL_VARIABLE}, separated by spaces)."
         },
     )
 
 
 def serve(build: Callable[[list[str]], gr.Blocks], args: PageArguments) -> None:
-    """Build a page for the models asked for, and serve it where `GRADIO_SERVER_NAME` and `GRADIO_SERVER_PORT` say."""
+    """Build a page for the given models, and serve it at `GRADIO_SERVER_NAME` and `GRADIO_SERVER_PORT`."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     for chatty in ("httpx", "mcp"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

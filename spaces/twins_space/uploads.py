@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Images as strangers send them: read within limits, or refused with a sentence that can be shown to them."""
+"""Uploaded images: read within limits, or rejected with a message for the visitor."""
 
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -39,32 +39,32 @@ HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"
 
 
 class UploadError(ValueError):
-    """A file cannot be used; the message is a sentence for whoever sent it."""
+    """A file cannot be used; the message is for the visitor."""
 
 
 def read_upload(source: Path | BinaryIO) -> PIL.Image.Image:
     """The first frame of an image, upright, in RGB, with no side longer than `MAX_SIDE`.
 
-    16 bits a pixel are scaled to 8, and what is transparent is composited on white, as everywhere in hf_twins.
+    16 bits per channel are scaled to 8, and transparent areas are composited on white, as everywhere in hf_twins.
 
     Args:
-        source: a file, or an open one that can be sought in.
+        source: path, or seekable file object.
 
     Raises:
-        UploadError: if it is no image, broken, too large or too long.
+        UploadError: if it is not an image, broken, too large or too long.
     """
     if isinstance(source, Path):
         try:
             check_is_file(source)
         except (ImageError, OSError) as error:
-            raise UploadError("This is not a file: send one with an image in it.") from error
+            raise UploadError("This is not a file: send an image file.") from error
         with source.open("rb") as file:
             return read_upload(file)
     start = source.read(4096)
     size = source.seek(0, 2)
     source.seek(0)
     if size == 0:
-        raise UploadError("This file is empty: send one with an image in it.")
+        raise UploadError("This file is empty: send an image file.")
     if size > MAX_FILE_SIZE:
         raise UploadError(f"This file is too large: send one of at most {MAX_FILE_SIZE >> 20} MB.")
     try:
@@ -87,23 +87,23 @@ def read_upload(source: Path | BinaryIO) -> PIL.Image.Image:
     # On broken files, decoders raise whatever they come upon.
     except Exception as error:
         raise UploadError(
-            "This image is broken or incomplete: open it in another program, save it anew and send that."
+            "This image is broken or incomplete: open it in another program, save it again and send that."
         ) from error
 
 
 def unknown_format(start: bytes) -> str:
-    """What to say of a file that Pillow does not know by its first bytes."""
+    """The message for a file that Pillow does not recognize, by its first bytes."""
     if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
-        return "HEIC images cannot be read here: save it as JPEG or PNG and send that."
+        return "HEIC images are not supported: save it as JPEG or PNG and send that."
     if b"<svg" in start.lower():
-        return "SVG drawings cannot be read here: export it as PNG and send that."
-    return f"This is not an image that can be read here: send a {FORMAT_NAMES} file."
+        return "SVG drawings are not supported: export it as PNG and send that."
+    return f"This is not a supported image: send a {FORMAT_NAMES} file."
 
 
 def list_images(files: Sequence[Path]) -> list[tuple[str, Path, str | None]]:
-    """The images in files and zip archives: a name to call each by, the file, and the archive's member that it is.
+    """The images in files and zip archives: each one's name, file, and member of the archive.
 
-    Nothing is unpacked onto the disk. That an archive is no trap is seen from its directory, before any of it is read.
+    Nothing is unpacked to disk. Archives are checked by their directories, before any of their files is read.
 
     Raises:
         UploadError: if there are none or too many, or an archive is broken, encrypted, unpacks to too much, or names files
@@ -118,7 +118,7 @@ def list_images(files: Sequence[Path]) -> list[tuple[str, Path, str | None]]:
         else:
             images.append((file.name, file, None))
     if not images:
-        raise UploadError("There is no image in what was sent: send images, or a zip archive of some.")
+        raise UploadError("There is no image in these files: send images, or a zip archive of images.")
     if len(images) > MAX_IMAGES:
         raise UploadError(f"These are {len(images):,} images: send at most {MAX_IMAGES} at once.")
     return images
@@ -132,12 +132,12 @@ def list_members(archive: Path) -> list[str]:
             members = [member for member in opened.infolist() if not member.is_dir()]
     # As below.
     except Exception as error:
-        raise UploadError("This zip archive is broken or incomplete: pack it anew and send that.") from error
+        raise UploadError("This zip archive is broken or incomplete: pack it again and send that.") from error
     for member in members:
         # Backslashes and drives are another system's ways out.
         path = PurePosixPath(member.filename.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or ":" in member.filename:
-            raise UploadError("This zip archive names files outside itself, so nothing of it was read: pack it anew.")
+            raise UploadError("This zip archive names files outside itself, so it was not read: pack it again.")
         if member.flag_bits & 1:
             raise UploadError("This zip archive is encrypted: send one without a password.")
     if sum(member.file_size for member in members) > MAX_UNPACKED_SIZE:
@@ -153,7 +153,7 @@ def is_hidden(name: str) -> bool:
 def read_images(
     images: Sequence[tuple[str, Path, str | None]],
 ) -> Iterator[tuple[str, PIL.Image.Image | UploadError]]:
-    """Each of those that [`list_images`] found, read when it is asked for, or what is wrong with it."""
+    """Each image that [`list_images`] found, read on request, or its error."""
     for name, file, member in images:
         try:
             yield name, read_upload(file) if member is None else read_member(file, member)
@@ -172,4 +172,4 @@ def read_member(archive: Path, member: str) -> PIL.Image.Image:
         raise
     # Of broken archives, zipfile believes what they say of themselves, and raises what follows from it.
     except Exception as error:
-        raise UploadError("This file is broken inside its zip archive: pack it anew and send that.") from error
+        raise UploadError("This file is broken inside its zip archive: pack it again and send that.") from error

@@ -88,7 +88,7 @@ def test_published_name_is_fetched_and_must_have_its_hash(files, tmp_path, monke
         monkeypatch.setattr(published, "PUBLISHED_FILE", tmp_path / "table.json")
         assert open_checkpoint("twins-svt-small").published == entry
         (tmp_path / "table.json").write_text(json.dumps([entry | {"sha256_prefix": "12345678"}]))
-        with pytest.raises(ValueError, match=r'is not the file it must be, .*expected "12345678"'):
+        with pytest.raises(ValueError, match=r'is the wrong file, .*expected "12345678"'):
             open_checkpoint("twins-svt-small")
 
 

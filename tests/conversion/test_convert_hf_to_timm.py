@@ -138,7 +138,7 @@ def test_padding_that_shows_in_the_models_images_is_named_with_the_way_out(field
     error = fails(tmp_path / "model", "timm", tmp_path / "timm")
     assert f"has {shown} (there " in error
     assert "images of 288 x 288: only multiples of 224" in error
-    assert "an image processor of such a size, or give its config.json the other value" in error
+    assert "an image processor of such a size, or set the other value in its config.json" in error
     TwinsImageProcessor(size={"shortest_edge": 448}, crop_size={"height": 448, "width": 448}).save_pretrained(
         tmp_path / "model"
     )
@@ -195,7 +195,7 @@ def test_images_of_a_size_that_timm_does_not_take_are_named(stages, side, multip
         name: [1] * stages if name in ("depths", "mlp_ratios", "sr_ratios") else [64] * stages if name == "hidden_sizes" else [2] * stages
         for name in ("depths", "mlp_ratios", "sr_ratios", "hidden_sizes", "num_attention_heads")
     })  # fmt: skip
-    with pytest.raises(ValueError, match=f"images of {side} x {side}, and takes multiples of {multiple} alone"):
+    with pytest.raises(ValueError, match=f"images of {side} x {side}, but takes only multiples of {multiple}"):
         convert_hf_to_timm.check_image_size("mine", config, side, side)
     convert_hf_to_timm.check_image_size("mine", config, 10 * multiple, multiple)
 
@@ -210,7 +210,7 @@ def test_five_stages_go_to_timm_and_back(tmp_path):
     )
     model = randomize(TwinsForImageClassification(config))
     model.save_pretrained(tmp_path / "model")
-    assert "images of 224 x 224, and takes multiples of 64 alone" in fails(
+    assert "images of 224 x 224, but takes only multiples of 64" in fails(
         tmp_path / "model", "timm", tmp_path / "timm"
     )
     size = {"height": 256, "width": 256}
@@ -229,7 +229,7 @@ def test_preprocessing_that_timm_has_not_is_named(tmp_path):
     MobileViTImageProcessor(do_flip_channel_order=True, size={"shortest_edge": 256}).save_pretrained(
         tmp_path / "model"
     )
-    assert "MobileViTImageProcessorPil, does not compute what timm's transforms do" in fails(
+    assert "MobileViTImageProcessorPil, differs from timm's transforms" in fails(
         tmp_path / "model", "timm", tmp_path / "timm"
     )
     ViTImageProcessor(resample=3).save_pretrained(tmp_path / "model")
@@ -262,7 +262,7 @@ def test_classifier_becomes_a_backbone_of_mmsegmentation(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "left out  classifier.weight, classifier.bias\n" in printed
     assert (
-        "results differ: window_padding=zeros (there authors_segmentation), patch_padding=False (there True)"
+        "results differ for images with partial windows or patches: window_padding=zeros (there authors_segmentation), patch_padding=False (there True)"
         in printed
     )
 
@@ -306,14 +306,14 @@ def test_what_the_toolbox_has_not_is_named(tmp_path):
         (
             "official",
             {"layer_norm_eps": 1e-2},
-            r"layer_norm_eps=0\.01 \(there 1e-06\): give its config.json the other value",
+            r"layer_norm_eps=0\.01 \(there 1e-06\): set the other value in its config.json",
         ),
     ],
 )
 def test_settings_that_the_toolbox_has_not_are_named(toolbox, fields, message, tmp_path):
     randomize(TwinsForImageClassification(small_config(**fields))).save_pretrained(tmp_path / "model")
     error = fails(tmp_path / "model", toolbox, tmp_path / "output")
-    assert "does not compute what it does as " in error
+    assert "outputs differ from those of " in error
     assert re.search(message, error)
 
 

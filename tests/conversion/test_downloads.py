@@ -95,12 +95,18 @@ def serve_site() -> Iterator[Site]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
-        site.port, site.close = server.server_port, server.server_close
+
+        def close() -> None:
+            # While its thread waits for connections, a socket that is closed still accepts them, and resets them then.
+            server.shutdown()
+            thread.join()
+            server.server_close()
+
+        site.port, site.close = server.server_port, close
         try:
             yield site
         finally:
-            server.shutdown()
-            thread.join()
+            close()
 
 
 def kept(cache: Path) -> list[str]:
@@ -163,9 +169,9 @@ def test_file_that_is_kept_is_used_and_that_is_printed_when_the_server_does_not_
         site.responses["/a.pth?token=secret"] = Response(status=int(fault))
     assert download(address, None) == path
     printed = capsys.readouterr().out
-    assert f"{site.address}/a.pth?token=... cannot be asked for changes (" in printed
+    assert f"{site.address}/a.pth?token=... cannot be checked for changes (" in printed
     assert digest(b"content") in printed
-    with pytest.raises(OSError, match="cannot be fetched, and the file that is kept has another hash"):
+    with pytest.raises(OSError, match="cannot be fetched, and the cached file has another hash"):
         download(address, "00000000")
     site.responses["/b.pth"] = Response(status=503)
     with pytest.raises(OSError, match=r"b\.pth cannot be fetched: "):
@@ -274,7 +280,7 @@ def test_no_file_and_no_message_holds_a_secret(site, cache, weights, tmp_path, c
     texts += [file.read_bytes().decode("latin-1") for file in written]
     assert not [text[:200] for text in texts if "secret" in text]
     # And none that is no address is asked for.
-    assert "The address cannot be read" in fails("http://[secret", "--output", tmp_path / "other")
+    assert "The URL is not valid" in fails("http://[secret", "--output", tmp_path / "other")
 
 
 @pytest.mark.parametrize(
@@ -307,7 +313,7 @@ def test_what_a_killed_download_has_left_is_removed(site, cache):
 
 def test_download_with_another_hash_is_not_kept(site, cache):
     site.responses["/a.pth"] = Response(b"content")
-    with pytest.raises(ValueError, match=r'is not the file it must be, or came in damaged: .*expected "00000000"'):
+    with pytest.raises(ValueError, match=r'is the wrong file, or was damaged on the way: .*expected "00000000"'):
         download(f"{site.address}/a.pth", "00000000")
     assert kept(cache) == []
 

@@ -176,14 +176,14 @@ def test_repository_of_somebody_else_gets_a_pull_request(hub, source, tmp_path, 
 def test_pull_request_goes_neither_with_private_nor_with_a_revision(option, source, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(source, "--output", tmp_path / "converted", *push_options(), "--create-pr", *option)
-    assert "--create_pr goes neither with --private nor with --revision" in capsys.readouterr().err
+    assert "--create_pr cannot be used with --private or --revision" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("token", [None, "hf_wrong"])
 def test_without_a_valid_token_nothing_is_even_converted(token, hub, source, tmp_path):
     with hub.in_process(tmp_path / "stranger", token=token):
         error = fails(source, "--output", tmp_path / "converted", *push_options())
-    assert "The Hub does not know you: log in with `hf auth login`, or set HF_TOKEN" in error
+    assert "You are not logged in to the Hub: run `hf auth login`, or set HF_TOKEN" in error
     assert not (tmp_path / "converted").exists()
     assert not HfApi().repo_exists("somebody/twins")
 
@@ -250,12 +250,12 @@ def test_what_was_converted_but_not_published_is_published_by_the_same_command(h
     hub.cut_uploads(after=500, times=100)
     fails(source, "--output", output, *push_options())
     hub.faults.clear()
-    assert f"{output} exists, made of something else or with other options" in fails(
+    assert f"{output} exists, from another source or with other options" in fails(
         source, "--output", output, "--dtype", "float16", *push_options()
     )
     capsys.readouterr()
     run(source, "--output", output, *push_options())
-    assert "is there" in capsys.readouterr().out
+    assert f"exists    {output}" in capsys.readouterr().out
     TwinsForImageClassification.from_pretrained("somebody/twins")
 
 
@@ -273,7 +273,7 @@ def test_hub_that_does_not_answer_is_not_taken_for_a_token_that_is_wrong(fault, 
     else:
         hub.socket.close()
     error = fails(source, "--output", tmp_path / "converted", *push_options())
-    assert error.startswith("error: The Hub does not answer, nothing was converted: try again later (")
+    assert error.startswith("error: The Hub does not answer, so nothing was converted: try again later (")
     assert "\n" not in error
     assert not (tmp_path / "converted").exists()
 
@@ -382,7 +382,7 @@ def test_all_goes_on_after_a_failure_and_resumes(site, tmp_path, capsys):
     site.hub.requests.clear()
     run("--all", "--output", output, "--org", "somebody")
     lines = capsys.readouterr().out.splitlines()[-3:]
-    assert ["was converted already" in line for line in lines] == [True, False, True]
+    assert ["already converted" in line for line in lines] == [True, False, True]
     assert not [path for method, path in site.hub.requests if method == "PUT" and "twins-svt" in path]
     assert [path for _, path in site.hub.requests if path.startswith("/files/")] == ["/files/twins-pcpvt-small.pth"]
 

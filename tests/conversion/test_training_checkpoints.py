@@ -172,7 +172,7 @@ def test_types_that_are_mixed_become_what_is_asked_for(tmp_path, output):
     mixed = {name: weight if "norm" in name else weight.half() for name, weight in weights.items()}
     torch.save(mixed, tmp_path / "mixed.pth")
     assert "must all be of one type, got" in (error := fails(tmp_path / "mixed.pth", "--output", output))
-    assert "say by --dtype" in error
+    assert "set --dtype" in error
     run(tmp_path / "mixed.pth", "--output", output, "--dtype", "float32")
     assert_converted(output, {name: weight.float() for name, weight in mixed.items()})
 

@@ -104,7 +104,7 @@ def test_figures_of_chosen_stages_layers_token_and_label(draw_maps):
         (["--image", "not-here.png"], "error: .*not-here.png"),
         (["--image", "svt/config.json"], "error: svt/config.json cannot be decoded: it is not an image"),
         (["--image", "long.png"], "error: long.png is too long, 1 x 65535 pixels: .* crop it"),
-        (["--stages", "stage4"], "--stages must be some of stage1, stage2, stage3, got stage4"),
+        (["--stages", "stage4"], "--stages must be one or more of stage1, stage2, stage3, got stage4"),
         (["--layers", "0", "2"], r"--layers must be from 0 to 1 in stage1, got \[0, 2\]"),
         (["--query", "0.5", "1"], r"--query must be a row and a column in \[0, 1\), got"),
         (["--query", "0.5"], "--query must be a row and a column"),

@@ -166,7 +166,7 @@ def test_broken_archive_is_named_when_all_others_are_done(workers, start, tmp_pa
     (source / "b.tar").write_bytes(whole[: 3 * 512 + 50])
     (source / "c.tar").write_bytes(b"no archive")
     arguments = command(start, source, tmp_path / "out", "--dataloader_num_workers", workers)
-    sentence = r"^error: 2 files cannot be read to their end .*, and start again\. \S+/b.tar is broken: .*; \S+/c.tar is broken: "
+    sentence = r"^error: 2 files cannot be read to the end .*, and start again\. \S+/b.tar is broken: .*; \S+/c.tar is broken: "
     for _ in range(2):
         with pytest.raises(SystemExit, match=sentence):
             batch_predict.main(arguments)

@@ -243,7 +243,7 @@ def test_label_of_two_classes_is_asked_for_by_number():
     model = TwinsForImageClassification(config)
     assert attention_maps.choose_label("dog", model, torch.zeros(0)) == 1
     assert attention_maps.choose_label("2", model, torch.zeros(0)) == 2
-    with pytest.raises(ValueError, match="--label crane is the name of the labels 0 and 2: give a number"):
+    with pytest.raises(ValueError, match="--label crane names several labels, 0 and 2: give an index"):
         attention_maps.choose_label("crane", model, torch.zeros(0))
 
 

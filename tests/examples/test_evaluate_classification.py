@@ -67,7 +67,7 @@ def test_accuracy_is_that_of_every_single_image(start, folder, tmp_path, capsys)
     printed = capsys.readouterr().out
     assert f"| measured | {100 * results['eval_accuracy']:.2f} |" in printed
     assert "37 images (resized to 18, crop 16 x 16; float32)" in printed
-    assert "1 images cannot be decoded and are not among them" in printed
+    assert "1 images could not be decoded and were skipped" in printed
     assert "published" not in printed
 
 
@@ -104,20 +104,22 @@ def test_labels_are_found_by_name_number_and_wordnet_id():
     labels = {0: "tench, Tinca tinca", 1: "Goldfish", 2: "shark"}
     assert evaluate_classification.label_numbers(["goldfish", "shark"], labels) == [1, 2]
     assert evaluate_classification.label_numbers(["0", "2"], labels) == [0, 2]
-    with pytest.raises(ValueError, match="1 labels of the dataset are none of the model's, such as cow: sub-folders"):
+    with pytest.raises(ValueError, match="1 labels of the dataset are not the model's, such as cow: sub-folders"):
         evaluate_classification.label_numbers(["cow", "shark"], labels)
-    with pytest.raises(ValueError, match="1 labels of the dataset are none of the model's, such as 7"):
+    with pytest.raises(ValueError, match="1 labels of the dataset are not the model's, such as 7"):
         evaluate_classification.label_numbers(["1", "7"], labels)
     imagenet = dict(enumerate(TwinsConfig(num_labels=1000).id2label.values()))
     synsets = ImageNetInfo().label_names()
     assert evaluate_classification.label_numbers(synsets, imagenet) == list(range(1000))
     assert evaluate_classification.label_numbers(synsets[::-1], imagenet) == list(range(1000))[::-1]
     others = [f"n{10_000_000 + 37 * index:08}" for index in range(1000)]
-    with pytest.raises(ValueError, match=r"n10000000, n10000037, .*, and 990 more are none of ImageNet-1k's classes"):
+    with pytest.raises(
+        ValueError, match=r"n10000000, n10000037, .*, and 990 more are not among ImageNet-1k's classes"
+    ):
         evaluate_classification.label_numbers(others, imagenet)
     # The tench, the first class, and a toilet tissue, the last; in any order.
     assert evaluate_classification.label_numbers(["n15075141", "n01440764"], imagenet) == [999, 0]
-    with pytest.raises(ValueError, match="n00000001 is none of ImageNet-1k's classes"):
+    with pytest.raises(ValueError, match="n00000001 is not among ImageNet-1k's classes"):
         evaluate_classification.label_numbers(["n00000001"], imagenet)
 
 
@@ -145,12 +147,12 @@ def test_labels_are_told_apart_by_case_and_number(names, labels, numbers):
         (
             ["crane", "tiger shark, Galeocerdo cuvieri"],
             imagenet_class_names(),
-            "crane is the name of several labels of the model, 134 and 517: call",
+            "crane is the name of several labels of the model, 134 and 517: use",
         ),
         (["A"], ["a", "\N{LATIN SMALL LETTER A}", "b"], "A is the name of several labels of the model, 0 and 1"),
-        (["1", "cat"], ["a", "b"], "1 labels of the dataset are none of the model's, such as cat"),
-        (["0", "1", "2"], ["1", "2", "3", "4", "5"], "1 labels of the dataset are none of the model's, such as 0"),
-        (["\N{SUPERSCRIPT TWO}"], ["a", "b", "c"], "1 labels of the dataset are none of the model's"),
+        (["1", "cat"], ["a", "b"], "1 labels of the dataset are not the model's, such as cat"),
+        (["0", "1", "2"], ["1", "2", "3", "4", "5"], "1 labels of the dataset are not the model's, such as 0"),
+        (["\N{SUPERSCRIPT TWO}"], ["a", "b", "c"], "1 labels of the dataset are not the model's"),
     ],
 )
 def test_label_that_could_be_several_is_refused(names, labels, message):
@@ -223,7 +225,7 @@ def test_wrong_options_are_named(start, folder, tmp_path, capsys):
         run(start, folder, "--dataset_name", "x")
     with pytest.raises(SystemExit, match="--protocol must be checkpoint, authors or timm, got best"):
         run(start, folder, "--protocol", "best")
-    with pytest.raises(SystemExit, match="--image_size and --protocol both say how large the images are: give one"):
+    with pytest.raises(SystemExit, match="--image_size and --protocol both set the image size: give one"):
         run(start, folder, "--protocol", "timm", "--image_size", 32)
     for option in ("--train_dir", "--validation_dir", "--streaming", "--max_train_samples", "--num_channels"):
         with pytest.raises(SystemExit):

@@ -193,7 +193,7 @@ def test_corrupt_images_are_counted_named_and_left_out(prepared, tmp_path, extra
             extract(*options)
             printed = capsys.readouterr()
             assert "1 of 4 images have their features in" in printed.out
-            assert "Left out, because they cannot be used, 3: cut.png, long.png, sub/empty.jpg." in printed.out
+            assert "Skipped 3 images that cannot be used: cut.png, long.png, sub/empty.jpg." in printed.out
         assert Path(f"{features}/features-0000{shard}").exists()
 
 
@@ -246,8 +246,8 @@ def test_a_neighbor_that_is_gone_is_said_to_be(prepared, tmp_path, extract, sear
             ["--model_name_or_path", "not-here"],
             "error: cannot load not-here: there is no such folder, and on the Hub: ",
         ),
-        (["--input_dir", "not-here"], "--input_dir must be a folder of images, not-here is none"),
-        (["--input_dir", "."], "--input_dir must be a folder of images, . has none"),
+        (["--input_dir", "not-here"], "--input_dir must be a folder of images, but not-here is not a folder"),
+        (["--input_dir", "."], "--input_dir must be a folder of images, but . has none"),
         (
             ["--features", "pooled", "stage1"],
             "--features must be pooled, or stages in their order .*'pooled', 'stage1'",
@@ -279,7 +279,7 @@ def test_features_of_other_settings_are_not_mixed(prepared, tmp_path, extract, s
         extract("--model_name_or_path", str(model))
     extract("--model_name_or_path", str(model), "--output_dir", "features2")
     randomize(TwinsForImageClassification(tiny_config("pcpvt"))).save_pretrained(model)
-    with pytest.raises(SystemExit, match="other weights or other preprocessing than what made features2"):
+    with pytest.raises(SystemExit, match="weights or preprocessing from the model of features2"):
         search(prepared / "images/z/last.png", "--features", "features2")
 
 
@@ -291,7 +291,7 @@ def test_finished_file_with_a_damaged_byte_is_noticed_and_written_again(name, pr
     whole = damaged.read_bytes()
     damaged.write_bytes(whole[:-99] + bytes([whole[-99] ^ 1]) + whole[-98:])
     if name.endswith(".parquet"):
-        with pytest.raises(SystemExit, match=r"features has files that are not whole: run extract_features\.py again"):
+        with pytest.raises(SystemExit, match=r"features has incomplete files: run extract_features\.py again"):
             search(prepared / "images/z/last.png")
     extract(*options)
     assert f"features/{name} or {name}.sha256 is damaged, and is ignored" in caplog.text

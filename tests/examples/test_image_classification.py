@@ -151,7 +151,7 @@ def test_checkpoint_runs_no_code(digits, start, tmp_path):
             torch.save(Program(trace), checkpoint / name)
         # As whoever made these files can.
         write_checksums(checkpoint)
-        refused = pytest.raises(SystemExit, match=r"^error: \S+ must be a checkpoint that this run wrote, .*$")
+        refused = pytest.raises(SystemExit, match=r"^error: \S+ must be a checkpoint that this run wrote: .*$")
         # Accelerate leaves random numbers that it cannot read as they are.
         with nullcontext() if hostile == ["random_states_0.pkl"] else refused:
             quietly("accelerate", [*arguments, "--resume_from_checkpoint", str(checkpoint)])

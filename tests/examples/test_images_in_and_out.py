@@ -220,7 +220,7 @@ def test_contact_sheet_is_none_of_the_images(inputs, start, tmp_path, monkeypatc
     before = query.read_bytes()
     for sheet, message in (
         (inputs / "neighbors.png", "The folder of --contact_sheet must be another folder than .*images"),
-        (query, "--contact_sheet must be another file than --query"),
+        (query, "--contact_sheet must be a file other than --query"),
         (tmp_path / "features" / "index.png", "The folder of --contact_sheet must be another folder than .*features"),
     ):
         arguments = ["--features", str(tmp_path / "features"), "--query", str(query), "--contact_sheet", str(sheet)]

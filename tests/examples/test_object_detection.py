@@ -129,7 +129,7 @@ def test_script_trains_evaluates_and_writes_what_predicts(scenes, start, tmp_pat
             *("--output_dir", str(tmp_path / "found"), "--threshold", "0.01"),
         ]
     )
-    assert "2 of 4 images cannot be used and are left out: bad.png, fractions.tif." in caplog.text
+    assert "2 of 4 images cannot be used and are skipped: bad.png, fractions.tif." in caplog.text
     found = json.loads((tmp_path / "found" / "predictions.json").read_text())
     assert found.keys() == {"50.png", "51.png"}
     with Image.open(tmp_path / "found" / "50.png") as drawn:

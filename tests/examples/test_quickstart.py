@@ -148,7 +148,7 @@ def test_quickstart_builds_a_published_variant(quickstart, image_folder):
             "error: cannot load somebody/not-here: there is no such folder, and on the Hub: ",
         ),
         (["--variant", "twins-huge"], "error: name must be one of twins-pcpvt-small"),
-        (["--model", "x", "--variant", "twins-svt-small"], "--variant and --image-size belong to a new model"),
+        (["--model", "x", "--variant", "twins-svt-small"], "--variant and --image-size are for a new model"),
     ],
     ids=["no dataset", "no model", "no variant", "model and variant"],
 )

@@ -384,7 +384,7 @@ def test_metrics_equal_those_of_scikit_learn():
     np.testing.assert_allclose(class_iou(matrix)[:4], jaccard_score(expected, actual, average=None))
     assert class_iou(matrix)[4].isnan()
     assert class_accuracy(matrix)[4].isnan()
-    with pytest.raises(ValueError, match="A mask has class 3, but the model has 3, from 0"):
+    with pytest.raises(ValueError, match="A mask has class 3, but the model has 3 classes, from 0"):
         confusion_matrix(truth, prediction, 3)
 
 
@@ -548,7 +548,7 @@ def test_wrong_options_are_named(scenes, starts, tmp_path, capsys):
         ),
         ([*whole, "--class_names_file", str(tmp_path / "none.txt")], "No such file or directory: .*none.txt"),
         ([*whole, "--min_scale", "3"], "--min_scale must be above 0 and not above --max_scale, got 3.0 and 2.0"),
-        ([*whole, "--per_device_train_batch_size", "25"], "There are 24 pairs to train on, fewer than a batch"),
+        ([*whole, "--per_device_train_batch_size", "25"], "There are 24 training pairs, fewer than a batch"),
         ([*whole, "--slide_stride", "8"], "--slide_stride requires --slide_crop_size"),
         (
             [*whole, "--slide_crop_size", "8", "--slide_stride", "9"],
@@ -625,11 +625,11 @@ def test_prediction_writes_mask_and_overlay_of_every_picture(trained, tmp_path, 
         "settings.json",
         *(f"{name}_{kind}.png" for name in ("gray", "color") for kind in ("mask", "overlay")),
     }
-    assert "1 of 3 images cannot be used and are left out: bad.png." in caplog.text
+    assert "1 of 3 images cannot be used and are skipped: bad.png." in caplog.text
     with pytest.raises(SystemExit, match="--images must be an image or a folder of images, got"):
         predict_segmentation.main([*arguments, "--images", str(tmp_path / "none")])
     (tmp_path / "pictures" / "gray.jpg").write_text("another")
-    with pytest.raises(SystemExit, match="have the same name but for its ending: gray"):
+    with pytest.raises(SystemExit, match="have the same name except for its extension: gray"):
         predict_segmentation.main([*arguments, "--images", str(tmp_path / "pictures")])
 
 
@@ -673,7 +673,7 @@ def test_evaluation_names_what_is_wrong(trained, scenes, tmp_path):
     TwinsForSemanticSegmentation(tiny_config(num_labels=300)).save_pretrained(many)
     processor_of().save_pretrained(many)
     for arguments, message in (
-        ([*good, str(many)], "many has 300 classes, of which masks can have 255: the number 255 means no class"),
+        ([*good, str(many)], "many has 300 classes, but masks only 255: the number 255 means no class"),
         ([*good, str(tmp_path / "none")], "error: .*none"),
         (
             ["--model_name_or_path", str(trained), "--validation_dir", str(tmp_path)],
@@ -811,5 +811,5 @@ def test_results_of_something_else_are_not_replaced(tmp_path):
         evaluate_segmentation.check_replaceable(file, identity | {"model": "c" * 64, "settings": {"flip": True}})
     for content in ("notes", "[]", "{}"):
         file.write_text(content)
-        with pytest.raises(ValueError, match=r"results\.json exists and has no results of this script: give another"):
+        with pytest.raises(ValueError, match=r"results\.json exists, but has no results of this script: give another"):
             evaluate_segmentation.check_replaceable(file, identity)

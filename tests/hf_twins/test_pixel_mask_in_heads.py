@@ -161,7 +161,7 @@ def test_mask_of_a_call_that_failed_is_forgotten():
     pixel_values, pixel_mask = padded_batch()
     expected = feature_maps(model, pixel_values)
     pass_pixel_mask_to_backbone(model)
-    with pytest.raises(ValueError, match=r"pixel_mask must be a torch.Tensor of pixel_values' shape"):
+    with pytest.raises(ValueError, match=r"pixel_mask must be a torch.Tensor of shape"):
         model(pixel_values, pixel_mask=pixel_mask[:, 1:])
     assert torch.equal(feature_maps(model, pixel_values)[0], expected[0])
     # The backbone by itself, beside any call of the model.

@@ -123,6 +123,18 @@ def assert_fits(page: Page) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
+def assert_no_word_breaks_in_headings(page: Page) -> None:
+    """The headings of tables, each of one word, are on one line."""
+    lines = """headings => headings.map(heading => {
+        const text = document.createRange();
+        text.selectNodeContents(heading);
+        return [heading.textContent, new Set([...text.getClientRects()].map(line => line.top)).size];
+    })"""
+    headings = page.locator("th span.text:visible").evaluate_all(lines)
+    assert len(headings) >= 4
+    assert [name for name, num_lines in headings if num_lines != 1] == []
+
+
 @pytest.fixture
 def digit(tmp_path) -> Path:
     digit_image(3).save(tmp_path / "digit.png")
@@ -359,6 +371,9 @@ def test_pages_fit_and_are_accessible(open_page, request, tmp_path, space):
     panel = start_batch(page, tmp_path / "images.zip")
     panel.get_by_role("gridcell", name="a/image.png").first.wait_for()
     keep("batch")
+    page.set_viewport_size(PHONE)
+    settle(page)
+    assert_no_word_breaks_in_headings(page)
     with page.expect_download() as download:
         panel.locator("a[download$='.csv']").click()
     assert "c/image.png" in Path(download.value.path()).read_text()

@@ -336,7 +336,7 @@ def test_images_are_pasted_dropped_and_photographed(page, context):
     wait_for_answer_to(page, "digit_4.png")
     assert answers == [answer(page)] * 2
     page.evaluate(transfer, "drop two")
-    expect(page.get_by_role("alert")).to_have_text("Drop one image file at a time; there were 2.")
+    expect(page.get_by_role("alert")).to_have_text("Drop one image file at a time; got 2.")
 
     # Not allowed at first.
     page.get_by_role("button", name="Use the webcam").click()
@@ -348,7 +348,7 @@ def test_images_are_pasted_dropped_and_photographed(page, context):
     expect(page.get_by_role("alert")).to_be_hidden()
     page.wait_for_function("document.getElementById('video').videoWidth > 0")
     page.keyboard.press("Enter")
-    wait_for_answer_to(page, "Photo of the webcam")
+    wait_for_answer_to(page, "Photo from the webcam")
     expect(page.get_by_label("Webcam", exact=True)).to_be_hidden()
     expect(page.get_by_role("button", name="Use the webcam")).to_be_focused()
 
@@ -382,7 +382,7 @@ def test_file_that_cannot_be_used_is_one_sentence_and_leaves_a_clean_page(page, 
     for name, message in (
         ("notes.txt", "notes.txt is not an image that this browser can read: choose a JPEG, PNG or WebP file."),
         ("vast.png", "vast.png has 8000 x 7000 pixels: choose an image of at most 50 megapixels."),
-        ("long.png", "long.png has 2100 x 100 pixels: crop it, one side may be at most 20 times the other."),
+        ("long.png", "long.png has 2100 x 100 pixels: crop it; one side may be at most 20 times the other."),
     ):
         choose(page, tmp_path / name)
         expect(page.get_by_role("alert")).to_have_text(message)
@@ -399,7 +399,7 @@ def test_file_that_cannot_be_used_is_one_sentence_and_leaves_a_clean_page(page, 
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("WebAssembly", "This browser has no WebAssembly, which runs the model: allow it, or use another browser."),
+        ("WebAssembly", "This browser has no WebAssembly, which the model needs: allow it, or use another browser."),
         (
             "space.json",
             "The model cannot be loaded, because space.json is missing: reload the page, or assemble the Space",
@@ -508,12 +508,12 @@ def source(model_class: type = TwinsForImageClassification, settings: dict | Non
 def test_model_that_the_page_cannot_use_is_refused():
     check_page_can_use(source(), "somebody/model")
     with pytest.raises(
-        ValueError, match="The page classifies RGB images, and m holds a TwinsBackbone for images of 3 chan"
+        ValueError, match="The page classifies RGB images, but m holds a TwinsBackbone for images of 3 chan"
     ):
         check_page_can_use(source(TwinsBackbone), "m")
     with pytest.raises(ValueError, match="holds a TwinsForImageClassification for images of 4 channels"):
         check_page_can_use(source(num_channels=4), "m")
-    with pytest.raises(ValueError, match=r"the processor of m has do_pad=\w+, resample=0: name another model"):
+    with pytest.raises(ValueError, match=r"the processor of m has do_pad=\w+, resample=0: pass another model"):
         check_page_can_use(source(settings={"resample": 0}), "m")
 
 

@@ -109,7 +109,9 @@ def test_model_of_another_task_is_refused(tmp_path):
     TwinsForSemanticSegmentation(tiny_config()).save_pretrained(tmp_path)
     TwinsImageProcessor().save_pretrained(tmp_path)
     shelf = ModelShelf({"another": str(tmp_path)}, runpy.run_path(str(SPACE / "app.py"))["load"])
-    with pytest.raises(ModelError, match="The model another cannot be loaded: it is not there, not of this kind, or"):
+    with pytest.raises(
+        ModelError, match="The model another cannot be loaded: it does not exist, is of another kind, or"
+    ):
         shelf.get("another")
 
 
@@ -189,7 +191,7 @@ def test_batch_gives_a_table_and_the_same_as_csv(client, tmp_path):
     # Members keep their folders, and the archive's name tells them from other files.
     assert [row[0] for row in rows] == [*(f"digits.zip/{name}" for name in (*members, "=1+1.png")), "eight.png"]
     assert [row[1] for row in rows] == [*map(digit_label, range(12)), "", digit_label(18)]
-    assert "not an image" in rows[12][3]
+    assert "not a supported image" in rows[12][3]
     # The table grew meanwhile.
     assert len(job.outputs()) > 1
     with Path(download).open(newline="") as file:
@@ -251,7 +253,7 @@ def test_bad_arguments_get_a_sentence(client, digit, arguments, message):
 
 def test_no_picture_gets_a_sentence(client):
     assert "There is no image yet" in fails(client, None, api_name="/classify")
-    assert "There is no image in what was sent" in fails(client, [], api_name="/classify_batch")
+    assert "There is no image in these files" in fails(client, [], api_name="/classify_batch")
 
 
 def test_files_of_the_server_cannot_be_read(server):
@@ -303,7 +305,7 @@ def test_assistants_can_call_it(server, digit):
     assert not answer.isError
     assert digit_label(3) in answer.content[0].text
     assert failure.isError
-    assert "This is not an image that can be read here" in failure.content[0].text
+    assert "This is not a supported image" in failure.content[0].text
 
 
 def test_page_and_configuration_name_no_place_of_the_server(server):

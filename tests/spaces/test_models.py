@@ -154,7 +154,7 @@ def test_picture_too_long_for_a_model_that_crops_nothing_is_refused():
     model, processor = make()
     processor.do_center_crop = False
     processor.size = {"shortest_edge": 512}
-    with pytest.raises(UploadError, match="too long for so high a resolution"):
+    with pytest.raises(UploadError, match="too long for this resolution"):
         LoadedModel("tiny", model, processor).prepare(PIL.Image.new("RGB", (2000, 100)), 200)
 
 

@@ -125,7 +125,7 @@ def test_batch_gives_a_table_and_the_same_as_csv(client, scenes, tmp_path):
     assert table["headers"] == ["file", "class", "pixels", "%", "problem"]
     for name, (image, _) in zip(members, scenes):
         assert sum(row[2] for row in table["data"] if row[0] == name) == image.width * image.height
-    assert "not an image" in table["data"][-1][4]
+    assert "not a supported image" in table["data"][-1][4]
     with Path(download).open(newline="") as file:
         assert len(list(csv.reader(file))) == 1 + len(table["data"])
 

@@ -116,10 +116,10 @@ def test_large_picture_is_made_smaller(scene):
 
 REFUSED = {
     "empty": (io.BytesIO(), "This file is empty"),
-    "text": (io.BytesIO(b"no image"), "not an image that can be read here: send a PNG, JPEG"),
+    "text": (io.BytesIO(b"no image"), "not a supported image: send a PNG, JPEG"),
     "svg": (io.BytesIO(b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>'), "SVG drawings"),
     "heic": (io.BytesIO(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)), "HEIC images"),
-    "postscript": (io.BytesIO(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "not an image"),
+    "postscript": (io.BytesIO(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "not a supported image"),
     "long": (io.BytesIO(png_of(20_000, 10)), "too long, 20000 x 10 pixels"),
     "many pixels": (io.BytesIO(png_of(9_000, 9_000)), "9000 x 9000 has too many pixels"),
     "bomb": (io.BytesIO(png_of(60_000, 60_000, num_rows=1)), "too many pixels"),
@@ -138,7 +138,7 @@ def test_what_cannot_be_used_is_refused_with_a_sentence(file, message):
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"])
 def test_truncated_picture_is_refused_with_a_sentence(image_format):
     content = sent(PIL.Image.effect_noise((200, 200), 80).convert("RGB"), image_format).getvalue()
-    with pytest.raises(UploadError, match=r"broken or incomplete|not an image"):
+    with pytest.raises(UploadError, match=r"broken or incomplete|not a supported image"):
         read_upload(io.BytesIO(content[: len(content) // 2]))
 
 

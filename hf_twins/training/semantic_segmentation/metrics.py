@@ -48,7 +48,7 @@ def confusion_matrix(truth: torch.Tensor, prediction: torch.Tensor, num_labels: 
     truth, prediction = truth[is_labeled], prediction[is_labeled]
     if truth.numel() and not 0 <= int(truth.min()) <= int(truth.max()) < num_labels:
         raise ValueError(
-            f"A mask has class {int(truth.max())}, but the model has {num_labels}, from 0: check --do_reduce_labels."
+            f"A mask has class {int(truth.max())}, but the model has {num_labels} classes, from 0: check --do_reduce_labels."
         )
     return torch.bincount(truth * num_labels + prediction, minlength=num_labels**2).view(num_labels, num_labels)
 
