@@ -286,6 +286,12 @@ class LoopbackHub(ThreadingHTTPServer):
             "NO_PROXY": "127.0.0.1",
         }
 
+    def stop(self) -> None:
+        """Refuse connections from now on."""
+        # A socket that is closed while its thread waits for connections accepts one more, and resets it.
+        self.shutdown()
+        self.server_close()
+
     @contextmanager
     def in_process(self, home: Path, token: str | None = None) -> Iterator[None]:
         """Let huggingface_hub and transformers of this process use this Hub, and retry without waiting.

@@ -341,7 +341,7 @@ def test_bad_model_or_output_is_named(tmp_path):
 
 def test_hub_that_cannot_be_reached_is_an_error_in_one_line(tmp_path, monkeypatch):
     with serve_hub() as hub, hub.in_process(tmp_path / "home"):
-        hub.socket.close()
+        hub.stop()
         assert "couldn't connect to" in (error := fails("somebody/twins", "timm", tmp_path / "timm"))
         assert "\n" not in error
 

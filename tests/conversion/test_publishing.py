@@ -271,7 +271,7 @@ def test_hub_that_does_not_answer_is_not_taken_for_a_token_that_is_wrong(fault, 
     elif fault == "cut":
         hub.cut_downloads(times=100, pattern="/whoami")
     else:
-        hub.socket.close()
+        hub.stop()
     error = fails(source, "--output", tmp_path / "converted", *push_options())
     assert error.startswith("error: The Hub does not answer, so nothing was converted: try again later (")
     assert "\n" not in error

@@ -73,7 +73,7 @@ def test_card_names_what_a_model_comes_from(base, dataset, license_id, expected,
 
 def test_hub_that_cannot_be_reached_leaves_out_what_is_not_known(tmp_path):
     with serve_hub() as hub, hub.in_process(tmp_path / "home"):
-        hub.socket.close()
+        hub.stop()
         assert origin_fields("org/base", None) == {"base_model": "org/base"}
 
 
