@@ -29,6 +29,7 @@ from .modeling_twins import (
     TwinsAttention,
     TwinsEncoder,
     TwinsLocalAttention,
+    to_image,
     window_partition,
     window_reverse,
 )
@@ -97,10 +98,10 @@ class LayerAttention:
             return torch.einsum("bq,bhqk->bhk", relevance.flatten(1), weights).unflatten(2, self.key_grid)
         (height, width), (key_height, key_width) = self.grid, self.key_grid
         padded = nn.functional.pad(relevance, (0, key_width - width, 0, key_height - height))
-        windows = window_partition(padded.unsqueeze(-1), self.window_size).squeeze(-1)
+        windows = window_partition(padded.flatten(1).unsqueeze(-1), self.key_grid, self.window_size).squeeze(-1)
         attended = torch.einsum("wq,whqk->wkh", windows, weights)
         windows_grid = (len(relevance), key_height // self.window_size, key_width // self.window_size)
-        return window_reverse(attended, self.window_size, windows_grid).permute(0, 3, 1, 2)
+        return to_image(window_reverse(attended, self.window_size, windows_grid), self.key_grid)
 
     def from_query(self, row: int, column: int) -> torch.Tensor:
         """Where one token looks: its weights.

@@ -17,8 +17,8 @@ Twins: Revisiting the Design of Spatial Attention in Vision Transformers (https:
 following the authors' code, https://github.com/Meituan-AutoML/Twins. Both families are one model: Twins-PCPVT attends
 globally in every block, Twins-SVT in every other block, and within windows in the rest.
 
-Between stages, hidden states are images, (batch_size, channels, height, width). Inside a stage they are tokens that keep
-their place, (batch_size, height, width, channels): a view of the same memory. Images padded to a common size come with
+Between stages, hidden states are images, (batch_size, channels, height, width). Inside a stage they are tokens, (batch_size,
+height * width, channels), of the same memory, and `size` is (height, width). Images padded to a common size come with
 `token_mask`, (batch_size, height, width) and True on the image; it is None where no image is padded.
 """
 
@@ -32,6 +32,7 @@ from typing import Any, Self
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 from transformers import initialization as init
 from transformers.activations import ACT2FN, GELUActivation
@@ -51,7 +52,6 @@ from transformers.utils import (
     TransformersKwargs,
     auto_docstring,
     is_torchdynamo_compiling,
-    is_torchdynamo_exporting,
 )
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.import_utils import is_tracing
@@ -65,20 +65,34 @@ from transformers.utils.output_capturing import (
 from .configuration_twins import TwinsConfig
 
 
-def window_partition(hidden_states: torch.Tensor, window_size: int) -> torch.Tensor:
-    """(batch_size, height, width, channels) -> (batch_size * num_windows, window_size**2, channels)."""
-    rows, columns = hidden_states.shape[1] // window_size, hidden_states.shape[2] // window_size
-    windows = hidden_states.unflatten(2, (columns, window_size)).unflatten(1, (rows, window_size))
+# No tensor of tokens has four dimensions: near convolutions, PyTorch's compiler takes such tensors for images whose second
+# dimension is channels, and rearranges their memory, which took a fifth of a compiled forward pass on a GPU.
+
+
+def to_tokens(image: torch.Tensor) -> torch.Tensor:
+    """(batch_size, channels, height, width) -> (batch_size, height * width, channels)."""
+    return image.flatten(2).transpose(1, 2)
+
+
+def to_image(hidden_states: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """(batch_size, height * width, channels) -> (batch_size, channels, height, width), in channels-last memory format."""
+    return hidden_states.transpose(1, 2).unflatten(2, size)
+
+
+def window_partition(hidden_states: torch.Tensor, size: tuple[int, int], window_size: int) -> torch.Tensor:
+    """(batch_size, height * width, channels) -> (batch_size * num_windows, window_size**2, channels)."""
+    rows, columns = size[0] // window_size, size[1] // window_size
+    windows = hidden_states.unflatten(1, (rows, window_size, columns, window_size))
     return windows.transpose(2, 3).flatten(3, 4).flatten(0, 2)
 
 
 def window_reverse(windows: torch.Tensor, window_size: int, grid: tuple[int, int, int]) -> torch.Tensor:
-    """(batch_size * num_windows, window_size**2, channels) -> (batch_size, height, width, channels).
+    """(batch_size * num_windows, window_size**2, channels) -> (batch_size, height * width, channels).
 
     `grid` is the batch size, and the number of rows and columns of windows.
     """
-    windows = windows.unflatten(1, (window_size, window_size)).unflatten(0, grid)
-    return windows.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    windows = windows.unflatten(0, grid).unflatten(3, (window_size, window_size))
+    return windows.transpose(2, 3).flatten(1, 4)
 
 
 def make_token_mask(pixel_mask: torch.Tensor | None, config: TwinsConfig, stage: int) -> torch.Tensor | None:
@@ -92,11 +106,11 @@ def make_token_mask(pixel_mask: torch.Tensor | None, config: TwinsConfig, stage:
 
 
 def clear_padding(hidden_states: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
-    """Zero the tokens (batch_size, height, width, channels) that lie outside the image."""
+    """Zero the tokens (batch_size, height * width, channels) that lie outside the image."""
     if token_mask is None:
         return hidden_states
     # Filled, not multiplied: NaN times zero is NaN.
-    return hidden_states.masked_fill(~token_mask.unsqueeze(-1), 0)
+    return hidden_states.masked_fill(~token_mask.flatten(1).unsqueeze(-1), 0)
 
 
 def mean_over_image(image: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
@@ -203,12 +217,13 @@ def is_recording_hook(hook: Callable) -> bool:
 
 
 def pad_or_crop(hidden_states: torch.Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> torch.Tensor:
-    """Pad tokens (batch_size, height, width, channels) with zeros at the right and bottom, or crop them."""
+    """Pad tokens (batch_size, height * width, channels) with zeros at the right and bottom, or crop them."""
     if not differ(size, new_size):
         return hidden_states
     # Cropped by negative padding: unlike a slice, its memory layout does not depend on the amount. By the size that is given,
     # and not that of the tensor, which an export from an example of one window takes for a constant.
-    return nn.functional.pad(hidden_states, (0, 0, 0, new_size[1] - size[1], 0, new_size[0] - size[0]))
+    grid = hidden_states.unflatten(1, (1, *size))
+    return nn.functional.pad(grid, (0, 0, 0, new_size[1] - size[1], 0, new_size[0] - size[0])).flatten(1, 3)
 
 
 def crop_to_patches(image: torch.Tensor, patch_size: int) -> torch.Tensor:
@@ -216,15 +231,27 @@ def crop_to_patches(image: torch.Tensor, patch_size: int) -> torch.Tensor:
 
     Where a last column is left over, oneDNN's convolution of kernel 2 in bfloat16 is wrong on CPUs with AMX (PyTorch 2.15).
     """
-    if is_torchdynamo_exporting():
+    if is_exporting():
         return image
     height, width = image.shape[2:]
     return image[:, :, : height // patch_size * patch_size, : width // patch_size * patch_size]
 
 
+def multiply_patches(
+    image: torch.Tensor, patch_size: int, multiply: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """What a convolution of patches gives, `multiply` being its product: `(num_patches, patch_size**2 * channels)`, with the
+    channels of a pixel side by side, to `(num_patches, out_channels)`."""
+    image = crop_to_patches(image, patch_size)
+    batch_size, _, height, width = image.shape
+    patches = window_partition(to_tokens(image), (height, width), patch_size).flatten(1)
+    size = (height // patch_size, width // patch_size)
+    return to_image(multiply(patches).unflatten(0, (batch_size, size[0] * size[1])), size)
+
+
 def differ(size: tuple[int, int], new_size: tuple[int, int]) -> bool:
     """Whether two sizes differ. In a graph with symbolic sizes, which cannot tell, it is assumed."""
-    return is_torchdynamo_exporting() or size != new_size
+    return is_exporting() or size != new_size
 
 
 def divide_and_round_up(size: int, divisor: int) -> int:
@@ -232,9 +259,17 @@ def divide_and_round_up(size: int, divisor: int) -> int:
     return (size + divisor - 1) // divisor
 
 
+def is_exporting() -> bool:
+    """Whether `torch.export` traces this.
+
+    Read from PyTorch's flag: its function `torch.compiler.is_exporting` is also true under `torch.compile` in PyTorch 2.11.
+    """
+    return torch.compiler._is_exporting_flag
+
+
 def is_compiled() -> bool:
     """Whether `torch.compile` traces this, not an export."""
-    return is_torchdynamo_compiling() and not is_torchdynamo_exporting()
+    return is_torchdynamo_compiling() and not is_exporting()
 
 
 def project_together(linears: Sequence[nn.Linear], hidden_states: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -280,7 +315,7 @@ def compute_attention(
         if is_flash_attention_requested(requested_attention_implementation=implementation):
             # Its functions mask keys only where these are the queries too, which the sub-sampled are not.
             attention_interface, implementation = ALL_ATTENTION_FUNCTIONS["sdpa"], "sdpa"
-    if not is_torchdynamo_exporting() and query.shape[0] == 0:
+    if not is_exporting() and query.shape[0] == 0:
         # The other functions do not take a batch of no images.
         attention_interface, is_eager = eager_attention_forward, implementation == "eager"
 
@@ -294,10 +329,15 @@ def compute_attention(
             attention_interface, is_eager = eager_attention_forward, False
         else:
             query, key, value = query.float(), key.float(), value.float()
+    kernels: AbstractContextManager = nullcontext()
     if implementation == "sdpa" and isinstance(module, TwinsLocalAttention) and is_compiled():
-        # Between the few tokens of a window, compiled code is faster than PyTorch's kernels, which are for long sequences.
-        attention_interface, is_eager = eager_attention_forward, False
-    with autocast:
+        # The kernels that PyTorch prefers are for longer sequences than a window. In eager mode, choosing another takes as long
+        # as it saves.
+        if query.is_cuda:
+            kernels = sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+        else:
+            attention_interface, is_eager = eager_attention_forward, False
+    with autocast, kernels:
         attn_output, attn_weights = attention_interface(module, query, key, value, attention_mask, **kwargs)
     return attn_output.to(dtype), attn_weights if is_eager else None
 
@@ -307,12 +347,11 @@ def is_left_to_cudnn(image: torch.Tensor, weight: torch.Tensor) -> bool:
 
     Measured on an NVIDIA H200 with PyTorch 2.11. In float32, cuDNN would also round to TF32.
     """
-    return (
-        image.is_cuda
-        and image.dtype in (torch.float16, torch.bfloat16)
-        and not (torch.is_grad_enabled() and (image.requires_grad or weight.requires_grad))
-        and not is_torchdynamo_compiling()
-    )
+    if not image.is_cuda:
+        return False
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else image.dtype
+    has_gradients = torch.is_grad_enabled() and (image.requires_grad or weight.requires_grad)
+    return dtype in (torch.float16, torch.bfloat16) and not has_gradients
 
 
 class TwinsPatchConv2d(nn.Conv2d):
@@ -320,12 +359,13 @@ class TwinsPatchConv2d(nn.Conv2d):
     faster for patch embeddings."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        if is_torchdynamo_exporting() or image.shape[0] == 0 or is_left_to_cudnn(image, self.weight):
+        if is_exporting() or image.shape[0] == 0 or is_left_to_cudnn(image, self.weight):
             # A graph with symbolic sizes cannot know that patches are whole, and no images have none.
             return super().forward(image)
-        image = crop_to_patches(image, self.stride[0])
-        patches = nn.functional.pixel_unshuffle(image, self.stride[0]).permute(0, 2, 3, 1)
-        return nn.functional.linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1)
+        return multiply_patches(
+            image, self.stride[0], lambda patches: nn.functional.linear(patches, weight, self.bias)
+        )
 
 
 class TwinsRecordedModule(nn.Module):
@@ -367,7 +407,7 @@ class TwinsDropPath(nn.Module):
         if self.drop_prob == 0.0 or not self.training:
             return hidden_states
         keep_prob = 1 - self.drop_prob
-        kept = hidden_states.new_empty(hidden_states.shape[0], 1, 1, 1).bernoulli_(keep_prob)
+        kept = hidden_states.new_empty(hidden_states.shape[0], 1, 1).bernoulli_(keep_prob)
         return hidden_states * kept.div_(keep_prob)
 
     def extra_repr(self) -> str:
@@ -394,9 +434,9 @@ class TwinsPatchEmbeddings(nn.Module):
         if self.patch_padding:
             height, width = image.shape[2:]
             image = nn.functional.pad(image, (0, -width % self.patch_size, 0, -height % self.patch_size))
-        hidden_states = self.projection(crop_to_patches(image, self.patch_size)).permute(0, 2, 3, 1)
-        hidden_states = clear_padding(self.dropout(self.layernorm(hidden_states)), token_mask)
-        return hidden_states.permute(0, 3, 1, 2)
+        patches = self.projection(crop_to_patches(image, self.patch_size))
+        hidden_states = clear_padding(self.dropout(self.layernorm(to_tokens(patches))), token_mask)
+        return to_image(hidden_states, (patches.shape[2], patches.shape[3]))
 
 
 class TwinsPositionEncoding(nn.Module):
@@ -407,10 +447,12 @@ class TwinsPositionEncoding(nn.Module):
         hidden_size = config.hidden_sizes[stage]
         self.projection = nn.Conv2d(hidden_size, hidden_size, kernel_size=3, padding=1, groups=hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, size: tuple[int, int], token_mask: torch.Tensor | None
+    ) -> torch.Tensor:
         # The convolution's own padding is zero, so padding within the batch has to be.
         hidden_states = clear_padding(hidden_states, token_mask)
-        branch = self.projection(hidden_states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        branch = to_tokens(self.projection(to_image(hidden_states, size)))
         return add_residual(hidden_states, branch, self)
 
 
@@ -475,36 +517,42 @@ class TwinsLocalAttention(TwinsAttention):
         self.window_padding = config.window_padding
 
     def forward(
-        self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]
+        self,
+        hidden_states: torch.Tensor,
+        size: tuple[int, int],
+        token_mask: torch.Tensor | None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        batch_size, height, width, _ = hidden_states.shape
-        rows = divide_and_round_up(height, self.window_size)
-        columns = divide_and_round_up(width, self.window_size)
-        size, padded_size = (height, width), (rows * self.window_size, columns * self.window_size)
+        rows = divide_and_round_up(size[0], self.window_size)
+        columns = divide_and_round_up(size[1], self.window_size)
+        padded_size = (rows * self.window_size, columns * self.window_size)
         key_mask = None
         if self.window_padding != "zeros" and (token_mask is not None or differ(size, padded_size)):
-            key_mask = self.make_key_mask(hidden_states, token_mask, padded_size)
+            key_mask = self.make_key_mask(hidden_states, size, token_mask, padded_size)
         hidden_states = pad_or_crop(clear_padding(hidden_states, token_mask), size, padded_size)
-        windows = window_partition(hidden_states, self.window_size)
+        windows = window_partition(hidden_states, padded_size, self.window_size)
         windows, attn_weights = self.attend(windows, windows, key_mask, **kwargs)
-        hidden_states = window_reverse(windows, self.window_size, (batch_size, rows, columns))
+        hidden_states = window_reverse(windows, self.window_size, (hidden_states.shape[0], rows, columns))
         return pad_or_crop(hidden_states, padded_size, size), attn_weights
 
     def make_key_mask(
-        self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None, padded_size: tuple[int, int]
+        self,
+        hidden_states: torch.Tensor,
+        size: tuple[int, int],
+        token_mask: torch.Tensor | None,
+        padded_size: tuple[int, int],
     ) -> torch.Tensor:
         """Which tokens of each window may be attended to, `(batch_size * num_windows, window_size**2)`."""
         if token_mask is None:
-            token_mask = hidden_states.new_ones(hidden_states.shape[:3], dtype=torch.bool)
-        size = (hidden_states.shape[1], hidden_states.shape[2])
-        padded_mask = pad_or_crop(token_mask.unsqueeze(-1), size, padded_size)
+            token_mask = hidden_states.new_ones((hidden_states.shape[0], *size), dtype=torch.bool)
+        padded_mask = pad_or_crop(token_mask.flatten(1).unsqueeze(-1), size, padded_size)
         if self.window_padding == "authors_segmentation":
             # The authors mark padding by the slice `[-pad:]`, which marks everything where `pad` is 0, and then mask
             # between marked and unmarked tokens: nothing is masked in an image unless both its sides need padding.
             image_sizes = torch.stack([token_mask[:, :, 0].sum(1), token_mask[:, 0, :].sum(1)], dim=1)
             both_sides_padded = (image_sizes % self.window_size != 0).all(1)
-            padded_mask = padded_mask | ~both_sides_padded[:, None, None, None]
-        key_mask = window_partition(padded_mask, self.window_size).squeeze(-1)
+            padded_mask = padded_mask | ~both_sides_padded[:, None, None]
+        key_mask = window_partition(padded_mask, padded_size, self.window_size).squeeze(-1)
         # A window beyond the image attends to its own zeros: attending to nothing would be NaN.
         return key_mask | ~key_mask.any(1, keepdim=True)
 
@@ -517,8 +565,8 @@ class TwinsSequenceReduction(nn.Module):
         self.projection = TwinsPatchConv2d(hidden_size, hidden_size, kernel_size=sr_ratio, stride=sr_ratio)
         self.layernorm = nn.LayerNorm(hidden_size, eps=1e-5)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.layernorm(self.projection(hidden_states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+    def forward(self, hidden_states: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        return self.layernorm(to_tokens(self.projection(to_image(hidden_states, size))))
 
 
 class TwinsGlobalAttention(TwinsAttention):
@@ -531,18 +579,18 @@ class TwinsGlobalAttention(TwinsAttention):
             self.sequence_reduction = TwinsSequenceReduction(config.hidden_sizes[stage], self.sr_ratio)
 
     def forward(
-        self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]
+        self,
+        hidden_states: torch.Tensor,
+        size: tuple[int, int],
+        token_mask: torch.Tensor | None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        height, width = hidden_states.shape[1:3]
-        key_value_states = self.sequence_reduction(hidden_states) if self.sr_ratio > 1 else hidden_states
+        key_value_states = self.sequence_reduction(hidden_states, size) if self.sr_ratio > 1 else hidden_states
         key_mask = None
         if token_mask is not None:
             # A square is on the image if its last token is.
             key_mask = token_mask[:, self.sr_ratio - 1 :: self.sr_ratio, self.sr_ratio - 1 :: self.sr_ratio].flatten(1)
-        hidden_states, attn_weights = self.attend(
-            hidden_states.flatten(1, 2), key_value_states.flatten(1, 2), key_mask, **kwargs
-        )
-        return hidden_states.unflatten(1, (height, width)), attn_weights
+        return self.attend(hidden_states, key_value_states, key_mask, **kwargs)
 
 
 class TwinsMLP(nn.Module):
@@ -555,9 +603,7 @@ class TwinsMLP(nn.Module):
         self.fc2 = nn.Linear(intermediate_size, hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        # As a sequence: 8-bit linear layers take no more than three dimensions.
-        tokens = self.fc1(hidden_states.flatten(1, 2))
-        return self.fc2(activate(tokens, self.activation_fn, self)).view_as(hidden_states)
+        return self.fc2(activate(self.fc1(hidden_states), self.activation_fn, self))
 
 
 class TwinsLayer(GradientCheckpointingLayer):
@@ -579,9 +625,13 @@ class TwinsLayer(GradientCheckpointingLayer):
         self.drop_path = TwinsDropPath(drop_path_rate)
 
     def forward(
-        self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]
+        self,
+        hidden_states: torch.Tensor,
+        size: tuple[int, int],
+        token_mask: torch.Tensor | None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        attn_output, _ = self.attention(self.layernorm_before(hidden_states), token_mask, **kwargs)
+        attn_output, _ = self.attention(self.layernorm_before(hidden_states), size, token_mask, **kwargs)
         hidden_states = add_residual(hidden_states, self.drop_path(self.dropout(attn_output)), self)
         mlp_output = self.mlp(self.layernorm_after(hidden_states))
         return add_residual(hidden_states, self.drop_path(self.dropout(mlp_output)), self)
@@ -627,13 +677,12 @@ class TwinsStage(nn.Module):
         self, image: torch.Tensor, token_mask: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]
     ) -> torch.Tensor:
         """Patches `(batch_size, channels, height, width)` to the same shape."""
-        hidden_states = image.permute(0, 2, 3, 1)
+        hidden_states, size = to_tokens(image), (image.shape[2], image.shape[3])
         for index, layer in enumerate(self.layers):
-            hidden_states = layer(hidden_states, token_mask, **kwargs)
+            hidden_states = layer(hidden_states, size, token_mask, **kwargs)
             if index == 0:
-                hidden_states = self.position_encoding(hidden_states, token_mask)
-        hidden_states = clear_padding(self.layernorm(hidden_states), token_mask)
-        return hidden_states.permute(0, 3, 1, 2)
+                hidden_states = self.position_encoding(hidden_states, size, token_mask)
+        return to_image(clear_padding(self.layernorm(hidden_states), token_mask), size)
 
 
 class HiddenStates:
@@ -925,7 +974,8 @@ class TwinsModel(TwinsPreTrainedModel):
         image, pooled_output = outputs.last_hidden_state, None
         if self.layernorm is not None:
             token_mask = make_token_mask(pixel_mask, self.config, stage=len(self.config.depths) - 1)
-            image = clear_padding(self.layernorm(image.permute(0, 2, 3, 1)), token_mask).permute(0, 3, 1, 2)
+            tokens = clear_padding(self.layernorm(to_tokens(image)), token_mask)
+            image = to_image(tokens, (image.shape[2], image.shape[3]))
             record_stage(self.encoder, len(self.encoder.stages) - 1, image, token_mask)
             pooled_output = mean_over_image(image, token_mask)
         return BaseModelOutputWithPooling(

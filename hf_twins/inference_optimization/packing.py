@@ -31,7 +31,7 @@ from ..modeling_twins import (
     TwinsMLP,
     TwinsPatchConv2d,
     is_exact_gelu,
-    window_partition,
+    multiply_patches,
 )
 
 
@@ -168,10 +168,7 @@ class PackedPatchConv2d(nn.Module):
         self.linear = prepare_linear(linear_of(weight, convolution.bias), dtype)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        rows, columns = image.shape[2] // self.size, image.shape[3] // self.size
-        image = image[:, :, : rows * self.size, : columns * self.size]
-        patches = window_partition(image.permute(0, 2, 3, 1), self.size).flatten(1)
-        return self.linear(patches).unflatten(0, (len(image), rows, columns)).permute(0, 3, 1, 2)
+        return multiply_patches(image, self.size, self.linear)
 
 
 class FusedActivation(nn.Identity):

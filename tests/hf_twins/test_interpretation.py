@@ -81,7 +81,9 @@ def weights_by_hand(
                 if (row + 1) * ratio > size[0] or (column + 1) * ratio > size[1]:
                     continue
                 square = tokens[row * ratio : (row + 1) * ratio, column * ratio : (column + 1) * ratio]
-                state = attention.sequence_reduction(square[None])[0, 0, 0] if ratio > 1 else square[0, 0]
+                state = square[0, 0]
+                if ratio > 1:
+                    state = attention.sequence_reduction(square.reshape(1, ratio**2, -1), (ratio, ratio))[0, 0]
             key_state = attention.k_proj(state).view(-1, attention.head_dim)
             scores[:, row, column] = (query_state * key_state).sum(1) * attention.head_dim**-0.5
     return scores.flatten(1).softmax(1).view_as(scores)
@@ -93,7 +95,9 @@ def test_attention_maps_equal_the_attention_written_out(family, window_padding, 
     inputs = {}
     for module in model.modules():
         if isinstance(module, TwinsAttention):
-            module.register_forward_pre_hook(lambda module, args: inputs.__setitem__(module, args[0]))
+            module.register_forward_pre_hook(
+                lambda module, args: inputs.__setitem__(module, args[0].unflatten(1, args[1]))
+            )
     layers = attention_maps(model, pixel_values, pixel_mask)
     assert [(layer.stage, layer.layer, layer.index) for layer in layers] == [
         *(("stage1", 0, 0), ("stage1", 1, 1), ("stage2", 0, 2), ("stage2", 1, 3), ("stage2", 2, 4)),

@@ -30,6 +30,7 @@ import torch
 from PIL import Image
 from testing_utils import FAMILIES, NARROW_HEAD, TWO_STAGES, randomize, rectangle_mask, tiny_config
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from transformers import BatchFeature, PreTrainedModel
 from transformers.utils.output_capturing import install_all_output_capturing_hooks, maybe_install_capturing_hooks
 
@@ -54,6 +55,7 @@ from hf_twins.modeling_twins import (
     TwinsPositionEncoding,
     TwinsSequenceReduction,
     TwinsStage,
+    is_exporting,
 )
 
 
@@ -136,8 +138,8 @@ def test_window_attention_equals_attention_written_out(window_padding, height_wi
     }[window_padding]
     with torch.no_grad():
         expected = attention_over_windows(attention, tokens, may_attend)
-        output, _ = attention(tokens.unsqueeze(0), None)
-    torch.testing.assert_close(output[0], expected, rtol=0, atol=1e-5)
+        output, _ = attention(tokens.view(1, -1, 32), height_width, None)
+    torch.testing.assert_close(output.view_as(expected), expected, rtol=0, atol=1e-5)
 
 
 def test_window_padding_modes_differ_where_they_should():
@@ -294,7 +296,7 @@ def test_images_of_a_batch_do_not_see_each_other(family, model_class):
         together = model(pixel_values).logits
         alone = torch.cat([model(image).logits for image in pixel_values.split(1)])
     # Logits of up to 10, from convolutions that sum in another order for one image than for three.
-    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("model_class", [TwinsModel, TwinsForImageClassification])
@@ -872,7 +874,7 @@ def test_segmentation_hidden_states_are_images_if_asked_for():
 
 def test_drop_path_drops_whole_images_and_keeps_the_mean():
     drop_path = TwinsDropPath(0.25).train()
-    hidden_states = torch.ones(4000, 2, 2, 3)
+    hidden_states = torch.ones(4000, 4, 3)
     output = drop_path(hidden_states)
     per_image = output.flatten(1)
     assert ((per_image == 0).all(1) | (per_image == 1 / 0.75).all(1)).all()
@@ -1007,3 +1009,29 @@ def test_gradients_in_bfloat16_are_those_of_float32(is_mixed, family):
         if not name.endswith("k_proj.bias"):
             error = (in_half.grad.float() - parameter.grad).norm() / parameter.grad.norm()
             assert error < 0.3, (name, error)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_have_three_dimensions(family):
+    """Inductor lays out what has four, before or after a convolution, as channels-last images: copies in every layer."""
+    model = randomize(TwinsForImageClassification(tiny_config(family))).eval()
+    graph = make_fx(lambda image: model(image).logits)(torch.randn(2, 3, 29, 41)).graph
+    aten = torch.ops.aten
+    operators = {aten.native_layer_norm.default, aten.add.Tensor, aten.gelu.default}
+    dimensions = {len(node.args[0].meta["tensor_meta"].shape) for node in graph.nodes if node.target in operators}
+    assert dimensions == {3}
+    assert {node.target for node in graph.nodes} >= operators
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_model_is_not_taken_for_an_export():
+    compiled = torch.compile(lambda x: x + is_exporting(), backend="eager", fullgraph=True)
+    assert compiled(torch.zeros(1)).item() == 0
+    for strict in (True, False):
+        exported = torch.export.export(ExportingProbe(), (torch.zeros(1),), strict=strict)
+        assert exported.module()(torch.zeros(1)).item() == 1
+
+
+class ExportingProbe(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + is_exporting()
