@@ -13,6 +13,7 @@
 # limitations under the License.
 """CUDA graphs: the kernels of a call, recorded once and replayed for every image of the same size."""
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -25,8 +26,12 @@ from ..modeling_twins import STAGE_RECORDS, is_recording_hook
 from .forwards import PerCopy, ReplacedForward, map_tensors
 
 
-# Larger inputs keep a GPU busy for longer than Python takes to launch their kernels.
+logger = logging.getLogger(__name__)
+
+# Larger inputs keep a GPU busy for longer than Python takes to launch their kernels, which are fewer in compiled code. The
+# memory of a recording is kept.
 MAX_RECORDED_VALUES = 64 * 3 * 224 * 224
+MAX_RECORDED_VALUES_IF_COMPILED = 256 * 3 * 224 * 224
 # Inputs that a model keeps a CUDA graph of.
 MAX_RECORDINGS = 8
 
@@ -57,22 +62,29 @@ class Recordings(PerCopy):
     """The graphs of a model, by what they are for."""
 
     def __init__(self) -> None:
-        self.by_key: dict[tuple, Recording] = {}
+        # None for those that memory did not suffice for.
+        self.by_key: dict[tuple, Recording | None] = {}
         # Graphs of one pool share memory, so one of them runs at a time: each waits for the last, in whatever stream.
         self.pools: dict[torch.device, tuple[Any, torch.cuda.Event]] = {}
         self.lock = threading.Lock()
 
 
 class RecordedForward(ReplacedForward):
-    """Replay the kernels of a Twins model's calls with few images."""
+    """Replay the kernels of a Twins model's calls with few images.
 
-    def __init__(self, model: nn.Module):
+    Args:
+        model: the model.
+        max_values: values of the largest input that is recorded.
+    """
+
+    def __init__(self, model: nn.Module, max_values: int = MAX_RECORDED_VALUES):
         super().__init__(model)
+        self.max_values = max_values
         self.recordings = Recordings()
 
     def __call__(self, pixel_values: torch.Tensor, *args: Any, **flags: Any) -> Any:
         model, forward, recordings = self.model, self.forward, self.recordings
-        if args or not can_replay(model, pixel_values, flags):
+        if args or not can_replay(model, pixel_values, flags, self.max_values):
             return forward(pixel_values, *args, **flags)
         parameter, device = next(model.parameters()), pixel_values.device
         # By the address as well: a model that was moved has its weights elsewhere.
@@ -84,9 +96,9 @@ class RecordedForward(ReplacedForward):
             last_replay.wait()
             # Whatever the mode of the call, as the memory of the graph can be written to in one alone.
             with torch.inference_mode():
+                if key not in recordings.by_key and len(recordings.by_key) < MAX_RECORDINGS and not has_hooks(model):
+                    recordings.by_key[key] = record(forward, pixel_values, flags, pool)
                 recording = recordings.by_key.get(key)
-                if recording is None and len(recordings.by_key) < MAX_RECORDINGS and not has_hooks(model):
-                    recording = recordings.by_key[key] = Recording(forward, pixel_values, flags, pool)
                 if recording is not None:
                     recording.replay(pixel_values)
             if recording is not None:
@@ -97,7 +109,20 @@ class RecordedForward(ReplacedForward):
         return forward(pixel_values, **flags)
 
 
-def can_replay(model: nn.Module, pixel_values: Any, flags: dict[str, Any]) -> bool:
+def record(forward: Callable, pixel_values: torch.Tensor, flags: dict[str, Any], pool: Any) -> Recording | None:
+    """A recording of a call; None if memory does not suffice, as the call itself needs less."""
+    try:
+        return Recording(forward, pixel_values, flags, pool)
+    except torch.OutOfMemoryError:
+        logger.warning(
+            f"There is not enough GPU memory to record calls with images of shape {tuple(pixel_values.shape)}: they are "
+            "computed without a recording."
+        )
+    torch.cuda.empty_cache()
+    return None
+
+
+def can_replay(model: nn.Module, pixel_values: Any, flags: dict[str, Any], max_values: int) -> bool:
     """Whether a call is computed by nothing but kernels that depend on nothing but the images' size and the flags."""
     return (
         not is_torchdynamo_compiling()
@@ -105,7 +130,7 @@ def can_replay(model: nn.Module, pixel_values: Any, flags: dict[str, Any]) -> bo
         and type(pixel_values) is torch.Tensor
         and pixel_values.is_cuda
         and pixel_values.device == next(model.parameters()).device
-        and 0 < pixel_values.numel() <= MAX_RECORDED_VALUES
+        and 0 < pixel_values.numel() <= max_values
         and not model.training
         and not (pixel_values.requires_grad and torch.is_grad_enabled())
         and not torch.is_autocast_enabled("cuda")

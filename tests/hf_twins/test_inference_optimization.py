@@ -184,7 +184,7 @@ def test_recordings_are_few_and_follow_the_weights(monkeypatch):
     replays = count_calls(monkeypatch)
     model = randomize(TwinsForImageClassification(tiny_config())).cuda()
     optimized = optimize_for_inference(model)
-    monkeypatch.setattr(recording, "MAX_RECORDED_VALUES", 3 * 3 * 40 * 40)
+    optimized.forward.max_values = 3 * 3 * 40 * 40
     with torch.no_grad():
         for batch_size in (4, 1, 2, 3):
             for size in (16, 24, 32, 40):
@@ -201,6 +201,37 @@ def test_recordings_are_few_and_follow_the_weights(monkeypatch):
         optimized.cuda()
         assert distance(optimized(pixel_values).logits, model(pixel_values).logits) < 1e-3
     assert kept
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_call_is_computed_where_memory_does_not_suffice_for_a_recording(monkeypatch):
+    replays, tries = count_calls(monkeypatch), []
+
+    class TooLarge(recording.Recording):
+        def __init__(self, forward, pixel_values, flags, pool):
+            tries.append(len(pixel_values))
+            if len(pixel_values) > 1:
+                raise torch.OutOfMemoryError
+            super().__init__(forward, pixel_values, flags, pool)
+
+    monkeypatch.setattr(recording, "Recording", TooLarge)
+    model = randomize(TwinsForImageClassification(tiny_config())).cuda()
+    optimized = optimize_for_inference(model)
+    pixel_values = torch.randn(3, 3, 24, 24).cuda()
+    with torch.no_grad():
+        for images in (pixel_values, pixel_values, pixel_values[:1]):
+            assert distance(optimized(images).logits, model(images).logits) < 1e-3
+    assert (tries, replays) == ([3, 1], [1])
+
+
+def test_lack_of_memory_for_a_recording_is_said(monkeypatch, caplog):
+    def fail(*args):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(recording, "Recording", fail)
+    assert recording.record(None, torch.randn(3, 3, 24, 24), {}, None) is None
+    assert "not enough GPU memory to record calls with images of shape (3, 3, 24, 24)" in caplog.text
 
 
 @pytest.mark.gpu
