@@ -58,8 +58,8 @@ def optimize_for_inference(
     |---|---|---|
     | `"eager"` | the type of the weights | anywhere |
     | `"packed"` | weights of linear layers in oneDNN's own layout; layers with the same input, sub-sampling and GELU are fused into them | on CPUs: no startup time, any image size |
-    | `"graph"` | linear layers with the same input are fused, and calls with few images are recorded as CUDA graphs and replayed for the same input size | on GPUs, where small batches wait for Python: the first eight input sizes are recorded, each on first use |
-    | `"compile"` | `torch.compile`, with the weights frozen into the code on CPUs, and its kernels recorded as above on GPUs | for one or a few image sizes: each is compiled on first use |
+    | `"graph"` | linear layers with the same input are fused, and calls with few images (64 of 224 pixels) are recorded as CUDA graphs and replayed for the same input size | on GPUs, where small batches wait for Python: the first eight input sizes are recorded, each on first use |
+    | `"compile"` | `torch.compile`, with the weights frozen into the code on CPUs, and its kernels recorded as above on GPUs, for up to 256 images of 224 pixels | for one or a few image sizes: each is compiled on first use |
     | `"openvino"`, `"onnxruntime"` | Twins is exported to this runtime, for images of any size, without masks | on CPUs, fastest in float32: the export takes a minute, once, and is kept in Hugging Face's cache (`assets/hf_twins`) |
     | `"auto"` | `"packed"` on a CPU that supports it, without adapters, `"graph"` on a CUDA device, otherwise `"eager"` | |
 

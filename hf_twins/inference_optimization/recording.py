@@ -28,8 +28,8 @@ from .forwards import PerCopy, ReplacedForward, map_tensors
 
 logger = logging.getLogger(__name__)
 
-# Larger inputs keep a GPU busy for longer than Python takes to launch their kernels, which are fewer in compiled code. The
-# memory of a recording is kept.
+# Larger inputs keep a GPU busy for longer than Python takes to launch their kernels. Compiled kernels are so much faster that this
+# takes more images; more still would keep gigabytes of memory, which a recording does not give back.
 MAX_RECORDED_VALUES = 64 * 3 * 224 * 224
 MAX_RECORDED_VALUES_IF_COMPILED = 256 * 3 * 224 * 224
 # Inputs that a model keeps a CUDA graph of.
