@@ -65,8 +65,8 @@ from transformers.utils.output_capturing import (
 from .configuration_twins import TwinsConfig
 
 
-# No tensor of tokens has four dimensions: near convolutions, PyTorch's compiler takes such tensors for images whose second
-# dimension is channels, and rearranges their memory, which took a fifth of a compiled forward pass on a GPU.
+# Nothing is computed of tokens in four dimensions: near convolutions, PyTorch's compiler takes such tensors for images whose
+# second dimension is channels, and rearranges their memory, which took a fifth of a compiled forward pass on a GPU.
 
 
 def to_tokens(image: torch.Tensor) -> torch.Tensor:
@@ -76,7 +76,7 @@ def to_tokens(image: torch.Tensor) -> torch.Tensor:
 
 def to_image(hidden_states: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """(batch_size, height * width, channels) -> (batch_size, channels, height, width), in channels-last memory format."""
-    return hidden_states.transpose(1, 2).unflatten(2, size)
+    return hidden_states.unflatten(1, size).permute(0, 3, 1, 2)
 
 
 def window_partition(hidden_states: torch.Tensor, size: tuple[int, int], window_size: int) -> torch.Tensor:
@@ -362,10 +362,14 @@ class TwinsPatchConv2d(nn.Conv2d):
         if is_exporting() or image.shape[0] == 0 or is_left_to_cudnn(image, self.weight):
             # A graph with symbolic sizes cannot know that patches are whole, and no images have none.
             return super().forward(image)
+        patch_size = self.stride[0]
+        if not is_compiled() and image.numel() < self.weight.numel():
+            # What is smaller is rearranged: here the image, as the weight is, by channels.
+            patches = nn.functional.pixel_unshuffle(crop_to_patches(image, patch_size), patch_size)
+            product = nn.functional.linear(patches.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias)
+            return product.permute(0, 3, 1, 2)
         weight = self.weight.permute(0, 2, 3, 1).flatten(1)
-        return multiply_patches(
-            image, self.stride[0], lambda patches: nn.functional.linear(patches, weight, self.bias)
-        )
+        return multiply_patches(image, patch_size, lambda patches: nn.functional.linear(patches, weight, self.bias))
 
 
 class TwinsRecordedModule(nn.Module):
