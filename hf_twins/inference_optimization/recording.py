@@ -28,8 +28,8 @@ from .forwards import PerCopy, ReplacedForward, map_tensors
 
 logger = logging.getLogger(__name__)
 
-# Larger inputs keep a GPU busy for longer than Python takes to launch their kernels. Compiled kernels are so much faster that this
-# takes more images; more still would keep gigabytes of memory, which a recording does not give back.
+# Larger inputs keep a GPU busy for longer than Python takes to launch their kernels. Compiled kernels are faster, so that this takes
+# more images. A limit remains, because a recording keeps its memory.
 MAX_RECORDED_VALUES = 64 * 3 * 224 * 224
 MAX_RECORDED_VALUES_IF_COMPILED = 256 * 3 * 224 * 224
 # Inputs that a model keeps a CUDA graph of.
@@ -77,7 +77,7 @@ class RecordedForward(ReplacedForward):
         max_values: values of the largest input that is recorded.
     """
 
-    def __init__(self, model: nn.Module, max_values: int = MAX_RECORDED_VALUES):
+    def __init__(self, model: nn.Module, max_values: int):
         super().__init__(model)
         self.max_values = max_values
         self.recordings = Recordings()

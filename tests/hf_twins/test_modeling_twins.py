@@ -56,6 +56,7 @@ from hf_twins.modeling_twins import (
     TwinsSequenceReduction,
     TwinsStage,
     is_exporting,
+    to_image,
 )
 
 
@@ -1021,6 +1022,16 @@ def test_tokens_have_three_dimensions(family):
     dimensions = {len(node.args[0].meta["tensor_meta"].shape) for node in graph.nodes if node.target in operators}
     assert dimensions == {3}
     assert {node.target for node in graph.nodes} >= operators
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_convolutions_take_tokens_for_channels_last_images(batch_size):
+    """Otherwise they answer in another layout, and what follows copies. Of one image, its stride in the batch decides."""
+    image = to_image(torch.randn(batch_size, 12, 8), (3, 4))
+    assert image.stride() == (96, 1, 32, 8)
+    with torch.no_grad():
+        output = nn.Conv2d(8, 8, 3, padding=1, groups=8)(image)
+    assert output.permute(0, 2, 3, 1).is_contiguous()
 
 
 @pytest.mark.usefixtures("fresh_compiler")
