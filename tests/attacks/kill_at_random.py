@@ -23,6 +23,7 @@ has to be what the undisturbed run left, and nothing beside it. Prints a table i
 
 import argparse
 import contextlib
+import faulthandler
 import json
 import os
 import random
@@ -31,6 +32,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -46,6 +48,8 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / folder) for folder in ("tests", "conversion", "examples/image_classification")]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)
+# The jobs take seconds. What has not ended after so many minutes hangs: it says where, and fails.
+MINUTES_TO_HANG = 5
 
 
 @dataclass(frozen=True)
@@ -257,6 +261,7 @@ def start_process(job: Job, output: Path, log: Path) -> int:
     if process:
         return process
     status = 1
+    faulthandler.dump_traceback_later(60 * MINUTES_TO_HANG, exit=True, file=os.fdopen(os.dup(2), "w"))
     try:
         printed = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(printed, 1)
@@ -333,6 +338,10 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     args = parser.parse_args(arguments)
     # A process that is forked has only one of its parent's threads.
     torch.set_num_threads(1)
+    # tqdm's own lock is shared with forked processes: one that is killed while it draws would keep it, and all others would
+    # wait forever. And no thread of tqdm's may hold the lock at a fork.
+    tqdm.set_lock(threading.RLock())
+    tqdm.monitor_interval = 0
     results = []
     with tempfile.TemporaryDirectory() as folder:
         # No traces in the user's cache. The libraries read it once, when they are imported.
