@@ -183,8 +183,12 @@ def create_model(case: Case) -> Any:
 
 
 def exported_call(case: Case, threads: int | None) -> Callable[[], Any]:
-    """Call of an export that `optimize_for_inference` does not make; int8 is calibrated with noise, for speed."""
+    """Call of an export that `optimize_for_inference` does not make.
+
+    OpenVINO's int8 is calibrated with noise, for speed; the rest of the model is bfloat16 where the CPU supports it.
+    """
     import numpy as np
+    import torch
 
     from hf_twins import TwinsImageProcessor
     from hf_twins.export.folder import describe
@@ -192,9 +196,11 @@ def exported_call(case: Case, threads: int | None) -> Callable[[], Any]:
     from hf_twins.export.source import load_source
     from hf_twins.export.to_openvino import convert_to_openvino, quantize, save_openvino
     from hf_twins.export.to_torch import export_torch
+    from hf_twins.inference_optimization.machine import multiplies
 
     images = np.random.default_rng(0).normal(size=(case.batch_size, 3, case.image_size, case.image_size))
     pixel_values = images.astype(np.float32)
+    precision = "f32"
     with tempfile.TemporaryDirectory() as folder:
         source_dir, output_dir = f"{folder}/source", f"{folder}/exported"
         create_model(case).save_pretrained(source_dir)
@@ -208,7 +214,8 @@ def exported_call(case: Case, threads: int | None) -> Callable[[], Any]:
                 Path(output_dir).mkdir()
                 save_openvino(model, Path(output_dir, "model.xml"))
                 describe(Path(output_dir), source, "openvino", "model.xml", None, dtype="int8")
-        runtime = load_runtime(output_dir, threads=threads)
+                precision = "bf16" if multiplies(torch.device("cpu"), torch.bfloat16) else "f32"
+        runtime = load_runtime(output_dir, threads=threads, precision=precision)
     return lambda: runtime(pixel_values)
 
 
