@@ -342,7 +342,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--image_sizes", nargs="+", type=int, default=[224], help="image sides in pixels")
     parser.add_argument("--checkpoints", action="store_true", help="also measure gradient checkpointing")
     parser.add_argument("--rounds", type=int, default=7, help="turns per contender")
-    parser.add_argument("--calls", type=int, default=3, help="calls per turn")
+    parser.add_argument("--calls", type=int, default=3, help="calls per turn, at least")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=0.5,
+        help="seconds per turn of the baseline, at least: short calls are made more often",
+    )
     parser.add_argument("--warm_ups", type=int, default=3, help="calls before the first turn")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of each contender on CPUs")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="device to run on")
@@ -352,6 +358,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     for name in ("batch_sizes", "image_sizes"):
         if min(getattr(args, name)) < 1:
             parser.error(f"--{name} must be at least 1, got {min(getattr(args, name))}")
+    if not 0 <= args.seconds < math.inf:
+        parser.error(f"--seconds must be a finite number of at least 0, got {args.seconds}")
     for name in ("rounds", "calls", "threads"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")

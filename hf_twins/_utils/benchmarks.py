@@ -148,7 +148,7 @@ def compete(
         create_call: makes of a case, a device and a number of threads what is called and timed.
         count_flops: the floating-point operations of a call.
         cases: dataclasses with the fields `contender`, `dtype` and `batch_size`; the first is the baseline.
-        options: `threads`, `device`, `warm_ups`, `rounds` and `calls`.
+        options: `threads`, `device`, `warm_ups`, `rounds`, and the least `calls` of a turn and `seconds` of the baseline's.
 
     Returns:
         A row of results for each case: its fields, and `seconds`, `ratio` and more, or an `error`.
@@ -162,9 +162,10 @@ def compete(
         # What compiles them is not what is measured: beside a GPU they get ready side by side.
         for contender in contenders:
             contender.get_ready()
+    calls = calls_per_turn(contenders[0], options)
     for _ in range(options.rounds):
         for contender in contenders:
-            contender.take_turn(options.calls)
+            contender.take_turn(calls)
     for contender in contenders:
         contender.end()
     for contender in contenders:
@@ -175,6 +176,15 @@ def compete(
         if is_measured(result) and result["dtype"] in ceilings:
             result["share_of_ceiling"] = result["flops_per_second"] / ceilings[result["dtype"]]
     return rows
+
+
+def calls_per_turn(baseline: Contender, options: argparse.Namespace) -> int:
+    """The same for all: the fastest of more calls would be faster."""
+    baseline.take_turn(options.calls)
+    if baseline.error is not None:
+        return options.calls
+    fastest = min(baseline.seconds.pop())
+    return max(options.calls, math.ceil(options.seconds / fastest))
 
 
 def row(contender: Contender, baseline: Contender) -> dict[str, Any]:

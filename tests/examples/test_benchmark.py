@@ -72,6 +72,27 @@ def test_ratio_is_the_median_of_pairs_of_a_turn():
     assert "ratio" not in benchmarks.row(contender, Measured(INFERENCE.baseline, [], "failed"))
 
 
+class Timed(Measured):
+    """Every call of it takes as long."""
+
+    def __init__(self, seconds: float, error: str | None = None):
+        super().__init__(INFERENCE.baseline, [], error)
+        self.each = seconds
+
+    def take_turn(self, count: int) -> None:
+        self.seconds.append(count * [self.each])
+
+
+@pytest.mark.parametrize(
+    ("baseline", "calls"), [(Timed(0.07), 8), (Timed(0.4), 3), (Timed(0.07, "RuntimeError: no kernel"), 3)]
+)
+def test_short_calls_are_made_more_often(baseline, calls):
+    options = benchmark.parse_arguments(["--calls", "3", "--seconds", "0.5"])
+    assert benchmarks.calls_per_turn(baseline, options) == calls
+    # Not measured.
+    assert baseline.error or baseline.seconds == []
+
+
 @pytest.mark.parametrize(("contender", "flops"), [("timm", 5.85e9), ("hf_twins-optimized", 5.85e9), ("matmul", 2**33)])
 def test_flops_are_counted(contender, flops):
     case = Case(contender, "twins-svt-small", "inference", "bfloat16", 1, 224)
@@ -175,6 +196,7 @@ def test_wrong_options_are_named(capsys):
     for arguments, message in (
         (["--batch_sizes", "0"], "--batch_sizes must be at least 1, got 0"),
         (["--rounds", "0"], "--rounds must be at least 1, got 0"),
+        (["--seconds", "nan"], "--seconds must be a finite number of at least 0, got nan"),
         (["--contenders", "resnet"], "invalid choice: 'resnet'"),
     ):
         with pytest.raises(SystemExit):
