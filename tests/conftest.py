@@ -37,6 +37,7 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from huggingface_hub import constants  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 
@@ -57,6 +58,14 @@ def memory_is_given_back() -> Iterator[None]:
     yield
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def modules_end_offline() -> Iterator[None]:
+    """What a test undoes in the wrong order lets all later ones of its worker wait for the Hub, and pass."""
+    yield
+    offline = {constants.HF_HUB_OFFLINE, os.environ.get("HF_HUB_OFFLINE") == "1"}
+    assert offline == {True}, "a test of this module has left the Hub online"
 
 
 @pytest.fixture(autouse=True)
