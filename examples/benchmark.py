@@ -18,14 +18,16 @@
 
 Each contender runs in its own process, so that none warms another's caches, and they take turns, a few calls
 each, so that other load on the machine affects all. Ratios are taken within a turn; shown are medians, with the
-quartiles of the ratios. Exports for ONNX Runtime and OpenVINO are made once, and kept in Hugging Face's cache.
-timm's eager model, in the first of the dtypes, is 1.00; larger is faster. The contender
+quartiles of the ratios. A turn's time is that of its fastest call; the percentiles are of all calls. Exports for ONNX Runtime and
+OpenVINO are made once, and kept in Hugging Face's cache, except OpenVINO's int8, which is calibrated each time.
+timm's eager model, in the first of the dtypes (in float32 where that is int8), is 1.00; larger is faster. The contender
 `matmul` is the machine's ceiling: if included, the others are shown as shares of its FLOP/s. With several image sizes,
 time is fitted as a power of the number of pixels: exponent 1 is linear. Memory is that of the process, as
 reported by Linux, or that allocated by PyTorch on a GPU.
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -59,6 +61,7 @@ RUNTIMES = {
     "openvino": ("float32", "bfloat16", "int8"),
     "aotinductor": ("float32", "bfloat16"),
 }
+IMAGE_SUFFIXES = (".png", ".jpg", ".pdf", ".svg", ".webp")
 INSTRUCTION_SETS = ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 CONTENDERS = (
     *("timm", "timm-compiled", "timm-reduce-overhead", "hf_twins", "hf_twins-optimized", "hf_twins-compiled"),
@@ -286,21 +289,27 @@ def forward_and_backward(model: Any, images: Any, dtype: Any) -> None:
     torch.nn.functional.cross_entropy(logits.float(), labels).backward()
 
 
+def requested_cases(args: argparse.Namespace) -> list[Case]:
+    """Every combination of the options."""
+    return [
+        Case(contender, variant, args.mode, dtype, batch_size, image_size, checkpoints)
+        for variant in args.variants
+        for batch_size in args.batch_sizes
+        for image_size in args.image_sizes
+        for dtype in args.dtypes
+        for contender in args.contenders
+        for checkpoints in ([False, True] if args.checkpoints else [False])
+    ]
+
+
 def all_cases(args: argparse.Namespace) -> Iterator[list[Case]]:
     """Groups of cases to compare, each with its baseline first."""
-    for variant in args.variants:
-        for batch_size in args.batch_sizes:
-            for image_size in args.image_sizes:
-                cases = [
-                    Case(contender, variant, args.mode, dtype, batch_size, image_size, checkpoints)
-                    for dtype in args.dtypes
-                    for contender in args.contenders
-                    for checkpoints in ([False, True] if args.checkpoints else [False])
-                ]
-                baseline = cases[0].baseline
-                yield list(
-                    dict.fromkeys([baseline, *(case for case in cases if not what_prevents(case, args.device))])
-                )
+    for _, group in itertools.groupby(
+        requested_cases(args), lambda case: (case.variant, case.batch_size, case.image_size)
+    ):
+        cases = list(group)
+        supported = [case for case in cases if not what_prevents(case, args.device)]
+        yield list(dict.fromkeys([cases[0].baseline, *supported]))
 
 
 def hardware(args: argparse.Namespace) -> dict[str, str]:
@@ -355,6 +364,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="JSON file for the results")
     parser.add_argument("--plot", type=Path, help="image file for a plot of the ratios")
     args = parser.parse_args(arguments)
+    if args.json is not None and args.json.is_dir():
+        parser.error(f"--json must be a file, got the folder {args.json}")
+    if args.plot is not None and args.plot.suffix not in IMAGE_SUFFIXES:
+        parser.error(f"--plot must end in {', '.join(IMAGE_SUFFIXES)}, got {args.plot}")
     for name in ("batch_sizes", "image_sizes"):
         if min(getattr(args, name)) < 1:
             parser.error(f"--{name} must be at least 1, got {min(getattr(args, name))}")
@@ -366,11 +379,27 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def check_machine(args: argparse.Namespace) -> None:
+    """Exit with an error if there is no such variant or device; here, because the packages that know take seconds to import."""
+    import torch
+
+    from hf_twins import TWINS_VARIANTS
+
+    unknown = [name for name in args.variants if name not in TWINS_VARIANTS]
+    if unknown:
+        sys.exit(f"error: --variants must be among {', '.join(TWINS_VARIANTS)}, got {', '.join(unknown)}.")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("error: --device cuda needs a GPU, and PyTorch finds none.")
+
+
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     args = parse_arguments(arguments)
     # Contenders are measured in processes of their own.
     require_extra("convert")
+    check_machine(args)
     groups = list(all_cases(args))
+    for reason in dict.fromkeys(filter(None, (what_prevents(case, args.device) for case in requested_cases(args)))):
+        print(f"note: {reason}.", file=sys.stderr)
     rows: list[dict[str, Any]] = []
     for group in progress_bar(groups, desc="measuring", unit="group"):
         rows += compete(create_call, count_flops, group, args)

@@ -167,8 +167,8 @@ def load_runtime(folder: str | Path, threads: int | None = None, precision: str 
         precision: what OpenVINO computes in, "f32" or "bf16"; the other runtimes compute as they were exported.
 
     Raises:
-        OSError: if an export did not write the folder.
-        ValueError: if this runtime has no such precision.
+        OSError: if an export did not write the folder, or what it wrote is damaged.
+        ValueError: if this runtime has no such precision, or `threads` is less than 1.
     """
     description = read_json(Path(folder, DESCRIPTION_NAME))
     runtime = description["runtime"]
@@ -176,10 +176,21 @@ def load_runtime(folder: str | Path, threads: int | None = None, precision: str 
         raise ValueError(f"precision must be f32 or bf16, got {precision}.")
     if precision != "f32" and runtime != "openvino":
         raise ValueError(f"precision {precision} is only for OpenVINO models, got one for {runtime}.")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}.")
     file = Path(folder, description["file"])
     if not file.is_file():
         raise OSError(f"{file} is missing: export the model again.")
-    return Runtime(description, SESSIONS[runtime](file, threads, precision))
+    try:
+        session = SESSIONS[runtime](file, threads, precision)
+    except (ImportError, MemoryError):
+        raise
+    # Each runtime has errors of its own.
+    except Exception as error:
+        raise OSError(
+            f"{file} cannot be loaded: it is damaged, or was made for another version of its runtime. Export the model again."
+        ) from error
+    return Runtime(description, session)
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -187,6 +198,8 @@ def read_json(file: Path) -> dict[str, Any]:
         return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise OSError(f"{file.parent} must be an export folder with {file.name}.") from error
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged, {error}: export the model again.") from error
 
 
 class Preprocessing:
@@ -373,6 +386,12 @@ def classify(
     return [{"label": labels[str(index)], "score": float(scores[index])} for index in best]
 
 
+def positive(number: str) -> int:
+    if int(number) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return int(number)
+
+
 def main(arguments: list[str] | None = None) -> None:
     folder = Path(__file__).resolve().parent
     is_export = (folder / DESCRIPTION_NAME).is_file()
@@ -384,10 +403,10 @@ def main(arguments: list[str] | None = None) -> None:
         "--model_dir",
         default=folder if is_export else None,
         required=not is_export,
-        help="Export folder; by default the one that contains this program.",
+        help="Export folder.",
     )
-    parser.add_argument("--top_k", type=int, default=5, help="Number of labels to print for each image.")
-    parser.add_argument("--threads", type=int, help="Number of threads; chosen by the runtime by default.")
+    parser.add_argument("--top_k", type=positive, default=5, help="Number of labels to print for each image.")
+    parser.add_argument("--threads", type=positive, help="Number of threads; the runtime's choice without it.")
     parser.add_argument(
         "--inference_precision",
         choices=["f32", "bf16"],
@@ -414,13 +433,24 @@ def run(args: argparse.Namespace) -> None:
     preprocessing = Preprocessing(read_json(Path(args.model_dir, PREPROCESSING_NAME)))
     runtime = load_runtime(args.model_dir, args.threads, args.inference_precision)
     applied: Counter[str] = Counter()
+    skipped = 0
     for file in args.images:
-        labels = classify(runtime, preprocessing, read_image(file, applied), config["id2label"], args.top_k)
+        try:
+            image = read_image(file, applied)
+        except ImageError as error:
+            if len(args.images) == 1:
+                raise
+            print(f"skipped: {error}", file=sys.stderr)
+            skipped += 1
+            continue
+        labels = classify(runtime, preprocessing, image, config["id2label"], args.top_k)
         if args.json:
             print(json.dumps({"image": os.fspath(file), "labels": labels}))
         else:
             print(file, *(f"  {entry['score']:7.2%}  {entry['label']}" for entry in labels), sep="\n")
     say_applied_rules(applied)
+    if skipped == len(args.images):
+        raise ImageError(f"None of the {skipped} images can be used.")
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def optimize_for_inference(
     | `"openvino"`, `"onnxruntime"` | Twins is exported to this runtime, for images of any size, without masks | on CPUs, fastest in float32: the export takes a minute, once, and is kept in Hugging Face's cache (`assets/hf_twins`) |
     | `"auto"` | `"packed"` on a CPU that supports it, without adapters, `"graph"` on a CUDA device, otherwise `"eager"` | |
 
-    Images may have any dtype, which the outputs then have, too. The copy cannot be trained or saved: keep the
+    Images may have any dtype, which the outputs then have, too. The copy is not for training, and packed weights cannot be saved: keep the
     original, whose weights it shares with a runtime backend. Calls with masks or labels, under autocast or for
     gradients of the image bypass recordings. Recordings do not call hooks that are registered after them.
     The copy's `optimized_for` says what was chosen.
@@ -75,7 +75,7 @@ def optimize_for_inference(
 
             - `"auto"`: bfloat16 where the hardware supports it, otherwise float32. Outputs then differ from machine to
               machine, by about one percent of the logits.
-            - float32, or float16 on GPUs;
+            - float32; or float16, which is for GPUs and slower than float32 on most CPUs;
             - bfloat16 is twice as fast on CPUs that support it, and differs from float32 by about one percent of the
               logits;
             - int8, on CPUs: the blocks' linear layers, which hold nearly all weights, multiply in int8, with inputs
@@ -235,7 +235,8 @@ def choose_backend(backend: str, dtype: torch.dtype, device: torch.device, has_a
         )
     elif backend == "packed" and not can_pack(device, dtype):
         raise ValueError(
-            f"backend 'packed' needs oneDNN, on a CPU, with {dtype}; this is {device.type}: choose 'eager' or 'compile'."
+            f"backend 'packed' needs a CPU, oneDNN, and float32, bfloat16 or int8; this is {dtype} on {device.type}: choose "
+            "'eager' or 'compile'."
         )
     if dtype == torch.int8 and backend not in ("packed", *RUNTIMES):
         raise ValueError(

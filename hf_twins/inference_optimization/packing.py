@@ -105,6 +105,9 @@ class QuantizedLinear(PreparedLinear):
                 torch.backends.quantized.engine = engine
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if hidden_states.numel() == 0:
+            # Of a batch of no images, which the kernel does not take.
+            return hidden_states.new_empty(*hidden_states.shape[:-1], self.out_features)
         return torch.ops.quantized.linear_dynamic(hidden_states, self.packed, self.reduce_range)
 
 

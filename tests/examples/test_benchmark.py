@@ -18,6 +18,7 @@ from dataclasses import replace
 
 import benchmark
 import pytest
+import torch
 from benchmark import Case
 
 from hf_twins import TwinsConfig, TwinsForImageClassification
@@ -192,12 +193,25 @@ def test_results_are_written(tmp_path, capsys):
     assert "| twins-svt-small | inference | 1 x 64 | hf_twins | float32 |" in capsys.readouterr().out
 
 
+def test_unknown_variants_are_named_before_anything_is_measured():
+    with pytest.raises(SystemExit, match=r"--variants must be among twins-pcpvt-small, .*, got twins-of-mine"):
+        benchmark.main(["--variants", "twins-svt-small", "twins-of-mine"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_missing_gpu_is_named():
+    with pytest.raises(SystemExit, match="--device cuda needs a GPU"):
+        benchmark.main(["--device", "cuda"])
+
+
 def test_wrong_options_are_named(capsys):
     for arguments, message in (
         (["--batch_sizes", "0"], "--batch_sizes must be at least 1, got 0"),
         (["--rounds", "0"], "--rounds must be at least 1, got 0"),
         (["--seconds", "nan"], "--seconds must be a finite number of at least 0, got nan"),
         (["--contenders", "resnet"], "invalid choice: 'resnet'"),
+        (["--plot", "results.txt"], "--plot must end in .png, .jpg, .pdf, .svg, .webp, got results.txt"),
+        (["--json", "."], "--json must be a file, got the folder ."),
     ):
         with pytest.raises(SystemExit):
             benchmark.parse_arguments(arguments)

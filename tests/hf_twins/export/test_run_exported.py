@@ -14,6 +14,7 @@
 """The program that each export brings along: its preprocessing is the image processor's, its faults are sentences."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -108,6 +109,41 @@ def test_rules_that_were_applied_are_said_once_with_their_count(folder, tmp_path
     assert "note: 2 images have a range other than 0 to 255 and are scaled to it." in printed.err
 
 
+def test_unusable_images_are_skipped(folder, tmp_path, capsys):
+    Image.new("RGB", (30, 30)).save(tmp_path / "black.png")
+    (tmp_path / "text.png").write_text("no image")
+    files = [str(tmp_path / name) for name in ("text.png", "black.png")]
+    run_exported.main([*files, "--model_dir", str(folder), "--json"])
+    printed = capsys.readouterr()
+    assert [json.loads(line)["image"] for line in printed.out.splitlines()] == [files[1]]
+    assert f"skipped: {files[0]} cannot be used: cannot identify image file" in printed.err
+
+
+@pytest.mark.parametrize("option", ["--top_k", "--threads"])
+@pytest.mark.parametrize("value", ["0", "-3"])
+def test_numbers_below_one_are_refused(folder, option, value, capsys):
+    with pytest.raises(SystemExit):
+        run_exported.main(["picture.png", "--model_dir", str(folder), option, value])
+    assert f"argument {option}: must be at least 1, got {value}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("model.onnx", "model.onnx cannot be loaded: it is damaged, or was made for another version"),
+        ("config.json", r"config.json is damaged, Expecting .*: export the model again"),
+    ],
+)
+def test_damaged_file_is_named(folder, tmp_path, name, message):
+    copied = tmp_path / "copied"
+    shutil.copytree(folder, copied)
+    content = (copied / name).read_bytes()
+    (copied / name).write_bytes(content[: len(content) // 2])
+    Image.new("RGB", (30, 30)).save(tmp_path / "black.png")
+    with pytest.raises(SystemExit, match=message):
+        run_exported.main([str(tmp_path / "black.png"), "--model_dir", str(copied)])
+
+
 def test_faults_are_one_sentence(folder, tmp_path, monkeypatch):
     options = ["--model_dir", str(folder)]
     with pytest.raises(SystemExit, match="must be an export folder with config"):
@@ -122,6 +158,10 @@ def test_faults_are_one_sentence(folder, tmp_path, monkeypatch):
         SystemExit, match=r"error: .*long.png cannot be used: it is too long, 1 x 65535 pixels: .* crop it"
     ):
         run_exported.main([str(tmp_path / "long.png"), *options])
+    with pytest.raises(SystemExit, match=r"error: None of the 2 images can be used"):
+        run_exported.main([str(tmp_path / "text.png"), str(tmp_path / "long.png"), *options])
+    with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
+        run_exported.load_runtime(folder, threads=0)
     with pytest.raises(SystemExit, match="bf16 is only for OpenVINO models, got one for onnx"):
         run_exported.main(["picture.png", *options, "--inference_precision", "bf16"])
     with pytest.raises(ValueError, match=r"the shape \(batch_size, 3, height, width\), got \(1, 1, 8, 8\)"):
