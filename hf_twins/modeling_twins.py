@@ -28,7 +28,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
-from typing import Any, Self
+from typing import Any, Self, TypeGuard, TypeVar
 
 import torch
 from torch import nn
@@ -63,6 +63,9 @@ from transformers.utils.output_capturing import (
 )
 
 from .configuration_twins import TwinsConfig
+
+
+LayerT = TypeVar("LayerT", bound=nn.Module)
 
 
 # Nothing is computed of tokens in four dimensions: near convolutions, PyTorch's compiler takes such tensors for images whose
@@ -274,20 +277,21 @@ def is_compiled() -> bool:
 
 def project_together(linears: Sequence[nn.Linear], hidden_states: torch.Tensor) -> Sequence[torch.Tensor]:
     """Apply linear layers to one input: in compiled training as one product, which is faster than several."""
-    if not (is_compiled() and torch.is_grad_enabled() and all(map(is_plain_linear, linears))):
+    if not (is_compiled() and torch.is_grad_enabled() and all(is_plain(linear, nn.Linear) for linear in linears)):
         return [linear(hidden_states) for linear in linears]
     weight = torch.cat([linear.weight for linear in linears])
     bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
     return nn.functional.linear(hidden_states, weight, bias).chunk(len(linears), dim=-1)
 
 
-def is_plain_linear(linear: nn.Module) -> bool:
-    """Whether a layer computes only its product, with no hooks."""
+def is_plain(layer: nn.Module, layer_class: type[LayerT]) -> TypeGuard[LayerT]:
+    """Whether a layer computes what its class does with its own weight, no more: no hooks, subclass or wrapper."""
     return (
-        type(linear) is nn.Linear
-        and type(linear.weight) is nn.Parameter
-        and not (linear._forward_hooks or linear._forward_pre_hooks)
-        and not (linear._backward_hooks or linear._backward_pre_hooks)
+        type(layer) is layer_class
+        and type(layer.weight) is nn.Parameter
+        and "forward" not in layer.__dict__
+        and not (layer._forward_hooks or layer._forward_pre_hooks)
+        and not (layer._backward_hooks or layer._backward_pre_hooks)
     )
 
 
@@ -359,16 +363,17 @@ class TwinsPatchConv2d(nn.Conv2d):
     faster for patch embeddings."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        if is_exporting() or image.shape[0] == 0 or is_left_to_cudnn(image, self.weight):
+        # Read once: a parametrization computes it each time.
+        weight, patch_size = self.weight, self.stride[0]
+        if is_exporting() or image.shape[0] == 0 or is_left_to_cudnn(image, weight):
             # A graph with symbolic sizes cannot know that patches are whole, and no images have none.
-            return super().forward(image)
-        patch_size = self.stride[0]
-        if not is_compiled() and image.numel() < self.weight.numel():
+            return self._conv_forward(image, weight, self.bias)
+        if not is_compiled() and image.numel() < weight.numel():
             # What is smaller is rearranged: here the image, as the weight is, by channels.
             patches = nn.functional.pixel_unshuffle(crop_to_patches(image, patch_size), patch_size)
-            product = nn.functional.linear(patches.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias)
+            product = nn.functional.linear(patches.permute(0, 2, 3, 1), weight.flatten(1), self.bias)
             return product.permute(0, 3, 1, 2)
-        weight = self.weight.permute(0, 2, 3, 1).flatten(1)
+        weight = weight.permute(0, 2, 3, 1).flatten(1)
         return multiply_patches(image, patch_size, lambda patches: nn.functional.linear(patches, weight, self.bias))
 
 

@@ -57,7 +57,7 @@ def optimize_for_inference(
     | backend | what it changes | when to use it |
     |---|---|---|
     | `"eager"` | the type of the weights | anywhere |
-    | `"packed"` | weights of linear layers in oneDNN's own layout; layers with the same input, sub-sampling and GELU are fused into them | on CPUs: no startup time, any image size |
+    | `"packed"` | weights of Twins' linear layers in oneDNN's own layout; layers with the same input, sub-sampling and GELU are fused into them | on CPUs: no startup time, any image size |
     | `"graph"` | linear layers with the same input are fused, and calls with few images (64 of 224 pixels) are recorded as CUDA graphs and replayed for the same input size | on GPUs, where small batches wait for Python: the first eight input sizes are recorded, each on first use |
     | `"compile"` | `torch.compile`, with the weights frozen into the code on CPUs, and its kernels recorded as above on GPUs, for up to 256 images of 224 pixels | for one or a few image sizes: each is compiled on first use |
     | `"openvino"`, `"onnxruntime"` | Twins is exported to this runtime, for images of any size, without masks | on CPUs, fastest in float32: the export takes a minute, once, and is kept in Hugging Face's cache (`assets/hf_twins`) |
@@ -66,6 +66,7 @@ def optimize_for_inference(
     Images may have any dtype, which the outputs then have, too. The copy is not for training, and packed weights cannot be saved: keep the
     original, whose weights it shares with a runtime backend. Calls with masks or labels, under autocast or for
     gradients of the image bypass recordings. Recordings do not call hooks that are registered after them.
+    `"packed"` leaves layers with hooks, subclasses and wrappers as they are; runtimes refuse such models. Neither computes gradients.
     The copy's `optimized_for` says what was chosen.
 
     Args:
@@ -148,7 +149,9 @@ def optimize_part(part: nn.Module, dtype: torch.dtype, backend: str, has_adapter
     is_recorded = is_on_gpu and backend in ("graph", "compile")
     part.to(float_dtype)
     if backend == "packed":
-        pack(part, dtype)
+        # What other models do with their layers, beside calling them, is unknown.
+        for twins in twins_models(part):
+            pack(twins, dtype)
     elif is_recorded and not has_adapters:
         fuse_projections(part, lambda linear: linear)
     CastForward(part, float_dtype)

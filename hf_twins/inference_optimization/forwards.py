@@ -13,12 +13,15 @@
 # limitations under the License.
 """Replacements for a model's `forward`, which are copied with the model."""
 
+import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, Self
 
 import torch
 from torch import nn
+from transformers.utils import ModelOutput
 
 
 class ReplacedForward:
@@ -47,12 +50,18 @@ class CastForward(ReplacedForward):
     def __init__(self, model: nn.Module, dtype: torch.dtype):
         super().__init__(model)
         self.dtype = dtype
+        # Models around Twins have other names for their images.
+        self.name = next(iter(inspect.signature(self.forward).parameters), "")
 
-    def __call__(self, pixel_values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        dtype = self.dtype
-        outer = pixel_values.dtype if torch.is_tensor(pixel_values) and pixel_values.is_floating_point() else dtype
-        outputs = self.forward(pixel_values.to(dtype) if outer != dtype else pixel_values, *args, **kwargs)
-        return outputs if outer == dtype else map_tensors(outputs, lambda tensor: tensor.to(outer))
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        images = args[0] if args else kwargs.get(self.name)
+        if not torch.is_tensor(images) or not images.is_floating_point() or images.dtype == self.dtype:
+            return self.forward(*args, **kwargs)
+        if args:
+            args = (images.to(self.dtype), *args[1:])
+        else:
+            kwargs[self.name] = images.to(self.dtype)
+        return map_tensors(self.forward(*args, **kwargs), lambda tensor: tensor.to(images.dtype))
 
 
 class Compiled(PerCopy):
@@ -79,7 +88,12 @@ def map_tensors(outputs: Any, change: Callable[[torch.Tensor], torch.Tensor]) ->
     if torch.is_tensor(outputs):
         return change(outputs) if outputs.is_floating_point() else outputs
     if isinstance(outputs, dict):
-        return type(outputs)(**{name: map_tensors(value, change) for name, value in outputs.items()})
+        changed = {name: map_tensors(value, change) for name, value in outputs.items()}
+        return type(outputs)(**changed) if isinstance(outputs, ModelOutput) else changed
     if isinstance(outputs, tuple | list):
-        return type(outputs)(map_tensors(value, change) for value in outputs)
+        values = [map_tensors(value, change) for value in outputs]
+        return type(outputs)(*values) if hasattr(outputs, "_fields") else type(outputs)(values)
+    if dataclasses.is_dataclass(outputs) and not isinstance(outputs, type):
+        fields = [field.name for field in dataclasses.fields(outputs) if field.init]
+        return dataclasses.replace(outputs, **{name: map_tensors(getattr(outputs, name), change) for name in fields})
     return outputs

@@ -31,6 +31,7 @@ from ..modeling_twins import (
     TwinsMLP,
     TwinsPatchConv2d,
     is_exact_gelu,
+    is_plain,
     multiply_patches,
 )
 
@@ -53,6 +54,21 @@ class PreparedLinear(UnsavedModule):
     def __init__(self, linear: nn.Linear):
         super().__init__()
         self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
+        self.dtype = linear.weight.dtype
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if hidden_states.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(
+                "Packed weights compute no gradients: call the original model, or optimize for backend='eager'."
+            )
+        if hidden_states.numel() == 0:
+            # Of a batch of no images, which not all kernels take.
+            return hidden_states.new_empty(*hidden_states.shape[:-1], self.out_features)
+        # Autocast has other types than the kernel's.
+        return self.multiply(hidden_states if hidden_states.dtype == self.dtype else hidden_states.to(self.dtype))
+
+    def multiply(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # In a layout that cannot be copied, and nobody writes to it.
@@ -75,7 +91,7 @@ class PackedLinear(PreparedLinear):
         # No parameter: its layout is nothing to be saved or moved.
         self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def multiply(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return torch.ops.mkldnn._linear_pointwise(
             hidden_states, self.packed, self.bias, self.activation, [], "none" if self.activation == "gelu" else ""
         )
@@ -104,10 +120,7 @@ class QuantizedLinear(PreparedLinear):
             finally:
                 torch.backends.quantized.engine = engine
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if hidden_states.numel() == 0:
-            # Of a batch of no images, which the kernel does not take.
-            return hidden_states.new_empty(*hidden_states.shape[:-1], self.out_features)
+    def multiply(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return torch.ops.quantized.linear_dynamic(hidden_states, self.packed, self.reduce_range)
 
 
@@ -198,17 +211,28 @@ def stack(linears: Sequence[nn.Linear]) -> nn.Linear:
 def fuse_projections(model: nn.Module, prepare: Callable[[nn.Linear], nn.Module]) -> None:
     """Replace the linear layers of an attention that have one input by what `prepare` makes of one for all of them."""
     for module in list(model.modules()):
-        if isinstance(module, TwinsAttention):
+        if isinstance(module, TwinsAttention) and all(
+            is_plain(linear, nn.Linear) for linear in (module.q_proj, module.k_proj, module.v_proj)
+        ):
             module.projections = FusedProjections(module, prepare)
             setattr(module, "project", module.projections.forward)  # noqa: B010  # which is declared as a method
             del module.q_proj, module.k_proj, module.v_proj
 
 
+def can_fuse_gelu(mlp: TwinsMLP) -> bool:
+    activation_fn = mlp.activation_fn
+    has_hooks = activation_fn._forward_hooks or activation_fn._forward_pre_hooks
+    return is_exact_gelu(activation_fn) and not has_hooks and is_plain(mlp.fc1, nn.Linear)
+
+
 def pack(model: nn.Module, dtype: torch.dtype) -> None:
-    """Replace the linear layers of a model, those of one input by one; in int8, only those of its blocks."""
+    """Replace the plain linear layers of a Twins model, those of one input by one; in int8, only those of its blocks.
+
+    Others stay as they are: hooks, subclasses and whatever wraps a layer are called as in the original.
+    """
     fuse_projections(model, functools.partial(prepare_linear, dtype=dtype))
     for module in list(model.modules()):
-        if isinstance(module, TwinsMLP) and is_exact_gelu(module.activation_fn) and dtype != torch.int8:
+        if isinstance(module, TwinsMLP) and dtype != torch.int8 and can_fuse_gelu(module):
             setattr(module, "fc1", PackedLinear(module.fc1, "gelu"))  # noqa: B010  # which is declared as plain
             module.activation_fn = FusedActivation()
     # What makes labels of features is little of the work, and most of the error in int8.
@@ -218,7 +242,7 @@ def pack(model: nn.Module, dtype: torch.dtype) -> None:
     for part in parts:
         for module in list(part.modules()):
             for name, child in list(module.named_children()):
-                if type(child) is nn.Linear:
+                if is_plain(child, nn.Linear):
                     setattr(module, name, prepare_linear(child, dtype))
-                elif isinstance(child, TwinsPatchConv2d):
+                elif is_plain(child, TwinsPatchConv2d):
                     setattr(module, name, PackedPatchConv2d(child, dtype))

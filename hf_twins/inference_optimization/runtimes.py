@@ -45,6 +45,7 @@ from ..modeling_twins import (
     TwinsModel,
     TwinsPreTrainedModel,
     check_pixel_values,
+    is_recording_hook,
 )
 from .forwards import ReplacedForward
 
@@ -84,6 +85,9 @@ class RuntimeForward(ReplacedForward):
         given = inspect.signature(self.forward).bind(*args, **kwargs).arguments
         given |= given.pop("kwargs", {})
         pixel_values, return_dict = given.pop("pixel_values"), given.pop("return_dict", None)
+        for name in ("output_hidden_states", "output_attentions"):
+            if given.get(name) is None:
+                given[name] = getattr(config, name)
         self.refuse({name: value for name, value in given.items() if value is not None and value is not False})
         check_pixel_values(pixel_values, config)
         if is_torchdynamo_compiling() or torch.jit.is_tracing():
@@ -167,6 +171,7 @@ def check_runtime(parts: Sequence[TwinsPreTrainedModel], backend: str, dtype: to
         )
     for part in parts:
         output_class(part)
+        check_plain(part, backend)
         if part.config.output_hidden_states or part.config.output_attentions:
             raise ValueError(
                 f"backend {backend!r} returns no hidden states or attentions, which the configuration asks for: "
@@ -174,6 +179,18 @@ def check_runtime(parts: Sequence[TwinsPreTrainedModel], backend: str, dtype: to
             )
         if next(part.parameters()).device.type != "cpu":
             raise ValueError(f"backend {backend!r} is for CPUs: move the model there, or choose 'auto'.")
+
+
+def check_plain(model: TwinsPreTrainedModel, backend: str) -> None:
+    """Raise a ValueError if a part of a model computes anything that its configuration and weights do not say."""
+    for name, module in model.named_modules():
+        hooks = [hook for hook in module._forward_hooks.values() if not is_recording_hook(hook)]
+        is_foreign = name != "" and not type(module).__module__.startswith(("torch.", "transformers.", "hf_twins."))
+        if hooks or module._forward_pre_hooks or is_foreign or "forward" in module.__dict__:
+            raise ValueError(
+                f"backend {backend!r} supports neither hooks nor modules of your own, such as {name or 'the model'} has: "
+                "choose 'eager' or 'packed'."
+            )
 
 
 def export_once(model: TwinsPreTrainedModel, backend: str, dtype: torch.dtype) -> Path:

@@ -13,7 +13,9 @@
 # limitations under the License.
 """An optimized model gives what the plain one gives, and leaves that as it was."""
 
+import collections
 import copy
+import dataclasses
 import os
 import subprocess
 import sys
@@ -57,8 +59,8 @@ from hf_twins import (
     optimize_for_inference,
 )
 from hf_twins.detection import TwinsDetectorConfig, TwinsForObjectDetection
-from hf_twins.inference_optimization import machine, packing, recording, runtimes
-from hf_twins.modeling_twins import TwinsLayer
+from hf_twins.inference_optimization import forwards, machine, packing, recording, runtimes
+from hf_twins.modeling_twins import TwinsLayer, TwinsPatchConv2d
 
 
 MODEL_CLASSES = [TwinsModel, TwinsForImageClassification, TwinsForSemanticSegmentation, TwinsBackbone]
@@ -347,6 +349,151 @@ def test_adapters_have_their_effect(target):
         optimize_for_inference(model, backend="packed")
 
 
+class PositiveLinear(torch.nn.Linear):
+    """A linear layer of a user's own."""
+
+    def forward(self, hidden_states):
+        return super().forward(hidden_states).abs()
+
+
+class PositiveConv2d(TwinsPatchConv2d):
+    def forward(self, image):
+        return super().forward(image).abs()
+
+
+class PositiveWrapper(torch.nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden_states):
+        return self.layer(hidden_states).abs()
+
+
+def positive_by_hook(layer):
+    layer.register_forward_hook(lambda module, inputs, output: output.abs())
+    return layer
+
+
+def positive_by_forward(layer):
+    plain = layer.forward
+    layer.forward = lambda hidden_states: plain(hidden_states).abs()
+    return layer
+
+
+def positive_by_subclass(layer):
+    layer.__class__ = {torch.nn.Linear: PositiveLinear, TwinsPatchConv2d: PositiveConv2d}[type(layer)]
+    return layer
+
+
+@pytest.mark.filterwarnings("ignore:.*spectral_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "change",
+    [positive_by_hook, positive_by_forward, positive_by_subclass, PositiveWrapper, torch.nn.utils.spectral_norm],
+    ids=["hook", "forward", "subclass", "wrapper", "spectral_norm"],
+)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "classifier",
+        "twins.encoder.stages.0.layers.0.mlp.fc1",
+        "twins.encoder.stages.0.layers.0.attention.q_proj",
+        "twins.encoder.stages.0.layers.0.attention.o_proj",
+        "twins.encoder.stages.0.layers.0.attention.sequence_reduction.projection",
+    ],
+)
+def test_layers_that_compute_more_stay_as_they_are(name, change):
+    model = randomize(TwinsForImageClassification(tiny_config("pcpvt", **TWO_STAGES))).eval()
+    pixel_values = torch.randn(2, 3, 33, 47)
+    with torch.no_grad():
+        plain = model(pixel_values).logits
+    parent, _, child = name.rpartition(".")
+    parent = model.get_submodule(parent)
+    setattr(parent, child, change(getattr(parent, child)))
+    with torch.no_grad():
+        expected = model(pixel_values).logits
+    assert distance(expected, plain) > 1e-2
+    optimized = optimize_for_inference(model, backend="packed")
+    assert any("Packed" in type(module).__name__ for module in optimized.modules())
+    with torch.inference_mode():
+        assert distance(optimized(pixel_values).logits, expected) < 1e-5
+
+
+def test_hook_of_an_activation_is_called():
+    model = TwinsForImageClassification(tiny_config())
+    activation_fn = next(module for name, module in model.named_modules() if name.endswith("activation_fn"))
+    activation_fn.register_forward_hook(lambda module, inputs, output: 0 * output)
+    optimized = optimize_for_inference(model, backend="packed")
+    pixel_values = torch.randn(1, 3, 24, 24)
+    with torch.inference_mode():
+        assert distance(optimized(pixel_values).logits, model.eval()(pixel_values).logits) < 1e-5
+
+
+def test_layers_around_twins_keep_their_weights():
+    class Tagger(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.twins = TwinsModel(tiny_config())
+            size = self.twins.config.hidden_size
+            # Reads the weights of its linear layers.
+            self.mixer = torch.nn.TransformerEncoderLayer(size, 2, 16, batch_first=True)
+
+        def forward(self, images):
+            return self.mixer(self.twins(images).last_hidden_state.flatten(2).transpose(1, 2))
+
+    model = Tagger().eval()
+    images = torch.randn(1, 3, 24, 24)
+    with torch.inference_mode():
+        optimized = optimize_for_inference(model, dtype=torch.bfloat16, backend="packed")
+        output = optimized(images=images)
+        assert output.dtype == torch.float32
+        assert distance(output, model(images)) < 3e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+def test_packed_weights_refuse_gradients(dtype):
+    optimized = optimize_for_inference(TwinsModel(tiny_config()), dtype=dtype, backend="packed")
+    with pytest.raises(RuntimeError, match="Packed weights compute no gradients: call the original model"):
+        optimized(torch.randn(1, 3, 24, 24, requires_grad=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+def test_packed_model_computes_under_autocast(dtype):
+    model = randomize(TwinsForImageClassification(tiny_config())).eval()
+    optimized = optimize_for_inference(model, dtype=dtype, backend="packed")
+    pixel_values = torch.randn(2, 3, 33, 47)
+    with torch.inference_mode():
+        expected = model(pixel_values).logits
+        with torch.autocast("cpu", torch.bfloat16):
+            assert distance(optimized(pixel_values).logits.float(), expected) < 8e-2
+
+
+def test_outputs_of_any_kind_are_cast():
+    Pair = collections.namedtuple("Pair", "first second")
+
+    @dataclasses.dataclass
+    class Result:
+        scores: torch.Tensor
+        name: str = "scores"
+
+    tensor = torch.ones(2, dtype=torch.bfloat16)
+    for outputs in (Pair(tensor, 3), {0: tensor, 1: [tensor]}, Result(tensor), (tensor, None)):
+        cast = forwards.map_tensors(outputs, torch.Tensor.float)
+        assert type(cast) is type(outputs)
+        values = cast.values() if isinstance(cast, dict) else vars(cast).values() if isinstance(cast, Result) else cast
+        first_value = next(iter(values))
+        assert first_value.dtype == torch.float32
+
+
+def test_runtimes_refuse_what_an_export_does_not_hold():
+    config = tiny_config()
+    for change in (positive_by_hook, positive_by_forward, positive_by_subclass, PositiveWrapper):
+        model = TwinsForImageClassification(config)
+        model.classifier = change(model.classifier)
+        with pytest.raises(ValueError, match="supports neither hooks nor modules of your own, such as classifier"):
+            optimize_for_inference(model, backend="openvino", dtype=torch.bfloat16)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_model_takes_no_images(family, dtype):
@@ -591,6 +738,10 @@ def test_runtime_computes_the_same(backend, family, tmp_path, monkeypatch):
                     assert isinstance(as_tuple, tuple)
                     assert len(as_tuple) == len(actual)
             assert first(optimized(torch.randn(1, 3, 24, 24).bfloat16())).dtype == torch.bfloat16
+            optimized.config.output_hidden_states = True
+            with pytest.raises(ValueError, match="takes only pixel_values, got output_hidden_states"):
+                optimized(torch.randn(1, 3, 24, 24))
+            optimized.config.output_hidden_states = False
             mask = torch.ones(1, 24, 24)
             for inputs, name in (
                 ({"pixel_mask": mask}, "pixel_mask"),

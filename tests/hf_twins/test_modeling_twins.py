@@ -27,6 +27,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torch.nn.utils.parametrize
 from PIL import Image
 from testing_utils import FAMILIES, NARROW_HEAD, TWO_STAGES, randomize, rectangle_mask, tiny_config
 from torch import nn
@@ -51,6 +52,7 @@ from hf_twins.modeling_twins import (
     TwinsLayer,
     TwinsLocalAttention,
     TwinsMLP,
+    TwinsPatchConv2d,
     TwinsPatchEmbeddings,
     TwinsPositionEncoding,
     TwinsSequenceReduction,
@@ -122,6 +124,24 @@ def marked_as_the_authors_do(height: int, width: int, window: int) -> torch.Tens
     marked[-pad_bottom:, :] = 1
     marked[:, -pad_right:] = 1
     return marked
+
+
+@pytest.mark.parametrize("size", [4, 32], ids=["smaller than the weight", "larger"])
+def test_parametrized_convolution_computes_its_weight_once(size):
+    class Counted(torch.nn.Module):
+        calls = 0
+
+        def forward(self, weight):
+            Counted.calls += 1
+            return weight
+
+    convolution = TwinsPatchConv2d(8, 8, kernel_size=2, stride=2)
+    image = torch.randn(1, 8, size, size)
+    expected = convolution(image)
+    torch.nn.utils.parametrize.register_parametrization(convolution, "weight", Counted())
+    Counted.calls = 0
+    torch.testing.assert_close(convolution(image), expected)
+    assert Counted.calls == 1
 
 
 @pytest.mark.parametrize("height_width", [(6, 6), (7, 6), (6, 8), (7, 8), (2, 2), (3, 1)], ids=str)
