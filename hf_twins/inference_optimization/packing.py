@@ -26,6 +26,7 @@ from torch import nn
 from ..modeling_twins import (
     MODULES_WITH_NEW_OUTPUTS,
     TwinsAttention,
+    TwinsGlobalAttention,
     TwinsLayer,
     TwinsLocalAttention,
     TwinsMLP,
@@ -211,7 +212,8 @@ def stack(linears: Sequence[nn.Linear]) -> nn.Linear:
 def fuse_projections(model: nn.Module, prepare: Callable[[nn.Linear], nn.Module]) -> None:
     """Replace the linear layers of an attention that have one input by what `prepare` makes of one for all of them."""
     for module in list(model.modules()):
-        if isinstance(module, TwinsAttention) and all(
+        # Not subclasses: they may use the layers in another way.
+        if (type(module) is TwinsLocalAttention or type(module) is TwinsGlobalAttention) and all(
             is_plain(linear, nn.Linear) for linear in (module.q_proj, module.k_proj, module.v_proj)
         ):
             module.projections = FusedProjections(module, prepare)
@@ -221,8 +223,10 @@ def fuse_projections(model: nn.Module, prepare: Callable[[nn.Linear], nn.Module]
 
 def can_fuse_gelu(mlp: TwinsMLP) -> bool:
     activation_fn = mlp.activation_fn
-    has_hooks = activation_fn._forward_hooks or activation_fn._forward_pre_hooks
-    return is_exact_gelu(activation_fn) and not has_hooks and is_plain(mlp.fc1, nn.Linear)
+    is_changed = (
+        activation_fn._forward_hooks or activation_fn._forward_pre_hooks or "forward" in activation_fn.__dict__
+    )
+    return is_exact_gelu(activation_fn) and not is_changed and is_plain(mlp.fc1, nn.Linear)
 
 
 def pack(model: nn.Module, dtype: torch.dtype) -> None:
@@ -232,7 +236,7 @@ def pack(model: nn.Module, dtype: torch.dtype) -> None:
     """
     fuse_projections(model, functools.partial(prepare_linear, dtype=dtype))
     for module in list(model.modules()):
-        if isinstance(module, TwinsMLP) and dtype != torch.int8 and can_fuse_gelu(module):
+        if type(module) is TwinsMLP and dtype != torch.int8 and can_fuse_gelu(module):
             setattr(module, "fc1", PackedLinear(module.fc1, "gelu"))  # noqa: B010  # which is declared as plain
             module.activation_fn = FusedActivation()
     # What makes labels of features is little of the work, and most of the error in int8.

@@ -60,7 +60,7 @@ from hf_twins import (
 )
 from hf_twins.detection import TwinsDetectorConfig, TwinsForObjectDetection
 from hf_twins.inference_optimization import forwards, machine, packing, recording, runtimes
-from hf_twins.modeling_twins import TwinsLayer, TwinsPatchConv2d
+from hf_twins.modeling_twins import TwinsGlobalAttention, TwinsLayer, TwinsMLP, TwinsPatchConv2d
 
 
 MODEL_CLASSES = [TwinsModel, TwinsForImageClassification, TwinsForSemanticSegmentation, TwinsBackbone]
@@ -427,6 +427,27 @@ def test_hook_of_an_activation_is_called():
     pixel_values = torch.randn(1, 3, 24, 24)
     with torch.inference_mode():
         assert distance(optimized(pixel_values).logits, model.eval()(pixel_values).logits) < 1e-5
+
+
+class MLPWithoutActivation(TwinsMLP):
+    def forward(self, hidden_states):
+        return self.fc2(self.fc1(hidden_states))
+
+
+class UniformAttention(TwinsGlobalAttention):
+    def project(self, query_states, key_value_states):
+        query, key, value = super().project(query_states, key_value_states)
+        return query, 0 * key, value
+
+
+@pytest.mark.parametrize(("part", "subclass"), [("mlp", MLPWithoutActivation), ("attention", UniformAttention)])
+def test_subclasses_of_blocks_parts_compute_as_they_do(part, subclass):
+    model = randomize(TwinsForImageClassification(tiny_config("pcpvt"))).eval()
+    getattr(model.twins.encoder.stages[0].layers[0], part).__class__ = subclass
+    pixel_values = torch.randn(1, 3, 24, 24)
+    optimized = optimize_for_inference(model, backend="packed")
+    with torch.inference_mode():
+        assert distance(optimized(pixel_values).logits, model(pixel_values).logits) < 1e-5
 
 
 def test_layers_around_twins_keep_their_weights():
