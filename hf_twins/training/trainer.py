@@ -43,6 +43,7 @@ from hf_twins import TWINS_VARIANTS, TwinsConfig, parameter_groups, published_va
 from hf_twins._utils.files import exclusive_folder
 from hf_twins._utils.progress import describe_metrics, progress_bar
 from hf_twins.training.averaging import Averaging, WeightAverage
+from hf_twins.training.checksums import find_damage
 from hf_twins.training.loop import (
     FiniteCheck,
     check_training_options,
@@ -53,7 +54,6 @@ from hf_twins.training.loop import (
 from hf_twins.training.runs import (
     REPLACED,
     Run,
-    find_damage,
     is_main_process,
     is_of_same_run,
     read_run,

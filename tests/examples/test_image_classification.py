@@ -56,6 +56,7 @@ from training_utils import check_second_runs
 from transformers import AutoModelForImageClassification, pipeline
 
 from hf_twins import TwinsForImageClassification, TwinsImageProcessor, load_model
+from hf_twins.training.checksums import write_checksums
 from hf_twins.training.data import LabeledImages
 from hf_twins.training.image_classification.arguments import (
     RECIPES,
@@ -81,7 +82,7 @@ from hf_twins.training.image_classification.models import (
     create_processor,
 )
 from hf_twins.training.reports import write_report_and_card
-from hf_twins.training.runs import read_run, write_checksums
+from hf_twins.training.runs import read_run
 from hf_twins.training.trainer import EpochSampler, check_sharding
 
 
