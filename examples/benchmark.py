@@ -42,7 +42,7 @@ from typing import Any
 
 from hf_twins._utils.command_line import ArgumentParser
 
-from hf_twins._utils.benchmarks import compete, draw, growth, table
+from hf_twins._utils.benchmarks import compete, draw, growth, table_head, table_rows
 from hf_twins._utils.extras import require_extra
 from hf_twins._utils.progress import progress_bar
 
@@ -401,11 +401,17 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     for reason in dict.fromkeys(filter(None, (what_prevents(case, args.device) for case in requested_cases(args)))):
         print(f"note: {reason}.", file=sys.stderr)
     rows: list[dict[str, Any]] = []
-    for group in progress_bar(groups, desc="measuring", unit="group"):
-        rows += compete(create_call, count_flops, group, args)
+    has_ceiling = "matmul" in args.contenders
+    print(table_head(has_ceiling), flush=True)
+    progress = progress_bar(groups, desc="measuring", unit="group")
+    for group in progress:
+        measured = compete(create_call, count_flops, group, args)
+        rows += measured
+        # At once: whoever interrupts a long run has what it measured so far.
+        progress.write(table_rows(measured, has_ceiling))
+        sys.stdout.flush()
     machine = hardware(args)
     exponents = growth(rows)
-    print(table(rows))
     for name, exponent in exponents.items():
         print(f"\ntime of {name}: pixels to the power of {exponent:.2f}")
     print("\n" + ", ".join(f"{name} {value}" if name != "device" else value for name, value in machine.items()))

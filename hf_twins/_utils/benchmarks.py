@@ -237,21 +237,20 @@ def milliseconds(seconds: float) -> str:
     return f"{1000 * seconds:.{1 if seconds >= 0.01 else 2}f}"
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The results in Markdown."""
-    has_ceiling = any("share_of_ceiling" in result for result in rows)
-    titles = [
-        "model",
-        "what",
-        "images",
-        "contender",
-        "dtype",
-        "ratio (quartiles)",
-        "images/s",
-        "ms, 50 / 95 / 99 %",
-    ]
-    titles += ["memory", "GFLOP/s"] + ["of ceiling"] * has_ceiling
-    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+def table_titles(has_ceiling: bool) -> list[str]:
+    titles = ["model", "what", "images", "contender", "dtype", "ratio (quartiles)", "images/s", "ms, 50 / 95 / 99 %"]
+    return [*titles, "memory", "GFLOP/s"] + ["of ceiling"] * has_ceiling
+
+
+def table_head(has_ceiling: bool) -> str:
+    """The titles of the table of results in Markdown."""
+    titles = table_titles(has_ceiling)
+    return f"| {' | '.join(titles)} |\n" + "|---" * len(titles) + "|"
+
+
+def table_rows(rows: list[dict[str, Any]], has_ceiling: bool) -> str:
+    """The results as rows of the table."""
+    lines = []
     for result in rows:
         name = result["contender"] + (", checkpoints" if result["checkpoints"] else "")
         images = f"{result['batch_size']} x {result['image_size']}"
@@ -269,7 +268,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             cells += ["" if is_ceiling else f"{result['memory'] / 2**20:.0f} MB"]
             cells += [f"{result['flops_per_second'] / 1e9:.0f}"]
             cells += [f"{result['share_of_ceiling']:.0%}" if "share_of_ceiling" in result else ""] * has_ceiling
-        cells += [""] * (len(titles) - len(cells))
+        cells += [""] * (len(table_titles(has_ceiling)) - len(cells))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -14,6 +14,9 @@
 """The benchmark measures what it says, and says what could not be measured."""
 
 import json
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import benchmark
@@ -67,7 +70,8 @@ def test_ratio_is_the_median_of_pairs_of_a_turn():
     assert row["images_per_second"] == pytest.approx(8 / 0.2)
     assert row["percentiles"] == {50: 0.4, 95: 0.5, 99: 0.5}
     failed = benchmarks.row(Measured(INFERENCE, [], "RuntimeError: no kernel"), baseline)
-    text = benchmarks.table([row, failed])
+    text = benchmarks.table_rows([row, failed], has_ceiling=False)
+    assert {line.count("|") for line in [*text.splitlines(), *benchmarks.table_head(False).splitlines()]} == {11}
     assert "| **2.00** (2.00 - 2.50) | 40.0 | 400.0 / 500.0 / 500.0 | 3 MB | 20 |" in text
     assert "| RuntimeError: no kernel |" in text
     assert "ratio" not in benchmarks.row(contender, Measured(INFERENCE.baseline, [], "failed"))
@@ -191,6 +195,18 @@ def test_results_are_written(tmp_path, capsys):
     written = json.loads((tmp_path / "out" / "results.json").read_text())
     assert written["results"][1]["ratio"] == rows[1]["ratio"]
     assert "| twins-svt-small | inference | 1 x 64 | hf_twins | float32 |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_interrupted_benchmark_has_printed_what_it_measured():
+    words = ["--variants", "twins-svt-small", "--image_sizes", "32", "--batch_sizes", "1", "8", "--rounds", "1"]
+    with subprocess.Popen([sys.executable, benchmark.__file__, *words], stdout=subprocess.PIPE, text=True) as process:
+        rows = [process.stdout.readline() for _ in range(4)]
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=120)
+    assert [row.split("|")[3:5] for row in rows[2:]] == [[" 1 x 32 ", " timm "], [" 1 x 32 ", " hf_twins "]]
+    assert rest == ""
+    assert process.returncode != 0
 
 
 def test_unknown_variants_are_named_before_anything_is_measured():
