@@ -33,6 +33,11 @@ class ReplacedForward:
         functools.update_wrapper(self, model.forward, updated=())
         setattr(model, "forward", self)  # noqa: B010  # which is declared as a method
 
+    @property
+    def __code__(self) -> Any:
+        # By which `torch.export` names inputs.
+        return self.forward.__code__
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.forward(*args, **kwargs)
 

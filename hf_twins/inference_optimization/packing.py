@@ -58,6 +58,8 @@ class PreparedLinear(UnsavedModule):
         self.dtype = linear.weight.dtype
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+            raise RuntimeError("Packed weights cannot be exported: export the original model.")
         if hidden_states.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(
                 "Packed weights compute no gradients: call the original model, or optimize for backend='eager'."
@@ -78,6 +80,21 @@ class PreparedLinear(UnsavedModule):
         memo[id(self)] = copied
         copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return copied
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise RuntimeError(
+            "Packed weights cannot be pickled: pickle the original model, and optimize it where it is read."
+        )
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        weight = torch.empty(0, dtype=self.dtype)
+        changed = fn(weight)
+        if changed.dtype != weight.dtype or changed.device != weight.device:
+            raise RuntimeError(
+                f"Packed weights have one dtype and device, {weight.dtype} on {weight.device}, and got {changed.dtype} on "
+                f"{changed.device}: convert or move the original model, and optimize that."
+            )
+        return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"

@@ -17,6 +17,7 @@ import collections
 import copy
 import dataclasses
 import os
+import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -528,6 +529,37 @@ def test_packed_model_is_not_saved(tmp_path):
     with pytest.raises(RuntimeError, match="cannot be saved: save the original model"):
         optimized.save_pretrained(tmp_path)
     assert "activation=gelu" in repr(optimized)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace.*` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+def test_packed_model_says_what_cannot_be_done_with_it(dtype):
+    packed = optimize_for_inference(TwinsForImageClassification(tiny_config()), dtype=dtype)
+    with pytest.raises(RuntimeError, match="cannot be pickled: pickle the original model"):
+        pickle.dumps(packed)
+    with pytest.raises(RuntimeError, match="cannot be exported: export the original model"):
+        torch.jit.trace(packed, torch.rand(1, 3, 32, 32), strict=False)
+    # In int8, the weights are TorchScript objects, which `torch.export` refuses before it calls the model.
+    if dtype != torch.int8:
+        with pytest.raises(RuntimeError, match="cannot be exported: export the original model"):
+            torch.export.export(packed, (torch.rand(1, 3, 32, 32),))
+    for change in (lambda model: model.half(), lambda model: model.to("meta")):
+        with pytest.raises(RuntimeError, match=r"have one dtype and device, torch\.\w+ on cpu, and got torch\.\w+ on"):
+            change(copy.deepcopy(packed))
+    # What changes nothing is no matter.
+    packed.to("cpu").share_memory()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_model_without_packed_weights_is_exported_and_pickled(dtype):
+    model = optimize_for_inference(TwinsForImageClassification(tiny_config()), dtype=dtype, backend="eager")
+    images = torch.rand(1, 3, 32, 32)
+    with torch.inference_mode():
+        expected = model(images).logits
+        pickled = pickle.loads(pickle.dumps(model))  # noqa: S301  # which was written here
+        for again in (pickled, torch.export.export(model, (images,)).module()):
+            torch.testing.assert_close(again(images).logits, expected)
 
 
 def test_kernels_that_are_not_there_are_done_without(monkeypatch):
