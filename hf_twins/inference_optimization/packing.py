@@ -32,6 +32,7 @@ from ..modeling_twins import (
     TwinsMLP,
     TwinsPatchConv2d,
     is_exact_gelu,
+    is_exporting,
     is_plain,
     multiply_patches,
 )
@@ -58,7 +59,7 @@ class PreparedLinear(UnsavedModule):
         self.dtype = linear.weight.dtype
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        if is_exporting() or torch.jit.is_tracing():
             raise RuntimeError("Packed weights cannot be exported: export the original model.")
         if hidden_states.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(
