@@ -84,9 +84,9 @@ from hf_twins.training.runs import begin_run, resumed_checkpoint
 from hf_twins.training.trainer import (
     EpochSampler,
     check_sharding,
+    full_weights,
     one_at_a_time,
     scaled_learning_rate,
-    whole_weights,
 )
 
 
@@ -341,7 +341,7 @@ def train(
         # Otherwise the last epoch's evaluation was of the final weights.
         predictions, evaluation_labels = predict(accelerator, model, evaluation_loader)
     metrics = {f"eval_{name}": value for name, value in classification_metrics(predictions, evaluation_labels).items()}
-    weights = whole_weights(accelerator, model)
+    weights = full_weights(accelerator, model)
     if accelerator.is_main_process:
         training_run.start_writing()
         save_model(raw_model, processor, output_dir, weights)

@@ -62,10 +62,10 @@ from hf_twins.training.trainer import (
     TRAINER_DEFAULTS,
     EpochSampler,
     RecipeTrainer,
+    full_weights,
     one_at_a_time,
     scaled_learning_rate,
     trainer_checkpoint,
-    whole_weights,
 )
 
 
@@ -167,7 +167,7 @@ def train(
 
     prediction: Any = trainer.predict(evaluation_images, metric_key_prefix="eval")
     trainer.log(prediction.metrics)
-    weights = whole_weights(trainer.accelerator, trainer.model_wrapped)
+    weights = full_weights(trainer.accelerator, trainer.model_wrapped)
     if trainer.is_world_process_zero():
         training_run.start_writing()
         save_model(model, processor, output_dir, weights)

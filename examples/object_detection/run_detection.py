@@ -58,10 +58,10 @@ from hf_twins.training.trainer import (
     TRAINER_DEFAULTS,
     EpochSampler,
     RecipeTrainer,
+    full_weights,
     one_at_a_time,
     scaled_learning_rate,
     trainer_checkpoint,
-    whole_weights,
 )
 
 
@@ -188,7 +188,7 @@ def train(
     output: Any = trainer.predict(evaluation_images, metric_key_prefix="eval")
     (predictions, precisions, per_category), metrics = output.predictions, output.metrics
     trainer.log(metrics)
-    weights = whole_weights(trainer.accelerator, trainer.model_wrapped)
+    weights = full_weights(trainer.accelerator, trainer.model_wrapped)
     if trainer.is_world_process_zero():
         training_run.start_writing()
         save_pretrained(model, processor, output_dir, weights)
