@@ -17,7 +17,7 @@ Writes one figure per stage. The image is shown as the model sees it; attention 
 heads. "Received" is the attention from all tokens, and "from" is that from the token under the cross. Rollout is
 computed within each stage.
 
-    python examples/attention_maps.py --model_name_or_path outputs/quickstart --image picture.png --output_dir outputs/maps
+    python examples/attention_maps.py --model_name_or_path outputs/quickstart --image image.png --output_dir outputs/maps
     ... --stages stage3 stage4 --layers 0 1     # only these stages, and these layers of each
     ... --query 0.3 0.7 --label "tabby"         # for another token and another class
 """

@@ -328,7 +328,7 @@ def quickstart(arguments: QuickstartArguments) -> None:
 
     code = (
         "import hf_twins; from transformers import pipeline; "
-        f"print(pipeline('image-classification', {str(output_dir)!r})('picture.png'))"
+        f"print(pipeline('image-classification', {str(output_dir)!r})('image.png'))"
     )
     script, folder = shlex.quote(sys.argv[0]), shlex.quote(str(output_dir))
     print(

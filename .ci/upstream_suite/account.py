@@ -33,7 +33,7 @@ REASONS = {
     r"The process that it starts": "starts a process that knows transformers' models only: tests/hf_twins has the like",
     r"several classes capturing": (
         "selects single hidden states that hooks record: Twins' encoder collects them itself "
-        "(ours: test_selected_hidden_states_are_none_elsewhere)"
+        "(ours: test_hidden_states_that_are_not_selected_are_none)"
     ),
 }
 

@@ -16,7 +16,7 @@
     python examples/export/export_onnx.py --model_name_or_path outputs/quickstart --output_dir outputs/onnx
     ... --dtype int8
     ... --dtype int8 float16 float32        # three files; run_exported.py and transformers.js load the first by default
-    python outputs/onnx/run_exported.py picture.png
+    python outputs/onnx/run_exported.py image.png
 
 The folder has the layout that transformers.js loads: `onnx/model.onnx`, `onnx/model_fp16.onnx`, `onnx/model_quantized.onnx`.
 

@@ -13,7 +13,7 @@
 # limitations under the License.
 """Run an exported Twins model on images, without hf_twins, transformers or PyTorch's model.
 
-    python examples/export/run_exported.py --model_dir outputs/onnx picture.png
+    python examples/export/run_exported.py --model_dir outputs/onnx image.png
 
 Every export has a copy of this program next to its model: `outputs/onnx/run_exported.py` works wherever the folder is.
 """

@@ -13,7 +13,7 @@
 # limitations under the License.
 """Find an image's nearest neighbors among the vectors of `extract_features.py`, by cosine similarity.
 
-    python examples/feature_extraction/search_features.py --features outputs/features --query picture.png --top_k 5
+    python examples/feature_extraction/search_features.py --features outputs/features --query image.png --top_k 5
 
 Images are printed and drawn, nearest first. Only one batch of vectors is held in memory at a time.
 """

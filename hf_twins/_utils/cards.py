@@ -36,11 +36,11 @@ IMPORT = "import hf_twins  # registers Twins with transformers\n"
 CLASSIFY = """{imports}from transformers import pipeline
 
 classify = pipeline("image-classification", {location}{trust})
-print(classify("picture.jpg"))"""
+print(classify("image.jpg"))"""
 SEGMENT = """{imports}from transformers import pipeline
 
 segment = pipeline("image-segmentation", {location}{trust})
-print([(each["label"], each["mask"]) for each in segment("picture.jpg")])"""
+print([(each["label"], each["mask"]) for each in segment("image.jpg")])"""
 EXTRACT = """import hf_twins
 from transformers import AutoImageProcessor
 
@@ -50,7 +50,7 @@ DETECT = """{imports}from transformers import pipeline
 
 # hf_twins.detection.load_detector also takes several images at once, and returns Mask R-CNN's masks.
 detect = pipeline("object-detection", model={location})
-for found in detect("picture.jpg", threshold=0.5):
+for found in detect("image.jpg", threshold=0.5):
     print(found["label"], round(found["score"], 2), found["box"])"""
 USAGE = {"image-classification": CLASSIFY, "image-segmentation": SEGMENT, "object-detection": DETECT}
 

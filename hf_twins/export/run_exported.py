@@ -13,9 +13,9 @@
 # limitations under the License.
 """Run an exported Twins model on images, without hf_twins, transformers or PyTorch's model.
 
-    python run_exported.py picture.png other.jpg
-    python run_exported.py --json picture.png                           # one JSON object per image
-    python run_exported.py --inference_precision bf16 picture.png       # OpenVINO, on CPUs that multiply bfloat16
+    python run_exported.py image.png other.jpg
+    python run_exported.py --json image.png                           # one JSON object per image
+    python run_exported.py --inference_precision bf16 image.png       # OpenVINO, on CPUs that multiply bfloat16
 
 It needs NumPy, Pillow and the runtime that the model was exported for: onnxruntime, openvino, torch or executorch. Each export
 has a copy of this file next to its model, which the copy runs unless `--model_dir` names another folder. From Python:

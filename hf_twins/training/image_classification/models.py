@@ -247,7 +247,7 @@ from transformers import pipeline
 # Needs PEFT: pip install "hf_twins[train]"
 model, processor = hf_twins.load_model({folder}, "image-classification")
 classify = pipeline("image-classification", model=model, image_processor=processor)
-print(classify("picture.jpg"))"""
+print(classify("image.jpg"))"""
 
 
 def save_adapter(model: PeftModel, processor: TwinsImageProcessor, folder: Path) -> None:
