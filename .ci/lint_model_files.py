@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""transformers' own linter of model files (`pip install transformers-mlinter`) on ours, less what is argued below."""
+"""Run transformers' linter of model files (`pip install transformers-mlinter`), except for the findings argued below."""
 
 import json
 import re
@@ -48,7 +48,7 @@ ARGUED = {
 def find_violations() -> list[dict[str, str]]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        # Its cache would be in the user's home.
+        # The cache would be in the user's home folder.
         command = ["mlinter", "--no-cache", "--no-progress", "--output-json", report]
         process = subprocess.run([*command, *FILES], cwd=ROOT / "hf_twins", capture_output=True, text=True)
         if not report.is_file():

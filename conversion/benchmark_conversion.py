@@ -37,7 +37,7 @@ from transformers import PreTrainedModel, UperNetConfig, UperNetForSemanticSegme
 from hf_twins import TWINS_VARIANTS, TwinsConfig, TwinsForImageClassification
 
 
-# Measured in a process of its own, whose peak is the conversion's.
+# The conversion runs in a separate process, whose peak memory is that of the conversion.
 CONVERT = """
 import sys, time, json, convert_twins_to_hf
 
@@ -53,7 +53,7 @@ print(json.dumps({"seconds": seconds, "peak": memory("VmHWM:") - before}))
 
 
 def make_checkpoint(variant: str, toolbox: str, file: Path) -> None:
-    """A checkpoint with random weights, as the toolbox would save it."""
+    """Write a checkpoint with random weights, as the toolbox would save it."""
     config = TwinsConfig.from_variant(variant)
     model: PreTrainedModel = TwinsForImageClassification(config)
     if toolbox == "mmseg":
@@ -102,7 +102,7 @@ def main() -> None:
                 file = Path(folder, "checkpoint.pth")
                 make_checkpoint(variant, toolbox, file)
                 size = file.stat().st_size
-                # Written a moment ago: whether the disk is fast is not the question.
+                # Wait until the file is on disk, so that writing it does not slow down the conversion.
                 time.sleep(1)
                 result = measure(file, Path(folder, "converted"))
             kind = "UperNet" if toolbox == "mmseg" else "classifier"

@@ -55,7 +55,7 @@ from hf_twins.checkpoints import (
 def with_names(
     rows: Iterable[NameRow], theirs: Mapping[str, str] | None = None, ours: str = "twins."
 ) -> list[NameRow]:
-    """The rows with the format's names replaced (by regular expressions), and another prefix of hf_twins' names."""
+    """Copy rows, with the format's names replaced by regular expressions, and another prefix of the hf_twins names."""
     renamed = []
     for their_name, *our_names in rows:
         for pattern, replacement in (theirs or {}).items():
@@ -67,7 +67,7 @@ def with_names(
 ENCODER = [row for row in ORIGINAL_NAMES if row[1].startswith("twins.encoder.")]
 STAGE_NORMS: list[NameRow] = [("norm_list.{stage}.", "twins.encoder.stages.{stage}.layernorm.")]
 
-# OpenMMLab's names of what mmcv builds.
+# OpenMMLab's names for modules that mmcv builds.
 OPENMMLAB = {
     r"^patch_embeds\.\{stage\}\.proj\.": "patch_embeds.{stage}.projection.",
     r"^pos_block\.\{stage\}\.proj\.0\.": "position_encodings.{stage}.proj.",
@@ -93,7 +93,7 @@ MMSEG_ENCODER = [
     *STAGE_NORMS,
 ]
 
-# mmsegmentation's heads, which the authors used too. {level} is one of the pyramid, {step} a layer on the way down to it.
+# mmsegmentation's heads, which the authors used, too. {level} is a level of the pyramid, {step} a layer on the path to it.
 UPERNET_HEADS: list[NameRow] = [
     ("decode_head.conv_seg.", "decode_head.classifier."),
     ("auxiliary_head.conv_seg.", "auxiliary_head.classifier."),
@@ -115,8 +115,8 @@ SEMANTIC_FPN_HEADS: list[NameRow] = [
     ("decode_head.conv_seg.", "decode_head.classifier."),
 ]
 
-# What the models compute where it is not what weights show: how feature maps that are no whole number of windows or
-# patches are padded, and the epsilon of layer norms.
+# Properties that cannot be inferred from weights: the padding of feature maps to complete windows or patches, and the epsilon
+# of layer norms.
 AUTHORS_SEGMENTATION = {
     "window_padding": "authors_segmentation",
     "patch_padding": False,
@@ -134,14 +134,14 @@ class CheckpointFormat:
 
     Args:
         name: name to display.
-        toolbox: toolbox that reads it: "official", "timm", "mmpretrain" or "mmseg".
-        marks: name prefixes that all of its checkpoints have, and none of another format.
-        rows: its names and those of hf_twins.
-        model_class: class of the converted models; None for classifiers and backbones, which their
-            weights tell apart.
+        toolbox: toolbox that reads the format: "official", "timm", "mmpretrain" or "mmseg".
+        marks: name prefixes that occur in all checkpoints of the format, but not in other formats.
+        rows: names of the format and of hf_twins.
+        model_class: class of the converted models; None for classifiers and backbones, which are
+            distinguished by their weights.
         config: fields of the `TwinsConfig` that the format determines.
-        unused: name prefixes that its checkpoints may hold and its models never use.
-        wrapped: whether the weights are under "state_dict", beside "meta".
+        unused: prefixes of weights that checkpoints may contain but models never use.
+        wrapped: whether the weights are under "state_dict", next to "meta".
     """
 
     name: str
@@ -158,7 +158,7 @@ class CheckpointFormat:
         object.__setattr__(self, "table", NameTable(tuple(self.rows), self.unused))
 
 
-# What ImageNet training left in the authors' segmentation checkpoints.
+# Weights from ImageNet training that remain in the authors' segmentation checkpoints.
 LEFT_OVER = ("backbone.norm.", "backbone.head.")
 
 FORMATS = (
@@ -174,7 +174,7 @@ FORMATS = (
     CheckpointFormat(
         name="timm",
         toolbox="timm",
-        # The authors' names: its `config.json` tells it.
+        # These are the authors' names, too. The format is recognized by its `config.json`.
         marks=("patch_embeds.0.proj.", "blocks.0.0."),
         rows=list(ORIGINAL_NAMES),
         model_class=None,
@@ -187,7 +187,7 @@ FORMATS = (
         marks=("backbone.stages.0.0.",),
         rows=MMPRETRAIN_NAMES,
         model_class=None,
-        # The weights are the authors', renamed.
+        # The weights are the authors', with other names.
         config={"window_padding": "zeros"},
     ),
     CheckpointFormat(
@@ -238,14 +238,14 @@ FORMATS = (
 
 @dataclass(frozen=True)
 class Conversion:
-    """A checkpoint and the model it became.
+    """A checkpoint and the model that it was converted to.
 
     Args:
         source_format: format of the checkpoint.
-        source_weights: its weights, under its names.
-        model: hf_twins model of the same weights, in evaluation mode; they share memory.
-        variant: its architecture, if it is a published one.
-        unused: names of its weights that the format's models never use, and `model` lacks.
+        source_weights: weights of the checkpoint, with their names there.
+        model: hf_twins model with the same weights, in evaluation mode; it shares memory with them.
+        variant: name of the architecture, if it is a published one.
+        unused: names of weights in the checkpoint that the format's models never use, and that `model` lacks.
     """
 
     source_format: CheckpointFormat
@@ -261,20 +261,20 @@ def convert_checkpoint(
     timm_config: Mapping[str, Any] | None = None,
     allow_mixed_types: bool = False,
 ) -> Conversion:
-    """Turn the weights of a checkpoint of any format into a model.
+    """Convert the weights of a checkpoint in any format to a model.
 
     Args:
         weights: weights by their names in the checkpoint.
-        meta: metadata saved by OpenMMLab's toolboxes; the names of the classes are read from it.
+        meta: metadata saved by OpenMMLab's toolboxes, with the names of the classes.
         timm_config: fields of a `TwinsConfig` read from timm's `config.json`, for a timm checkpoint.
-        allow_mixed_types: whether weights may have several floating-point types; all become the widest one.
+        allow_mixed_types: whether weights may have several floating-point types; all are converted to the widest one.
 
     Raises:
-        ValueError: if the weights are not a Twins model's, some are missing, unknown, repeated, of the wrong shape or
-            type, or not finite. The message names them.
+        ValueError: if the weights are not those of a Twins model, or some are missing, unknown, repeated, of the wrong
+            shape or type, or not finite. The message names them.
     """
     source_format = detect_format(weights, is_timm=timm_config is not None)
-    # Before anything is computed from them, which takes numbers of this kind, and memory for all that they claim to be.
+    # Check dtypes and claimed sizes before computing anything from the weights.
     check_weights(weights, "The checkpoint")
     weights = in_one_type(weights, allow_mixed_types)
     not_finite = [name for name, weight in weights.items() if not torch.isfinite(weight).all()]
@@ -299,12 +299,12 @@ def convert_checkpoint(
 
 
 CLASSIFIERS = ("classifier.weight", "decode_head.classifier.weight")
-# Their own weights have no prefix, where a model with a head has "twins.".
+# Models whose weights have no prefix. In models with a head, the prefix is "twins.".
 WITHOUT_HEAD = (TwinsModel, TwinsBackbone)
 
 
 def in_one_type(weights: Mapping[str, torch.Tensor], allow_mixed_types: bool) -> Mapping[str, torch.Tensor]:
-    """The weights, all of the same floating-point type, which loses nothing."""
+    """Convert all weights to the same floating-point type, without loss."""
     if not allow_mixed_types:
         check_one_type(weights, "set --dtype to the type to write them in")
         return weights
@@ -314,10 +314,10 @@ def in_one_type(weights: Mapping[str, torch.Tensor], allow_mixed_types: bool) ->
 
 
 def detect_format(names: Iterable[str], is_timm: bool = False) -> CheckpointFormat:
-    """The format that uses these names.
+    """Find the format that uses these names.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if no format does.
     """
     names = list(names)
     for source_format in FORMATS:
@@ -331,10 +331,10 @@ def detect_format(names: Iterable[str], is_timm: bool = False) -> CheckpointForm
 
 
 def class_names(num_labels: int, meta: Mapping[str, Any]) -> list[str] | None:
-    """The checkpoint's label names, or, going by their number, ImageNet-1k's or ADE20K's.
+    """The checkpoint's label names or, without them, those of ImageNet-1k or ADE20K if the number of labels matches.
 
     Raises:
-        ValueError: if the checkpoint has something other than names, or not one for each label.
+        ValueError: if the checkpoint has something other than names, or a wrong number of names.
     """
     if (saved := saved_class_names(meta)) is not None:
         key, names = saved
@@ -343,10 +343,10 @@ def class_names(num_labels: int, meta: Mapping[str, Any]) -> list[str] | None:
 
 
 def saved_class_names(meta: Mapping[str, Any]) -> tuple[str, Any] | None:
-    """The checkpoint's label names, and their key.
+    """The checkpoint's label names, and the key under which they are stored.
 
     Raises:
-        ValueError: if they may be in an object that was not read.
+        ValueError: if they may be in an object that was not loaded.
     """
     dataset = meta.get("dataset_meta")
     if isinstance(dataset, StandIn):
@@ -368,9 +368,9 @@ def ade20k_class_names() -> list[str]:
 
 
 def ordered_names(names: Any, key: str, num_labels: int) -> list[str] | None:
-    """Names in the order of their numbers, which a dictionary has as keys or values."""
+    """Return names in the order of their numbers, which are the keys or the values if `names` is a dictionary."""
     if num_labels == 0:
-        # Without a head, the names are those of what the model was trained on.
+        # In a checkpoint without a head, the names are those of the training data.
         return None
     if isinstance(names, Mapping):
         pairs = list(names.items())
@@ -398,7 +398,7 @@ def ordered_names(names: Any, key: str, num_labels: int) -> list[str] | None:
 def build_config(
     source_format: CheckpointFormat, fields: dict[str, Any], ours: Mapping[str, torch.Tensor]
 ) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
-    """The class and the configuration of the model that has these weights."""
+    """Infer the class and the configuration of the model that has these weights."""
     labels = {name: fields.pop(name) for name in ("num_labels", "id2label") if name in fields}
     if source_format.model_class is UperNetForSemanticSegmentation:
         fields["out_features"] = [f"stage{stage}" for stage in range(1, len(fields["depths"]) + 1)]
@@ -431,7 +431,7 @@ def height(weights: Mapping[str, torch.Tensor], name: str, default: int | None =
 def build_model(
     model_class: type[PreTrainedModel], config: PreTrainedConfig, weights: Mapping[str, torch.Tensor]
 ) -> PreTrainedModel:
-    """A model of these tensors, without copies.
+    """Build a model of these tensors, without copying them.
 
     Raises:
         ValueError: if weights are missing, unexpected or of the wrong shape.
@@ -439,7 +439,7 @@ def build_model(
     with torch.device("meta"):
         model = model_class(config).eval()
     expected = model.state_dict()
-    # Older checkpoints do without the counter, and no model reads it in evaluation.
+    # Older checkpoints lack the counter, which is not used in evaluation.
     counters = {name: torch.tensor(0) for name in expected if name.endswith(BATCH_COUNTER)}
     weights = counters | dict(weights)
     if missing := [name for name in expected if name not in weights]:
@@ -457,31 +457,31 @@ def build_model(
 
 
 def image_processor(conversion: Conversion, preprocessing: Mapping[str, Any] | None = None) -> TwinsImageProcessor:
-    """The image processor of a converted model: mmsegmentation's for ADE20K, timm's evaluation transforms, or the authors'.
+    """Create the image processor of a converted model: mmsegmentation's for ADE20K, timm's evaluation transforms, or the authors'.
 
     Args:
         conversion: the converted model.
         preprocessing: fields of a classifier's image processor, if the checkpoint has them.
     """
     if isinstance(conversion.model, UperNetForSemanticSegmentation | TwinsForSemanticSegmentation):
-        # mmsegmentation's own list has a blank behind a name.
+        # mmsegmentation's own list has a space after one of the names.
         names = [name.strip() for name in label_names(conversion.model.config)]
-        # The short side to 512 pixels, the long one to 2048 at most: so the published mIoU is measured.
+        # For the published mIoU, the shorter side is 512 pixels, and the longer one at most 2048.
         return TwinsImageProcessor(
             size={"shortest_edge": 512, "longest_edge": 2048},
             resample=PILImageResampling.BILINEAR,
             do_center_crop=False,
-            # ADE20K's masks have 0 where there is no class; another dataset of as many classes need not.
+            # In ADE20K's masks, 0 means no class. This need not be so in another dataset with 150 classes.
             do_reduce_labels=names == ade20k_class_names(),
         )
     return TwinsImageProcessor(**(preprocessing or {}))
 
 
 def revert_model(model: PreTrainedModel, toolbox: str) -> tuple[CheckpointFormat, dict[str, torch.Tensor], list[str]]:
-    """The weights of a model under the names of a toolbox.
+    """Convert the weights of a model to the names of a toolbox.
 
     Args:
-        model: one of a class in `FORMATS`, or a classifier or its parts.
+        model: a model of a class in `FORMATS`, or a classifier or its parts.
         toolbox: "official", "timm", "mmpretrain" or "mmseg".
 
     Returns:

@@ -45,19 +45,19 @@ class Checkpoint:
     """A loaded checkpoint.
 
     Args:
-        origin: the source: a URL, without any secrets; id and commit of a repository; or the name of a
-            file, after that of its folder if the folder was given.
-        file: local path of its weights.
+        origin: the source: a URL without secrets; the id and commit of a repository; or the name of a
+            file, preceded by its folder if the folder was given.
+        file: local path of the weights file.
         sha256: SHA-256 of that file.
         weights: weights by name.
         meta: metadata saved by OpenMMLab's toolboxes.
-        left_out: names of what the model has no place for: extra weights, such as those of a loss, and fields of timm's
-            `config.json`.
-        repo_id: id of the Hub repository that it was read from.
+        left_out: names of weights that are not part of the model, such as those of a loss, and of fields in timm's
+            `config.json` that cannot be converted.
+        repo_id: id of the Hub repository, if it was read from there.
         timm_config: fields of a `TwinsConfig`, from timm's `config.json`.
-        preprocessing: fields of an image processor, also from there.
+        preprocessing: fields of an image processor, from timm's `config.json`.
         license: license in timm's `config.json`.
-        has_label_names: whether it has label names.
+        has_label_names: whether the checkpoint has label names.
         published: entry of the published checkpoint with the same hash.
     """
 
@@ -76,12 +76,12 @@ class Checkpoint:
 
 
 def open_checkpoint(source: str, sha256: str | None = None, averaged: bool = False) -> Checkpoint:
-    """Find, fetch, check and read a checkpoint; no code in it is run.
+    """Find, fetch, check and read a checkpoint, without running any code in it.
 
     Args:
         source: path of a file or a folder, URL, name of a published checkpoint, or id of a timm repository.
-        sha256: expected SHA-256 of the file, or its beginning. Those of published checkpoints are known.
-        averaged: whether to use averaged weights (EMA) if the file holds them beside those of the last step.
+        sha256: expected SHA-256 of the file, or its first digits. Those of published checkpoints are known.
+        averaged: whether to use averaged weights (EMA) that the file has in addition to those of the last step.
 
     Raises:
         ValueError: if there is no such source, its hash differs, or it is not a weights file.
@@ -105,10 +105,10 @@ def open_checkpoint(source: str, sha256: str | None = None, averaged: bool = Fal
             )
         try:
             config, commit = read_config(source)
-            # All files of one commit.
+            # All files are read from the same commit.
             file = find_in_folder_or_repository(source, commit)
         except httpx.TransportError as error:
-            # No OSError, and transformers lets it through.
+            # transformers does not convert this error to an OSError.
             raise OSError(f"{source} cannot be fetched: {one_line(error)}.") from error
         if Path(source).is_dir():
             origin = f"{Path(source).resolve().name}/{file.name}"
@@ -120,7 +120,7 @@ def open_checkpoint(source: str, sha256: str | None = None, averaged: bool = Fal
     if not digest.startswith(expected):
         raise ValueError(f"{file} must have the SHA-256 {expected}, got {digest}: it is another file, or damaged.")
     if published is not None and not digest.startswith(published["sha256_prefix"]):
-        # It is called as the published one is, and is the one that the user has asked for by its hash.
+        # The file only has the name of a published one. The user has confirmed it by its hash.
         published = None
     try:
         content = read_checkpoint(file)
@@ -130,7 +130,7 @@ def open_checkpoint(source: str, sha256: str | None = None, averaged: bool = Fal
             forget(file)
             raise ValueError(str(error).replace(str(file), origin)) from error
         raise
-    # Other scripts may call anything "meta".
+    # In checkpoints of other scripts, "meta" may be anything.
     meta = meta if isinstance(meta := content.get("meta"), Mapping) else {}
     return Checkpoint(
         origin=origin,
@@ -149,7 +149,7 @@ def open_checkpoint(source: str, sha256: str | None = None, averaged: bool = Fal
 
 
 def find_published(source: str) -> dict[str, Any] | None:
-    """The published checkpoint of a name, or of a file or URL with the file name of one."""
+    """Find the published checkpoint with a given name, or with the file name of a path or URL."""
     file_name = Path(public_address(source).partition("?")[0] if is_address(source) else source).name
     for name, entry in published_checkpoints().items():
         if source == name or file_name == Path(urlsplit(entry["url"]).path).name:
@@ -175,12 +175,12 @@ def find_in_folder_or_repository(source: str, commit: str | None) -> Path:
 
 
 def read_config(source: str) -> tuple[dict[str, Any] | None, str | None]:
-    """timm's `config.json` in a folder or repository, and the commit of a repository."""
+    """Read timm's `config.json` in a folder or repository, and the commit of a repository."""
     file = cached_file(source, CONFIG_NAME, _raise_exceptions_for_missing_entries=False)
     config = json.loads(Path(file).read_text(encoding="utf-8")) if file is not None else {}
     return config if is_timm_config(config) else None, extract_commit_hash(file, None)
 
 
 def one_line(error: Exception) -> str:
-    """An error's message on one line; the Hub's client and transformers may use several, or none."""
+    """The message of an error on one line; messages of the Hub's client and transformers may have several lines or none."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -53,22 +53,22 @@ from hf_twins.checkpoints.timm import unread_timm_fields
 from hf_twins.loading import MissingProcessorError, load_image_processor, load_pretrained
 
 
-# Which timm alone has among its arguments.
+# Fields that only timm's models have as arguments.
 TRAINING_FIELDS = {"drop_path_rate", "attention_probs_dropout_prob"}
-# Fields of a configuration that say what the weights or the architecture do, which every toolbox has elsewhere.
+# Fields of a configuration that follow from the weights or the architecture, so that no toolbox has to store them.
 KNOWN_FIELDS = {
     *("model_type", "architectures", "dtype", "transformers_version", "_name_or_path", "backbone_config"),
     *("out_features", "out_indices", "stage_names", "use_stage_norm", "window_size", "id2label", "label2id"),
     *(set(TIMM_ARGUMENTS.values()) - TRAINING_FIELDS),
 }
-# Of the sizes of heads, which only the heads have.
+# Fields that only apply to models with a head.
 HEAD_FIELDS = {
     "TwinsForSemanticSegmentation": {"fpn_hidden_size", "decoder_hidden_size"},
     "UperNetForSemanticSegmentation": {
         *("hidden_size", "auxiliary_channels", "auxiliary_num_convs", "auxiliary_in_channels", "use_auxiliary_head"),
     },
 }
-# What timm says of the weights it publishes, and does not know of others.
+# Fields that describe the weights that timm publishes, but not these.
 TIMM_ORIGIN = ("tag", "license", "description", "origin_url", "paper_name", "paper_ids", "notes")
 
 
@@ -99,7 +99,7 @@ def convert(name: str, toolbox: str, output: Path) -> None:
     """Convert one model, and print a summary."""
     if output.exists():
         raise ValueError(f"{output} exists: remove it, or give another --output_dir.")
-    # In the data type of the checkpoint.
+    # Keep the dtype of the checkpoint.
     model = load_pretrained(name, dtype="auto")
     target, weights, left_out = revert_model(model, toolbox)
     settings = different_settings(backbone_config(model), target)
@@ -156,7 +156,7 @@ def has_image_processor(name: str) -> bool:
     except MissingProcessorError:
         return False
     except (OSError, ValueError):
-        # There is one, whatever is wrong with it.
+        # An invalid image processor exists, too.
         pass
     return True
 
@@ -164,7 +164,7 @@ def has_image_processor(name: str) -> bool:
 def write_timm(
     folder: Path, model: PreTrainedModel, weights: dict[str, torch.Tensor], preprocessing: dict[str, Any]
 ) -> None:
-    """Save a timm model in timm's own way."""
+    """Save a model with timm's own function."""
     config = backbone_config(model)
     arguments = {theirs: getattr(config, ours) for theirs, ours in TIMM_ARGUMENTS.items()}
     arguments["wss"] = [config.window_size] * len(config.depths) if config.window_size else None
@@ -172,7 +172,7 @@ def write_timm(
         "twins-svt-small" if config.window_size else "twins-pcpvt-small"
     )
     num_labels = config.num_labels if "head.weight" in weights else 0
-    # timm takes its Twins models for ones of a fixed size, and saves that one.
+    # timm treats Twins models as models with a fixed image size, and saves this size.
     image_size = {"img_size": preprocessing["input_size"][1:]} if preprocessing else {}
     timm_model = timm.create_model(
         variant.replace("-", "_"),
@@ -193,10 +193,12 @@ def write_timm(
 
 
 def timm_preprocessing(name: str, model: PreTrainedModel, target: CheckpointFormat) -> dict[str, Any]:
-    """The evaluation transforms of the model's image processor in timm's terms, verified; without one, timm's own.
+    """Convert the model's image processor to timm's settings of evaluation transforms, and verify them.
+
+    Without an image processor, timm's default settings are used.
 
     Raises:
-        ValueError: if timm lacks such transforms, or pads such images differently from the model.
+        ValueError: if timm does not support such transforms, or pads such images differently from the model.
     """
     config = backbone_config(model)
     try:
@@ -233,12 +235,12 @@ def check_image_size(name: str, config: TwinsConfig, height: int, width: int) ->
 
 
 def write_file(output: Path, content: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
-    """Write a PyTorch file, complete or not at all."""
+    """Write a PyTorch file atomically."""
     with new_output(output, is_folder=False) as partial:
         try:
             torch.save(content, partial)
         except RuntimeError as error:
-            # What PyTorch makes of a disk that is full.
+            # PyTorch raises this error if the disk is full.
             raise OSError(f"{output} cannot be written: {error}") from error
         check_written(partial, weights)
 

@@ -49,7 +49,8 @@ from hf_twins._utils.publishing import publish_folder
 from hf_twins.checkpoints import listed
 
 
-# What was converted from what, and the SHA-256 of every other file: what is published is what was verified.
+# The report has the source and the options of a conversion, and the SHA-256 of every other file, so that only verified files
+# are published.
 REPORT_NAME = "conversion.json"
 
 
@@ -131,7 +132,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
             validate_repo_id(f"{args.org}/twins")
     except HFValidationError as error:
         parser.error(f"{'--org' if args.org is not None else '--repo_id'}: {one_line(error)}")
-    # As git has it for branches.
+    # These are git's rules for names of branches.
     if args.revision is not None and not re.fullmatch(r"(?!.*(\.\.|//))[\w.][\w./+=-]*(?<![./])", args.revision):
         parser.error(f"--revision must be the name of a branch, such as v1.0 or my-branch, got {args.revision!r}")
     return args
@@ -140,7 +141,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def convert(source: str, output: Path | None, args: argparse.Namespace) -> Path | None:
     """Convert one checkpoint, print a summary, and return the output folder.
 
-    To publish, an existing folder of the same conversion is used: an earlier attempt to publish may have failed.
+    An existing folder of the same conversion is published as it is, because an earlier attempt to publish may have failed.
     """
     existing = output if output is not None and output.exists() and not is_empty_folder(output) else None
     if existing is not None and not (args.push_to_hub and (existing / REPORT_NAME).is_file()):
@@ -197,7 +198,7 @@ def has_remote_code(conversion: Conversion) -> bool:
 def print_summary(conversion: Conversion, checkpoint: Checkpoint, differences: dict[str, float]) -> None:
     config: Any = conversion.model.config
     backbone = backbone_config(conversion.model)
-    # ImageNet-1k's and ADE20K's are taken where there are as many labels as they have.
+    # Without names in the source, those of ImageNet-1k or ADE20K are used if the number of labels matches.
     names = label_names(config)
     is_assumed = not checkpoint.has_label_names and names != [f"LABEL_{index}" for index in range(len(names))]
     rows = {
@@ -208,7 +209,7 @@ def print_summary(conversion: Conversion, checkpoint: Checkpoint, differences: d
         or f"none that is published: depths {backbone.depths}, "
         f"hidden sizes {backbone.hidden_sizes}, heads {backbone.num_attention_heads}",
         "model": f"{type(conversion.model).__name__}, {conversion.model.num_parameters():,} parameters",
-        # A configuration always has labels, a model only with a head.
+        # A configuration always has labels, but a model only has labels if it has a head.
         "labels": "none"
         if isinstance(conversion.model, WITHOUT_HEAD) or not config.id2label
         else f"{config.num_labels}, {listed(names, limit=3)}"
@@ -231,11 +232,11 @@ def write(
     repo_id: str,
     args: argparse.Namespace,
 ) -> None:
-    """Write the repository into an empty folder, and read it again.
+    """Write the repository into an empty folder, and verify it by reading it back.
 
     Raises:
-        OSError: if it cannot be written.
-        ValueError: if it reads back differently.
+        OSError: if a file cannot be written.
+        ValueError: if the files read back differ.
     """
     model = conversion.model
     processor = image_processor(conversion, checkpoint.preprocessing)
@@ -243,7 +244,7 @@ def write(
     try:
         model.save_pretrained(folder, max_shard_size=args.shard_size)
     except Exception as error:
-        # safetensors has errors of its own for a disk that is full.
+        # safetensors raises its own error if the disk is full.
         raise OSError(f"{folder} cannot be written: {error}.") from error
     processor.save_pretrained(folder)
     model_card(conversion, checkpoint, differences, repo_id, remote_code).save(folder / "README.md")
@@ -270,10 +271,10 @@ def check_written(folder: Path, conversion: Conversion, processor: TwinsImagePro
 
 
 def open_hub(args: argparse.Namespace) -> HfApi:
-    """The Hub's client.
+    """Create the Hub's client, and check the connection before any work is done.
 
     Raises:
-        ValueError: if nobody is logged in, before any work is done.
+        ValueError: if the user is not logged in.
         OSError: if the Hub does not answer.
     """
     api = HfApi()
@@ -362,7 +363,7 @@ def convert_all(args: argparse.Namespace) -> None:
 
 
 def one_of_all(args: argparse.Namespace, name: str) -> argparse.Namespace:
-    """The arguments for one checkpoint of --all: UperNet cannot have remote code."""
+    """The arguments for one checkpoint of --all, without remote code for UperNet, which does not support it."""
     with_remote_code = args.with_remote_code and "-upernet-" not in name
     return argparse.Namespace(**vars(args) | {"with_remote_code": with_remote_code})
 

@@ -33,15 +33,15 @@ from hf_twins._utils.progress import progress_bar
 from hf_twins.configuration_twins import WEIGHTS_SUFFIXES
 
 
-# Seconds in which nothing comes, after which a download is given up.
+# Timeout in seconds for a download that receives no data.
 STALLED_AFTER = 30
-# Says which file an address had, in the folder of that address.
+# Record of the file that was downloaded from a URL, in the cache folder of the URL.
 RECORD_NAME = "download.json"
-# Begins the name of a folder for what is not complete.
+# Prefix of folders for incomplete downloads.
 PARTIAL = ".partial-"
-# Parameters of addresses that tell files apart. All others may be signatures, tokens or passwords.
+# URL parameters that identify files. All others may be signatures, tokens or passwords.
 PUBLIC_PARAMETERS = ("dl", "download", "export", "id", "raw", "ref", "rev", "revision", "version", "versionid")
-# Statuses of a server that is out of order, not of a file that is gone.
+# HTTP statuses of temporary server errors, as opposed to missing files.
 TEMPORARY_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 
 
@@ -77,7 +77,7 @@ def public_address(address: str) -> str:
     for parameter in parts.query.split("&") if parts.query else []:
         name, _, value = parameter.partition("=")
         if not value:
-            # It may be a token without a name.
+            # A parameter without a name may be a token.
             name = ""
         parameters.append(parameter if name.lower() in PUBLIC_PARAMETERS else f"{name}=..." if name else "...")
     query = f"?{'&'.join(parameters)}" if parameters else ""
@@ -85,19 +85,19 @@ def public_address(address: str) -> str:
 
 
 def download(address: str, sha256: str | None) -> Path:
-    """Download the current file of a URL, completely, to PyTorch's checkpoint folder (`TORCH_HOME`).
+    """Download the current file of a URL to PyTorch's checkpoint folder (`TORCH_HOME`), atomically.
 
-    A cached file is fetched again if the server has another one, by its ETag or modification time. The server is not
-    asked if the file has the required hash. If the server does not answer, the cached file is used, and a note is
+    A cached file is fetched again if its ETag or modification time on the server differs. If the cached file has the
+    required hash, the server is not asked. If the server does not answer, the cached file is used, and a note is
     printed.
 
     Args:
         address: http or https URL; a user name and password in it are sent to the server.
-        sha256: beginning of the expected SHA-256, in lower case; None if it is not known.
+        sha256: first digits of the expected SHA-256, in lower case; None if unknown.
 
     Raises:
         ValueError: if the file has another hash.
-        OSError: if it cannot be fetched or saved.
+        OSError: if the file cannot be fetched or saved.
     """
     shown = public_address(address)
     folder = cache_folder(address)
@@ -117,7 +117,7 @@ def download(address: str, sha256: str | None) -> Path:
         )
         return kept.path
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-        # What the client says may have the whole address in it.
+        # The client's message may contain the full URL, with secrets.
         reason = " ".join(str(error).replace(address, shown).split()) or type(error).__name__
         raise OSError(f"{shown} cannot be fetched: {reason}.") from error
 
@@ -150,7 +150,7 @@ def keep(response: Any, name: str, folder: Path, shown: str, sha256: str | None)
     """Write a response's body to a folder named by its hash, then the URL's record; remove the previous file."""
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(f"{PARTIAL}*"):
-        # By a killed process.
+        # Remove incomplete downloads of killed processes.
         with locked(left) as is_left:
             if is_left:
                 remove(left)
@@ -174,7 +174,7 @@ def keep(response: Any, name: str, folder: Path, shown: str, sha256: str | None)
                 f'{shown} is the wrong file, or was damaged on the way: its SHA-256 is {found}, expected "{sha256}".'
             )
         path = folder / found / name
-        # Another process may have fetched the same.
+        # Another process may have fetched the same file.
         path.parent.mkdir(exist_ok=True)
         Path(partial, name).replace(path)
     record = {
@@ -197,7 +197,7 @@ def forget(path: Path) -> None:
 
 
 def read_kept(folder: Path) -> KeptFile | None:
-    """The cached file of a URL; None if there is none, or it was damaged since."""
+    """The cached file of a URL; None if it is missing or damaged."""
     try:
         record = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
         path = folder / record["sha256"] / record["file"]
@@ -209,17 +209,17 @@ def read_kept(folder: Path) -> KeptFile | None:
 
 
 def cache_folder(address: str) -> Path:
-    """The cache folder of a URL, named by a hash: the URL may be too long, or hold a token or a password."""
+    """The cache folder of a URL, named by its hash, because the URL may be too long, or contain a token or a password."""
     return Path(torch.hub.get_dir(), "checkpoints", hashlib.sha256(address.encode()).hexdigest())
 
 
 def file_name(address: str, response: Any) -> str:
-    """The server's name for the file, or the end of the URL, or of its redirect."""
+    """The file name that the server gives or, without it, the last part of the URL or of the URL that it redirects to."""
     header = Message()
     header["Content-Disposition"] = response.headers.get("Content-Disposition", "")
     names = [header.get_filename() or "", urlsplit(address).path, urlsplit(str(response.url)).path]
     names = [PurePosixPath(name.replace("\\", "/")).name for name in names]
-    # It may be no name at all, and lead out of the folder.
+    # The name may be invalid, or refer to another folder.
     names = [re.sub(r"[^\w.+-]", "_", name, flags=re.ASCII)[-150:] for name in names if name.strip(".")]
     return next((name for name in names if name.endswith(WEIGHTS_SUFFIXES)), names[0] if names else "checkpoint")
 

@@ -60,12 +60,12 @@ in float32. Its configuration matches the source: `window_padding="{window_paddi
 def model_card(
     conversion: Conversion, checkpoint: Checkpoint, differences: Mapping[str, float], repo_id: str, remote_code: bool
 ) -> ModelCard:
-    """The card, with its metadata.
+    """Create the model card, with its metadata.
 
     Args:
-        conversion: what was converted.
-        checkpoint: what it was converted from.
-        differences: what `verify` found.
+        conversion: the converted model.
+        checkpoint: the checkpoint that it was converted from.
+        differences: result of `verify`.
         repo_id: Hub id in the card's example.
         remote_code: whether the repository includes the code.
     """
@@ -151,7 +151,7 @@ def published_results(conversion: Conversion, checkpoint: Checkpoint) -> list[Ev
     ]
 
 
-# In the table of published checkpoints: what was measured, on what.
+# Maps keys of published results to the task, dataset, metric and name of the metric.
 RESULTS = {
     "imagenet_top1": ("image-classification", "ImageNet-1k", "accuracy", "top-1 accuracy (%)"),
     "ade20k_miou": ("image-segmentation", "ADE20K", "mean_iou", "mIoU (%), single scale"),

@@ -13,9 +13,9 @@
 # limitations under the License.
 """Runs a checkpoint's own architecture on the checkpoint's own weights under its own names.
 
-Conversions are verified against it, so it shares no code with hf_twins: timm's models for the authors' and
-timm's classifiers, and for the other formats the architectures as functions of the weights, after the sources
-named in `checkpoint_formats.py`.
+Conversions are verified against them, so this module shares no code with hf_twins. It uses timm's models for the authors' and
+timm's classifiers. For the other formats, it implements the architectures as functions of the weights, following the
+sources named in `checkpoint_formats.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -60,15 +60,16 @@ def reference_outputs(
 
     Args:
         toolbox: "official", "timm", "mmpretrain" or "mmseg".
-        weights: weights of the checkpoint, under its names.
+        weights: weights of the checkpoint, with their names there.
         config: configuration of the converted model or backbone: numbers of heads and layers, paddings, epsilons.
         image: `(batch_size, num_channels, height, width)`.
 
     Returns:
-        "stage1", "stage2", ...: the map of each stage, `(batch_size, channels, height / stride, width / stride)`;
-        and, from the last: "pooled", `(batch_size, channels)`, where there is a final layer norm and no head;
-        "logits", `(batch_size, num_labels)`, of a classifier; "logits", `(batch_size, num_labels, height / 4, width /
-        4)`, and "auxiliary_logits", `(batch_size, num_labels, height / 16, width / 16)`, of segmentation heads.
+        "stage1", "stage2", ...: the map of each stage, `(batch_size, channels, height / stride, width / stride)`.
+        "pooled", `(batch_size, channels)`, if there is a final layer norm and no head.
+        "logits", `(batch_size, num_labels)`, for a classifier.
+        "logits", `(batch_size, num_labels, height / 4, width / 4)`, and "auxiliary_logits",
+        `(batch_size, num_labels, height / 16, width / 16)`, for segmentation heads.
     """
     if "norm.weight" in weights and toolbox in ("official", "timm"):
         return timm_outputs(weights, config, image)
@@ -94,7 +95,7 @@ def reference_outputs(
 def timm_outputs(weights: Weights, config: TwinsConfig, image: torch.Tensor) -> dict[str, torch.Tensor]:
     with torch.device("meta"):
         model = Twins(
-            # It takes other images too, but is not built for a size that is no whole number of patches in every stage.
+            # The model accepts other sizes too, but is only built for a multiple of the patches of every stage.
             img_size=config.patch_size * 2 ** (len(config.depths) - 1),
             patch_size=config.patch_size,
             in_chans=config.num_channels,
@@ -114,7 +115,7 @@ def timm_outputs(weights: Weights, config: TwinsConfig, image: torch.Tensor) -> 
 
 
 class Module:
-    """Weights under a common prefix, by the rest of their names, and the layers that use them."""
+    """Weights with a common prefix, by the rest of their names, and the layers that use them."""
 
     def __init__(self, weights: Weights, prefix: str = ""):
         self.weights = weights
@@ -137,7 +138,7 @@ class Module:
         return F.layer_norm(x, weight.shape, weight, self[f"{name}.bias"], eps)
 
     def patches(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """A convolution whose kernel is its stride."""
+        """A convolution whose kernel equals its stride."""
         weight = self[f"{name}.weight"]
         return F.conv2d(x, weight, self[f"{name}.bias"], stride=weight.shape[-1])
 
@@ -189,7 +190,7 @@ def backbone(weights: Module, names: Names, config: TwinsConfig, image: torch.Te
 def window_attention(
     attn: Module, x: torch.Tensor, grid: tuple[int, int], heads: int, config: TwinsConfig
 ) -> torch.Tensor:
-    """LSA; with the masks of the authors' segmentation code, or without as in timm."""
+    """LSA with the masks of the authors' segmentation code, or without masks as in timm."""
     batch_size, _, channels = x.shape
     height, width = grid
     window_size = config.window_size or 7
@@ -208,7 +209,7 @@ def window_attention(
     scores = q @ k.mT * (channels // heads) ** -0.5
     if config.window_padding == "authors_segmentation":
         mask = x.new_zeros(1, height + bottom, width + right, 1)
-        # Where a pad is 0 these slices are everything: so the published models run.
+        # If a padding is 0, these slices cover everything. The published models were evaluated this way.
         mask[:, -bottom:] = 1
         mask[:, :, -right:] = 1
         mask = windows(mask)

@@ -33,26 +33,26 @@ import hf_twins
 from hf_twins import TwinsBackbone, TwinsConfig, TwinsForImageClassification, TwinsForSemanticSegmentation
 
 
-# Of the largest value, in float32.
+# Maximum difference relative to the largest value, in float32.
 TOLERANCE = 1e-5
-# Relative L2 norm of the difference where torchvision resizes: it rounds other pixels than Pillow.
+# Maximum relative L2 norm of the difference if torchvision resizes, which rounds differently from Pillow.
 TORCHVISION_TOLERANCE = 1e-3
-# Settings of a configuration that show only in images that are no whole number of windows and patches.
+# Fields of a configuration that only affect images with incomplete windows or patches.
 PADDING_SETTINGS = ("window_padding", "patch_padding")
-# What Pillow calls images with so many channels.
+# Pillow's mode by the number of channels.
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def verify(
     model: PreTrainedModel, source_format: CheckpointFormat, source_weights: Mapping[str, torch.Tensor]
 ) -> dict[str, float]:
-    """Compare a model with the same weights in another toolbox's architecture, on images of noise.
+    """Compare a model with the same weights in another toolbox's architecture, on random noise.
 
-    One image is a whole number of windows and patches in all stages. Another is not, to test padding; it is skipped if
-    the two are known to pad differently, see `different_settings`.
+    One image has only complete windows and patches in all stages. Another one has incomplete ones, to test padding. It is
+    skipped if the two architectures are known to pad differently, see `different_settings`.
 
     Args:
-        model: converted from or to that format.
+        model: model that was converted from or to that format.
         source_format: the format.
         source_weights: the weights under the format's names.
 
@@ -60,11 +60,11 @@ def verify(
         The largest difference of each output, relative to the output's largest value, in float32.
 
     Raises:
-        ValueError: if one exceeds 1e-5.
+        ValueError: if a difference exceeds 1e-5.
     """
     config = copy.deepcopy(backbone_config(model))
     settings = different_settings(config, source_format)
-    # Large enough that half of it is an image too.
+    # The side is so large that an image with half of it is valid, too.
     side = whole_side(config) * math.ceil(2 * (config.min_image_size + 3) / whole_side(config))
     sizes = [(side, side)]
     if not settings.keys() & set(PADDING_SETTINGS):
@@ -83,7 +83,7 @@ def verify(
         for name, value in expected.items():
             difference = largest_difference(actual[name], value)
             differences[name] = max(difference, differences.get(name, 0.0))
-    # Not "any is larger", which NaN is not.
+    # A test with `any(difference > TOLERANCE)` would accept NaN.
     if not all(difference <= TOLERANCE for difference in differences.values()):
         raise ValueError(
             f"The model's outputs differ from those of {source_format.name}: the largest relative differences are "
@@ -100,12 +100,12 @@ def largest_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def whole_side(config: TwinsConfig) -> int:
-    """The side in pixels of the smallest square image with a whole number of patches and windows in every stage."""
+    """The side in pixels of the smallest square image with only complete patches and windows in every stage."""
     return (config.window_size or 1) * config.patch_size * 2 ** (len(config.depths) - 1)
 
 
 def different_settings(config: TwinsConfig, source_format: CheckpointFormat) -> dict[str, str]:
-    """The settings in which a model differs from the format's models, as text, by their names."""
+    """Descriptions, by name, of the settings in which a model differs from the format's models."""
     return {
         name: f"{name}={getattr(config, name)} (there {value})"
         for name, value in source_format.config.items()
@@ -123,17 +123,17 @@ def way_out(settings: Mapping[str, str]) -> str:
 
 
 def verify_preprocessing(processor: Any, pretrained_cfg: Mapping[str, Any]) -> float | None:
-    """Send image files through an image processor and through timm's evaluation transforms.
+    """Compare an image processor with timm's evaluation transforms, on image files.
 
     Args:
-        processor: the image processor; if it has a backend that resizes with Pillow, as timm does, that is compared.
+        processor: the image processor; if it has a backend that resizes with Pillow, as timm does, that one is compared.
         pretrained_cfg: timm's settings.
 
     Returns:
-        The largest relative difference; None if image files cannot have so many channels.
+        The largest relative difference; None if image files cannot have this number of channels.
 
     Raises:
-        ValueError: if it exceeds 1e-5, or 1e-3 if torchvision resizes.
+        ValueError: if the difference exceeds 1e-5, or 1e-3 if torchvision resizes.
     """
     num_channels, height, width = pretrained_cfg["input_size"]
     if num_channels not in MODES:
@@ -147,13 +147,13 @@ def verify_preprocessing(processor: Any, pretrained_cfg: Mapping[str, Any]) -> f
     generator = torch.Generator().manual_seed(0)
     differences = []
     with tempfile.TemporaryDirectory() as folder:
-        # Landscape, portrait, smaller than the crop; the sides are odd and even.
+        # Test landscape, portrait, and an image smaller than the crop, with odd and even sides.
         for columns, rows in (
             (2 * width + 3, height + 30),
             (width + 31, 3 * height),
             (width // 2 + 2, height // 2 + 1),
         ):
-            # Noise with some likeness of neighbors, as photographs have it.
+            # Like in photographs, neighboring pixels of this noise are similar.
             shape = (rows // 4, columns // 4, num_channels)
             noise = torch.randint(256, shape, dtype=torch.uint8, generator=generator).squeeze(2)
             image = PIL.Image.fromarray(noise.numpy(), MODES[num_channels]).resize((columns, rows))

@@ -14,10 +14,10 @@
 """Draw what a Twins model looks at: attention, attention rollout and Grad-CAM over the image.
 
 Writes one figure per stage. The image is shown as the model sees it; attention is averaged over
-heads. "Received" is the attention from all tokens, "from" that from the token under the cross; rollout is
+heads. "Received" is the attention from all tokens, and "from" is that from the token under the cross. Rollout is
 computed within each stage.
 
-    python examples/attention_maps.py --model_name_or_path outputs/quickstart --image picture.png --output_dir outputs/maps
+    python examples/attention_maps.py --model_name_or_path outputs/quickstart --image image.png --output_dir outputs/maps
     ... --stages stage3 stage4 --layers 0 1     # only these stages, and these layers of each
     ... --query 0.3 0.7 --label "tabby"         # for another token and another class
 """
@@ -72,7 +72,7 @@ class AttentionMapsArguments:
 def choose_layers(
     layers: list[LayerAttention], stage: str, chosen: list[int] | None
 ) -> tuple[list[LayerAttention], list[LayerAttention]]:
-    """All layers of a stage, and those to draw."""
+    """Return all layers of a stage, and those to draw."""
     of_stage = [layer for layer in layers if layer.stage == stage]
     if chosen is None:
         last_of_kind = {layer.window_size is None: layer for layer in of_stage}
@@ -87,7 +87,7 @@ def choose_label(label: str | None, model: Any, pixel_values: torch.Tensor) -> i
         with torch.inference_mode():
             logits = model(pixel_values).logits
         return int(logits.flatten(2).sum(2).argmax() if logits.ndim == 4 else logits.argmax())
-    # Not by `label2id`, in which one of two labels of the same name is missing.
+    # `label2id` has only one of several labels with the same name.
     found = [number for number, name in enumerate(label_names(model.config)) if name == label]
     if len(found) > 1:
         raise ValueError(f"--label {label} names several labels, {' and '.join(map(str, found))}: give an index.")
@@ -116,7 +116,7 @@ def draw_map(
         alpha=0.6,
         vmin=0,
     )
-    # What windows or patches have beyond the image is left out.
+    # Cut off the parts of windows and patches beyond the image.
     axes.set_xlim(-0.5, image.shape[1] - 0.5)
     axes.set_ylim(image.shape[0] - 0.5, -0.5)
     bar = axes.figure.colorbar(drawn, ax=axes, fraction=0.04)
@@ -137,7 +137,7 @@ def draw_windows(axes: Axes, image: np.ndarray, side: int) -> None:
         axes.axvline(column - 0.5, color="white", linewidth=0.6)
 
 
-# Names may have dollar signs, which are no formulas.
+# Dollar signs in names must not be parsed as formulas.
 @matplotlib.rc_context({"text.parse_math": False})
 def draw_stage(
     image: np.ndarray,
@@ -147,7 +147,7 @@ def draw_stage(
     label: str,
     query: tuple[int, int],
 ) -> Figure:
-    """Draw all maps of a stage: those of the whole image above, those of one token below."""
+    """Draw all maps of a stage: those of the entire image above, and those of one token below."""
     stage, stride = of_stage[0].stage, of_stage[0].stride
     row, column = query
     panel_height = 2.6 * image.shape[0] / image.shape[1] + 0.4
@@ -195,7 +195,7 @@ def write_figures(arguments: AttentionMapsArguments) -> list[Path]:
     pixel_values = processor(image, return_tensors="pt")["pixel_values"]
     label = choose_label(arguments.label, model, pixel_values)
     layers = attention_maps(model, pixel_values)
-    # All of it is looked at before anything is written.
+    # Check all options before anything is written.
     chosen = [choose_layers(layers, stage, arguments.layers) for stage in stages]
     output_dir = Path(arguments.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,7 @@ from hf_twins.training.trainer import one_at_a_time, show_progress
 
 @dataclass
 class QuickstartArguments:
-    # What is written beside the model.
+    # Files that are written in addition to the model.
     FILES: ClassVar[tuple[str, ...]] = ("results.png", "eval_results.json")
 
     output_dir: str = field(default="outputs/quickstart", metadata={"help": "Output folder."})
@@ -100,7 +100,7 @@ class QuickstartArguments:
 
 
 def load_digits_images() -> Dataset:
-    """scikit-learn's digits, 8 x 8 pixels of 17 gray levels, as a dataset of images."""
+    """Load scikit-learn's digits, 8 x 8 pixels with 17 gray levels, as a dataset of images."""
     digits = load_digits()
     images = (digits.images * 255 / 16).astype(np.uint8)
     features = Features({"image": Image(), "label": ClassLabel(names=[str(digit) for digit in digits.target_names])})
@@ -108,7 +108,7 @@ def load_digits_images() -> Dataset:
 
 
 def load_images(dataset: str | None, seed: int) -> DatasetDict:
-    """The dataset as `train` and `test`, with the columns `image` and `label`."""
+    """Load the dataset as `train` and `test`, with the columns `image` and `label`."""
     if dataset is None:
         return load_digits_images().train_test_split(test_size=0.2, stratify_by_column="label", seed=seed)
     is_folder = Path(dataset).exists()
@@ -122,17 +122,17 @@ def load_images(dataset: str | None, seed: int) -> DatasetDict:
 def create_model(
     arguments: QuickstartArguments, labels: list[str]
 ) -> tuple[TwinsForImageClassification, TwinsImageProcessor]:
-    """The model with a head for `labels`, and its image processor."""
+    """Create the model with a head for `labels`, and its image processor."""
     label_names = label_fields(labels)
     if arguments.model_name_or_path is not None:
         if arguments.variant is not None or arguments.image_size is not None:
             raise ValueError("--variant and --image-size are for a new model, but --model has its own.")
-        # The trained head is replaced where it has other labels.
+        # The trained head is replaced if its labels differ.
         return load_model(arguments.model_name_or_path, "image-classification", allow_new_weights=True, **label_names)
     if arguments.variant is not None:
         image_size = arguments.image_size or 224
         config = TwinsConfig.from_variant(arguments.variant, **label_names)
-        # The published share of the image in the crop.
+        # The crop shows the same share of the image as in published models.
         shortest_edge = image_size * 256 // 224
     else:
         image_size = shortest_edge = arguments.image_size or 32
@@ -161,7 +161,7 @@ def accuracy(prediction: EvalPrediction) -> dict[str, float]:
     return {"accuracy": float(np.mean(np.argmax(prediction.predictions, axis=-1) == prediction.label_ids))}
 
 
-# Names may have dollar signs, which are no formulas.
+# Dollar signs in names must not be parsed as formulas.
 @matplotlib.rc_context({"text.parse_math": False})
 def draw_results(images: list, labels: list[str], predictions: list[dict], history: list[dict], path: Path) -> None:
     """Draw held-out images and their predictions, mistakes first in red, and the learning curve."""
@@ -254,7 +254,7 @@ def fine_tune(
             logging_strategy="epoch",
             save_strategy="no",
             remove_unused_columns=False,
-            # Where there is no accelerator to copy to, PyTorch warns of it.
+            # PyTorch warns about pinned memory if there is no accelerator.
             dataloader_pin_memory=torch.accelerator.is_available(),
             report_to="none",
             seed=arguments.seed,
@@ -283,7 +283,7 @@ def main() -> None:
 
 @one_at_a_time
 def quickstart(arguments: QuickstartArguments) -> None:
-    # Trainer asks for some of it only when it is built.
+    # The Trainer would report some missing packages only when it is created.
     require_extra("train")
     set_seed(arguments.seed)
     output_dir = Path(arguments.output_dir)
@@ -310,7 +310,7 @@ def quickstart(arguments: QuickstartArguments) -> None:
     )
     history = fine_tune(arguments, model, processor, dataset, training_run)
 
-    # From here on only what was saved is used.
+    # From here on, only the saved model is used.
     classifier = pipeline(
         "image-classification",
         model=AutoModelForImageClassification.from_pretrained(output_dir),
@@ -318,7 +318,7 @@ def quickstart(arguments: QuickstartArguments) -> None:
     )
     images = list(dataset["test"]["image"])
     log_applied_rules(Counter(rule for image in images for rule in applied_rules(image)), "held-out images")
-    # By the package's rules: transformers' pipelines would cut off what has 16 bits a pixel.
+    # Convert images by the package's rules, because transformers' pipelines would clip images with 16 bits per pixel.
     images = [convert_image(image) for image in images]
     true_labels = [labels[index] for index in dataset["test"]["label"]]
     predictions = [best for (best,) in classifier(images, top_k=1, batch_size=arguments.batch_size)]
@@ -328,7 +328,7 @@ def quickstart(arguments: QuickstartArguments) -> None:
 
     code = (
         "import hf_twins; from transformers import pipeline; "
-        f"print(pipeline('image-classification', {str(output_dir)!r})('picture.png'))"
+        f"print(pipeline('image-classification', {str(output_dir)!r})('image.png'))"
     )
     script, folder = shlex.quote(sys.argv[0]), shlex.quote(str(output_dir))
     print(
@@ -337,7 +337,7 @@ def quickstart(arguments: QuickstartArguments) -> None:
         f"Look at {output_dir / 'results.png'}. Then:\n"
         f"  classify an image    python -c {shlex.quote(code)}\n"
         f"  your own images      python {script} --dataset path/to/images --output_dir outputs/mine\n"
-        f"  go on from here      python {script} --model_name_or_path {folder} --dataset path/to/images --output_dir outputs/more\n"
+        f"  train it further     python {script} --model_name_or_path {folder} --dataset path/to/images --output_dir outputs/more\n"
         f"  publish it           hf upload {shlex.quote(f'YOUR-NAME/{output_dir.name}')} {folder} --exclude run.json"
     )
 

@@ -29,7 +29,7 @@ from transformers import (
     AutoModelForSemanticSegmentation,
 )
 
-# Registers its detectors too.
+# Importing `detection` registers the detectors.
 from . import detection as detection
 from .checkpoints import CheckpointReader
 from .configuration_twins import TwinsConfig
@@ -55,11 +55,11 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Models, configurations and image processors load timm's and the authors' checkpoints too.
+# This makes models, configurations and image processors load timm's and the authors' checkpoints, too.
 TwinsConfig.checkpoint_reader = CheckpointReader()
 
-# exist_ok: so that importing the package again (a reload, or a copy beside it) is no error, and transformers' own Twins,
-# should it get one, does not break this import.
+# With `exist_ok`, importing the package again (a reload, or a second copy) is not an error, and the import keeps working if
+# transformers adds its own Twins.
 AutoConfig.register(TwinsConfig.model_type, TwinsConfig, exist_ok=True)
 AutoModel.register(TwinsConfig, TwinsModel, exist_ok=True)
 AutoModelForImageClassification.register(TwinsConfig, TwinsForImageClassification, exist_ok=True)
@@ -94,7 +94,7 @@ __all__ = [
     "save_remote_code",
 ]
 
-# The module of each public name that is imported when it is first used.
+# Maps each public name that is imported on first use to its module.
 LAZY_NAMES = {
     "LayerAttention": "interpretation",
     "attention_maps": "interpretation",

@@ -48,14 +48,14 @@ TWINS_ARCHITECTURES: dict[str, dict[str, Any]] = {
     | {"hidden_sizes": (128, 256, 512, 1024), "num_attention_heads": (4, 8, 16, 32), "depths": (2, 2, 18, 2)},
 }
 
-# Files of weights, which `from_pretrained` is given in place of a folder or repository.
+# Suffixes of weights files, which `from_pretrained` accepts in place of a folder or repository.
 WEIGHTS_SUFFIXES = (".pth", ".pth.tar", ".pt", ".ckpt", ".bin", ".safetensors")
 
 
-# A number of labels that no dataset has; each costs memory for its name.
+# No dataset has more labels, and each label takes memory for its name.
 MAX_NUM_LABELS = 1_000_000
 
-# Files whose presence says that transformers saved a folder.
+# Files that are present in folders that transformers saved.
 WEIGHTS_FILES = (SAFE_WEIGHTS_NAME, WEIGHTS_NAME)
 TRANSFORMERS_FILES = (
     CONFIG_NAME,
@@ -66,11 +66,11 @@ TRANSFORMERS_FILES = (
 
 
 def find_weights_file(name_or_path: str | os.PathLike, subfolder: str = "") -> Path | None:
-    """A file of weights without a configuration: the one that is named, or the only one in a folder with nothing else.
+    """Find a weights file without a configuration: the named file, or the only one in a folder without a configuration.
 
     Raises:
-        FileNotFoundError: if the name is that of a file of weights, and there is none.
-        ValueError: if a folder has several.
+        FileNotFoundError: if a named weights file does not exist.
+        ValueError: if a folder has several weights files.
     """
     path = Path(name_or_path, subfolder).absolute()
     if path.name.endswith(WEIGHTS_SUFFIXES) and not path.is_dir():
@@ -87,30 +87,30 @@ def find_weights_file(name_or_path: str | os.PathLike, subfolder: str = "") -> P
 
 
 def check_num_labels(num_labels: Any) -> None:
-    """Raise a ValueError unless it is None or a number of labels, before each of them is given a name."""
+    """Raise a ValueError unless `num_labels` is None or a valid number, before a name for each label is created."""
     if num_labels is not None and not (isinstance(num_labels, int) and 0 <= num_labels <= MAX_NUM_LABELS):
         raise ValueError(f"num_labels must be a whole number from 0 to {MAX_NUM_LABELS}, got {num_labels!r}.")
 
 
 class TwinsCheckpointReader:
-    """Loads what transformers saved, and refuses what timm and the authors publish.
+    """Loads checkpoints in transformers' format, and refuses those of timm and the authors.
 
-    `TwinsConfig.checkpoint_reader` is what configurations, models and image processors load with. Importing
-    the package hf_twins replaces it with one that reads those checkpoints, too; remote code without
-    the package has only this one.
+    Configurations, models and image processors load checkpoints by `TwinsConfig.checkpoint_reader`. Importing the package
+    hf_twins replaces it with one that also reads checkpoints of timm and the authors. Remote code without the package has
+    only this one.
     """
 
     advice = "which the hf_twins package can load: `pip install hf_twins`, `import hf_twins`, then use its classes."
 
     def get_config_dict(self, load: Callable, name_or_path: str | os.PathLike, /, **kwargs: Any) -> tuple[dict, dict]:
-        """As `load`, which is [`~PreTrainedConfig.get_config_dict`]."""
+        """Same as `load`, which is [`~PreTrainedConfig.get_config_dict`]."""
         self.refuse_file(name_or_path, kwargs.get("subfolder", ""))
         config_dict, unused = load(name_or_path, **kwargs)
         self.refuse_timm(name_or_path, config_dict)
         return config_dict, unused
 
     def get_image_processor_dict(self, load: Callable, name_or_path: str | os.PathLike, /, **kwargs: Any) -> Any:
-        """As `load`, which is [`~BaseImageProcessor.get_image_processor_dict`]."""
+        """Same as `load`, which is [`~BaseImageProcessor.get_image_processor_dict`]."""
         self.refuse_file(name_or_path, kwargs.get("subfolder", ""))
         try:
             return load(name_or_path, **kwargs)
@@ -123,7 +123,7 @@ class TwinsCheckpointReader:
             raise
 
     def load_model(self, load: Callable, name_or_path: str | os.PathLike | None, /, *args: Any, **kwargs: Any) -> Any:
-        """As `load`, which is [`~PreTrainedModel.from_pretrained`]."""
+        """Same as `load`, which is [`~PreTrainedModel.from_pretrained`]."""
         if name_or_path is not None:
             self.refuse_file(name_or_path, kwargs.get("subfolder", ""))
         return load(name_or_path, *args, **kwargs)
@@ -140,7 +140,7 @@ class TwinsCheckpointReader:
 @auto_docstring(
     custom_intro="""
     Configuration of a Twins model (https://huggingface.co/papers/2104.13840), of either family: Twins-PCPVT or
-    Twins-SVT. The defaults are those of twins-svt-small; [`TwinsConfig.from_variant`] gives the other published ones.
+    Twins-SVT. The defaults are those of twins-svt-small; [`TwinsConfig.from_variant`] returns those of any published variant.
     """
 )
 @strict
@@ -164,22 +164,22 @@ class TwinsConfig(BackboneConfigMixin, PreTrainedConfig):
         attend within windows and the odd ones globally (Twins-SVT); with `None`, all blocks attend globally
         (Twins-PCPVT).
     window_padding (`str`, *optional*, defaults to `"masked"`):
-        How to treat feature maps that are no multiple of `window_size` and so are padded at the right and bottom.
-        All three agree where no padding is needed (224 x 224, 448 x 448, ...).
+        How to treat feature maps whose sides are not multiples of `window_size`, and so are padded at the right and bottom.
+        All three are equivalent if no padding is needed (224 x 224, 448 x 448, ...).
 
         - `"masked"`: padding is never attended to.
         - `"zeros"`: padding takes part in the attention as zeros, as in timm and in the authors' detection code.
         - `"authors_segmentation"`: masked where both sides need padding, zeros where only one does, as in the authors'
           segmentation code and mmsegmentation, with which the published ADE20K results were measured.
     patch_padding (`bool`, *optional*, defaults to `False`):
-        Whether to zero-pad images and feature maps at the right and bottom to whole patches, as in mmsegmentation
+        Whether to zero-pad images and feature maps at the right and bottom to complete patches, as in mmsegmentation
         (maps are then `ceil(size / stride)`), or drop incomplete patches (`floor(size / stride)`).
     use_stage_norm (`bool`, *optional*, defaults to `False`):
         Whether each stage ends in a layer norm whose output is also the input of the next stage, as in the authors'
         segmentation models of Twins-SVT.
     layer_norm_eps (`float`, *optional*, defaults to 1e-6):
-        Epsilon of the layer norms of blocks, stages and model. Those after the convolutions of patch embeddings and
-        sub-sampling always have 1e-5.
+        Epsilon of the layer norms in blocks, at the ends of stages, and at the end of the model. The layer norms after the
+        convolutions of patch embeddings and sub-sampling always use 1e-5.
     fpn_hidden_size (`int`, *optional*, defaults to 256):
         Channels of the feature pyramid of [`TwinsForSemanticSegmentation`].
     decoder_hidden_size (`int`, *optional*, defaults to 128):
@@ -209,7 +209,7 @@ class TwinsConfig(BackboneConfigMixin, PreTrainedConfig):
     ```"""
 
     model_type = "twins"
-    # Not a language model's, which is the default: `TwinsEncoder` has the plan.
+    # The default plan is for language models. `TwinsEncoder` has the plan for Twins.
     base_model_fsdp_plan = {}
     checkpoint_reader = TwinsCheckpointReader()
 
@@ -239,10 +239,10 @@ class TwinsConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
-        # Lists, because JSON knows no tuples: a reloaded configuration equals the saved one.
+        # Convert tuples to lists, as JSON does, so that a reloaded configuration equals the saved one.
         for name in ("hidden_sizes", "num_attention_heads", "depths", "mlp_ratios", "sr_ratios"):
             setattr(self, name, list(getattr(self, name)))
-        # `@strict` calls this again, but wraps what it raises into an error that is no ValueError.
+        # `@strict` also calls this, but wraps the error in one that is not a ValueError.
         self.validate_architecture()
         check_num_labels(kwargs.get("num_labels"))
         self.set_output_features_output_indices(
@@ -279,8 +279,8 @@ class TwinsConfig(BackboneConfigMixin, PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """The fields as a dictionary, ready for JSON.
 
-        Has `auto_map` only for classes of remote code, whose code files are saved too: a model that was published
-        with its code, loaded by the installed package and saved again, must not refer to files that are not there.
+        The field `auto_map` is kept only for classes of remote code, whose code files are saved, too. A model that was
+        published with its code, loaded by the installed package and saved again, must not refer to missing files.
         """
         output = super().to_dict()
         if self._auto_class is None:
@@ -289,12 +289,12 @@ class TwinsConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def stage_names(self) -> list[str]:
-        """Feature maps a backbone can return: `["stem", "stage1", ...]`."""
+        """Names of the feature maps that a backbone can return: `["stem", "stage1", ...]`."""
         return ["stem"] + [f"stage{index}" for index in range(1, len(self.depths) + 1)]
 
     @property
     def num_hidden_layers(self) -> int:
-        """Number of stages: each gives one of the hidden states."""
+        """Number of stages. Each stage returns one of the hidden states."""
         return len(self.depths)
 
     @property

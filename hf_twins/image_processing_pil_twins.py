@@ -21,7 +21,7 @@ from .image_processing_twins import TwinsImageProcessorKwargs, TwinsImageProcess
 
 @auto_docstring(
     custom_intro="""
-    Prepares images for Twins models as [`TwinsImageProcessor`] does, with PIL and NumPy alone: torchvision need not be
+    Prepares images for Twins models as [`TwinsImageProcessor`] does, but only with PIL and NumPy: torchvision need not be
     installed.
     """
 )

@@ -52,7 +52,7 @@ PROCESSOR_AUTO_MAP = {
         "pil": "image_processing_pil_twins.TwinsImageProcessorPil",
     }
 }
-# Label of the pixels without a class: what the losses of transformers' segmentation models leave out by default.
+# Label of pixels without a class, which the losses of transformers' segmentation models ignore by default.
 IGNORE_INDEX = 255
 
 
@@ -70,9 +70,9 @@ class ImageError(ValueError):
     """An image cannot be used; the message is a sentence that says why."""
 
 
-# The tag by which a TIFF says whether its numbers have signs.
+# The TIFF tag that says whether numbers are signed.
 TIFF_SAMPLE_FORMAT = 339
-# What becomes of modes that are not channels from 0 to 255 where channels are kept as they are.
+# Maps Pillow's modes other than channels from 0 to 255 to the mode that keeps the number of channels.
 KEPT_CHANNELS = {"1": "L", "LA": "L", "La": "L", "P": "RGB", "PA": "RGB", "RGBa": "RGBA"}
 
 
@@ -93,13 +93,13 @@ def convert_image(image: PIL.Image.Image, mode: str | None = "RGB") -> PIL.Image
     if image.mode.startswith(("I", "F")):
         image = to_eight_bits(image)
     if image.mode in ("La", "LAB"):
-        # Pillow converts them to no other modes than these.
+        # Pillow cannot convert these modes to any other mode.
         image = image.convert("LA" if image.mode == "La" else "RGB")
     mode = mode or KEPT_CHANNELS.get(image.mode, image.mode)
     if image.has_transparency_data and (mode != "RGBA" or image.mode != "RGBA"):
         key = image.info.get("transparency")
         if isinstance(key, tuple) and max(key) > 255:
-            # The transparent color of a PNG with 16 bits a channel, which Pillow reads as their upper 8.
+            # A PNG with 16 bits per channel has a transparent color of 16 bits, but Pillow reads only the upper 8 of pixels.
             image = image.copy()
             image.info["transparency"] = tuple(value >> 8 for value in key)
         image = image.convert("RGBA")
@@ -109,22 +109,22 @@ def convert_image(image: PIL.Image.Image, mode: str | None = "RGB") -> PIL.Image
 
 
 def to_eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
-    """The gray image, of mode `L`, for one of integers with more bits or of fractions.
+    """Convert an image of integers with more than 8 bits, or of fractions, to a gray image of mode `L`.
 
     Raises:
         ImageError: as for [`convert_image`].
     """
     gray = np.empty((image.height, image.width), np.uint8)
     transparent = image.info.get("transparency")
-    # In strips, so that numbers of more bytes take little memory.
+    # Convert in strips to save memory, because wider numbers take more bytes.
     height = max(2**20 // max(image.width, 1), 1)
     for top in range(0, image.height, height):
         pixels = np.asarray(image.crop((0, top, image.width, min(top + height, image.height))))
         if image.mode == "I" and getattr(image, "tag_v2", {}).get(TIFF_SAMPLE_FORMAT) == (1,):
-            # Pillow has no mode for the unsigned integers of a TIFF.
+            # Pillow has no mode for unsigned 32-bit integers of a TIFF, and reads them as signed.
             pixels = pixels.view(np.uint32)
         largest = 1 if image.mode == "F" else 65535
-        # Also false for NaN.
+        # The comparisons are also false for NaN.
         if not (pixels.min() >= 0 and pixels.max() <= largest):
             kind = "fractions" if image.mode == "F" else "32-bit integers"
             raise ImageError(
@@ -137,10 +137,10 @@ def to_eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def read_segmentation_maps(segmentation_maps: Any) -> list[torch.Tensor]:
-    """One map, a batch of maps, or a list of either, as int64 tensors of shape `(height, width)`.
+    """Convert one map, a batch of maps, or a list of either to a list of int64 tensors of shape `(height, width)`.
 
     Raises:
-        ValueError: if a map is of another kind, has several channels, or holds anything but whole numbers.
+        ValueError: if a map has an unsupported type, several channels, or values other than whole numbers.
     """
     if isinstance(segmentation_maps, list | tuple):
         return [labels for each in segmentation_maps for labels in read_segmentation_maps(each)]
@@ -157,7 +157,7 @@ def read_segmentation_maps(segmentation_maps: Any) -> list[torch.Tensor]:
             "replace each color with its class."
         )
     is_float = array.dtype.kind == "f"
-    # NumPy converts what PyTorch does not read, as big-endian 16-bit images.
+    # NumPy converts arrays that PyTorch cannot read, such as big-endian 16-bit images.
     labels = torch.from_numpy(array.astype("float64" if is_float else "int64"))
     if is_float and (labels.frac() != 0).any():
         raise ValueError("segmentation_maps must hold whole numbers, the class of each pixel, got fractions or NaN.")
@@ -169,7 +169,7 @@ def read_segmentation_maps(segmentation_maps: Any) -> list[torch.Tensor]:
 
 
 def check_segmentation_maps(maps: Sequence[torch.Tensor], images: Sequence[Any]) -> None:
-    """Raise a ValueError if there is not one map for each image, and of its size."""
+    """Raise a ValueError unless there is one map for each image, of the same size."""
     if len(maps) != len(images):
         raise ValueError(
             f"segmentation_maps must be one map of shape (height, width) for each image, got {len(maps)} for "
@@ -184,13 +184,13 @@ def check_segmentation_maps(maps: Sequence[torch.Tensor], images: Sequence[Any])
 
 
 def reduce_labels(labels: torch.Tensor) -> torch.Tensor:
-    """Labels n as n - 1, and 0 as 255; 255 stays, as do negative numbers, which no dataset has as classes."""
+    """Subtract 1 from labels, and change 0 to 255; 255 and negative numbers, which cannot be classes, are unchanged."""
     reduced = torch.where(labels > 0, labels - 1, labels)
     return reduced.masked_fill((labels == 0) | (labels == IGNORE_INDEX), IGNORE_INDEX)
 
 
 def resize_labels(labels: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """The label of the nearest pixel, in whole numbers: the backends' own resizing rounds, and PIL's ends at 255."""
+    """Resize labels with nearest-neighbor interpolation of integers; the backends round, and PIL supports only up to 255."""
     rows, columns = ((2 * torch.arange(new) + 1) * old // (2 * new) for old, new in zip(labels.shape, size))
     return labels[rows][:, columns]
 
@@ -201,7 +201,7 @@ def pad_labels(labels: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 
 def crop_logits(logits: torch.Tensor, pixel_mask: torch.Tensor) -> torch.Tensor:
-    """The logits that the model would give for the image alone, without those of the padding.
+    """Crop logits to those of the image, without its padding.
 
     Args:
         logits: logits of shape `(num_labels, logits_height, logits_width)`.
@@ -211,8 +211,8 @@ def crop_logits(logits: torch.Tensor, pixel_mask: torch.Tensor) -> torch.Tensor:
     ends = []
     for image_side, padded_side, logits_side in zip(image_size, pixel_mask.shape, logits.shape[1:]):
         stride = max(round(padded_side / logits_side), 1)
-        # Whole patches only, unless the logits reach beyond the input, as those of a model that pads incomplete patches
-        # do. On an input of whole patches they do not, and an incomplete patch is left out: it may be padding.
+        # Keep only complete patches, unless the logits reach beyond the input because the model pads incomplete patches.
+        # If the padded input has only complete patches, the last patch of the image may be partly padding, and is dropped.
         is_patch_padded = logits_side * stride > padded_side
         end = (image_side + stride - 1) // stride if is_patch_padded else image_side // stride
         ends.append(min(max(end, 1), logits_side))
@@ -220,7 +220,7 @@ def crop_logits(logits: torch.Tensor, pixel_mask: torch.Tensor) -> torch.Tensor:
 
 
 class TwinsImageProcessorMixin(BaseImageProcessor):
-    """Shared by both backends: padding with a `pixel_mask`, segmentation maps, post-processing and remote code."""
+    """Code that both backends share: padding with a `pixel_mask`, segmentation maps, post-processing and remote code."""
 
     model_input_names = ["pixel_values", "pixel_mask"]
     resample = PILImageResampling.BICUBIC
@@ -239,11 +239,11 @@ class TwinsImageProcessorMixin(BaseImageProcessor):
     do_reduce_labels = False
 
     def __init__(self, **kwargs: Unpack[TwinsImageProcessorKwargs]):
-        # Defined for its annotation, from which `auto_docstring` takes the arguments.
+        # This is defined for its annotation, from which `auto_docstring` takes the arguments.
         super().__init__(**kwargs)  # type: ignore[misc]  # whose annotation lacks those of this class
 
     def process_image(self, image: Any, do_convert_rgb: bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """The image as a channels-first array or tensor; PIL images are converted by [`convert_image`]."""
+        """Convert an image to a channels-first array or tensor; PIL images are converted by [`convert_image`] first."""
         if is_pil_image(image):
             image = convert_image(image, "RGB" if do_convert_rgb else None)
         return super().process_image(image, do_convert_rgb, *args, **kwargs)
@@ -315,7 +315,7 @@ class TwinsImageProcessorMixin(BaseImageProcessor):
         return_tensors: str | TensorType | None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Process the images one by one, their segmentation maps to the same sizes, and pad both."""
+        """Process images one by one, resize segmentation maps to the same sizes, and pad both."""
         if segmentation_maps is not None and do_center_crop:
             raise ValueError(
                 "segmentation_maps need do_center_crop=False, because a segmentation model sees the whole image: load or "
@@ -349,10 +349,10 @@ class TwinsImageProcessorMixin(BaseImageProcessor):
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     def center_crop(self, image: Any, size: Any, *args: Any, **kwargs: Any) -> Any:
-        """Center-crop an array or tensor `(..., height, width)`; zeros around it where it is smaller.
+        """Center-crop an array or tensor `(..., height, width)`, and pad it with zeros if it is smaller than the crop.
 
-        Where the middle is half a pixel off, torchvision rounds to even, with which the authors and timm evaluate, and
-        transformers rounds down.
+        If the center is at half a pixel, this rounds to even like torchvision, with which the authors and timm evaluate.
+        transformers rounds down instead.
         """
         margins = (side - (crop or 0) for side, crop in zip(image.shape[-2:], (size.height, size.width)))
         top, left = (int(margin > 0 and margin % 4 == 3) for margin in margins)
@@ -440,13 +440,13 @@ class TwinsImageProcessorMixin(BaseImageProcessor):
     def to_dict(self) -> dict[str, Any]:
         """The fields as a dictionary, ready for JSON.
 
-        Has `auto_map` only for classes of remote code, whose code files are saved too: a model that was published
-        with its code, loaded by the installed package and saved again, must not refer to files that are not there.
+        The field `auto_map` is kept only for classes of remote code, whose code files are saved, too. A model that was
+        published with its code, loaded by the installed package and saved again, must not refer to missing files.
         """
         output = super().to_dict()
         if self._auto_class is None:
             output.pop("auto_map", None)
-        # transformers enters the backend that is saved alone; a class derived from it is somebody else's.
+        # transformers adds an entry for the saved backend only. A class derived from it has its own entry, which is kept.
         elif output.get("auto_map", {}).get("AutoImageProcessor") in PROCESSOR_AUTO_MAP["AutoImageProcessor"].values():
             output["auto_map"] = output["auto_map"] | PROCESSOR_AUTO_MAP
         return output

@@ -13,7 +13,7 @@
 # limitations under the License.
 """What a Twins model looks at: its attention in the image's layout, attention rollout, and Grad-CAM.
 
-All three work on any model that contains a Twins encoder, also if transformers or PEFT built it.
+All three work on any model that contains a Twins encoder, including models of transformers and PEFT.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,15 +39,15 @@ from .modeling_twins import (
 class LayerAttention:
     """The attention weights of one layer for a batch of images, in the image's layout.
 
-    The queries are the tokens of the stage, a grid of `height` x `width`. The keys form a grid, too, over which all
-    methods return maps:
+    The queries are the tokens of the stage, a grid of `height` x `width`. The keys form a grid, too, and all methods return
+    maps over this grid:
 
     - Global sub-sampled attention (GSA): a key is a square of `sr_ratio x sr_ratio` tokens. Tokens at the right and bottom
       that do not fill a square belong to no key.
     - Locally-grouped attention (LSA): a key is a token, and a query has weights within its window only. The grid of the
-      keys is padded at the right and bottom to whole windows. Weights there, and outside an image's `pixel_mask`, are
+      keys is padded at the right and bottom to complete windows. Weights there, and outside an image's `pixel_mask`, are
       exactly 0 with `window_padding="masked"`. With `"zeros"`, and where `"authors_segmentation"` does not mask, the
-      model does attend to the padding: that part of the weights is returned as it is.
+      model does attend to the padding, and these weights are returned unchanged.
 
     So the weights of a query always sum to 1 over the map.
 
@@ -56,9 +56,9 @@ class LayerAttention:
         layer: index in its stage; in a model with windows, the even layers are LSA and the odd ones GSA.
         index: index in the model's `attentions`.
         weights: attention weights in the model's layout, see [`TwinsModel`].
-        token_mask: which tokens lie on the image, `(batch_size, height, width)`.
-        stride: pixels from one token to the next.
-        sr_ratio: tokens from one key to the next; 1 for LSA.
+        token_mask: which tokens are on the image, `(batch_size, height, width)`.
+        stride: distance between tokens in pixels.
+        sr_ratio: distance between keys in tokens; 1 for LSA.
         window_size: side of the windows in tokens; None for GSA.
     """
 
@@ -85,7 +85,7 @@ class LayerAttention:
         return height + -height % self.window_size, width + -width % self.window_size
 
     def propagate(self, relevance: torch.Tensor) -> torch.Tensor:
-        """The sum of all queries' weights, each multiplied by its query's relevance.
+        """Sum the weights of all queries, multiplied by the relevance of each query.
 
         Args:
             relevance: relevance of each query, `(batch_size, height, width)`.
@@ -104,7 +104,7 @@ class LayerAttention:
         return to_image(window_reverse(attended, self.window_size, windows_grid), self.key_grid)
 
     def from_query(self, row: int, column: int) -> torch.Tensor:
-        """Where one token looks: its weights.
+        """The attention weights of a single query token.
 
         Args:
             row: row of the token in `grid`.
@@ -114,12 +114,12 @@ class LayerAttention:
             `(batch_size, num_heads, key_height, key_width)`; each map sums to 1.
 
         Raises:
-            ValueError: if the token does not lie on every image of the batch.
+            ValueError: if the token is not on every image of the batch.
         """
         return self.propagate(self.query_relevance((row, column)))
 
     def received(self) -> torch.Tensor:
-        """Where the image looks: the mean of its tokens' weights, without those of padding.
+        """The attention weights averaged over all query tokens of the image, without padding.
 
         Returns:
             `(batch_size, num_heads, key_height, key_width)`; each map sums to 1.
@@ -127,7 +127,7 @@ class LayerAttention:
         return self.propagate(self.query_relevance(None))
 
     def query_relevance(self, query: tuple[int, int] | None) -> torch.Tensor:
-        """1 at a token or, without one, the same for every token of the image, with the sum 1.
+        """1 at the query token or, without one, equal values for all tokens of the image that sum to 1.
 
         Args:
             query: row and column of the token, or None.
@@ -136,9 +136,9 @@ class LayerAttention:
             `(batch_size, height, width)`, in tokens.
 
         Raises:
-            ValueError: if the token does not lie on every image of the batch.
+            ValueError: if the token is not on every image of the batch.
         """
-        # In float32 at least: half precision would lose the small weights.
+        # At least float32 is needed, because half precision would lose small weights.
         on_image = self.token_mask.to(torch.promote_types(self.weights.dtype, torch.float32))
         if query is None:
             return on_image / on_image.sum((1, 2), keepdim=True)
@@ -159,9 +159,9 @@ def attention_maps(
 ) -> list[LayerAttention]:
     """Run the encoder of a model and return the attention of all its layers.
 
-    This call uses eager attention, whatever the model's attention implementation, because no other one returns
-    weights. They are all kept: `num_heads * height * width` times the number of keys, for each layer. The model is not
-    changed, so other threads may use it at the same time.
+    This call uses eager attention, whatever the model's attention implementation, because no other implementation returns
+    weights. The weights of all layers are kept in memory: `num_heads * height * width` times the number of keys for each
+    layer. The model is not changed, so other threads may use it at the same time.
 
     Args:
         model: a Twins model, or any model that contains one, in evaluation mode.
@@ -172,7 +172,7 @@ def attention_maps(
         One [`LayerAttention`] per layer, in the order in which they run.
 
     Raises:
-        ValueError: if the model holds no Twins encoder or is training, or the inputs do not fit the model.
+        ValueError: if the model contains no Twins encoder or is in training mode, or does not accept the inputs.
 
     Example:
 
@@ -190,7 +190,7 @@ def attention_maps(
     encoder = find_encoder(model)
     config = encoder.config
     with torch.no_grad(), recorded_stages() as records:
-        # Asked for by the call: the configuration belongs to everybody who uses the model.
+        # The options are passed to the call, because changing the configuration would affect other threads.
         outputs = encoder(pixel_values, pixel_mask, output_attentions=True, attn_implementation="eager")
     places = [(stage, layer) for stage, depth in enumerate(config.depths) for layer in range(depth)]
     modules = [module for module in encoder.modules() if isinstance(module, TwinsAttention)]
@@ -223,23 +223,23 @@ def attention_rollout(layers: Sequence[LayerAttention], query: tuple[int, int] |
 
     No token-by-token matrix is built: the relevance of the last layer's output is propagated through the layers.
 
-    The attention weights are exact, as are the tokens in each window, GSA square and patch. The rest is
-    convention. In the paper, half of a token comes from itself, by the residual connection, half from the mean of the
-    heads' attention; norms, values and MLPs are left out. For Twins: what comes from a GSA square, or from a patch of
-    the previous stage, is shared equally among its tokens on the image; position encodings, whose convolution
-    mixes neighbors, are left out.
+    The attention weights are exact, and so is the assignment of tokens to windows, GSA squares and patches. The rest is
+    convention. As in the paper, half of a token's relevance stays with the token, for the residual connection, and half is
+    distributed by the mean attention of the heads; norms, values and MLPs are ignored. For Twins, the relevance of a GSA
+    square, or of a patch of the previous stage, is divided equally among its tokens on the image. Position encodings, whose
+    convolution mixes neighboring tokens, are ignored.
 
     Args:
         layers: consecutive layers from [`attention_maps`]: all, or those of a stage.
-        query: row and column, in the last layer's grid, of the token to explain. By default it is the mean over the image,
-            which is what a classifier sees.
+        query: row and column, in the last layer's grid, of the token to explain. By default, the mean over the image is
+            explained, which is the input of a classifier.
 
     Returns:
-        `(batch_size, height, width)`, in the first layer's grid, and 0 outside the image. Each map sums to 1, less
-        what went to padding that the model attends to (`window_padding`).
+        `(batch_size, height, width)`, in the first layer's grid, and 0 outside the image. Each map sums to 1, minus the
+        relevance of padding that the model attends to (`window_padding`).
 
     Raises:
-        ValueError: if the layers are not consecutive, or the query does not lie on every image.
+        ValueError: if the layers are not consecutive, or the query is not on every image.
 
     Example:
 
@@ -261,7 +261,7 @@ def attention_rollout(layers: Sequence[LayerAttention], query: tuple[int, int] |
     stage = layers[-1].stage
     for layer in reversed(layers):
         if layer.stage != stage:
-            # The patches of every stage but the first are 2 x 2 tokens of the one before.
+            # In every stage but the first, a patch has 2 x 2 tokens of the previous stage.
             relevance, stage = spread(relevance, 2, layer.token_mask), layer.stage
         attended = layer.propagate(relevance).mean(1)
         relevance = (relevance + spread(attended, layer.sr_ratio, layer.token_mask)) / 2
@@ -269,9 +269,9 @@ def attention_rollout(layers: Sequence[LayerAttention], query: tuple[int, int] |
 
 
 def spread(relevance: torch.Tensor, ratio: int, token_mask: torch.Tensor) -> torch.Tensor:
-    """Divide what each square of `ratio x ratio` tokens has among those of its tokens that lie on the image."""
+    """Divide the relevance of each square of `ratio x ratio` tokens equally among its tokens on the image."""
     (height, width), (rows, columns) = token_mask.shape[1:], relevance.shape[1:]
-    # The squares may leave tokens over, or reach beyond the last ones.
+    # The squares may not cover the last tokens, or may reach beyond them.
     padding = (0, columns * ratio - width, 0, rows * ratio - height)
     on_image = nn.functional.pad(token_mask, padding).unflatten(2, (columns, ratio)).unflatten(1, (rows, ratio))
     share = relevance / on_image.sum((2, 4)).clamp(min=1)
@@ -288,18 +288,20 @@ def grad_cam(
 ) -> torch.Tensor:
     """Grad-CAM (https://huggingface.co/papers/1610.02391): which tokens of a stage support a class.
 
-    The stage's channels, weighted by the mean gradient of the class's logit and summed, with negative values set to 0
-    (equations 1 and 2). For semantic segmentation, the logit is the sum of the class's logits over the image. For a
-    classifier's last stage, the output after the final layer norm is used: as the head is linear in its mean, the
-    map is the class activation map (https://huggingface.co/papers/1512.04150), each token's exact part of the logit.
+    The map is the sum of the stage's channels, weighted by the mean gradient of the class's logit, with negative values set
+    to 0 (equations 1 and 2). For semantic segmentation, the logit is the sum of the class's logits over the image. For a
+    classifier's last stage, the output after the final layer norm is used. Since the head is linear in the mean of this
+    output, the map is then the class activation map (https://huggingface.co/papers/1512.04150), the exact contribution of
+    each token to the logit.
 
-    A map shows where the model reads out the class. With global attention, this need not be where it saw it.
+    A map shows in which tokens of the stage the class is encoded. With global attention, this may differ from where the class
+    is visible in the image.
 
     Args:
         model: a Twins classifier of images or pixels, or any model that contains a Twins encoder and returns
             `logits`, in evaluation mode.
         pixel_values: `(batch_size, num_channels, height, width)`.
-        label: class index, one for all images or one per image; by default that of the largest logit.
+        label: class index, one for all images or one per image; by default, the class with the largest logit.
         stage: stage whose output is used: `"stage1"`, `"stage2"`, ...; the last by default.
         pixel_mask: `(batch_size, height, width)`, 1 on the image and 0 on the padding.
 
@@ -309,8 +311,8 @@ def grad_cam(
         so other threads may use the model at the same time.
 
     Raises:
-        ValueError: if the model holds no Twins encoder, is training or gives no logits of classes, there is no such stage
-            or label, or the inputs do not fit the model.
+        ValueError: if the model contains no Twins encoder, is in training mode, has no logits of classes or does not accept
+            the inputs, or the stage or label does not exist.
 
     Example:
 
@@ -330,9 +332,9 @@ def grad_cam(
     if stage not in stage_names:
         raise ValueError(f"stage must be one of {', '.join(stage_names)}, got {stage!r}.")
     inputs: dict[str, Any] = {} if pixel_mask is None else {"pixel_mask": pixel_mask}
-    # Also where the caller turned gradients off, and for a model whose parameters are frozen.
+    # Gradients are enabled here, because the caller may have disabled them.
     with torch.inference_mode(False), torch.enable_grad(), recorded_stages() as records:
-        # Not compiled, since compilers leave out what is recorded: `torch.compile(model)` and `model.compile()` are undone.
+        # Call the model without `torch.compile(model)` or `model.compile()`, because compiled code skips the recording.
         call = getattr(model, "_orig_mod", model)._call_impl
         logits = getattr(call(pixel_values.detach().clone().requires_grad_(), **inputs), "logits", None)
         if logits is None or logits.ndim not in (2, 4):
@@ -350,14 +352,14 @@ def grad_cam(
         hidden_states, token_mask = records[encoder, stage_names.index(stage)]
         (gradients,) = torch.autograd.grad(score, hidden_states)
     on_image = tokens_on_image(hidden_states, token_mask).unsqueeze(1)
-    # A sum for the mean: it makes no difference to where the largest is 1.
+    # The sum can replace the mean, because the map is scaled to a maximum of 1.
     channel_weights = (gradients * on_image).sum((2, 3), keepdim=True)
     maps = (channel_weights * hidden_states.detach() * on_image).sum(1).relu()
     return maps / maps.amax((1, 2), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
 
 
 def check_label(label: int | Sequence[int] | torch.Tensor | None, logits: torch.Tensor) -> torch.Tensor:
-    """The class of each image, `(batch_size,)`, of logits `(batch_size, num_labels)`."""
+    """Check `label`, and return the class of each image, `(batch_size,)`, for logits `(batch_size, num_labels)`."""
     if label is None:
         return logits.argmax(1)
     labels = torch.as_tensor(label, device=logits.device)
@@ -370,9 +372,9 @@ def check_label(label: int | Sequence[int] | torch.Tensor | None, logits: torch.
 
 
 def find_encoder(model: nn.Module) -> TwinsEncoder:
-    """The Twins encoder in a model that is to be looked into."""
+    """Find the Twins encoder in a model."""
     if model.training:
-        # Dropout would act on what is shown, and batch norms would learn from it.
+        # In training mode, dropout would affect the maps, and batch norms would update their statistics.
         raise ValueError("model must be in evaluation mode: call model.eval() first.")
     if any(hasattr(module, "optimized_for") for module in model.modules()):
         raise ValueError(
@@ -386,11 +388,13 @@ def find_encoder(model: nn.Module) -> TwinsEncoder:
 
 @contextmanager
 def recorded_stages() -> Iterator[dict[tuple[nn.Module, int], tuple[torch.Tensor, torch.Tensor | None]]]:
-    """Record what every stage returns that this thread runs: by encoder and number of the stage, its output,
-    `(batch_size, channels, height, width)`, and which of its tokens lie on the image, `(batch_size, height, width)` or None
-    for all. The last hidden state of a model with a final layer norm replaces the last stage's output.
+    """Record the output of every stage that this thread runs.
 
-    The model is not changed: other threads, which hooks would also affect, may use it meanwhile.
+    The key is the encoder and the number of the stage. The value is its output, `(batch_size, channels, height, width)`, and
+    the mask of tokens on the image, `(batch_size, height, width)`, or None for all tokens. The last hidden state of a model
+    with a final layer norm replaces the last stage's output.
+
+    Unlike with hooks, the model is not changed, so other threads may use it at the same time.
     """
     records: dict[tuple[nn.Module, int], tuple[torch.Tensor, torch.Tensor | None]] = {}
     token = STAGE_RECORDS.set(records)
@@ -401,7 +405,7 @@ def recorded_stages() -> Iterator[dict[tuple[nn.Module, int], tuple[torch.Tensor
 
 
 def tokens_on_image(image: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
-    """The mask of a stage's output, `(batch_size, height, width)`: True for every token where no image is padded."""
+    """The mask of tokens on the image for a stage's output, `(batch_size, height, width)`; all True without padding."""
     if token_mask is None:
         return image.new_ones((len(image), *image.shape[2:]), dtype=torch.bool)
     return token_mask

@@ -14,12 +14,12 @@
 """PyTorch Twins model.
 
 Twins: Revisiting the Design of Spatial Attention in Vision Transformers (https://huggingface.co/papers/2104.13840),
-following the authors' code, https://github.com/Meituan-AutoML/Twins. Both families are one model: Twins-PCPVT attends
-globally in every block, Twins-SVT in every other block, and within windows in the rest.
+following the authors' code, https://github.com/Meituan-AutoML/Twins. Both families share this model: Twins-PCPVT has global
+attention in every block, Twins-SVT in every other block, and attention within windows in the other blocks.
 
 Between stages, hidden states are images, (batch_size, channels, height, width). Inside a stage they are tokens, (batch_size,
-height * width, channels), of the same memory, and `size` is (height, width). Images padded to a common size come with
-`token_mask`, (batch_size, height, width) and True on the image; it is None where no image is padded.
+height * width, channels), in the same memory, and `size` is (height, width). Images padded to a common size come with
+`token_mask`, (batch_size, height, width), which is True on the image, and None if no image is padded.
 """
 
 import copy
@@ -68,8 +68,9 @@ from .configuration_twins import TwinsConfig
 LayerT = TypeVar("LayerT", bound=nn.Module)
 
 
-# Nothing is computed of tokens in four dimensions: near convolutions, PyTorch's compiler takes such tensors for images whose
-# second dimension is channels, and rearranges their memory, which took a fifth of a compiled forward pass on a GPU.
+# Tokens never have four dimensions in computations. Near convolutions, PyTorch's compiler would mistake such tensors for
+# images with channels in the second dimension, and rearrange their memory, which took a fifth of a compiled forward pass on a
+# GPU.
 
 
 def to_tokens(image: torch.Tensor) -> torch.Tensor:
@@ -99,20 +100,20 @@ def window_reverse(windows: torch.Tensor, window_size: int, grid: tuple[int, int
 
 
 def make_token_mask(pixel_mask: torch.Tensor | None, config: TwinsConfig, stage: int) -> torch.Tensor | None:
-    """Which tokens of a stage lie on the image: (batch_size, height, width), in pixels -> the same, in tokens."""
+    """Which tokens of a stage are on the image: (batch_size, height, width), in pixels -> the same, in tokens."""
     if pixel_mask is None:
         return None
     stride = config.patch_size * 2**stage
-    # A token is on the image if its last pixel is or, where incomplete patches are padded, its first.
+    # A token is on the image if its last pixel is or, if incomplete patches are padded, its first pixel.
     start = 0 if config.patch_padding else stride - 1
     return pixel_mask[:, start::stride, start::stride].bool()
 
 
 def clear_padding(hidden_states: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
-    """Zero the tokens (batch_size, height * width, channels) that lie outside the image."""
+    """Set tokens (batch_size, height * width, channels) outside the image to zero."""
     if token_mask is None:
         return hidden_states
-    # Filled, not multiplied: NaN times zero is NaN.
+    # Multiplication with the mask would keep NaN.
     return hidden_states.masked_fill(~token_mask.flatten(1).unsqueeze(-1), 0)
 
 
@@ -123,15 +124,15 @@ def mean_over_image(image: torch.Tensor, token_mask: torch.Tensor | None) -> tor
     return image.sum((2, 3)) / token_mask.sum((1, 2)).unsqueeze(1).to(image.dtype)
 
 
-# Where `interpretation` finds the stages' outputs: by encoder and stage, the image and the token mask. Unlike a hook, it is
-# seen by one thread alone, and reaches through whatever model holds the encoder.
+# Outputs of stages for `interpretation`: maps encoder and stage to the image and the token mask. Unlike hooks, it is visible
+# only to one thread, and works for any model that contains the encoder.
 STAGE_RECORDS: ContextVar[dict[tuple[nn.Module, int], tuple[torch.Tensor, torch.Tensor | None]] | None] = ContextVar(
     "STAGE_RECORDS", default=None
 )
 
 
 def record_stage(encoder: nn.Module, stage: int, image: torch.Tensor, token_mask: torch.Tensor | None) -> None:
-    """Keep a stage's output if the caller asked for it."""
+    """Record a stage's output if requested by `STAGE_RECORDS`."""
     # Compilers cannot read a context variable.
     if not is_torchdynamo_compiling() and (records := STAGE_RECORDS.get()) is not None:
         records[encoder, stage] = (image, token_mask)
@@ -150,30 +151,31 @@ def eager_attention_forward(
     attn_weights = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         attn_weights = attn_weights.masked_fill(~attention_mask, torch.finfo(attn_weights.dtype).min)
-    # PyTorch's softmax sums up in float32, also in half precision; kept for the backward pass is its result alone.
+    # PyTorch's softmax accumulates in float32, also in half precision, and keeps only its result for the backward pass.
     attn_weights = nn.functional.softmax(attn_weights, dim=-1).to(query.dtype)
     attn_weights = nn.functional.dropout(attn_weights, p=dropout, training=module.training)
     attn_output = torch.matmul(attn_weights, value).transpose(1, 2).contiguous()
     return attn_output, attn_weights
 
 
-# From here to `TwinsDropPath`: what serves speed, compilers, exporters, devices and pickling. Each
-# computes what its name says, so that the layers below read as the paper's figures.
+# The code from here to `TwinsDropPath` deals with speed, compilers, exporters, devices and pickling, so that the layers below
+# read like the paper's figures.
 
 
 def add_residual(hidden_states: torch.Tensor, branch: torch.Tensor, module: nn.Module) -> torch.Tensor:
-    """The sum of the input and the branch that parts of `module` compute, in the branch's memory where nothing sees it."""
+    """Add the input and the branch that parts of `module` compute, in the memory of the branch if that is unobservable."""
     if branch.dtype != hidden_states.dtype or not may_overwrite(branch, module):
-        # Input first: a compiler gives the sum the sizes of its first operand, and the branch's grow from layer to layer.
+        # The input comes first, because a compiler gives the sum the symbolic sizes of its first operand, and those of the
+        # branch get longer with each layer.
         return hidden_states + branch
     return branch.add_(hidden_states)
 
 
 def activate(hidden_states: torch.Tensor, activation_fn: nn.Module, module: nn.Module) -> torch.Tensor:
-    """Apply the activation to the output of a part of `module`; GELU in place where nothing sees it."""
+    """Apply the activation to the output of a part of `module`; GELU works in place if that is unobservable."""
     if not is_exact_gelu(activation_fn) or not may_overwrite(hidden_states, module):
         return activation_fn(hidden_states)
-    # The widest tensor of the block is not written a second time.
+    # Working in place avoids writing the largest tensor of the block a second time.
     return torch.ops.aten.gelu_(hidden_states)
 
 
@@ -182,10 +184,10 @@ def is_exact_gelu(activation_fn: nn.Module) -> bool:
 
 
 def may_overwrite(output: torch.Tensor, module: nn.Module) -> bool:
-    """Whether an output of a part of `module` may be overwritten: nothing needs or keeps what it holds.
+    """Whether an output of a part of `module` may be overwritten, because nothing else uses its content.
 
-    Gradients need it; compilers and tracers reuse memory themselves; a hook, or a module that somebody put in the place of
-    one of the model's, may keep it.
+    Gradients may need it, compilers and tracers reuse memory themselves, and a hook, or a module that replaced one of the
+    model's, may keep it.
     """
     hooks = torch.nn.modules.module
     return not (
@@ -199,7 +201,7 @@ def may_overwrite(output: torch.Tensor, module: nn.Module) -> bool:
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether a part of a module has a hook other than those that record attentions, or is not one of the model's."""
+    """Whether a part of a module has a hook other than those that record attentions, or was replaced."""
     for part in module._modules.values():
         if part is None:
             continue
@@ -215,7 +217,7 @@ def is_watched(module: nn.Module) -> bool:
 
 
 def is_recording_hook(hook: Callable) -> bool:
-    """Whether a hook is one with which transformers records hidden states and attentions."""
+    """Whether transformers registered a hook to record hidden states and attentions."""
     return hook.__module__ == capture_outputs.__module__
 
 
@@ -223,16 +225,16 @@ def pad_or_crop(hidden_states: torch.Tensor, size: tuple[int, int], new_size: tu
     """Pad tokens (batch_size, height * width, channels) with zeros at the right and bottom, or crop them."""
     if not differ(size, new_size):
         return hidden_states
-    # Cropped by negative padding: unlike a slice, its memory layout does not depend on the amount. By the size that is given,
-    # and not that of the tensor, which an export from an example of one window takes for a constant.
+    # Crop by negative padding, whose memory layout, unlike that of a slice, does not depend on the amount. Use the given size
+    # and not that of the tensor, which an export from an example with a single window would treat as a constant.
     grid = hidden_states.unflatten(1, (1, *size))
     return nn.functional.pad(grid, (0, 0, 0, new_size[1] - size[1], 0, new_size[0] - size[0])).flatten(1, 3)
 
 
 def crop_to_patches(image: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """The part of an image (batch_size, channels, height, width) that fills patches, which is all that a convolution reads.
+    """Crop an image (batch_size, channels, height, width) to complete patches, the only part that a convolution reads.
 
-    Where a last column is left over, oneDNN's convolution of kernel 2 in bfloat16 is wrong on CPUs with AMX (PyTorch 2.15).
+    If a last column is left over, oneDNN's bfloat16 convolution with kernel 2 is wrong on CPUs with AMX (PyTorch 2.15).
     """
     if is_exporting():
         return image
@@ -243,8 +245,8 @@ def crop_to_patches(image: torch.Tensor, patch_size: int) -> torch.Tensor:
 def multiply_patches(
     image: torch.Tensor, patch_size: int, multiply: Callable[[torch.Tensor], torch.Tensor]
 ) -> torch.Tensor:
-    """What a convolution of patches gives, `multiply` being its product: `(num_patches, patch_size**2 * channels)`, with the
-    channels of a pixel side by side, to `(num_patches, out_channels)`."""
+    """Compute a convolution of patches by `multiply`, which maps `(num_patches, patch_size**2 * channels)`, with the channels
+    of a pixel next to each other, to `(num_patches, out_channels)`."""
     image = crop_to_patches(image, patch_size)
     batch_size, _, height, width = image.shape
     patches = window_partition(to_tokens(image), (height, width), patch_size).flatten(1)
@@ -253,7 +255,7 @@ def multiply_patches(
 
 
 def differ(size: tuple[int, int], new_size: tuple[int, int]) -> bool:
-    """Whether two sizes differ. In a graph with symbolic sizes, which cannot tell, it is assumed."""
+    """Whether two sizes differ; True in a graph with symbolic sizes, where this is unknown."""
     return is_exporting() or size != new_size
 
 
@@ -265,18 +267,18 @@ def divide_and_round_up(size: int, divisor: int) -> int:
 def is_exporting() -> bool:
     """Whether `torch.export` traces this.
 
-    Read from PyTorch's flag: its function `torch.compiler.is_exporting` is also true under `torch.compile` in PyTorch 2.11.
+    The function `torch.compiler.is_exporting` is also true under `torch.compile` in PyTorch 2.11, so this reads the flag.
     """
     return torch.compiler._is_exporting_flag
 
 
 def is_compiled() -> bool:
-    """Whether `torch.compile` traces this, not an export."""
+    """Whether `torch.compile` traces this, and not an export."""
     return is_torchdynamo_compiling() and not is_exporting()
 
 
 def project_together(linears: Sequence[nn.Linear], hidden_states: torch.Tensor) -> Sequence[torch.Tensor]:
-    """Apply linear layers to one input: in compiled training as one product, which is faster than several."""
+    """Apply linear layers to the same input; in compiled training as a single product, which is faster."""
     if not (is_compiled() and torch.is_grad_enabled() and all(is_plain(linear, nn.Linear) for linear in linears)):
         return [linear(hidden_states) for linear in linears]
     weight = torch.cat([linear.weight for linear in linears])
@@ -285,7 +287,7 @@ def project_together(linears: Sequence[nn.Linear], hidden_states: torch.Tensor) 
 
 
 def is_plain(layer: nn.Module, layer_class: type[LayerT]) -> TypeGuard[LayerT]:
-    """Whether a layer computes what its class does with its own weight, no more: no hooks, subclass or wrapper."""
+    """Whether a layer only computes what its class does with its own weight: no hooks, subclass or wrapper."""
     return (
         type(layer) is layer_class
         and type(layer.weight) is nn.Parameter
@@ -304,30 +306,30 @@ def compute_attention(
     attn_implementation: str | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Attention by `attn_implementation` or, without it, the implementation that the configuration names.
+    """Compute attention by `attn_implementation` or, by default, the implementation that the configuration names.
 
-    From `(batch_size, num_heads, num_tokens, head_dim)` to `(batch_size, num_queries, num_heads, head_dim)`, and the
-    weights if the implementation has them. `key_mask`, `(batch_size, num_keys)`, is True on the keys that may be attended
-    to, at least one for each query.
+    Queries, keys and values are `(batch_size, num_heads, num_tokens, head_dim)`. The result is `(batch_size, num_queries,
+    num_heads, head_dim)`, and the attention weights if the implementation returns them. `key_mask`, `(batch_size, num_keys)`,
+    is True on the keys that may be attended to, at least one for each query.
     """
     implementation: str = attn_implementation or module.config._attn_implementation
     attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
     attention_mask, is_eager = None, True
     if key_mask is not None:
-        # The same for every query: written out for each, it would be as large as the attention weights.
+        # The mask is broadcast over queries, because it would otherwise be as large as the attention weights.
         attention_mask = key_mask[:, None, None, :]
         if is_flash_attention_requested(requested_attention_implementation=implementation):
-            # Its functions mask keys only where these are the queries too, which the sub-sampled are not.
+            # Its functions support masks only if queries and keys are the same tokens, unlike in sub-sampled attention.
             attention_interface, implementation = ALL_ATTENTION_FUNCTIONS["sdpa"], "sdpa"
     if not is_exporting() and query.shape[0] == 0:
-        # The other functions do not take a batch of no images.
+        # The other functions do not accept an empty batch.
         attention_interface, is_eager = eager_attention_forward, implementation == "eager"
 
     dtype = query.dtype
     autocast: AbstractContextManager = nullcontext()
     if implementation == "sdpa" and dtype == torch.bfloat16 and query.device.type == "cpu" and query.requires_grad:
-        # The backward pass of PyTorch's CPU kernel takes four times as long in bfloat16 as in float32, and between few
-        # tokens longer than attention written out. Autocast would change either's types again.
+        # In bfloat16, the backward pass of PyTorch's CPU kernel takes four times as long as in float32 and, with few tokens,
+        # longer than eager attention. Autocast is disabled, because it would convert the tensors back.
         autocast = torch.autocast("cpu", enabled=False)
         if attention_mask is None and not is_torchdynamo_compiling() and key.shape[2] <= 64:
             attention_interface, is_eager = eager_attention_forward, False
@@ -335,8 +337,8 @@ def compute_attention(
             query, key, value = query.float(), key.float(), value.float()
     kernels: AbstractContextManager = nullcontext()
     if implementation == "sdpa" and isinstance(module, TwinsLocalAttention) and is_compiled():
-        # The kernels that PyTorch prefers are for longer sequences than a window. In eager mode, choosing another takes as long
-        # as it saves.
+        # The kernels that PyTorch prefers are made for sequences longer than a window. In eager mode, selecting another kernel
+        # would take as long as it saves.
         if query.is_cuda:
             kernels = sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
         else:
@@ -359,17 +361,17 @@ def is_left_to_cudnn(image: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 class TwinsPatchConv2d(nn.Conv2d):
-    """A convolution whose kernel is its stride, as a matrix product: faster for the few patches of the sub-sampling, and no
-    faster for patch embeddings."""
+    """A convolution whose kernel equals its stride, computed as a matrix product. This is faster for the few patches of the
+    sub-sampling, but not for patch embeddings."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        # Read once: a parametrization computes it each time.
+        # The weight is read only once, because a parametrization computes it on each access.
         weight, patch_size = self.weight, self.stride[0]
         if is_exporting() or image.shape[0] == 0 or is_left_to_cudnn(image, weight):
-            # A graph with symbolic sizes cannot know that patches are whole, and no images have none.
+            # With symbolic sizes, it is unknown whether patches are complete, and an empty batch has no patches.
             return self._conv_forward(image, weight, self.bias)
         if not is_compiled() and image.numel() < weight.numel():
-            # What is smaller is rearranged: here the image, as the weight is, by channels.
+            # The smaller of image and weight is rearranged: here the image, to the channel order of the weight.
             patches = nn.functional.pixel_unshuffle(crop_to_patches(image, patch_size), patch_size)
             product = nn.functional.linear(patches.permute(0, 2, 3, 1), weight.flatten(1), self.bias)
             return product.permute(0, 3, 1, 2)
@@ -378,10 +380,10 @@ class TwinsPatchConv2d(nn.Conv2d):
 
 
 class TwinsRecordedModule(nn.Module):
-    """A module whose outputs transformers records, by one hook.
+    """A module whose outputs transformers records by a hook.
 
-    A model around it that records outputs of its own would install a second one, and each output would be recorded twice.
-    The hook cannot be pickled: it is left out, and the unpickled model installs it again.
+    If another model contains this one and records outputs, it would install a second hook, and record each output twice, so
+    only one is kept. The hook cannot be pickled: it is left out, and the unpickled model installs it again.
     """
 
     def register_forward_hook(self, hook: Callable, **kwargs: Any) -> RemovableHandle:
@@ -394,7 +396,7 @@ class TwinsRecordedModule(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
-        # With the hook, which is a function.
+        # This also copies the hook, because `deepcopy` supports functions.
         copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return copied
 
@@ -424,7 +426,7 @@ class TwinsDropPath(nn.Module):
 
 
 class TwinsPatchEmbeddings(nn.Module):
-    """A stage's patches: a convolution whose kernel is its stride, and a layer norm."""
+    """Patch embeddings of a stage: a convolution whose kernel equals its stride, and a layer norm."""
 
     def __init__(self, config: TwinsConfig, stage: int):
         super().__init__()
@@ -434,12 +436,12 @@ class TwinsPatchEmbeddings(nn.Module):
         self.projection = nn.Conv2d(
             num_channels, config.hidden_sizes[stage], kernel_size=self.patch_size, stride=self.patch_size
         )
-        # eps 1e-5 here and in `TwinsSequenceReduction`, whatever `layer_norm_eps`, as in the authors' training.
+        # As in the authors' training, eps is 1e-5 here and in `TwinsSequenceReduction`, regardless of `layer_norm_eps`.
         self.layernorm = nn.LayerNorm(config.hidden_sizes[stage], eps=1e-5)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, image: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
-        """Turn an image or feature map `(batch_size, channels, height, width)` into a smaller one."""
+        """Convert an image or feature map `(batch_size, channels, height, width)` to a smaller one."""
         if self.patch_padding:
             height, width = image.shape[2:]
             image = nn.functional.pad(image, (0, -width % self.patch_size, 0, -height % self.patch_size))
@@ -459,14 +461,14 @@ class TwinsPositionEncoding(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, size: tuple[int, int], token_mask: torch.Tensor | None
     ) -> torch.Tensor:
-        # The convolution's own padding is zero, so padding within the batch has to be.
+        # Padding of images must be zero, like the padding of the convolution.
         hidden_states = clear_padding(hidden_states, token_mask)
         branch = to_tokens(self.projection(to_image(hidden_states, size)))
         return add_residual(hidden_states, branch, self)
 
 
 class TwinsAttention(TwinsRecordedModule):
-    """Multi-head attention from some tokens to others. The subclasses choose which: a window, or a sub-sampled image."""
+    """Multi-head attention. Subclasses decide which tokens are attended to: those of a window, or of a sub-sampled image."""
 
     def __init__(self, config: TwinsConfig, stage: int):
         super().__init__()
@@ -487,7 +489,7 @@ class TwinsAttention(TwinsRecordedModule):
         return hidden_states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def project(self, query_states: torch.Tensor, key_value_states: torch.Tensor) -> Sequence[torch.Tensor]:
-        """Queries, keys and values, each in the shape of the states it is made of."""
+        """Compute queries, keys and values, with the shapes of the states that they are projected from."""
         if query_states is key_value_states:
             return project_together([self.q_proj, self.k_proj, self.v_proj], query_states)
         return self.q_proj(query_states), *project_together([self.k_proj, self.v_proj], key_value_states)
@@ -556,18 +558,18 @@ class TwinsLocalAttention(TwinsAttention):
             token_mask = hidden_states.new_ones((hidden_states.shape[0], *size), dtype=torch.bool)
         padded_mask = pad_or_crop(token_mask.flatten(1).unsqueeze(-1), size, padded_size)
         if self.window_padding == "authors_segmentation":
-            # The authors mark padding by the slice `[-pad:]`, which marks everything where `pad` is 0, and then mask
-            # between marked and unmarked tokens: nothing is masked in an image unless both its sides need padding.
+            # The authors mark padding by the slice `[-pad:]`, which marks everything if `pad` is 0, and mask attention
+            # between marked and unmarked tokens. So nothing is masked in an image unless both of its sides need padding.
             image_sizes = torch.stack([token_mask[:, :, 0].sum(1), token_mask[:, 0, :].sum(1)], dim=1)
             both_sides_padded = (image_sizes % self.window_size != 0).all(1)
             padded_mask = padded_mask | ~both_sides_padded[:, None, None]
         key_mask = window_partition(padded_mask, padded_size, self.window_size).squeeze(-1)
-        # A window beyond the image attends to its own zeros: attending to nothing would be NaN.
+        # A window outside the image attends to its own zeros, because softmax over no keys would be NaN.
         return key_mask | ~key_mask.any(1, keepdim=True)
 
 
 class TwinsSequenceReduction(nn.Module):
-    """Sub-sampling of the global attention's keys and values: a convolution whose kernel is its stride, and a norm."""
+    """Sub-sampling of keys and values in global attention: a convolution whose kernel equals its stride, and a norm."""
 
     def __init__(self, hidden_size: int, sr_ratio: int):
         super().__init__()
@@ -597,7 +599,7 @@ class TwinsGlobalAttention(TwinsAttention):
         key_value_states = self.sequence_reduction(hidden_states, size) if self.sr_ratio > 1 else hidden_states
         key_mask = None
         if token_mask is not None:
-            # A square is on the image if its last token is.
+            # A square is on the image if its last token is on the image.
             key_mask = token_mask[:, self.sr_ratio - 1 :: self.sr_ratio, self.sr_ratio - 1 :: self.sr_ratio].flatten(1)
         return self.attend(hidden_states, key_value_states, key_mask, **kwargs)
 
@@ -616,13 +618,13 @@ class TwinsMLP(nn.Module):
 
 
 class TwinsLayer(GradientCheckpointingLayer):
-    """One block: attention and MLP, each after a layer norm and added to its input."""
+    """One block: attention and MLP, each preceded by a layer norm and added to its input."""
 
     def __init__(self, config: TwinsConfig, stage: int, layer: int, drop_path_rate: float):
         super().__init__()
         hidden_size = config.hidden_sizes[stage]
         self.layernorm_before = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
-        # Paper, figure 2: within a stage of Twins-SVT, LSA and GSA take turns.
+        # LSA and GSA alternate within a stage of Twins-SVT (paper, figure 2).
         self.attention: TwinsAttention
         if config.window_size is not None and layer % 2 == 0:
             self.attention = TwinsLocalAttention(config, stage, config.window_size)
@@ -646,7 +648,7 @@ class TwinsLayer(GradientCheckpointingLayer):
         return add_residual(hidden_states, self.drop_path(self.dropout(mlp_output)), self)
 
 
-# Modules whose output is their input or new memory, which they do not keep.
+# Modules that return their input or a new tensor, and keep no reference to it.
 MODULES_WITH_NEW_OUTPUTS: set[type[nn.Module]] = {
     nn.Conv2d,
     nn.Dropout,
@@ -663,7 +665,7 @@ MODULES_WITH_NEW_OUTPUTS: set[type[nn.Module]] = {
 
 
 class TwinsStage(nn.Module):
-    """The blocks of one resolution, the position encoding after the first of them."""
+    """The blocks of one resolution, with the position encoding after the first block."""
 
     def __init__(self, config: TwinsConfig, stage: int):
         super().__init__()
@@ -685,7 +687,7 @@ class TwinsStage(nn.Module):
     def forward(
         self, image: torch.Tensor, token_mask: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]
     ) -> torch.Tensor:
-        """Patches `(batch_size, channels, height, width)` to the same shape."""
+        """Process embedded patches `(batch_size, channels, height, width)`; the shape stays the same."""
         hidden_states, size = to_tokens(image), (image.shape[2], image.shape[3])
         for index, layer in enumerate(self.layers):
             hidden_states = layer(hidden_states, size, token_mask, **kwargs)
@@ -695,9 +697,9 @@ class TwinsStage(nn.Module):
 
 
 class HiddenStates:
-    """An encoder's hidden states by `output_hidden_states`: all, some by index with None in the other places, or none.
+    """The hidden states that `output_hidden_states` selects: all, none, or those with given indices and None for the others.
 
-    The default is the configuration's, as for everything that transformers records.
+    The default is that of the configuration, as for all outputs that transformers records.
     """
 
     def __init__(self, encoder: "TwinsEncoder", output_hidden_states: bool | int | list[int] | None):
@@ -721,7 +723,7 @@ class HiddenStates:
 
 
 def check_pixel_values(pixel_values: Any, config: TwinsConfig) -> None:
-    """Raise a ValueError that says what is wrong with the images, and what to pass."""
+    """Raise a ValueError if the images are invalid, which says what to pass."""
     shape = "(batch_size, num_channels, height, width)"
     if not isinstance(pixel_values, torch.Tensor):
         if isinstance(pixel_values, Mapping):
@@ -752,7 +754,7 @@ def check_pixel_values(pixel_values: Any, config: TwinsConfig) -> None:
 
 
 def check_pixel_mask(pixel_mask: Any, pixel_values: torch.Tensor, config: TwinsConfig) -> None:
-    """Raise a ValueError that says what is wrong with the mask, and what was expected."""
+    """Raise a ValueError if the mask is invalid, which says what was expected."""
     expected_shape = (pixel_values.shape[0], pixel_values.shape[2], pixel_values.shape[3])
     if not isinstance(pixel_mask, torch.Tensor) or pixel_mask.shape != expected_shape:
         shape = tuple(pixel_mask.shape) if isinstance(pixel_mask, torch.Tensor) else type(pixel_mask).__name__
@@ -760,7 +762,7 @@ def check_pixel_mask(pixel_mask: Any, pixel_values: torch.Tensor, config: TwinsC
             f"pixel_mask must be a torch.Tensor of shape (batch_size, height, width), {expected_shape} for these "
             f"pixel_values, got {shape}."
         )
-    # What follows reads the mask, which a graph under construction cannot, nor a tensor without content.
+    # The checks below read values of the mask, which is impossible while a graph is traced, or for a meta tensor.
     if (
         is_torchdynamo_compiling()
         or is_tracing(pixel_mask)
@@ -780,7 +782,7 @@ def check_pixel_mask(pixel_mask: Any, pixel_values: torch.Tensor, config: TwinsC
     )
     size_message = f"pixel_mask must leave each image at least {config.min_image_size} pixels high and wide"
     if pixel_mask.is_cuda:
-        # To raise would wait for the device. Its own assertions stop the program when it gets there, without waiting.
+        # Raising an error requires waiting for the device. A device-side assertion stops the program without waiting.
         torch._assert_async(is_rectangle, rectangle_message)
         torch._assert_async(is_large_enough, f"{size_message}.")
         return
@@ -793,7 +795,7 @@ def check_pixel_mask(pixel_mask: Any, pixel_values: torch.Tensor, config: TwinsC
 
 @auto_docstring(
     custom_intro="""
-    Base class of all Twins models, with the initialization of their weights and the attributes transformers needs.
+    Base class of all Twins models, with the initialization of weights and the attributes that transformers needs.
     """
 )
 class TwinsPreTrainedModel(PreTrainedModel):
@@ -807,12 +809,12 @@ class TwinsPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    # Hidden states are the encoder's own output: they are few, and a backbone and a head compute with them.
+    # Only attentions are recorded by hooks. The encoder returns hidden states itself, because backbones and heads use them.
     _can_record_outputs = {"attentions": TwinsAttention}
 
     def __init__(self, config: TwinsConfig, *args: Any, **kwargs: Any):
         super().__init__(config, *args, **kwargs)
-        # Fields may have been set after the configuration was made.
+        # Fields may have been changed after the configuration was created.
         config.validate_architecture()
 
     @classmethod
@@ -820,15 +822,15 @@ class TwinsPreTrainedModel(PreTrainedModel):
         cls, pretrained_model_name_or_path: str | os.PathLike | None, *model_args: Any, **kwargs: Any
     ) -> Self:
         r"""
-        Same as [`~PreTrainedModel.from_pretrained`], which lists the arguments. With the hf_twins package, also from
+        Same as [`~PreTrainedModel.from_pretrained`], which lists the arguments. With the hf_twins package, it also accepts
 
         - a timm folder or repository, e.g. `timm/twins_svt_small.in1k`,
         - an authors' file (`.pth`, `.pth.tar`, `.pt`, `.ckpt`, `.bin` or `.safetensors`), or a folder with one,
 
-        and with another `num_channels` than the checkpoint's: every channel gets an equal share of the summed weights.
+        and `num_channels` other than the checkpoint's: every channel gets an equal share of the summed weights.
 
         Raises:
-            ValueError: if such a file does not hold the weights of a Twins model.
+            ValueError: if such a file does not contain the weights of a Twins model.
         """
         load = super().from_pretrained
         return TwinsConfig.checkpoint_reader.load_model(load, pretrained_model_name_or_path, *model_args, **kwargs)
@@ -850,16 +852,16 @@ class TwinsPreTrainedModel(PreTrainedModel):
 
 
 class TwinsEncoder(TwinsPreTrainedModel):
-    """The stages, each after its patch embeddings: all of Twins but the final layer norm, which a backbone lacks."""
+    """The patch embeddings and stages: all of Twins except the final layer norm, which backbones do not have."""
 
-    # Models that hold an encoder take this over, under the encoder's name in them.
+    # Models that contain an encoder inherit this plan, with the encoder's name as a prefix.
     _fsdp_plan = {"patch_embeddings.*": "free_full_weight", "stages.*.layers.*": "free_full_weight"}
 
     def __init__(self, config: TwinsConfig, num_stages: int | None = None):
         r"""
         num_stages (`int`, *optional*):
-            Number of the configuration's stages to build; all by default. With 0, there are only the first patch
-            embeddings.
+            Number of stages to build; by default, all stages of the configuration. With 0, only the first patch
+            embeddings are built.
         """
         super().__init__(config)
         num_stages = len(config.depths) if num_stages is None else num_stages
@@ -867,7 +869,7 @@ class TwinsEncoder(TwinsPreTrainedModel):
             [TwinsPatchEmbeddings(config, stage) for stage in range(max(num_stages, 1))]
         )
         self.stages = nn.ModuleList([TwinsStage(config, stage) for stage in range(num_stages)])
-        # Checkpoints may hold the other stages.
+        # Checkpoints may contain stages that are not built.
         self._keys_to_ignore_on_load_unexpected = [
             rf"(^|\.)encoder\.(stages|patch_embeddings)\.{stage}\." for stage in range(num_stages, len(config.depths))
         ]
@@ -875,7 +877,7 @@ class TwinsEncoder(TwinsPreTrainedModel):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        # Its modules were pickled without their hooks.
+        # The modules were pickled without their hooks.
         self._output_capturing_hooks_installed = False
         maybe_install_capturing_hooks(self)
 
@@ -909,7 +911,7 @@ class TwinsEncoder(TwinsPreTrainedModel):
 
 
 def check_out_features(out_features: list[str], stage_names: list[str]) -> None:
-    """Raise a ValueError if a backbone that has these stages is asked for another one."""
+    """Raise a ValueError if `out_features` has a stage that the backbone was not built with."""
     missing = [name for name in out_features if name not in stage_names]
     if missing:
         raise ValueError(
@@ -921,10 +923,10 @@ def check_out_features(out_features: list[str], stage_names: list[str]) -> None:
 @auto_docstring(
     custom_intro="""
     Twins without a head: the stages, a final layer norm, and the mean over the image as pooled output. The last hidden
-    state and each of the hidden states (the first patch embeddings and the output of each stage) are images, `(batch_size,
+    state and all hidden states (the first patch embeddings and the output of each stage) are images, `(batch_size,
     channels, height, width)`. There are `sum(depths)` attentions, of shape `(batch_size * num_windows, num_heads,
-    window_size ** 2, window_size ** 2)` in locally-grouped blocks, each image's windows row by row, and `(batch_size,
-    num_heads, height * width, reduced_height * reduced_width)` in global blocks.
+    window_size ** 2, window_size ** 2)` in locally-grouped blocks, with the windows of each image row by row, and
+    `(batch_size, num_heads, height * width, reduced_height * reduced_width)` in global blocks.
     """
 )
 class TwinsModel(TwinsPreTrainedModel):
@@ -938,7 +940,7 @@ class TwinsModel(TwinsPreTrainedModel):
         self.encoder = TwinsEncoder(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if add_pooling_layer else None
         self.post_init()
-        # Now rather than at first use, which may come after `torch.compile`, where hooks can no longer be installed.
+        # Hooks are installed now and not on first use, which may be after `torch.compile`, when it is too late.
         maybe_install_capturing_hooks(self)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -957,8 +959,8 @@ class TwinsModel(TwinsPreTrainedModel):
             Normalized images, as [`TwinsImageProcessor`] returns them, of height and width at least
             `config.min_image_size`.
         pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
-            1 on the image, 0 on the padding at its right and bottom, whose content then has no effect: each image of
-            the batch gives the same result as on its own.
+            1 on the image, 0 on the padding at its right and bottom, whose content then has no effect: the output for
+            each image is the same as without the other images in the batch.
 
         Raises:
             ValueError: if the shape or type of the inputs does not fit the model, an image is smaller than
@@ -1002,13 +1004,13 @@ def image_classification_loss(
     num_items_in_batch: torch.Tensor | int | None = None,
     **kwargs: Any,
 ) -> torch.Tensor:
-    """transformers' loss, divided by `num_items_in_batch` for every problem type, where transformers divides only one."""
+    """transformers' loss, but divided by `num_items_in_batch` for every problem type, not only for single-label ones."""
     loss = ForSequenceClassificationLoss(labels, logits, config, num_items_in_batch=num_items_in_batch, **kwargs)
     if num_items_in_batch is None or config.problem_type == "single_label_classification":
         return loss
     if isinstance(num_items_in_batch, torch.Tensor):
         num_items_in_batch = num_items_in_batch.to(loss.device)
-    # So far a mean: over all labels of these images, where those of all accumulated batches count.
+    # The loss is the mean over the labels of these images. Replace their number by that of all accumulated batches.
     return loss * (labels.numel() / num_items_in_batch)
 
 
@@ -1041,8 +1043,8 @@ class TwinsForImageClassification(TwinsPreTrainedModel):
             Normalized images, as [`TwinsImageProcessor`] returns them, of height and width at least
             `config.min_image_size`.
         pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
-            1 on the image, 0 on the padding at its right and bottom, whose content then has no effect: each image of
-            the batch gives the same result as on its own.
+            1 on the image, 0 on the padding at its right and bottom, whose content then has no effect: the output for
+            each image is the same as without the other images in the batch.
         labels (`torch.Tensor`, *optional*):
             Class indices of shape `(batch_size,)`; or floating point targets of shape `(batch_size, num_labels)`, for
             regression or multi-label classification (`config.problem_type`).
@@ -1076,12 +1078,12 @@ class TwinsForImageClassification(TwinsPreTrainedModel):
         )
 
 
-# What a classifier's checkpoint holds beyond the backbone.
+# Weights of a classifier's checkpoint that a backbone does not have.
 KEYS_OF_CLASSIFIERS = [r"^(twins\.)?layernorm\.", r"^classifier\."]
 
 
 class TwinsFeaturePyramid(nn.Module):
-    """Feature Pyramid Network (FPN, https://huggingface.co/papers/1612.03144): each stage's map, and what is above it."""
+    """Feature Pyramid Network (FPN, https://huggingface.co/papers/1612.03144): adds to each stage's map the coarser ones."""
 
     def __init__(self, config: TwinsConfig):
         super().__init__()
@@ -1111,11 +1113,11 @@ class TwinsConvLayer(nn.Module):
 
 
 class TwinsSemanticFPNHead(nn.Module):
-    """Semantic FPN (https://huggingface.co/papers/1901.02446): all levels at the first one's size, summed, classified."""
+    """Semantic FPN (https://huggingface.co/papers/1901.02446): sums all levels at the size of the first, and classifies."""
 
     def __init__(self, config: TwinsConfig):
         super().__init__()
-        # As many convolutions as there are halvings since the first level, each followed by a doubling.
+        # Each level has as many convolutions, each followed by doubling its size, as it was halved since the first level.
         self.scale_heads = nn.ModuleList()
         for level in range(len(config.hidden_sizes)):
             layers: list[nn.Module] = []
@@ -1131,7 +1133,7 @@ class TwinsSemanticFPNHead(nn.Module):
     def forward(self, pyramid: list[torch.Tensor]) -> torch.Tensor:
         output, *others = [scale_head(feature_map) for scale_head, feature_map in zip(self.scale_heads, pyramid)]
         for other in others:
-            # A map of odd size was halved to less than a half.
+            # Interpolate to the exact size, because halving maps of odd size rounds down.
             output = output + nn.functional.interpolate(other, size=output.shape[2:], mode="bilinear")
         return self.classifier(self.dropout(output))
 
@@ -1167,16 +1169,16 @@ class TwinsForSemanticSegmentation(TwinsPreTrainedModel):
             Normalized images of height and width at least `config.min_image_size`.
         pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
             1 on the image, 0 on the padding at its right and bottom, whose content then has no effect. Only the
-            backbone uses it: the head, which takes no mask, sees zeros there, as at the border of a feature map, so
-            logits near the padding differ slightly from those of the image alone. `labels` must mark padding, too.
+            backbone uses it. The head, which takes no mask, sees zeros there, as at the border of a feature map, so
+            logits near the padding differ slightly from those without padding. `labels` must mark padding, too.
         labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
-            Class of each pixel; `config.semantic_loss_ignore_index` where there is none. The loss is the mean over the
-            others in the batch; NaN if there are none, as in PyTorch and transformers' other segmentation models.
+            Class of each pixel, or `config.semantic_loss_ignore_index` for no class. The loss is the mean over all pixels
+            of the batch with a class; NaN if there are none, as in PyTorch and transformers' other segmentation models.
         num_items_in_batch (`int` or `torch.Tensor`, *optional*):
             Divisor of the summed pixel losses, instead of the number of pixels with a class: the number of
             pixels in all batches of an optimization step. [`Trainer`] passes the number of labels other than
-            -100. With `config.semantic_loss_ignore_index=-100` and labels that use it, those are the pixels with a class;
-            with the default, ignored pixels count with a loss of 0, including the padding of smaller images.
+            -100. With `config.semantic_loss_ignore_index=-100` and labels that use it, these are the pixels with a class.
+            With the default, ignored pixels, including the padding of smaller images, count with a loss of 0.
 
         Raises:
             ValueError: if the shape or type of the inputs does not fit the model, an image is smaller than
@@ -1207,10 +1209,9 @@ class TwinsForSemanticSegmentation(TwinsPreTrainedModel):
 
 @auto_docstring(
     custom_intro="""
-    Twins backbone, to be used with frameworks like UperNet, DETR and MaskFormer. Stages after the last one that
-    `out_features` asks for are neither built nor run, so that every parameter gets a gradient. Feature maps and hidden
-    states are the model's own tensors, in channels-last memory format: gradients flow through them; for another
-    layout, call `contiguous()`.
+    Twins backbone, to be used with frameworks like UperNet, DETR and MaskFormer. Stages after the last one in
+    `out_features` are neither built nor run, so that every parameter gets a gradient. Feature maps and hidden states are in
+    channels-last memory format, and gradients flow through them; for another layout, call `contiguous()`.
     """
 )
 class TwinsBackbone(BackboneMixin, TwinsPreTrainedModel):

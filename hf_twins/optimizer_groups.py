@@ -25,12 +25,12 @@ from .modeling_twins import TwinsEncoder
 def parameter_groups(
     model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
-    """The trainable parameters of a model with a Twins encoder, in groups for a PyTorch optimizer.
+    """Group the trainable parameters of a model with a Twins encoder for a PyTorch optimizer.
 
     Biases, norm weights and position encodings get no weight decay, as in the authors' recipes
     (`no_weight_decay` in https://github.com/Meituan-AutoML/Twins/blob/main/gvt.py). With layer-wise decay of the learning
-    rate (https://huggingface.co/papers/2106.08254, section 4.1), the head has `learning_rate`, and every block below it
-    `layer_decay` times that of the one above.
+    rate (https://huggingface.co/papers/2106.08254, section 4.1), the head has `learning_rate`, and every block below it has
+    `layer_decay` times the learning rate of the block above it.
 
     Args:
         model: a Twins model, or any model that contains one: UperNet, DETR, a PEFT model.
@@ -82,7 +82,7 @@ def parameter_groups(
 
 
 def parameter_depths(model: nn.Module) -> Iterator[tuple[str, int]]:
-    """How many blocks lie below each parameter of the encoders in a model."""
+    """Yield each parameter of the encoders in a model, with the number of blocks below it."""
     for prefix, encoder in model.named_modules():
         if not isinstance(encoder, TwinsEncoder):
             continue
@@ -95,7 +95,7 @@ def parameter_depths(model: nn.Module) -> Iterator[tuple[str, int]]:
             elif layer is not None:
                 depth = first_layer + int(layer[1]) + 1
             else:
-                # The position encoding comes after the first block; a stage's norm after the last.
+                # The position encoding comes after the first block, and a stage's norm after the last block.
                 last_layer = 1 if ".position_encoding." in name else encoder.config.depths[stage]
                 depth = first_layer + last_layer
             yield f"{prefix}.{name}" if prefix else name, depth

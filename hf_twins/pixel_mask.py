@@ -26,12 +26,12 @@ from torch.utils.hooks import RemovableHandle
 from .modeling_twins import TwinsBackbone
 
 
-# Of the forward passes that are under way in this thread or task, innermost last.
+# The masks of the forward passes that are running in this thread or task, innermost last.
 PIXEL_MASKS: ContextVar[tuple[torch.Tensor | None, ...]] = ContextVar("PIXEL_MASKS", default=())
 
 
 class PixelMaskHandle:
-    """The hooks of [`pass_pixel_mask_to_backbone`]: gone after `remove()`, or at the end of a `with` block."""
+    """The hooks of [`pass_pixel_mask_to_backbone`], which `remove()` or the end of a `with` block removes."""
 
     def __init__(self, handles: list[RemovableHandle]):
         self.handles = handles
@@ -52,13 +52,12 @@ class PixelMaskHandle:
 def pass_pixel_mask_to_backbone(model: nn.Module) -> PixelMaskHandle:
     """Make a model pass the `pixel_mask` that it is called with to its [`TwinsBackbone`].
 
-    DETR and its relatives mask their own attention with it, and UperNet ignores it, but all of them call their
-    backbone with `pixel_values` alone, so that it takes padding for image. With these hooks, an image padded in a
-    batch has the feature maps that it has alone, with zeros beside them. UperNet takes `pixel_mask` as a keyword.
+    DETR and its relatives mask their own attention with it, and UperNet ignores it, but all of them pass only
+    `pixel_values` to their backbone, which then cannot distinguish padding from the image. With these hooks, the feature maps
+    of an image do not depend on its padding, and are zero on the padding. UperNet takes `pixel_mask` as a keyword.
 
-    Only hooks are registered: weights, `save_pretrained` and the configuration stay as they are, and a reloaded model
-    needs them again. Calls may be nested and come from several threads. `torch.compile` works, with graph
-    breaks.
+    Only hooks are registered: weights, `save_pretrained` and the configuration are unchanged, and a reloaded model needs the
+    hooks again. Calls may be nested and come from several threads. `torch.compile` works, with graph breaks.
 
     Args:
         model: any module with a Twins backbone, e.g. `DetrForObjectDetection`, `UperNetForSemanticSegmentation`.
@@ -95,14 +94,14 @@ def pass_pixel_mask_to_backbone(model: nn.Module) -> PixelMaskHandle:
     place = names.index("pixel_mask") if "pixel_mask" in names else None
     handles = [
         model.register_forward_pre_hook(partial(enter_forward, place), with_kwargs=True),
-        # Also after an error, so that no mask is left for the next call.
+        # The hook is also called after an error, so that no mask remains for the next call.
         model.register_forward_hook(leave_forward, always_call=True),
     ]
     handles += [backbone.register_forward_pre_hook(add_pixel_mask, with_kwargs=True) for backbone in backbones]
     return PixelMaskHandle(handles)
 
 
-# Functions of the module, not of the call above: so that a model with these hooks can be copied.
+# The hooks are module-level functions, so that a model with these hooks can be copied.
 def enter_forward(place: int | None, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     pixel_mask = kwargs.get("pixel_mask")
     if place is not None and len(args) > place:

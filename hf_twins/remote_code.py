@@ -22,7 +22,7 @@ from ._utils.files import write_json
 from .image_processing_twins import PROCESSOR_AUTO_MAP
 
 
-# One entry for every Auto class, whichever class the model was saved from.
+# There is an entry for every Auto class, regardless of the class that the model was saved from.
 CONFIG_AUTO_MAP = {
     "AutoConfig": "configuration_twins.TwinsConfig",
     "AutoModel": "modeling_twins.TwinsModel",
@@ -36,15 +36,15 @@ def save_remote_code(save_directory: str | os.PathLike) -> list[str]:
     """Add the model code to a saved model, so that `trust_remote_code=True` loads it without this package.
 
     Args:
-        save_directory: a folder that `save_pretrained` wrote; `config.json` must be there, `preprocessor_config.json`
-            may be.
+        save_directory: a folder that `save_pretrained` wrote, with a `config.json` and optionally a
+            `preprocessor_config.json`.
 
     Returns:
         The paths of the code files written.
 
     Raises:
-        FileNotFoundError: if `save_directory` holds no `config.json`.
-        ValueError: if its model is not a Twins model but, for example, a DETR or UperNet with a Twins backbone.
+        FileNotFoundError: if `save_directory` has no `config.json`.
+        ValueError: if the model is not a Twins model but, for example, a DETR or UperNet with a Twins backbone.
     """
     save_directory = Path(save_directory)
     config_file = save_directory / "config.json"
@@ -64,12 +64,12 @@ def save_remote_code(save_directory: str | os.PathLike) -> list[str]:
             f"{config_file} must be that of a Twins model (model_type 'twins'), got {config.get('model_type')!r}."
         )
     code_files = [shutil.copy(source, save_directory) for source in sorted(Path(__file__).parent.glob("*_twins.py"))]
-    # Not sorted: as text, label 10 would come before label 2.
+    # Keys are not sorted, because label 10 would come before label 2.
     write_json(config_file, config | {"auto_map": CONFIG_AUTO_MAP})
     processor_file = save_directory / "preprocessor_config.json"
     if processor_file.is_file():
         processor = json.loads(processor_file.read_text(encoding="utf-8"))
-        # Another model's processor, as older segmentation models have it, is in transformers and needs no code.
+        # Older segmentation models have an image processor of another model, which is part of transformers.
         if processor.get("image_processor_type") in ("TwinsImageProcessor", "TwinsImageProcessorPil"):
             write_json(processor_file, processor | {"auto_map": PROCESSOR_AUTO_MAP})
     return [str(path) for path in code_files]

@@ -113,7 +113,7 @@ TWINS_VARIANTS: dict[str, TwinsVariant] = {
 }
 
 
-# Of all published variants: the factors by which each stage's global attention sub-samples.
+# The sub-sampling ratios of each stage's global attention, the same in all published variants.
 PUBLISHED_SR_RATIOS = [8, 4, 2, 1]
 
 

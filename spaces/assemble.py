@@ -42,27 +42,27 @@ from hf_twins._utils.publishing import create_repository
 
 HERE = Path(__file__).resolve().parent
 SPACES = sorted(file.parent.name for file in HERE.glob("*/README.md"))
-# The page that runs its model in the browser.
+# The Space whose page runs its model in the browser.
 BROWSER = "browser"
-# What converts the published checkpoints of a Space that has them.
+# The files that convert published checkpoints, for a Space that offers these.
 CONVERSION = ("checkpoint_formats.py", "checkpoint_sources.py", "downloads.py", "ade20k_classes.txt")
 THUMBNAIL = "thumbnail.png"
 LEFT_OUT = ("__pycache__", "*.pyc", "*.tmp", ".*")
 
 
 def assemble(space: str, output: Path, model: str | None = None, repo_id: str | None = None) -> None:
-    """Write a Space's folder, complete or not at all.
+    """Write a Space's folder atomically.
 
     Args:
         space: one of `SPACES`.
         output: output folder, new or empty.
         model: folder, file or Hub id of the Space's default model.
-        repo_id: where it will be published: links to it show the thumbnail there.
+        repo_id: Hub id to publish the Space as, for the URL of its thumbnail.
 
     Raises:
         ImportError: if a package needed to export the model of `BROWSER` is missing.
         OSError: if the model cannot be loaded.
-        ValueError: if `output` exists, even if only at the end, or the model is of another kind.
+        ValueError: if `output` exists at the start or at the end, or the model is of another kind.
     """
     check_is_new(output)
     package = Path(hf_twins.__file__).parent
@@ -77,7 +77,7 @@ def assemble(space: str, output: Path, model: str | None = None, repo_id: str | 
         if space == BROWSER:
             export_model(partial, model or DEFAULT_MODEL, HERE / "image_classification" / "examples")
             return
-        # Their pages are for who works on them.
+        # Their README pages are for developers.
         for folder in (HERE / "twins_space", package):
             ignore = shutil.ignore_patterns(*LEFT_OUT, "README.md")
             shutil.copytree(folder, partial / folder.name, ignore=ignore)
@@ -90,11 +90,12 @@ def assemble(space: str, output: Path, model: str | None = None, repo_id: str | 
 
 
 def add_model(space: str, model: str, folder: Path) -> None:
-    """Make a model the default of a Space: copied into its folder, or downloaded from the Hub when the Space is built."""
+    """Make a model the default of a Space: copy it to the folder, or have it downloaded when the Space is built."""
     loaded, processor = load_model(model, space.replace("_", "-"), dtype="auto")
     card = RepoCard.load(folder / "README.md")
     if Path(model).exists():
-        # As a model folder, whatever it was: an adapter or another library's checkpoint may need files that are elsewhere.
+        # Any model is saved as a complete model folder, because an adapter or another library's checkpoint may need files
+        # that are elsewhere.
         name = f"{OWN_MODELS}/{Path(model).resolve().stem}"
         loaded.save_pretrained(folder / name)
         processor.save_pretrained(folder / name)
@@ -152,7 +153,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.push_to_hub:
             print(f"published {push(args.output, args.repo_id, args.private)}")
     except (ImportError, OSError, ValueError) as error:
-        # The Hub's client says it in several lines.
+        # Messages of the Hub's client may have several lines.
         sys.exit(f"error: {' '.join(str(error).split())}")
 
 

@@ -25,9 +25,9 @@ from hf_twins.export.to_onnx import FILE_NAMES, FOLDER_NAME, export_onnx
 
 
 DEFAULT_MODEL = "timm/twins_svt_small.in1k"
-# Photographs for models that know the 1,000 classes of ImageNet, which nearly all published ones do.
+# Photographs for models that know the 1,000 classes of ImageNet, as nearly all published models do.
 EXAMPLES = {"chelsea.jpg": "a cat", "coffee.jpg": "a cup of coffee", "astronaut.jpg": "an astronaut"}
-# The filters of Pillow that `image_processor.js` has.
+# Pillow's filters that `image_processor.js` implements.
 RESAMPLING_FILTERS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
@@ -41,18 +41,18 @@ def export_model(space: Path, model_name_or_path: str, examples: Path) -> None:
 
     Raises:
         ImportError: if a package of the extra `export` is missing.
-        OSError: if there is no such model, or it cannot be reached.
-        ValueError: if it is not a classifier of RGB images, needs preprocessing that the page does not do, or its export does
-            not compute the same.
+        OSError: if the model is missing or cannot be reached.
+        ValueError: if the model is not a classifier of RGB images, needs preprocessing that the page does not support, or
+            the outputs of its export differ.
     """
     source = load_source(model_name_or_path)
     check_page_can_use(source, model_name_or_path)
     exported = space / "model"
     export_onnx(source, exported, ("int8", "float16", "float32"))
-    # Browsers keep what they loaded under its address: another model needs another one.
+    # Browsers cache files by their URL, so each model needs its own.
     folder = exported.rename(space / f"model-{content_hash(exported)}")
     is_on_hub = not Path(model_name_or_path).exists()
-    # To other models they would be riddles.
+    # Other models do not know the classes of these images.
     shown = EXAMPLES if source.config.num_labels == 1000 else {}
     description = {
         "model": model_name_or_path if is_on_hub else Path(model_name_or_path).resolve().name,
@@ -89,7 +89,7 @@ def check_page_can_use(source: Source, name: str) -> None:
 
 
 def content_hash(folder: Path) -> str:
-    """Twelve digits that differ for folders whose files differ."""
+    """A hash, with twelve digits, of the files in a folder."""
     digest = hashlib.sha256()
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(hashlib.sha256(file.read_bytes()).digest())

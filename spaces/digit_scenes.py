@@ -13,7 +13,7 @@
 # limitations under the License.
 """Generates scenes of handwritten digits with exact masks and boxes, to train and demonstrate a small model.
 
-The digits are scikit-learn's (https://archive.ics.uci.edu/dataset/80), of 8 x 8 pixels.
+The digits are scikit-learn's (https://archive.ics.uci.edu/dataset/80), with 8 x 8 pixels.
 """
 
 from dataclasses import dataclass
@@ -24,20 +24,20 @@ import PIL.Image
 from sklearn.datasets import load_digits
 
 
-# Of the scene's smaller side, what a digit's may be.
+# Maximum side of a digit, relative to the shorter side of the scene.
 MAX_DIGIT_SHARE = 0.5
 NUM_TRIES = 50
 
 
 @dataclass(frozen=True)
 class DigitScene:
-    """An image and what is in it.
+    """An image with its digits.
 
     Args:
         image: color image.
-        mask: `(height, width)`, uint8: 0 on the background, 1 + the digit on one.
+        mask: `(height, width)`, uint8: 0 on the background, and the digit plus 1 on a digit.
         boxes: `(num_digits, 4)`, float32: left, top, right and bottom of each digit in pixels, right and bottom exclusive.
-        labels: `(num_digits,)`, int64: which digit it is.
+        labels: `(num_digits,)`, int64: the digits.
     """
 
     image: PIL.Image.Image
@@ -59,14 +59,14 @@ def digit_scene(
     handwriting: np.ndarray | None = None,
     min_side: int = 14,
 ) -> DigitScene:
-    """Digits of random places, sizes and colors, without overlaps, on dark clouds of color.
+    """Create a scene of digits with random places, sizes and colors, without overlaps, on dark clouds of color.
 
     Args:
-        seed: seed of everything random.
+        seed: seed of all random numbers.
         size: height and width in pixels.
         num_digits: number of digits; fewer if there is no room for more.
-        handwriting: indices in `load_digits` of those to use; all if not given.
-        min_side: smallest side of a digit, with its margin, in pixels; below 14, it is illegible.
+        handwriting: indices in `load_digits` of the digits to use; all by default.
+        min_side: minimum side of a digit, with its margin, in pixels; below 14, digits are illegible.
     """
     rng = np.random.default_rng(seed)
     images, digits = digit_images()
@@ -98,7 +98,7 @@ def digit_scene(
 
 
 def resized_ink(image: np.ndarray, side: int) -> np.ndarray:
-    """Mask of the ink in an image resized to that side, without its margin."""
+    """Resize an image to the given side, and return the mask of its ink, without its margin."""
     resized = PIL.Image.fromarray(image).resize((side, side), PIL.Image.Resampling.BILINEAR)
     ink = np.asarray(resized) > 6
     rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
@@ -106,11 +106,11 @@ def resized_ink(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def free_place(rng: np.random.Generator, mask: np.ndarray, size: tuple[int, ...]) -> tuple[int, int, int, int] | None:
-    """Left, top, right and bottom of a random empty place of that height and width, if one is found."""
+    """Find a random empty place with the given height and width; return its left, top, right and bottom, or None."""
     for _ in range(NUM_TRIES):
         top, left = (int(rng.integers(whole - part + 1)) for whole, part in zip(mask.shape, size))
         bottom, right = top + size[0], left + size[1]
-        # With a pixel between.
+        # Keep at least one pixel between digits.
         if not mask[max(top - 1, 0) : bottom + 1, max(left - 1, 0) : right + 1].any():
             return left, top, right, bottom
     return None

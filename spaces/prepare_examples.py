@@ -13,7 +13,7 @@
 # limitations under the License.
 """Write the Spaces' example images, from images that scikit-learn and scikit-image ship under free licenses.
 
-The digits, also those in the scenes, are among those that `train_digit_models.py` holds out.
+All digits, including those in the scenes, are held out by `train_digit_models.py`.
 
     python spaces/prepare_examples.py
 """
@@ -52,7 +52,7 @@ def main() -> None:
     folder = SPACES / "semantic_segmentation" / "examples"
     folder.mkdir(parents=True, exist_ok=True)
     for seed in range(NUM_SCENES):
-        # Beyond the seeds of the scenes that the model was trained and measured on.
+        # These seeds differ from those of the scenes that the model was trained and evaluated on.
         size = (SCENE_SIDE, SCENE_SIDE if seed % 2 else 96)
         image = digit_scene(100_000 + seed, size, 5, held_out, MIN_DIGIT_SIDE).image
         image = image.resize((image.width * SCENE_FACTOR, image.height * SCENE_FACTOR), PIL.Image.Resampling.BICUBIC)

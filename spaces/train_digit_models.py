@@ -52,9 +52,9 @@ from hf_twins._utils.labels import label_fields
 
 
 SPACES = Path(__file__).parent
-# Sides in pixels. The classifiers see other sides too, because the page lets one choose.
+# Sides in pixels. The classifiers are trained with several sides, because visitors can choose the resolution.
 DIGIT_SIDE, DIGIT_SIDES, SCENE_SIDE = 32, (16, 24, 32, 32, 32, 48), 64
-# So that a digit in a scene can be told easily.
+# Minimum side at which a digit in a scene is easy to recognize.
 MIN_DIGIT_SIDE = 22
 NUM_SCENES, NUM_HELD_OUT_SCENES = 3000, 300
 BATCH_SIZE = 32
@@ -74,10 +74,10 @@ class DigitModel:
     """A model to train.
 
     Args:
-        space: folder of its Space.
+        space: folder of the model's Space.
         window_size: side of attention windows; None for PCPVT.
         epochs: passes over the training data.
-        start: model whose encoder it starts from.
+        start: model whose encoder training starts from.
     """
 
     space: str
@@ -96,14 +96,14 @@ Batches = Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]]
 
 
 def split_handwriting(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices in `load_digits` of the training digits, and of the held-out fifth."""
+    """The indices in `load_digits` of the training digits, and of the held-out fifth."""
     labels = load_digits().target
     train, held_out = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=seed)
     return np.sort(train), np.sort(held_out)
 
 
 def draw_digits(images: torch.Tensor, side: int) -> torch.Tensor:
-    """Digits as users may upload them: larger or smaller, rotated, shifted, paler, smooth or blocky.
+    """Augment digits to look like those that users may upload: larger or smaller, rotated, shifted, paler, smooth or blocky.
 
     Args:
         images: `(batch_size, 1, height, width)`, from 0 to 1.
@@ -150,7 +150,7 @@ def train(model: TwinsPreTrainedModel, batches: Batches, num_steps: int) -> None
 
 
 def train_classifier(window_size: int | None, epochs: int, seed: int) -> tuple[TwinsPreTrainedModel, Any, float]:
-    """The model, its processor, and its accuracy on the digits held out."""
+    """Train a classifier, and return it with its image processor and its accuracy on held-out digits."""
     digits = load_digits()
     images, targets = torch.tensor(digits.images / 16).float().unsqueeze(1), torch.tensor(digits.target)
     training, held_out = split_handwriting(seed)
@@ -174,7 +174,10 @@ def train_classifier(window_size: int | None, epochs: int, seed: int) -> tuple[T
 
 
 def train_segmenter(start: Path, epochs: int, seed: int) -> tuple[TwinsPreTrainedModel, Any, float]:
-    """The model, from the encoder of a classifier, its processor, and its mean IoU on scenes of the digits held out."""
+    """Train a segmentation model from the encoder of a classifier.
+
+    Returns the model, its image processor, and its mean IoU on scenes of held-out digits.
+    """
     training, held_out = split_handwriting(seed)
     fields = label_fields(["background"] + [f"digit {digit}" for digit in range(10)])
     model = TwinsForSemanticSegmentation.from_pretrained(start, fpn_hidden_size=24, decoder_hidden_size=24, **fields)

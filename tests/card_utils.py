@@ -27,7 +27,7 @@ EXTRAS = ("sklearn", "matplotlib", "datasets", "accelerate", "gradio", "timm", "
 
 
 def run_card(folder: Path, location: str | None = None, needs: tuple[str, ...] = ()) -> str:
-    """What the Python code in the card of a model folder prints, run beside a `picture.jpg`.
+    """What the Python code in the card of a model folder prints, run beside a `image.jpg`.
 
     Args:
         folder: the model folder.
@@ -38,7 +38,7 @@ def run_card(folder: Path, location: str | None = None, needs: tuple[str, ...] =
     assert code.startswith("import hf_twins"), code
     assert (location or str(folder)) in code, code
     code = code.replace(f'"{location or folder}"', f'"{folder}"')
-    Image.effect_noise((48, 40), 80).convert("RGB").save(folder.parent / "picture.jpg")
+    Image.effect_noise((48, 40), 80).convert("RGB").save(folder.parent / "image.jpg")
     block = f"import sys\nfor name in {set(EXTRAS) - set(needs)!r}:\n    sys.modules[name] = None\n"
     process = subprocess.run(
         [sys.executable, "-c", block + code], cwd=folder.parent, capture_output=True, text=True, check=False

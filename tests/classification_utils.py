@@ -30,14 +30,14 @@ from hf_twins import TwinsForImageClassification, TwinsImageProcessor
 def digit_images(count: int = 1797) -> tuple[list[PILImage.Image], list[str]]:
     """The first of scikit-learn's 1797 digits, white on black, and what they are."""
     digits = load_digits()
-    pictures = [PILImage.fromarray((image * 255 / 16).astype("uint8")) for image in digits.images[:count]]
-    return pictures, [str(label) for label in digits.target[:count]]
+    images = [PILImage.fromarray((image * 255 / 16).astype("uint8")) for image in digits.images[:count]]
+    return images, [str(label) for label in digits.target[:count]]
 
 
-def write_parquet(folder: Path, pictures: list[Any], labels: list[str]) -> Path:
+def write_parquet(folder: Path, images: list[Any], labels: list[str]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    features = Features({"picture": Image(), "digit": Value("string")})
-    Dataset.from_dict({"picture": pictures, "digit": labels}, features=features).to_parquet(folder / "train.parquet")
+    features = Features({"photo": Image(), "digit": Value("string")})
+    Dataset.from_dict({"photo": images, "digit": labels}, features=features).to_parquet(folder / "train.parquet")
     return folder
 
 
@@ -52,9 +52,9 @@ def write_images(folder: Path, counts: dict[str, int]) -> Path:
 
 def write_digit_folder(folder: Path, count: int) -> Path:
     """The first digits, in a sub-folder for each label."""
-    for index, (picture, label) in enumerate(zip(*digit_images(count))):
+    for index, (image, label) in enumerate(zip(*digit_images(count))):
         (folder / label).mkdir(parents=True, exist_ok=True)
-        picture.save(folder / label / f"{index:03}.png")
+        image.save(folder / label / f"{index:03}.png")
     return folder
 
 

@@ -96,12 +96,12 @@ def long_png() -> bytes:
 
 
 def leave_trace_for_ghostscript(folder: Path) -> tuple[Path, Path]:
-    """PostScript that is called picture.png, and a folder for PATH, whose `gs` makes the file trace beside it."""
-    (folder / "picture.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    """PostScript that is called image.png, and a folder for PATH, whose `gs` makes the file trace beside it."""
+    (folder / "image.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
     (folder / "bin").mkdir()
     (folder / "bin" / "gs").write_text(f"#!/bin/sh\n: > '{folder / 'trace'}'\n")
     (folder / "bin" / "gs").chmod(0o755)
-    return folder / "picture.png", folder / "bin"
+    return folder / "image.png", folder / "bin"
 
 
 def archive(members: dict[str, bytes]) -> bytes:
@@ -112,17 +112,17 @@ def archive(members: dict[str, bytes]) -> bytes:
     return file.getvalue()
 
 
-def write_unusable(folder: Path, picture: PIL.Image.Image) -> dict[str, tuple[Path, str]]:
+def write_unusable(folder: Path, image: PIL.Image.Image) -> dict[str, tuple[Path, str]]:
     """Files that no page can use, and a part of the sentence that each gets."""
-    png = saved(picture, "PNG")
+    png = saved(image, "PNG")
     contents = {
-        "text.png": (b"no picture", "not a supported image"),
+        "text.png": (b"no image", "not a supported image"),
         "truncated.png": (png[: len(png) // 2], "broken or incomplete"),
-        "truncated.jpg": (saved(picture, "JPEG")[:200], "broken or incomplete"),
+        "truncated.jpg": (saved(image, "JPEG")[:200], "broken or incomplete"),
         "empty.png": (b"", "empty"),
         "long.png": (png_of(20_000, 10), "too long"),
         "bomb.png": (png_of(15_000, 15_000), "too many pixels"),
-        "picture.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100), "HEIC"),
+        "image.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100), "HEIC"),
         "drawing.svg": (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', "SVG"),
     }
     for name, (content, _) in contents.items():
@@ -130,33 +130,33 @@ def write_unusable(folder: Path, picture: PIL.Image.Image) -> dict[str, tuple[Pa
     return {name: (folder / name, sentence) for name, (_, sentence) in contents.items()}
 
 
-def write_unusual(folder: Path, picture: PIL.Image.Image) -> dict[str, Path]:
-    """The same gray picture, in ways that are easy to read wrongly."""
+def write_unusual(folder: Path, image: PIL.Image.Image) -> dict[str, Path]:
+    """The same gray image, in ways that are easy to read wrongly."""
     exif = PIL.Image.Exif()
     # To be turned by 90 degrees clockwise.
     exif[0x0112] = 6
     contents = {
-        "cmyk.jpg": saved(picture.convert("CMYK"), "JPEG", quality=95),
-        "16_bits.png": saved(PIL.Image.fromarray(np.asarray(picture).astype(np.uint16) * 257), "PNG"),
-        "palette.png": saved(picture.convert("P"), "PNG", transparency=255),
-        "turned.jpg": saved(picture.transpose(PIL.Image.Transpose.ROTATE_90), "JPEG", quality=95, exif=exif),
+        "cmyk.jpg": saved(image.convert("CMYK"), "JPEG", quality=95),
+        "16_bits.png": saved(PIL.Image.fromarray(np.asarray(image).astype(np.uint16) * 257), "PNG"),
+        "palette.png": saved(image.convert("P"), "PNG", transparency=255),
+        "turned.jpg": saved(image.transpose(PIL.Image.Transpose.ROTATE_90), "JPEG", quality=95, exif=exif),
         "animated.gif": saved(
-            picture, "GIF", save_all=True, append_images=[PIL.Image.new("L", picture.size, 128)], duration=50
+            image, "GIF", save_all=True, append_images=[PIL.Image.new("L", image.size, 128)], duration=50
         ),
-        "color.webp": saved(picture.convert("RGB"), "WEBP", quality=95),
+        "color.webp": saved(image.convert("RGB"), "WEBP", quality=95),
     }
     for name, content in contents.items():
         (folder / name).write_bytes(content)
     return {name: folder / name for name in contents}
 
 
-def write_unusable_archives(folder: Path, picture: PIL.Image.Image) -> dict[str, tuple[Path, str]]:
+def write_unusable_archives(folder: Path, image: PIL.Image.Image) -> dict[str, tuple[Path, str]]:
     """Archives of which nothing may be read, and a part of the sentence that each gets."""
     contents = {
-        "traversal.zip": (archive({"good.png": saved(picture, "PNG"), "../../out.png": b""}), "outside itself"),
+        "traversal.zip": (archive({"good.png": saved(image, "PNG"), "../../out.png": b""}), "outside itself"),
         "bomb.zip": (archive({f"{index}.png": bytes(15 * 2**20) for index in range(14)}), "unpacks to more than"),
         "broken.zip": (
-            archive({"good.png": saved(picture, "PNG")})[100:],
+            archive({"good.png": saved(image, "PNG")})[100:],
             "not a supported image|broken or incomplete",
         ),
     }

@@ -133,15 +133,15 @@ def save_published(files: Path, endpoint: str) -> tuple[Path, dict]:
 
 
 def pixels(path: str) -> np.ndarray:
-    """A picture that a client was given, as numbers that can be subtracted."""
+    """A image that a client was given, as numbers that can be subtracted."""
     with Image.open(path) as image:
         return np.asarray(image, dtype=float)
 
 
 def digit_image(index: int, side: int = 96) -> Image.Image:
     """One of scikit-learn's digits, white on black."""
-    picture = (load_digits().images[index] * 255 / 16).astype(np.uint8)
-    return Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC)
+    image = (load_digits().images[index] * 255 / 16).astype(np.uint8)
+    return Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
 
 
 def digit_label(index: int) -> str:

@@ -135,8 +135,8 @@ def write_data(folder: Path) -> None:
     write_scenes(folder / "path/to/pairs", range(12))
     write_scenes(folder / "path/to/training", range(8))
     write_scenes(folder / "path/to/validation", range(8, 12))
-    (folder / "path/to/pictures").mkdir()
-    for file in ("path/to/pictures/picture.png", "picture.png", "street.jpg"):
+    (folder / "path/to/photos").mkdir()
+    for file in ("path/to/photos/image.png", "image.png", "street.jpg"):
         digit_scene(0).image.save(folder / file)
     write_objects(folder / "train2017", folder / "annotations/instances_train2017.json", range(8))
     write_objects(folder / "val2017", folder / "annotations/instances_val2017.json", range(8, 12))
@@ -183,7 +183,7 @@ def test_shell_blocks_run_one_after_the_other(page, tmp_path):
         if page == "README.md":
             assert hub.repository("ORG/NAME").branch("main").files.keys() >= {"model.safetensors", "conversion.json"}
             assert "app.py" in hub.repository("ORG/NAME", "space").branch("main").files
-            for output in ("segmented/picture_mask.png", "attention/stage4.png", "timm/model.safetensors"):
+            for output in ("segmented/image_mask.png", "attention/stage4.png", "timm/model.safetensors"):
                 assert (folder / "outputs" / output).is_file(), output
 
 

@@ -1,6 +1,6 @@
-"""Say which of transformers' tests did not run on Twins, and why: a skip is not a pass.
+"""Report which of transformers' tests did not run on Twins, and why, since a skipped test is not a passed test.
 
-Reads what `pytest -rs` printed. Fails where a test was skipped for a reason that is not listed here.
+The script reads the output of `pytest -rs`, and fails if a test was skipped for a reason that is not listed here.
 """
 
 import re
@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 
-# What transformers gives as reason, and what it comes to.
+# Maps patterns of transformers' reasons to explanations.
 REASONS = {
     r"requires (multiple )?accelerators?$|requires MPS|requires Flash Attention|requires deepspeed": (
         "needs a GPU or what runs on one: tests marked `gpu` and tests/sharded_training.py are ours"
@@ -19,7 +19,7 @@ REASONS = {
     r"|position embeddings|sparse experts|output_router_logits|feedforward chunking": (
         "tests what language models have: caches, token embeddings, rotary positions, experts"
     ),
-    # The last: of a test of composite models, whose reason is another's.
+    # The last pattern is for a test of composite models, whose reason was copied from another test.
     r"not (a )?composite|No subconfigs|does not support SDPA": "tests models that are made of models",
     r"_keep_in_fp32_modules": "tests layers that a model keeps in float32: Twins has none",
     r"TP plan": "tests tensor parallelism, for which Twins has no plan",
@@ -33,13 +33,13 @@ REASONS = {
     r"The process that it starts": "starts a process that knows transformers' models only: tests/hf_twins has the like",
     r"several classes capturing": (
         "selects single hidden states that hooks record: Twins' encoder collects them itself "
-        "(ours: test_selected_hidden_states_are_none_elsewhere)"
+        "(ours: test_hidden_states_that_are_not_selected_are_none)"
     ),
 }
 
 
 def count_skips(log: str) -> Counter[str]:
-    """How many tests were skipped, by reason."""
+    """Count the skipped tests by reason."""
     skips: Counter[str] = Counter()
     for number, reason in re.findall(
         r"^(?:SUB)?SKIPPED(?:\[\w+\])? \[(\d+)\] \S+?:(?:\d+:)? (.*)$", log, flags=re.MULTILINE

@@ -33,7 +33,7 @@ from ...test_image_processing_common import (
 from ...test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor
 
 
-# What transformers' own tables of models would hold: its tests look up there which heads need labels.
+# Entries that transformers' own models have in these mappings, where its tests look up which heads need labels.
 MODEL_MAPPING_NAMES["twins"] = "TwinsModel"
 MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES["twins"] = "TwinsForImageClassification"
 MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["twins"] = "TwinsForSemanticSegmentation"
@@ -127,7 +127,7 @@ class TwinsModelTest(ModelTesterMixin, unittest.TestCase):
             self.assertIsNone(model.get_output_embeddings())
 
     def test_attention_outputs(self):
-        # One for each block, locally-grouped and global in turns, of different shapes.
+        # There is one for each block, alternately locally-grouped and global, with different shapes.
         config, inputs_dict = self.model_tester.prepare_config_and_inputs_for_common()
         grids = [self.model_tester.image_size // self.model_tester.patch_size // 2**stage for stage in range(2)]
         window_tokens = self.model_tester.window_size**2
@@ -146,7 +146,7 @@ class TwinsModelTest(ModelTesterMixin, unittest.TestCase):
                 self.assertListEqual([tuple(attention.shape[1:]) for attention in attentions], expected)
 
     def test_hidden_states_output(self):
-        # The first patch embeddings and each stage, as images.
+        # Hidden states are the first patch embeddings and the output of each stage, as images.
         config, inputs_dict = self.model_tester.prepare_config_and_inputs_for_common()
         grids = [self.model_tester.image_size // self.model_tester.patch_size // 2**stage for stage in range(2)]
         expected = [
@@ -180,7 +180,7 @@ class TwinsImageProcessingTester(ImageProcessingTester):
         super().__init__(parent, **kwargs)
 
     def _get_image_processing_classes(self):
-        # In transformers, these are found by the model's name.
+        # For transformers' own models, these are found by the model's name.
         return {"torchvision": TwinsImageProcessor, "pil": TwinsImageProcessorPil}
 
     def expected_output_image_shape(self, images):
@@ -198,7 +198,7 @@ class TwinsImageProcessingTest(ImageProcessingTestMixin, PostProcessSemanticSegm
     def setUp(self):
         super().setUp()
         if "post_process" in self._testMethodName:
-            # Predictions for a center crop, the default, could not be laid over the image.
+            # The default center crop is disabled, because predictions for a crop do not cover the image.
             self.image_processor_tester.do_center_crop = False
 
     @unittest.skip(

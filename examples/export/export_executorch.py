@@ -14,7 +14,7 @@
 """Export a Twins model to an ExecuTorch program for phone CPUs (XNNPACK), for one image of one size, in float32.
 
     python examples/export/export_executorch.py --model_name_or_path outputs/quickstart --output_dir outputs/executorch
-    python outputs/executorch/run_exported.py picture.png
+    python outputs/executorch/run_exported.py image.png
 
 ExecuTorch needs its own environment, which this folder's README sets up.
 """

@@ -16,12 +16,12 @@
     python examples/export/export_onnx.py --model_name_or_path outputs/quickstart --output_dir outputs/onnx
     ... --dtype int8
     ... --dtype int8 float16 float32        # three files; run_exported.py and transformers.js load the first by default
-    python outputs/onnx/run_exported.py picture.png
+    python outputs/onnx/run_exported.py image.png
 
 The folder has the layout that transformers.js loads: `onnx/model.onnx`, `onnx/model_fp16.onnx`, `onnx/model_quantized.onnx`.
 
-Classifiers and segmenters return `logits`, backbones `feature_map_0`, `feature_map_1` and so on. The folder is only written
-if ONNX Runtime's outputs match PyTorch's, for one and several images that do and do not fill attention windows.
+Classifiers and segmentation models return `logits`, backbones `feature_map_0`, `feature_map_1` and so on. The folder is only
+written if ONNX Runtime's outputs match PyTorch's, for one and several images that do and do not fill attention windows.
 int8 needs no images: inputs of linear layers are quantized dynamically.
 """
 

@@ -15,7 +15,7 @@
 
     python examples/export/export_openvino.py --model_name_or_path outputs/quickstart --output_dir outputs/openvino
     ... --dtype int8 --calibration_dir path/to/images
-    python outputs/openvino/run_exported.py --inference_precision bf16 picture.png
+    python outputs/openvino/run_exported.py --inference_precision bf16 image.png
 
 int8 needs images like those that the model will see: four fifths of them calibrate it, and the rest check that its
 outputs still match. bfloat16 is chosen when the float32 model is run.

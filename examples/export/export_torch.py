@@ -15,10 +15,10 @@ r"""Export a Twins model to a compiled package (AOTInductor), for any number of 
 
     python examples/export/export_torch.py --model_name_or_path outputs/quickstart --output_dir outputs/torch \
         --dtype bfloat16
-    python outputs/torch/run_exported.py picture.png
+    python outputs/torch/run_exported.py image.png
 
-It runs with only PyTorch, of the same version, on CPUs with the instructions of the one that compiled it. Only the
-export needs a C++ compiler.
+The export needs only PyTorch of the same version, and a CPU that supports the instructions of the one it was compiled on.
+Only exporting needs a C++ compiler.
 """
 
 from dataclasses import dataclass, field

@@ -13,9 +13,9 @@
 # limitations under the License.
 """Run an exported Twins model on images, without hf_twins, transformers or PyTorch's model.
 
-    python examples/export/run_exported.py --model_dir outputs/onnx picture.png
+    python examples/export/run_exported.py --model_dir outputs/onnx image.png
 
-Every export has this program beside its model: `outputs/onnx/run_exported.py` works wherever the folder is.
+Every export has a copy of this program next to its model: `outputs/onnx/run_exported.py` works wherever the folder is.
 """
 
 import runpy
@@ -23,6 +23,7 @@ from pathlib import Path
 
 
 if __name__ == "__main__":
-    # By its path: importing it would import the package, and so PyTorch and transformers, which it does without.
+    # The program is run by its path, because importing it would import the package, and so PyTorch and transformers, which it
+    # does not need.
     program = Path(__file__).resolve().parents[2] / "hf_twins" / "export" / "run_exported.py"
     runpy.run_path(str(program), run_name="__main__")

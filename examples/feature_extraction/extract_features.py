@@ -17,9 +17,9 @@ r"""Extract frozen features of a folder of images: one vector per image, or feat
         --input_dir path/to/images --output_dir outputs/features
     ... --features stage3 stage4     # maps, instead of the vectors that a classifier's head receives
 
-Images are read in the order of their paths, `--shard_size` per file. A file is complete when its SHA-256 is beside it:
-after an interruption, the same command writes what is missing or damaged. Read errors of the system end the run;
-broken images are skipped and listed.
+Images are read in the order of their paths, `--shard_size` per file. A file is complete if its SHA-256 is next to it.
+After an interruption, the same command writes missing and damaged files. If the system fails to read a file, the run ends;
+corrupt images are skipped and listed.
 """
 
 import itertools
@@ -50,7 +50,7 @@ from hf_twins._utils.run_settings import record_settings
 from hf_twins._utils.shards import is_finished, write_output
 
 
-# Where `search_features.py` finds the model and the images, from the output folder.
+# Settings by which `search_features.py` finds the model and the images, relative to the output folder.
 ORIGINS = ("model_name_or_path", "input_dir")
 INDEX_NAME = "features.safetensors.index.json"
 
@@ -69,7 +69,7 @@ class ExtractionArguments:
 
 
 def check_features(features: list[str]) -> None:
-    """Raise a ValueError unless they are `pooled` or stages in their order."""
+    """Raise a ValueError unless `features` is `pooled`, or stages in their order."""
     stages = [name for name in features if name.startswith("stage") and name[5:].isdecimal()]
     if features != [POOLED] and (stages != features or sorted(set(features)) != features or not features):
         raise ValueError(f"--features must be pooled, or stages in their order such as stage1 stage4, got {features}.")
@@ -78,7 +78,7 @@ def check_features(features: list[str]) -> None:
 def readable_images(
     folder: Path, paths: list[str], progress: tqdm, applied: Counter[str]
 ) -> Iterator[tuple[str, PIL.Image.Image]]:
-    """The images that can be decoded, with their paths."""
+    """Yield the images that can be decoded, with their paths."""
     for path in paths:
         progress.update()
         try:
@@ -90,14 +90,14 @@ def readable_images(
 
 
 def find_images(folder: Path, output_dir: Path | None = None) -> list[str]:
-    """Sorted paths of all files in the folder with an image extension; checks that the output is not one of them."""
+    """Return the sorted paths of all image files in the folder; check that the output cannot replace any of them."""
     if not folder.is_dir():
         raise ValueError(f"--input_dir must be a folder of images, but {folder} is not a folder.")
     listing = list_folder(folder)
     if output_dir is not None:
-        # Below it, features are no images.
+        # The output may be below the input folder, because files of features are not images.
         check_is_apart(output_dir, [listing], is_recursive=False)
-    # Paths are written beside the features, and are what the images are found by.
+    # Features are stored with the paths of their images, which must be valid text.
     listing.leave_out_unreadable_names()
     listing.warn()
     if not listing.files:
@@ -114,7 +114,7 @@ def write_shard(
     progress: tqdm,
     applied: Counter[str],
 ) -> None:
-    """The features of these images as one file, .parquet or .safetensors."""
+    """Write the features of these images to one .parquet or .safetensors file."""
     features: dict[str, dict[str, torch.Tensor]] = {}
     images = readable_images(folder, paths, progress, applied)
     while batch := list(itertools.islice(images, batch_size)):
@@ -132,20 +132,20 @@ def write_shard(
 
 
 def read_paths(shard: Path) -> list[str]:
-    """The images whose features are in a file."""
+    """Read the paths of the images whose features are in a file."""
     if shard.suffix == ".parquet":
         return pyarrow.parquet.read_table(shard, columns=["path"])["path"].to_pylist()
     return sorted({name.rpartition("/")[0] for name in read_names(shard)})
 
 
 def read_names(shard: Path) -> list[str]:
-    """The tensors in a .safetensors file: path of the image / name of the stage."""
+    """Read the names of the tensors in a .safetensors file: path of the image / name of the stage."""
     with safe_open(shard, framework="pt") as tensors:
         return list(tensors.keys())
 
 
 def write_index(shards: list[Path], output_dir: Path) -> None:
-    """Write which file has each map, as in transformers' weight index."""
+    """Write an index that maps each feature map to its file, as in transformers' weight index."""
     weight_map = {name: shard.name for shard in shards for name in read_names(shard)}
     write_json(output_dir / INDEX_NAME, {"metadata": {}, "weight_map": weight_map})
 
@@ -176,7 +176,7 @@ def relative_path(path: str, start: Path) -> str:
         return path
     try:
         return os.path.relpath(Path(path).resolve(), start.resolve())
-    # On another drive of Windows.
+    # On Windows, the folders may be on different drives.
     except ValueError:
         return str(Path(path).resolve())
 
@@ -200,7 +200,7 @@ def write_features(extractor: FeatureExtractor, arguments: ExtractionArguments, 
         write_index(shards, output_dir)
     log_applied_rules(applied)
 
-    # From the files, because some may be an earlier run's.
+    # Count the images in the files, because earlier runs may have written some.
     left_out = sorted(set(paths).difference(*(read_paths(shard) for shard in shards)))
     print(f"{len(paths) - len(left_out)} of {len(paths)} images have their features in {output_dir}.")
     if left_out:

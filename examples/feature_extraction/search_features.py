@@ -13,9 +13,9 @@
 # limitations under the License.
 """Find an image's nearest neighbors among the vectors of `extract_features.py`, by cosine similarity.
 
-    python examples/feature_extraction/search_features.py --features outputs/features --query picture.png --top_k 5
+    python examples/feature_extraction/search_features.py --features outputs/features --query image.png --top_k 5
 
-Prints and draws them, nearest first. Only one batch of vectors is held in memory at a time.
+Images are printed and drawn, nearest first. Only one batch of vectors is held in memory at a time.
 """
 
 import re
@@ -40,7 +40,7 @@ from hf_twins._utils.run_settings import ORIGINS, read_settings
 from hf_twins._utils.shards import is_finished
 
 
-# What `extract_features.py` says of where it found its input.
+# Settings of `extract_features.py` that say where its inputs are.
 PLACES = ("model_name_or_path", "input_dir")
 
 
@@ -53,7 +53,7 @@ class SearchArguments:
 
 
 def check_settings(features: Path) -> dict[str, Any]:
-    """The settings of the run that extracted the vectors.
+    """Read the settings of the run that extracted the vectors.
 
     Raises:
         ValueError: if there are no vectors, or the settings are damaged.
@@ -74,7 +74,7 @@ def check_settings(features: Path) -> dict[str, Any]:
 
 
 def find_origin(features: Path, name: str) -> str:
-    """A folder relative to the folder of the vectors, or else a Hub id."""
+    """Resolve a folder relative to the folder of the vectors; a Hub id is returned unchanged."""
     folder = features / name
     return str(folder.resolve()) if folder.exists() else name
 
@@ -93,7 +93,7 @@ def find_shards(features: Path) -> list[Path]:
 
 
 def read_vectors(shards: list[Path], batch_size: int = 4096) -> Iterator[tuple[list[str], torch.Tensor]]:
-    """Paths and vectors `(batch_size, hidden_size)`, batch by batch."""
+    """Yield paths and vectors `(batch_size, hidden_size)`, batch by batch."""
     for shard in shards:
         with pyarrow.parquet.ParquetFile(shard) as file:
             for batch in file.iter_batches(batch_size):
@@ -102,7 +102,7 @@ def read_vectors(shards: list[Path], batch_size: int = 4096) -> Iterator[tuple[l
 
 
 def nearest_neighbors(query: torch.Tensor, shards: list[Path], top_k: int) -> list[tuple[float, str]]:
-    """The `top_k` images most like the query `(hidden_size,)`, each with its cosine similarity; nearest first."""
+    """The `top_k` images most similar to the query `(hidden_size,)`, each with its cosine similarity, nearest first."""
     best: list[tuple[float, str]] = []
     for paths, vectors in read_vectors(shards):
         similarities, indices = torch.cosine_similarity(query, vectors).topk(min(top_k, len(paths)))
@@ -111,7 +111,7 @@ def nearest_neighbors(query: torch.Tensor, shards: list[Path], top_k: int) -> li
     return best
 
 
-# Names may have dollar signs, which are no formulas.
+# Dollar signs in names must not be parsed as formulas.
 @matplotlib.rc_context({"text.parse_math": False})
 def draw_contact_sheet(query: Path, input_dir: Path, neighbors: list[tuple[float, str]], path: Path) -> None:
     """Draw the query, and its neighbors with their similarities."""
@@ -128,7 +128,7 @@ def draw_contact_sheet(query: Path, input_dir: Path, neighbors: list[tuple[float
 
 
 def draw_image(axes: Axes, path: Path, title: str) -> None:
-    # The end of a long path says more than its beginning.
+    # The end of a long path is more informative than its beginning.
     lines = [line if len(line) <= 28 else f"...{line[-25:]}" for line in title.splitlines()]
     axes.set_title("\n".join(lines), fontsize=8)
     try:

@@ -16,10 +16,10 @@ r"""Label a million images: in shards, in many processes, and resuming where it 
     accelerate launch examples/image_classification/batch_predict.py --model_name_or_path timm/twins_svt_small.in1k \
         --input_dir path/to/images --output_dir outputs/predictions
 
-Reads a folder of images, .parquet or .tar files (webdataset), or a dataset on the Hub, and writes a .parquet file per
-shard, with the columns `path`, `label` and `score`, `labels` and `scores` of the top few, and `error`, which says
-why an image has none. A file is complete when its SHA-256 is beside it: a rerun writes what is missing or damaged,
-so that every image is predicted exactly once. Read errors of the system end the run.
+The input is a folder of images, .parquet or .tar files (WebDataset), or a dataset on the Hub. The output is a .parquet file
+per shard with the columns `path`, `label` and `score`, `labels` and `scores` of the top few, and `error`, which says why an
+image has no prediction. A file is complete if its SHA-256 is next to it. A rerun writes missing and damaged files, so that
+every image is predicted exactly once. If the system fails to read a file, the run ends.
 """
 
 import time
@@ -65,7 +65,7 @@ from hf_twins.training.image_classification.models import load_trained
 from hf_twins.training.trainer import one_at_a_time
 
 
-# In the metadata of a file: the fingerprint of its images.
+# Key of the fingerprint of the images, in the metadata of a file.
 IMAGES = b"images"
 SCHEMA = pa.schema(
     {
@@ -107,7 +107,7 @@ def predict(model_arguments: TrainedModelArguments, args: PredictionArguments) -
     for name in ("shard_size", "top_k", "per_device_eval_batch_size"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}.")
-    # Its .parquet files would be the next run's input; below it, they would not.
+    # .parquet files in the input folder would be read by the next run. Those in its sub-folders would not.
     check_is_apart(args.output_dir, [args.input_dir, args.dataset_name], is_recursive=False, follow_links=False)
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=not torch.accelerator.is_available())
     model, processor = load_trained(model_arguments)
@@ -133,7 +133,7 @@ def predict(model_arguments: TrainedModelArguments, args: PredictionArguments) -
         if model_arguments.code_revision is not None:
             settings["code_revision"] = model_arguments.code_revision
         record_settings(output_dir, settings, outputs="predictions-*.parquet")
-    # The main process looks once, for all: others would see what the first have done meanwhile.
+    # The main process decides for all processes, because others might already see files that the first ones have written.
     pending = [find_pending(shards, files) if accelerator.is_main_process else []]
     broadcast_object_list(pending)
     own = pending[0][accelerator.process_index :: accelerator.num_processes]
@@ -148,7 +148,7 @@ def predict(model_arguments: TrainedModelArguments, args: PredictionArguments) -
         try:
             rows = predict_shard(accelerator, model, ShardImages(shards[index], prepare), args, progress, applied)
         except ShardError as error:
-            # The others first.
+            # Predict the other files first.
             broken.append(str(error))
             continue
         table = pa.Table.from_pylist(rows, SCHEMA.with_metadata({IMAGES: images}))
@@ -192,10 +192,10 @@ def load_shards(args: PredictionArguments) -> list[Shard]:
 
 
 def find_pending(shards: list[Shard], files: list[Path]) -> list[int]:
-    """The indices of the shards whose files are not finished.
+    """The indices of the shards whose files are missing or incomplete.
 
     Raises:
-        ValueError: if images of a finished file have changed since.
+        ValueError: if images of a complete file have changed since.
     """
     pending = []
     for index, (shard, file) in enumerate(zip(shards, files)):
@@ -218,11 +218,11 @@ def predict_shard(
     progress: tqdm,
     applied: Counter[str],
 ) -> list[dict[str, Any]]:
-    """One row per image of the shard, in order.
+    """Predict the images of a shard, and return one row per image, in order.
 
     Raises:
-        ReadError: if the system cannot read them.
-        ShardError: if the file that they are in is broken.
+        ReadError: if the system cannot read the images.
+        ShardError: if the file that contains the images is damaged.
     """
     loader = DataLoader(
         images,
@@ -268,7 +268,7 @@ def summarize(files: list[Path]) -> dict[str, Any]:
     """Count the images, and those without a prediction."""
     num_images = num_errors = 0
     for file in files:
-        # Not `read_table`, which brings pyarrow.dataset and its threads along: 22 MB in all, at the end of a run.
+        # `read_table` would load pyarrow.dataset with its threads, which takes 22 MB at the end of a run.
         with pq.ParquetFile(file) as shard:
             errors = shard.read(["error"])["error"]
         num_images += len(errors)

@@ -16,7 +16,7 @@ r"""Evaluate top-1 and top-5 accuracy of a checkpoint on ImageNet or your own im
     python examples/image_classification/evaluate_classification.py --model_name_or_path timm/twins_svt_small.in1k \
         --dataset_dir path/to/imagenet/validation
 
-The folder has a sub-folder for each label, called by its ImageNet WordNet id (n01440764), or its name or number in
+The folder has a sub-folder for each label, named by its ImageNet WordNet id (n01440764), or by its name or number in
 the model. With several processes (`accelerate launch`, `torchrun`), each evaluates its share. An existing
 output folder is accepted only for the same model and images (`settings.json`).
 """
@@ -58,10 +58,10 @@ from hf_twins.training.image_classification.models import load_trained
 from hf_twins.training.reports import write_results
 
 
-# The shorter side of the image, of which a square of 224 is looked at: the authors' (main.py), and timm's crop of 0.9.
+# Shorter side of the image before a crop of 224 pixels, in the authors' evaluation (main.py) and in timm's (crop_pct 0.9).
 PROTOCOLS = {"authors": 256, "timm": 248}
 NUM_IMAGENET_IMAGES = 50_000
-# SHA-256 of the WordNet ids of ImageNet-1k's thousand classes, sorted, with a blank between.
+# SHA-256 of the sorted WordNet ids of ImageNet-1k's thousand classes, separated by spaces.
 IMAGENET_SYNSETS = "791ce0333040dd249d13133f90d28ef0263ffc01e5de0afd85b3e32048d7d456"
 
 
@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 def evaluate(
     model_arguments: TrainedModelArguments, data_arguments: ImageArguments, args: EvaluationArguments
 ) -> dict[str, Any]:
-    """Evaluate, print the results beside the published ones, and write them to the output folder."""
+    """Evaluate, print the results next to the published ones, and write them to the output folder."""
     if model_arguments.image_size is not None and args.protocol != "checkpoint":
         raise ValueError("--image_size and --protocol both set the image size: give one of them.")
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=not torch.accelerator.is_available())
@@ -109,7 +109,7 @@ def evaluate(
         settings = {
             "model": model_fingerprint(model, processor),
             "images": dataset_fingerprint(images),
-            # Names that a file gives are no part of the data.
+            # The names may come from a file, so they are not part of the fingerprint of the data.
             "labels": hashlib.sha256(json.dumps(images.features["label"].names).encode()).hexdigest(),
             "mixed_precision": accelerator.mixed_precision,
         }
@@ -120,7 +120,7 @@ def evaluate(
             args.per_device_eval_batch_size,
             collate_fn=collate,
             num_workers=args.dataloader_num_workers,
-            # A process that may open no more files loses its batch, for which this one would wait for ever.
+            # A worker that cannot open more files loses its batch, and without a timeout this process would wait forever.
             timeout=600 if args.dataloader_num_workers > 0 else 0,
         )
     )
@@ -151,7 +151,7 @@ def evaluate(
 
 
 def with_protocol(processor: Any, protocol: str) -> TwinsImageProcessor:
-    """The checkpoint's image processor with the crop of the published evaluation; its normalization stays."""
+    """The checkpoint's image processor with the crop of a published evaluation, but its own normalization."""
     if protocol == "checkpoint":
         return processor
     if protocol not in PROTOCOLS:
@@ -162,7 +162,7 @@ def with_protocol(processor: Any, protocol: str) -> TwinsImageProcessor:
 
 
 def load_evaluation_images(data_arguments: ImageArguments, args: EvaluationArguments) -> tuple[Any, int]:
-    """The images with the columns `image` and `label`, and how many could not be decoded."""
+    """Load the images, with the columns `image` and `label`, and count those that cannot be decoded."""
     if (args.dataset_dir is None) == (data_arguments.dataset_name is None):
         raise ValueError("Give either --dataset_dir or --dataset_name.")
     if args.dataset_dir is not None:
@@ -198,7 +198,7 @@ def label_numbers(names: Sequence[str], id2label: dict[int, str]) -> list[int]:
             numbers[spelling(label)].append(number)
         found = [numbers.get(spelling(name), []) for name in names]
         if all(found):
-            # Names that differ in their case alone are two labels.
+            # Names that differ only in case may be two labels.
             several = [(name, found_numbers) for name, found_numbers in zip(names, found) if len(found_numbers) > 1]
             if several:
                 name, found_numbers = several[0]
@@ -209,7 +209,7 @@ def label_numbers(names: Sequence[str], id2label: dict[int, str]) -> list[int]:
             return [number for (number,) in found]
     if all(re.fullmatch(r"n\d{8}", name) for name in names) and len(id2label) == 1000:
         return imagenet_numbers(names)
-    # Where some are names, a number is not the place of another.
+    # Numbers are only looked up if no label was found by its name.
     are_numbers = not any(found)
     if are_numbers and all(is_number_below(name, len(id2label)) for name in names):
         return [int(name) for name in names]
@@ -236,7 +236,7 @@ def imagenet_numbers(synsets: Sequence[str]) -> list[int]:
     """
     in_order = sorted(synsets)
     if hashlib.sha256(" ".join(in_order).encode()).hexdigest() == IMAGENET_SYNSETS:
-        # The classes are in the order of their ids.
+        # ImageNet's classes are sorted by their ids.
         return [in_order.index(synset) for synset in synsets]
     try:
         from timm.data import ImageNetInfo
@@ -253,7 +253,7 @@ def imagenet_numbers(synsets: Sequence[str]) -> list[int]:
 
 @torch.inference_mode()
 def count_correct(accelerator: Accelerator, model: Any, loader: Any, label_of: torch.Tensor) -> dict[str, int]:
-    """Count images whose label is the likeliest, and, with more than five labels, among the likeliest five."""
+    """Count images whose true label is the prediction and, with more than five labels, among the top five predictions."""
     model.eval().to(accelerator.device)
     label_of = label_of.to(accelerator.device)
     num_ranks = 5 if model.config.num_labels > 5 else 1
@@ -262,7 +262,7 @@ def count_correct(accelerator: Accelerator, model: Any, loader: Any, label_of: t
         with accelerator.autocast():
             logits = model(pixel_values=batch["pixel_values"]).logits
         hits = logits.topk(num_ranks).indices == label_of[batch["labels"]].unsqueeze(-1)
-        # Without the images that were repeated to fill the last batch.
+        # This leaves out images that were repeated to fill the last batch.
         correct += accelerator.gather_for_metrics(hits).sum(0)
     counts = {"accuracy": int(correct[0])}
     if num_ranks > 1:
@@ -287,7 +287,7 @@ def describe(processor: Any) -> str:
 
 
 def report(results: dict[str, Any]) -> str:
-    """The results, with remarks on them, as text."""
+    """Format the results as text, with remarks."""
     percent = {name: f"{100 * results[name]:.2f}" for name in results if name.endswith("accuracy")}
     lines = [
         "| | top-1 % | top-5 % |",

@@ -16,7 +16,8 @@ r"""Fine-tune a Twins image classifier in an Accelerate training loop, to read a
     accelerate launch examples/image_classification/run_accelerate.py --model_name_or_path timm/twins_svt_small.in1k \
         --train_dir path/to/images --output_dir outputs/mine
 
-It takes the recipes of `run_trainer.py` and options of the same meaning: without dropout, each step has the same loss.
+It supports the recipes of `run_trainer.py`, and its options have the same meaning. Without dropout, the loss of each step is
+the same as with `run_trainer.py`.
 """
 
 import itertools
@@ -84,14 +85,14 @@ from hf_twins.training.runs import begin_run, resumed_checkpoint
 from hf_twins.training.trainer import (
     EpochSampler,
     check_sharding,
+    full_weights,
     one_at_a_time,
     scaled_learning_rate,
-    whole_weights,
 )
 
 
 logger = logging.getLogger(__name__)
-# What a checkpoint says of the run, beside what Accelerate saves.
+# File with the state of the run in a checkpoint, in addition to the files that Accelerate saves.
 STATE_FILE = "state.json"
 
 
@@ -107,7 +108,7 @@ class LoopArguments:
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches per step."})
     learning_rate: float = field(default=5e-5, metadata={"help": "Highest learning rate."})
     weight_decay: float = field(default=0.0, metadata={"help": "AdamW's, except for norms, biases and PEG."})
-    # The default is its text, as in TrainingArguments, whose parser makes the type of it.
+    # As in TrainingArguments, the default is a string, which the parser converts.
     lr_scheduler_type: SchedulerType = field(default="linear", metadata={"help": "Schedule of the learning rate."})  # type: ignore[assignment]
     lr_scheduler_kwargs: dict | str | None = field(default=None, metadata={"help": "Its arguments, as JSON."})
     warmup_steps: float = field(default=0, metadata={"help": "Warmup steps, or, below 1, their share of all steps."})
@@ -146,27 +147,28 @@ def train(
     if args.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY):
         raise ValueError(f"--lr_scheduler_type {args.lr_scheduler_type} needs evaluation results: use run_trainer.py.")
     output_dir = Path(args.output_dir)
-    # Where links in the folders lead is checked when they have been listed.
+    # Targets of links in the folders are checked after the folders have been listed.
     check_is_apart(output_dir, [data_arguments.train_dir, data_arguments.validation_dir], follow_links=False)
     check_is_apart(output_dir, [data_arguments.dataset_name])
     check_output_dir(model_arguments, recipe, output_dir)
     checkpoint = resumed_checkpoint(args, recipe, "step_")
     accelerator = Accelerator(
-        # The loop accumulates itself: Accelerate would divide an epoch's last, shorter step by the batches of a whole one.
+        # The loop accumulates gradients itself, because Accelerate would divide the last, shorter step of an epoch by the
+        # number of batches in a complete step.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         mixed_precision=args.mixed_precision,
         log_with=None if args.report_to == "none" else args.report_to,
-        # A folder for each run, as the Trainer has it.
+        # As with the Trainer, each run has its own folder.
         project_config=ProjectConfiguration(
             str(output_dir), str(output_dir / "runs" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
         ),
-        # Without an accelerator, the processes that torchrun starts are told that they are to be CPUs.
+        # Without an accelerator, the processes that torchrun starts must be told to use CPUs.
         cpu=not torch.accelerator.is_available(),
     )
     check_sharding(accelerator.distributed_type, False, recipe)
     set_seed(args.seed)
 
-    # The data, and a model that fits it.
+    # Load the data, and create a model for its labels.
     with accelerator.main_process_first():
         images = load_images(data_arguments, args.seed, output_dir)
     names = images["train"].features["label"].names
@@ -176,7 +178,7 @@ def train(
     loader_options: dict[str, Any] = {
         "collate_fn": collate,
         "num_workers": args.dataloader_num_workers,
-        # Not the global one, whose state belongs to the model's dropout.
+        # The loader has its own generator, so that it does not affect the random numbers of dropout.
         "generator": torch.Generator(),
     }
     train_loader: Any
@@ -200,13 +202,13 @@ def train(
         DataLoader(evaluation_images, args.per_device_eval_batch_size, **loader_options)
     )
 
-    # The recipe.
+    # Apply the recipe.
     if args.activation_checkpointing:
         model.activation_checkpointing_enable()
     images_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     learning_rate = scaled_learning_rate(args.learning_rate, recipe, images_per_step)
     groups = parameter_groups(model, learning_rate, args.weight_decay, recipe.layer_decay)
-    # Schedules with a lowest learning rate relate it to the optimizer's default.
+    # Some schedules derive their minimum from the optimizer's default learning rate.
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=True)
     loss_function = ClassificationLoss(recipe.label_smoothing, loss_weights(recipe, labels, len(names)))
     mixer = BatchMixer(recipe, len(names), args.seed)
@@ -230,10 +232,10 @@ def train(
     scheduler = create_scheduler(args, optimizer, num_steps)
     accelerator.init_trackers(output_dir.name, config=plain_values(vars(args) | vars(recipe)))
 
-    # Where to start: at the beginning, or after a step of an epoch.
+    # Start at the beginning, or after a step within an epoch.
     step = epoch = batches_done = 0
     history: list[dict[str, float]] = []
-    # Of the steps done in this epoch.
+    # The loss summed over the steps of this epoch.
     loss_sum = torch.zeros((), device=accelerator.device)
     if checkpoint is not None:
         state = load_checkpoint(accelerator, average, checkpoint)
@@ -256,24 +258,24 @@ def train(
             if average is not None:
                 average.save(folder)
             state: dict[str, Any] = {"step": step, "epoch": epoch, "batches_done": batches_done, "history": history}
-            # Here, because Accelerate reads back what it is asked to save for others by unpickling whatever is in the file.
+            # These are saved here, because Accelerate would read back the state of registered objects by unpickling.
             state |= {"loss_sum": float(loss_sum_of_all), "scheduler": scheduler.state_dict()}
             (folder / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
         training_run.finish_checkpoint(folder.name, args.save_total_limit)
 
-    # The training.
+    # Train.
     predictions: Any = None
     evaluation_labels: Any = None
     progress = progress_bar(
         desc="Training", total=num_steps, initial=step, unit=" steps", disable=not accelerator.is_local_main_process
     )
-    # Also if all steps are done, but the last epoch was not evaluated before the training was stopped.
+    # The loop also runs if all steps are done, but the run was interrupted before it evaluated the last epoch.
     while batches_done > 0 or not why_training_is_over(
         step, num_steps, accuracies(history), recipe.early_stopping_patience
     ):
         model.train()
         loader = accelerator.skip_first_batches(train_loader, batches_done) if batches_done else train_loader
-        # A loader of Accelerate's counts epochs itself, from 0, and does not reach the sampler behind skipped batches.
+        # Accelerate's loader counts epochs from 0, and does not pass them to the sampler if batches are skipped.
         loader.set_epoch(epoch)
         sampler.set_epoch(epoch)
         for batches in itertools.islice(grouped(loader, args.gradient_accumulation_steps), max(num_steps - step, 0)):
@@ -281,12 +283,13 @@ def train(
             num_images = accelerator.reduce(num_images, "sum")
             for micro_step, batch in enumerate(batches):
                 is_last = micro_step == len(batches) - 1
-                # Read by DeepSpeed's engine, which takes the step itself.
+                # DeepSpeed's engine reads this flag, because it takes the step itself.
                 accelerator.gradient_state._set_sync_gradients(is_last)
                 mixed = mixer(batch, (step, micro_step, accelerator.process_index))
                 with nullcontext() if is_last else accelerator.no_sync(model):
                     logits = model(pixel_values=mixed["pixel_values"]).logits
-                    # The mean over all images of the step: the gradients of the processes will be averaged.
+                    # The loss is the mean over all images of the step, times the number of processes, whose gradients are
+                    # averaged.
                     loss = loss_function(logits, mixed["labels"], num_images) * accelerator.num_processes
                     accelerator.backward(loss)
                 loss_sum += loss.detach()
@@ -295,7 +298,7 @@ def train(
             if args.max_grad_norm > 0:
                 accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
             optimizer.step()
-            # In fp16, a step whose gradients overflow is left out.
+            # In fp16, a step whose gradients overflow is skipped.
             if not accelerator.optimizer_step_was_skipped:
                 scheduler.step()
             optimizer.zero_grad()
@@ -305,7 +308,8 @@ def train(
                 average.update(raw_model)
             if step % finite_check.INTERVAL == 0:
                 finite_check.check(raw_model, step)
-            # Where training ends within an epoch, before it counts as whole: a run of more steps is to go on within it.
+            # If training ends within an epoch, the checkpoint must not count the epoch as complete, so that a run with more
+            # steps can continue it.
             ends_within_epoch = step == num_steps and batches_done < len(train_loader)
             if ends_within_epoch if checkpoint_every is None else step % checkpoint_every == 0:
                 save_checkpoint()
@@ -316,7 +320,7 @@ def train(
         epoch += 1
         batches_done = 0
         loss_sum.zero_()
-        # Of the weights that would be saved.
+        # Evaluate the weights that would be saved.
         with nullcontext() if average is None else average.applied_to(raw_model):
             predictions, evaluation_labels = predict(accelerator, model, evaluation_loader)
         metrics = {
@@ -327,21 +331,22 @@ def train(
         accelerator.log({name: value for name, value in entry.items() if name != "step"}, step=step)
         if accelerator.is_main_process:
             tqdm.write(describe_metrics(entry))
-        # A run that was stopped early is to know that when it is resumed. Of a part of an epoch, what is saved has no evaluation.
+        # Save the evaluation, so that a resumed run knows if it was stopped early. Checkpoints within an epoch have no
+        # evaluation.
         if is_whole and (
             checkpoint_every is None or has_stopped_improving(accuracies(history), recipe.early_stopping_patience)
         ):
             save_checkpoint()
 
-    # What comes of it.
+    # Write the results.
     progress.close()
     if average is not None:
         average.copy_to(raw_model)
     if predictions is None:
-        # Otherwise the last epoch's evaluation was of the final weights.
+        # Otherwise, the last evaluation was that of the final weights.
         predictions, evaluation_labels = predict(accelerator, model, evaluation_loader)
     metrics = {f"eval_{name}": value for name, value in classification_metrics(predictions, evaluation_labels).items()}
-    weights = whole_weights(accelerator, model)
+    weights = full_weights(accelerator, model)
     if accelerator.is_main_process:
         training_run.start_writing()
         save_model(raw_model, processor, output_dir, weights)
@@ -361,7 +366,7 @@ def load_checkpoint(accelerator: Accelerator, average: WeightAverage | None, che
         if average is not None:
             average.load(checkpoint)
     except (RuntimeError, UnpicklingError) as error:
-        # What torch says of pickles is how to run them.
+        # PyTorch's message about an unsafe pickle explains how to run its code, so it is replaced.
         is_pickle = isinstance(error, UnpicklingError)
         reason = "a file in it holds more than tensors and numbers" if is_pickle else str(error).splitlines()[0]
         raise ValueError(f"{checkpoint} must be a checkpoint that this run wrote: {reason}.") from error
@@ -369,7 +374,7 @@ def load_checkpoint(accelerator: Accelerator, average: WeightAverage | None, che
 
 
 def grouped(loader: Any, size: int) -> Iterator[list[Any]]:
-    """Groups of `size` batches, one per step; the last step of an epoch may have fewer."""
+    """Yield groups of `size` batches, one per step; the last step of an epoch may have fewer."""
     batches = iter(loader)
     while group := list(itertools.islice(batches, size)):
         yield group
@@ -377,12 +382,12 @@ def grouped(loader: Any, size: int) -> Iterator[list[Any]]:
 
 @torch.no_grad()
 def predict(accelerator: Accelerator, model: Any, loader: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Logits and labels of all images, in every process."""
+    """Compute the logits and labels of all images, in every process."""
     model.eval()
     logits, labels = [], []
     for batch in loader:
         outputs = model(pixel_values=batch["pixel_values"])
-        # Without the images that were repeated to fill the last batch.
+        # This leaves out images that were repeated to fill the last batch.
         gathered = accelerator.gather_for_metrics((outputs.logits.float(), batch["labels"]))
         logits.append(gathered[0].cpu().numpy())
         labels.append(gathered[1].cpu().numpy())
@@ -395,7 +400,7 @@ def accuracies(history: list[dict[str, float]]) -> list[float]:
 
 
 def plain_values(settings: dict[str, Any]) -> dict[str, Any]:
-    """Numbers and strings, as trackers accept."""
+    """Convert settings to numbers and strings, which trackers accept."""
     return {name: value if isinstance(value, int | float | str) else str(value) for name, value in settings.items()}
 
 

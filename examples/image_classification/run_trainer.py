@@ -17,7 +17,7 @@ r"""Fine-tune a Twins image classifier with transformers' Trainer.
         --train_dir path/to/images --output_dir outputs/mine
 
 `--recipe` chooses fine-tune (the default), imagenet-from-scratch, linear-probe or lora; every option of it can
-be overridden. `run_accelerate.py` does the same in a training loop to read and modify.
+be overridden. `run_accelerate.py` does the same in an explicit training loop that you can modify.
 """
 
 from pathlib import Path
@@ -62,10 +62,10 @@ from hf_twins.training.trainer import (
     TRAINER_DEFAULTS,
     EpochSampler,
     RecipeTrainer,
+    full_weights,
     one_at_a_time,
     scaled_learning_rate,
     trainer_checkpoint,
-    whole_weights,
 )
 
 
@@ -82,7 +82,7 @@ class ClassificationTrainer(RecipeTrainer):
         return stream_loader(self.train_dataset, self.args.dataloader_num_workers, self.args.device)
 
     def training_step(self, model: torch.nn.Module, inputs: dict, num_items_in_batch: Any = None) -> torch.Tensor:
-        # Counted within the step, so that it is the same after training was resumed.
+        # Batches are counted within the step, so that the count is the same in a resumed run.
         step = (self.state.global_step, self.micro_step, self.args.process_index)
         self.micro_step = 0 if self.accelerator.sync_gradients else self.micro_step + 1
         return super().training_step(model, self.mixer(inputs, step), num_items_in_batch)
@@ -108,7 +108,7 @@ def train(
     """Train, evaluate, and write the model, its processor and the results to the output folder."""
     set_seed(args.seed)
     output_dir = Path(str(args.output_dir))
-    # Where links in the folders lead is checked when they have been listed.
+    # Targets of links in the folders are checked after the folders have been listed.
     check_is_apart(output_dir, [data_arguments.train_dir, data_arguments.validation_dir], follow_links=False)
     check_is_apart(output_dir, [data_arguments.dataset_name])
     check_output_dir(model_arguments, recipe, output_dir)
@@ -167,7 +167,7 @@ def train(
 
     prediction: Any = trainer.predict(evaluation_images, metric_key_prefix="eval")
     trainer.log(prediction.metrics)
-    weights = whole_weights(trainer.accelerator, trainer.model_wrapped)
+    weights = full_weights(trainer.accelerator, trainer.model_wrapped)
     if trainer.is_world_process_zero():
         training_run.start_writing()
         save_model(model, processor, output_dir, weights)

@@ -105,12 +105,12 @@ def detect_in_files(detector: Detector, files: list[Path], threshold: float, out
 
 
 def drawn_name(file: Path) -> str:
-    """Name of the drawing, a different one for images that differ only in their extension."""
+    """Name of the drawing, which differs even for images that differ only in their extension."""
     return file.name if file.suffix == ".png" else f"{file.name}.png"
 
 
 def check_names(files: list[Path]) -> None:
-    """Raise a ValueError if two images would be drawn into one file, as `x.jpg` and `x.jpg.png` would."""
+    """Raise a ValueError if two images, such as `x.jpg` and `x.jpg.png`, would be drawn to the same file."""
     repeated = [name for name, count in Counter(map(drawn_name, files)).items() if count > 1]
     if repeated:
         raise ValueError(f"Two images would be drawn into one file: rename one for each of {listed(repeated)}.")

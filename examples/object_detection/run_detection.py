@@ -58,14 +58,14 @@ from hf_twins.training.trainer import (
     TRAINER_DEFAULTS,
     EpochSampler,
     RecipeTrainer,
+    full_weights,
     one_at_a_time,
     scaled_learning_rate,
     trainer_checkpoint,
-    whole_weights,
 )
 
 
-# Of the learning rate, at the first step, as in the authors' schedules.
+# Factor of the learning rate at the first step, as in the authors' schedules.
 WARMUP_RATIO = 0.001
 
 
@@ -116,10 +116,10 @@ class DetectionTrainer(RecipeTrainer):
                 predictions: list[dict[str, Any]] = detector.detect(batch, sizes)
             for labels, prediction in zip(batch["labels"], predictions):
                 if "masks" in prediction:
-                    # The masks of a whole dataset do not fit in memory.
+                    # The uncompressed masks of an entire dataset would not fit in memory.
                     prediction["masks"] = [mask_run_lengths(mask) for mask in prediction["masks"]]
                 found.append((int(labels["image_id"]), prediction))
-        # Some images are evaluated by two processes, so that all have equally many: these count once.
+        # Some images are evaluated by two processes, so that all processes have equally many. They are counted once.
         by_image = dict(gather_object(found))
         images: Any = dataloader.dataset
         precisions, per_category = average_precision(images.split, by_image)
@@ -148,7 +148,7 @@ def train(
     """Train, evaluate, and write the model, its image processor and the results to the output folder."""
     set_seed(args.seed)
     output_dir = Path(str(args.output_dir))
-    # Names of images in the annotations may have folders.
+    # Sub-folders are checked as well, because image names in the annotations may contain folders.
     check_is_apart(output_dir, [data_arguments.train_dir, data_arguments.validation_dir])
     check_is_apart(output_dir, [data_arguments.train_annotations, data_arguments.validation_annotations])
     checkpoint = trainer_checkpoint(args, recipe)
@@ -184,11 +184,11 @@ def train(
     )
     trainer.train()
 
-    # Not `evaluate`, which returns the metrics alone.
+    # `evaluate` would return only the metrics.
     output: Any = trainer.predict(evaluation_images, metric_key_prefix="eval")
     (predictions, precisions, per_category), metrics = output.predictions, output.metrics
     trainer.log(metrics)
-    weights = whole_weights(trainer.accelerator, trainer.model_wrapped)
+    weights = full_weights(trainer.accelerator, trainer.model_wrapped)
     if trainer.is_world_process_zero():
         training_run.start_writing()
         save_pretrained(model, processor, output_dir, weights)

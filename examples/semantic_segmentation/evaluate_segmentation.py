@@ -93,7 +93,7 @@ def evaluate(options: EvaluationArguments, how: InferenceArguments) -> dict[str,
     identity: dict[str, Any] = {}
     if options.output_file is not None:
         identity = {
-            # No paths: what was measured is known by what is in it.
+            # Models and data are identified by fingerprints of their content, not by paths.
             "model": model_fingerprint(model, processor),
             "data": dataset_fingerprint(pairs.split),
             "settings": {"do_reduce_labels": processor.do_reduce_labels, "exif": options.exif, **vars(how)},

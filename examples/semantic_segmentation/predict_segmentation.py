@@ -108,7 +108,7 @@ def segment_files(
 
 
 def check_names(files: list[Path]) -> None:
-    """Check names without extensions, which the outputs have: two equal ones would be one file."""
+    """Raise a ValueError if two images have the same name without the extension, because their outputs would be one file."""
     stems = [file.stem for file in files]
     repeated = sorted({stem for stem in stems if stems.count(stem) > 1})
     if repeated:

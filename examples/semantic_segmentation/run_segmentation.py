@@ -65,7 +65,7 @@ class SegmentationTrainer(RecipeTrainer):
     """A trainer that evaluates images at their own size, one by one.
 
     Args:
-        inference: how to segment them.
+        inference: inference options.
     """
 
     def __init__(self, *args: Any, inference: InferenceArguments, **kwargs: Any):
@@ -78,7 +78,7 @@ class SegmentationTrainer(RecipeTrainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         loss: Any = super().compute_loss(model, inputs, *args, **kwargs)
-        # The mean over no pixel is NaN: a batch without any that has a class is to change nothing.
+        # A batch in which no pixel has a class has a mean loss of NaN. Replace it by 0, so that it changes nothing.
         return torch.where((inputs["labels"] != IGNORE_INDEX).any(), loss, torch.zeros_like(loss))
 
     def evaluate(
@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         train,
         *(ModelArguments, DataArguments, SegmentationRecipe, InferenceArguments, TrainingArguments),
         recipes=RECIPES,
-        # The last batch may be too small for batch normalization.
+        # The last batch is dropped, because it may be too small for batch normalization.
         defaults=TRAINER_DEFAULTS | {"metric_for_best_model": "mean_iou", "dataloader_drop_last": True},
         arguments=arguments,
     )
@@ -117,7 +117,7 @@ def train(
     set_seed(args.seed)
     output_dir = Path(str(args.output_dir))
     folders = [data_arguments.train_dir, data_arguments.validation_dir]
-    # Where links in the folders lead is checked when they have been listed.
+    # Targets of links in the folders are checked after the folders have been listed.
     check_is_apart(
         output_dir,
         [Path(folder, part) for folder in folders if folder for part in ("images", "annotations")],
@@ -137,7 +137,7 @@ def train(
     drop_path_rate = recipe.drop_path_rate_of(lambda: backbone_config(model_arguments, fields))
     model = create_model(model_arguments, fields, names, drop_path_rate)
     if args.parallel_mode == ParallelMode.DISTRIBUTED and torch.accelerator.is_available():
-        # Few images a process are too few for its own statistics: the authors share them too.
+        # Each process has too few images for its own statistics. The authors synchronize batch norms, too.
         torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     processor = create_processor(model_arguments, fields, data_arguments.do_reduce_labels)
     preparation = Preparation(training_transform(recipe, processor), data_arguments.do_reduce_labels, args.seed)

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Model cards: what a model is, and code that loads it, for everything here that writes a model folder."""
+"""Model cards, which describe a model and show code that loads it, for all scripts that write a model folder."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ from huggingface_hub.utils import httpx, validate_repo_id
 from transformers.utils import cached_file
 
 
-# By the name of the model's class; the others extract features.
+# Maps the name of a model class to its pipeline. Models of all other classes extract features.
 PIPELINES = {
     "TwinsForImageClassification": "image-classification",
     "TwinsForSemanticSegmentation": "image-segmentation",
@@ -36,11 +36,11 @@ IMPORT = "import hf_twins  # registers Twins with transformers\n"
 CLASSIFY = """{imports}from transformers import pipeline
 
 classify = pipeline("image-classification", {location}{trust})
-print(classify("picture.jpg"))"""
+print(classify("image.jpg"))"""
 SEGMENT = """{imports}from transformers import pipeline
 
 segment = pipeline("image-segmentation", {location}{trust})
-print([(each["label"], each["mask"]) for each in segment("picture.jpg")])"""
+print([(each["label"], each["mask"]) for each in segment("image.jpg")])"""
 EXTRACT = """import hf_twins
 from transformers import AutoImageProcessor
 
@@ -50,18 +50,18 @@ DETECT = """{imports}from transformers import pipeline
 
 # hf_twins.detection.load_detector also takes several images at once, and returns Mask R-CNN's masks.
 detect = pipeline("object-detection", model={location})
-for found in detect("picture.jpg", threshold=0.5):
+for found in detect("image.jpg", threshold=0.5):
     print(found["label"], round(found["score"], 2), found["box"])"""
 USAGE = {"image-classification": CLASSIFY, "image-segmentation": SEGMENT, "object-detection": DETECT}
 
 
 def quoted(text: str) -> str:
-    """A text as a Python literal in double quotes."""
+    """Convert text to a Python literal in double quotes."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def pipeline_tag(architecture: str) -> str:
-    """The Hub's name for what models of a class do, given the name of the class."""
+    """The Hub's name for the task of a model class."""
     if architecture.endswith("ForObjectDetection"):
         return "object-detection"
     return PIPELINES.get(architecture, "image-feature-extraction")
@@ -72,14 +72,14 @@ def usage_code(architecture: str, location: str, trust_remote_code: bool = False
 
     Args:
         architecture: name of the model's class.
-        location: Hub id or folder that it is loaded from.
-        trust_remote_code: whether the code is loaded from there too, and not from the installed package.
+        location: Hub id or folder that the model is loaded from.
+        trust_remote_code: whether the model's code is loaded from there too, instead of from the installed package.
     """
     return USAGE.get(pipeline_tag(architecture), EXTRACT).format(
         location=quoted(location),
         model_class=architecture,
         imports="" if trust_remote_code else IMPORT,
-        # The hash of the commit cannot be in the commit.
+        # A placeholder, because a commit cannot contain its own hash.
         trust=', trust_remote_code=True, revision="COMMIT"' if trust_remote_code else "",
     )
 
@@ -87,7 +87,7 @@ def usage_code(architecture: str, location: str, trust_remote_code: bool = False
 def origin_fields(
     base: str | None, dataset: str | None, license_id: str | None = None, revision: str = "main"
 ) -> dict[str, Any]:
-    """What a card's front matter says of where a trained model comes from; what is not known is left out.
+    """The fields of a card's front matter that describe the origin of a trained model, without those that are unknown.
 
     Args:
         base: folder or Hub id of the model that training started from; None for random weights.
@@ -101,7 +101,7 @@ def origin_fields(
     }
     if license_id is not None:
         fields = {"license": license_id}
-    # The base model of a folder is that folder's.
+    # If the model was trained from a local folder, take the base model from the card in that folder.
     base_model = base if is_hub_id(base) else parent.get("base_model")
     if base_model is not None:
         fields["base_model"] = base_model
@@ -111,7 +111,7 @@ def origin_fields(
 
 
 def is_hub_id(name: str | None) -> bool:
-    """Whether a name that was loaded from is that of a repository, and not of a file or folder."""
+    """Whether `name` is a repository on the Hub, and not a file or folder."""
     try:
         validate_repo_id(name or "")
     except HFValidationError:
@@ -131,35 +131,35 @@ def card_metadata(name: str, revision: str = "main") -> dict[str, Any]:
     try:
         return (metadata_load(card) if card is not None else None) or {}
     except Exception:
-        # Whatever the parser raises about what somebody has written.
+        # The YAML parser raises various errors for invalid front matter.
         return {}
 
 
 def model_card(metadata: ModelCardData, title: str, description: str, usage: str, *sections: str) -> ModelCard:
-    """The card of a model folder.
+    """Create the card of a model folder.
 
     Args:
-        metadata: the card's front matter.
-        title: its heading.
-        description: what the model is, in a paragraph.
-        usage: Python code that loads it.
-        sections: what else there is to say, in Markdown.
+        metadata: front matter of the card.
+        title: heading of the card.
+        description: what the model is, in one paragraph.
+        usage: Python code that loads the model.
+        sections: further sections in Markdown.
     """
     blocks = [f"---\n{metadata.to_yaml()}\n---", f"# {title}", description, f"## Usage\n\n```python\n{usage}\n```"]
     return ModelCard(sign("\n\n".join([*blocks, *sections]) + "\n"))
 
 
-# Ends a generated card, with the hash of the text above it: a card that somebody has edited has another.
+# Last line of a generated card, with the hash of the text above it. If the card was edited, the hash no longer matches.
 SIGNATURE = "\n<!-- Generated by hf_twins, and not edited if this is the SHA-256 of the text above: {} -->\n"
 
 
 def sign(text: str) -> str:
-    """The text of a generated card, signed; again, if it was signed before and has changed."""
+    """Append the signature to the text of a generated card, replacing any earlier one."""
     text = re.sub(re.escape(SIGNATURE).replace(r"\{\}", "[0-9a-f]{64}") + "$", "", text)
     return text + SIGNATURE.format(hashlib.sha256(text.encode()).hexdigest())
 
 
 def is_generated(text: str) -> bool:
-    """Whether a card is as it was generated: it says nothing that its repository's owner has written."""
+    """Whether a card was generated and not edited since."""
     text = text.replace("\r\n", "\n")
     return sign(text) == text

@@ -13,10 +13,10 @@
 # limitations under the License.
 """Which commit of a repository's code `trust_remote_code=True` may run.
 
-A model's files name the classes that load it in `auto_map`, as `module.Class`, which is beside them, or as
-`repository--module.Class`, which is in another repository. transformers runs the code of a model on the Hub at the model's
-`revision`, but that of another repository at `code_revision`, which is the newest commit of `main` if it is not given,
-even where the model is a local folder. `main` may change after it was read: here the code is pinned to a commit.
+A model's files name the classes that load it in `auto_map`, as `module.Class` for code next to these files, or as
+`repository--module.Class` for code in another repository. transformers runs the code next to a model on the Hub at the
+model's `revision`, but code in another repository at `code_revision`, by default the newest commit of `main`, even if the
+model is a local folder. `main` may change after somebody has reviewed the code, so this module pins the code to a commit.
 """
 
 import json
@@ -36,24 +36,24 @@ from transformers.utils import (
 
 # The files in which transformers' Auto classes look for `auto_map`.
 FILES = (CONFIG_NAME, IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, PROCESSOR_NAME, "tokenizer_config.json")
-# A commit that no repository has. Code in a local folder has no commit and runs whatever `code_revision` is, but code that
-# transformers would fetch in a way that is not known here, such as by an adapter's base model, is then refused.
+# A commit that does not exist in any repository. Code in a local folder has no commit and runs regardless of
+# `code_revision`. Code that transformers fetches for a reason unknown here, such as for an adapter's base model, is refused.
 NO_COMMIT = 40 * "0"
 
 
 def pinned_code_revision(source: str, model_revision: str, code_revision: str | None) -> str:
-    """The `code_revision` with which the code of a model may be run.
+    """The `code_revision` to pass to `from_pretrained`, so that only code pinned to a commit is run.
 
     Args:
         source: local folder or Hub id of the model.
-        model_revision: revision of a model on the Hub, which must be the hash of a commit there.
-        code_revision: hash of a commit of the other repository that the model takes its code from, if there is one.
+        model_revision: revision of the model; on the Hub, it must be the hash of a commit.
+        code_revision: commit hash of the other repository that contains the model's code, if there is one.
 
     Returns:
-        The hash of a commit, of 40 hexadecimal digits, for `from_pretrained`.
+        The hash of a commit, with 40 hexadecimal digits.
 
     Raises:
-        ValueError: if code would be run that is not pinned to a commit. The message says what to give.
+        ValueError: if code would be run that is not pinned to a commit. The message says which option to give.
         OSError: if the model's files cannot be fetched.
     """
     is_local = Path(source).is_dir()
@@ -89,7 +89,7 @@ def is_commit(revision: str) -> bool:
 
 
 def foreign_entries(source: str, revision: str) -> Iterator[tuple[str, str]]:
-    """The `auto_map` entries of a model that name another repository than its own, each with the file that it is in."""
+    """Yield each `auto_map` entry of a model that names another repository, with the file that contains it."""
     for name in FILES:
         file = cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
         if file is None:
@@ -97,7 +97,7 @@ def foreign_entries(source: str, revision: str) -> Iterator[tuple[str, str]]:
         try:
             content = json.loads(Path(file).read_text(encoding="utf-8"))
         except ValueError:
-            # transformers says what is wrong, if it reads this file at all.
+            # transformers raises an error if it reads this file at all.
             continue
         for entry in auto_map_entries(content):
             if "--" in entry and entry.split("--")[0] != source:
@@ -105,7 +105,7 @@ def foreign_entries(source: str, revision: str) -> Iterator[tuple[str, str]]:
 
 
 def auto_map_entries(content: Any, is_auto_map: bool = False) -> Iterator[str]:
-    """Every class that an `auto_map` names, at whatever depth: a text, or lists and dictionaries of them."""
+    """Yield every class that an `auto_map` names, in nested lists and dictionaries too."""
     if isinstance(content, dict):
         for key, value in content.items():
             yield from auto_map_entries(value, is_auto_map or key == "auto_map")

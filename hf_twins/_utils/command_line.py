@@ -16,10 +16,10 @@
     run(train, ModelArguments, TrainingArguments, recipes=RECIPES)
 
 calls `train` with one instance of each dataclass. `--help` shows the docstring of the script, and the options of each
-dataclass under their own heading. Every option is accepted with hyphens, too (`--output-dir`). A dataclass can say that one
-of several options is required, by an attribute `one_of: ClassVar = (("train_dir", "dataset_name"),)`.
+dataclass under their own heading. Every option can also be written with hyphens (`--output-dir`). A dataclass can require
+one of several options by an attribute `one_of: ClassVar = (("train_dir", "dataset_name"),)`.
 
-A recipe is a TOML file with options, except `OPTIONS_OF_A_RUN`. `--recipe` takes a name in `recipes`, or a path.
+A recipe is a TOML file with any options except `OPTIONS_OF_A_RUN`. `--recipe` takes a name in `recipes`, or a path.
 Options of the command line have precedence over the recipe, and the recipe over `defaults`.
 
 The environment variable `HF_TWINS_MAX_STEPS` limits the number of training steps of every script that has `--max_steps`.
@@ -50,18 +50,19 @@ from .progress import quiet_libraries
 
 def _end_in_one_line(kind: type[BaseException], error: BaseException, traceback: types.TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
-        # Below the progress bar.
+        # The line break ends the line of a progress bar.
         print("\nstopped by Ctrl-C", file=sys.stderr)
     else:
         exit_with_sentence_if_extra_is_missing(kind, error, traceback)
 
 
-# In scripts, this module is imported before any that may be missing (see the order of imports in pyproject.toml).
+# Scripts import this module before modules of extras, which may be missing (see the order of imports in pyproject.toml).
 sys.excepthook = _end_in_one_line
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
-# Options that say what one run reads, writes and publishes, and not how it trains; so do all that begin with `hub_`.
+# Options that set what a single run reads, writes and publishes, and not how it trains. Those with the prefix `hub_` are
+# treated alike.
 OPTIONS_OF_A_RUN = {
     "output_dir",
     "overwrite_output_dir",
@@ -82,30 +83,30 @@ def run(
     defaults: Mapping[str, Any] | None = None,
     arguments: list[str] | None = None,
 ) -> Result:
-    """Call `function` with the command line as dataclasses; exit with one sentence if that fails.
+    """Call `function` with the command line as dataclasses; exit with a one-sentence message if that fails.
 
     Args:
         function: called with one instance of each dataclass.
         dataclasses, recipes, defaults, arguments: see `parse_arguments`.
 
     Raises:
-        SystemExit: if the command line is wrong, or files, the disk, data loading or the connection to the Hub fail.
+        SystemExit: if the command line is invalid, or reading, writing, data loading or the connection to the Hub fails.
     """
     quiet_libraries()
     try:
         return function(*parse_arguments(*dataclasses, recipes=recipes, defaults=defaults, arguments=arguments))
-    # safetensors has its own error for a disk that is full.
+    # safetensors raises its own error if the disk is full.
     except (OSError, ValueError, SafetensorError, MissingExtraError) as error:
         sys.exit(f"error: {_last_sentence(error)}")
     except RuntimeError as error:
         fault = _fault_of_workers(str(error))
         if fault is not None:
             sys.exit(f"error: {fault}")
-        # What PyTorch raises if a file cannot be written to its end.
+        # PyTorch raises this error if it cannot write a file completely.
         if "inline_container" not in str(error):
             raise
         sys.exit(f"error: a file cannot be written, is the disk full? {str(error).splitlines()[0]}")
-    # Connection errors that the Hub's client lets through are not OSErrors.
+    # Connection errors that the Hub's client does not convert are not OSErrors.
     except httpx.HTTPError as error:
         sys.exit(
             f"error: the connection to the Hub failed, start again when it is back: {error or type(error).__name__}"
@@ -113,7 +114,7 @@ def run(
 
 
 def _fault_of_workers(text: str) -> str | None:
-    """What is wrong with the data loading processes, if this is PyTorch's RuntimeError about them."""
+    """Say what failed if `text` is PyTorch's RuntimeError about data loading processes; otherwise None."""
     if "Too many open files" in text or "ancdata" in text:
         return f"too many open files: {ADVICE[errno.EMFILE]}, and start again."
     if text.startswith("DataLoader timed out"):
@@ -128,7 +129,7 @@ def _fault_of_workers(text: str) -> str | None:
 
 
 def _last_sentence(error: Exception) -> str:
-    """What an error says and what to do, without the traceback that PyTorch puts before it in a data loading process."""
+    """The message of an error and what to do, without the traceback that PyTorch prepends in a data loading process."""
     text = str(error)
     if isinstance(error, OSError) and error.errno in ADVICE:
         return f"{text}: {ADVICE[error.errno]}."
@@ -147,16 +148,16 @@ def parse_arguments(
 
     Args:
         dataclasses: the classes whose fields are the options.
-        recipes: folder of TOML files that `--recipe` takes by their names; one of the dataclasses has the field `recipe`.
-        defaults: default values that differ from those of the dataclasses.
+        recipes: folder of TOML files that `--recipe` accepts by name; one of the dataclasses must have the field `recipe`.
+        defaults: default values that override those of the dataclasses.
         arguments: words of the command line; `sys.argv[1:]` if not given.
 
     Returns:
         One instance of each dataclass, in their order.
 
     Raises:
-        SystemExit: with one sentence, if an option is unknown, missing or has a wrong value, in the command line or in a
-            recipe.
+        SystemExit: with a one-sentence message, if an option in the command line or in a recipe is unknown, missing or
+            has an invalid value.
     """
     parser = _DataclassParser(dataclasses)
     parser.set_defaults(**defaults or {})
@@ -169,7 +170,7 @@ def parse_arguments(
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Shows each option once, with underscores, and whether it is required or what its default is."""
+    """Shows each option once, with underscores, and says that it is required or what its default is."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         names = [name for name in action.option_strings if "-" not in name.lstrip("-")]
@@ -186,13 +187,13 @@ class _Mixin(argparse.ArgumentParser):
     """Additions to argparse's parser, for both parsers below."""
 
     def __init__(self, *args: Any, **kwargs: Any):
-        # The docstring of the script that was started.
+        # The description is the docstring of the script that was started.
         defaults = {"description": sys.modules["__main__"].__doc__, "formatter_class": _Formatter}
         # With abbreviations, a new option could change the meaning of an old command line.
         super().__init__(*args, **defaults | {"allow_abbrev": False} | kwargs)
 
     def format_help(self) -> str:
-        # All options are listed below: here, those that are required are enough.
+        # The usage line shows only required options, because all options are listed below it.
         required = [action for action in self._actions if action.required]
         words = [
             word for action in required for word in (*action.option_strings[:1], action.metavar or action.dest.upper())
@@ -204,10 +205,10 @@ class _Mixin(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse all arguments: unknown and missing ones are errors, all of them in one sentence."""
+        """Parse all arguments, and report all unknown and missing ones in one error message."""
         words = self.with_underscores(sys.argv[1:] if args is None else args)
         options = words[: words.index("--")] if "--" in words else words
-        # Words with spaces are values, as in argparse.
+        # As in argparse, words with spaces are values.
         names = [word.partition("=")[0] for word in options if word.startswith("--") and " " not in word]
         unknown = [name for name in names if name not in self._option_string_actions]
         if unknown:
@@ -221,10 +222,10 @@ class _Mixin(argparse.ArgumentParser):
         return parsed, rest
 
     def check_required(self, given: set[str]) -> None:
-        """argparse names what is missing itself."""
+        """Nothing to check here, because argparse itself reports missing options."""
 
     def with_underscores(self, words: Iterable[str]) -> list[str]:
-        """The words, with the underscores that the names of options have here."""
+        """Replace the hyphens in names of options by underscores."""
         replaced = []
         for word in words:
             name, equals, value = word.partition("=")
@@ -234,14 +235,14 @@ class _Mixin(argparse.ArgumentParser):
 
 
 class ArgumentParser(_Mixin):
-    """argparse's parser, for scripts with positional arguments: with the `--help` and the errors of the other scripts."""
+    """Parser for scripts with positional arguments, whose help and error messages look like those of the other scripts."""
 
 
 class _DataclassParser(_Mixin, HfArgumentParser):
     """transformers' parser of dataclasses, with a heading for each of them."""
 
     def _add_dataclass_arguments(self, dtype: Any) -> None:
-        # By this attribute, transformers groups options.
+        # transformers groups its options by this attribute.
         if (dtype.__module__, dtype.__name__) == ("transformers.training_args", "TrainingArguments"):
             dtype._argument_group_name = "options of transformers.TrainingArguments"
         else:
@@ -266,7 +267,7 @@ def _suggestion(name: str, names: Iterable[str]) -> str:
 
 
 def _apply_recipe(parser: _DataclassParser, recipes: Path, words: Iterable[str]) -> None:
-    """Make the values of the recipe that the words name the defaults."""
+    """Use the values of the recipe that the command line names as defaults."""
     files = {file.stem: file for file in sorted(recipes.glob("*.toml"))}
     option = parser._option_string_actions["--recipe"]
     option.help = f"Where the defaults of other options come from: {', '.join(files)}, or a TOML file with options."
@@ -305,7 +306,7 @@ def _read_recipe(parser: _DataclassParser, file: Path) -> dict[str, Any]:
 
 
 def _is_value_of(hint: Any, value: Any) -> bool:
-    """Whether a value of a TOML file is one of a field with this type."""
+    """Whether a value from a TOML file is valid for a field with this type."""
     kind = get_origin(hint) or hint
     if kind in (Union, types.UnionType):
         return any(_is_value_of(each, value) for each in get_args(hint))
@@ -321,7 +322,7 @@ def _is_value_of(hint: Any, value: Any) -> bool:
 
 
 def _limit_steps(parser: argparse.ArgumentParser, parsed: tuple[Any, ...]) -> None:
-    """Limit `--max_steps` to the value of the environment variable, which is there for tests."""
+    """Limit `--max_steps` to the value of the environment variable, which tests set."""
     limit = os.environ.get(MAX_STEPS_VARIABLE)
     if not limit:
         return

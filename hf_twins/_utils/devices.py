@@ -18,5 +18,5 @@ import torch
 
 def default_device() -> torch.device:
     """The accelerator, if there is one, and otherwise the CPU."""
-    # Without the check, an accelerator that PyTorch was built for and that is not there.
+    # Without the check, this returns the accelerator that PyTorch was built for, even if it is not present.
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

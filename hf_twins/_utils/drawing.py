@@ -22,17 +22,17 @@ import PIL.Image
 import torch
 
 
-# Of pixels without a class.
+# Color of pixels without a class.
 GRAY = (128, 128, 128)
 MASK_OPACITY = 0.5
 
 
 def denormalize(pixel_values: torch.Tensor, processor: Any) -> PIL.Image.Image:
-    """The image that a model was given.
+    """Convert pixel values back to the image that a model was given.
 
     Args:
         pixel_values: `(num_channels, height, width)`, with one or three channels.
-        processor: the image processor that made them.
+        processor: image processor that created the pixel values.
     """
     pixels = pixel_values.cpu().float()
     if processor.do_normalize:
@@ -45,7 +45,7 @@ def denormalize(pixel_values: torch.Tensor, processor: Any) -> PIL.Image.Image:
 
 
 def label_colors(names: Sequence[str]) -> np.ndarray:
-    """A color for each class, `(num_labels, 3)`, uint8: black for one called background, the others far apart."""
+    """A color for each class, `(num_labels, 3)`, uint8: black for the background, and distinct colors for the others."""
     colors = _distant_colors(len(names)).copy()
     colors[[is_background(name) for name in names]] = 0
     return colors
@@ -57,11 +57,11 @@ def is_background(name: str) -> bool:
 
 @functools.cache
 def _distant_colors(count: int) -> np.ndarray:
-    """Each color is the one farthest from all before it, from gray and from black, in CIELAB, `(count, 3)`, uint8."""
+    """Colors `(count, 3)`, uint8, each as far as possible in CIELAB from all colors before it, gray, black and white."""
     levels = np.linspace(0, 255, 12).round()
     candidates = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
     lab = _to_lab(candidates)
-    # White looks like a hole in the image.
+    # White is excluded, because it looks like a hole in the image.
     taken = _to_lab(np.array([GRAY, (0, 0, 0), (255, 255, 255)], dtype=float))
     distance = np.linalg.norm(lab[:, None] - taken, axis=-1).min(axis=1)
     chosen = np.empty(count, dtype=int)
@@ -72,7 +72,7 @@ def _distant_colors(count: int) -> np.ndarray:
 
 
 def _to_lab(colors: np.ndarray) -> np.ndarray:
-    """CIELAB (D65) of sRGB colors from 0 to 255, `(num_colors, 3)`, as IEC 61966-2-1 and CIE 15 define them."""
+    """Convert sRGB colors from 0 to 255, `(num_colors, 3)`, to CIELAB (D65), as defined by IEC 61966-2-1 and CIE 15."""
     values = colors / 255
     linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
     to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
@@ -82,14 +82,14 @@ def _to_lab(colors: np.ndarray) -> np.ndarray:
 
 
 def mask_image(mask: np.ndarray, names: Sequence[str]) -> PIL.Image.Image:
-    """A mask as an image whose pixels are the numbers of the classes.
+    """Convert a mask to an image whose pixel values are class numbers.
 
     Args:
-        mask: number of the class of each pixel, `(height, width)`.
+        mask: class number of each pixel, `(height, width)`.
         names: names of the classes.
 
     Returns:
-        An image with a palette of the classes' colors; one of 16 bits where there are more than 256 classes.
+        An image with a palette of the class colors, or a 16-bit image if there are more than 256 classes.
     """
     if len(names) > 256:
         return PIL.Image.fromarray(mask.astype(np.uint16))
@@ -101,34 +101,34 @@ def mask_image(mask: np.ndarray, names: Sequence[str]) -> PIL.Image.Image:
 def overlay_mask(
     image: PIL.Image.Image, mask: np.ndarray, names: Sequence[str], opacity: float = MASK_OPACITY
 ) -> PIL.Image.Image:
-    """An image under the colors of its mask, whose regions have borders. The background is left as it is.
+    """Draw the colors of a mask, with borders around its regions, on top of an image. The background is not painted.
 
     Args:
         image: the image.
-        mask: number of the class of each pixel, `(height, width)` of the image; gray where there is no such class.
+        mask: class number of each pixel, with the height and width of the image; pixels without a class become gray.
         names: names of the classes.
-        opacity: from 0, the image alone, to 1, the colors alone.
+        opacity: opacity of the colors, from 0 to 1.
     """
-    # Not `torchvision.utils.draw_segmentation_masks`, which needs a boolean mask of the whole image for every class.
+    # `torchvision.utils.draw_segmentation_masks` would need a boolean mask of the entire image for every class.
     pixels = np.asarray(image.convert("RGB"))
-    # The last one is for what has no class.
+    # The last color is for pixels without a class.
     classes = np.minimum(mask, len(names))
     colors = np.concatenate([label_colors(names), np.array([GRAY], np.uint8)])[classes]
     is_painted = ~np.array([*map(is_background, names), False])[classes]
     drawn = np.array(PIL.Image.blend(PIL.Image.fromarray(pixels), PIL.Image.fromarray(colors), opacity))
     if opacity > 0:
-        # Full colors, those of the legend, where one region ends and another begins.
+        # Borders between regions have the opaque colors of the legend.
         np.copyto(drawn, colors, where=_borders(classes)[..., None])
     np.copyto(drawn, pixels, where=~is_painted[..., None])
     return PIL.Image.fromarray(drawn)
 
 
 def _borders(mask: np.ndarray) -> np.ndarray:
-    """Where a pixel's neighbor is of another class, as wide as an image of this size needs."""
+    """Which pixels have a neighbor of another class; borders are wider in larger images."""
     borders = np.zeros(mask.shape, dtype=bool)
     for step in range(1, max(mask.shape) // 400 + 2):
         for axis in (0, 1):
-            # Views of the first pixels along the axis, and of those `step` further.
+            # Compare each pixel along the axis with the one `step` pixels further.
             before, after = (np.moveaxis(each, axis, 0)[:-step] for each in (mask, np.roll(mask, -step, axis)))
             along = np.moveaxis(borders, axis, 0)
             along[:-step] |= before != after
@@ -137,6 +137,6 @@ def _borders(mask: np.ndarray) -> np.ndarray:
 
 
 def class_areas(mask: np.ndarray, num_labels: int) -> dict[int, int]:
-    """Number of pixels of each class in a mask, by the class's number; the largest first."""
+    """Count the pixels of each class in a mask, by class number, largest first."""
     counts = np.bincount(mask.ravel(), minlength=num_labels)[:num_labels]
     return {int(index): int(counts[index]) for index in np.argsort(-counts, kind="stable") if counts[index]}

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from types import TracebackType
 
 
-# Of each extra of pyproject.toml, the modules that nothing else installs, by the names that they are imported by.
+# Maps each extra of pyproject.toml to the import names of the modules that only this extra installs.
 EXTRAS = {
     "train": (
         "accelerate",
@@ -39,7 +39,7 @@ EXTRAS = {
 
 
 class MissingExtraError(ImportError):
-    """A module of an extra is not installed; the message has the command that installs it."""
+    """A module of an extra is not installed; the message contains the command that installs it."""
 
 
 def require_extra(extra: str, *modules: str) -> None:
@@ -47,10 +47,10 @@ def require_extra(extra: str, *modules: str) -> None:
 
     Args:
         extra: the extra, a key of `EXTRAS`.
-        modules: top-level modules, by the names that they are imported by; all of the extra if none are given.
+        modules: import names of top-level modules; by default, all modules of the extra.
 
     Raises:
-        MissingExtraError: if one is missing.
+        MissingExtraError: if a module is missing.
     """
     missing = [module for module in modules or EXTRAS[extra] if is_missing(module)]
     if missing:
@@ -61,15 +61,15 @@ def require_extra(extra: str, *modules: str) -> None:
 
 
 def is_missing(module: str) -> bool:
-    # A module that is None has been blocked.
+    # None in `sys.modules` blocks the import of a module.
     return sys.modules.get(module, ...) is None or find_spec(module) is None
 
 
 def exit_with_sentence_if_extra_is_missing(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
-    """A `sys.excepthook` for scripts: imports at their top fail before they could catch anything."""
-    # transformers hides which module it lacks behind an error of its own.
+    """A `sys.excepthook` for scripts, whose imports at the top of the file may fail before they can catch any error."""
+    # The cause has the name of the missing module, if transformers raises an error of its own.
     causes = [error]
     while cause := causes[-1].__cause__ or causes[-1].__context__:
         causes.append(cause)

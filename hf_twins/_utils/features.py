@@ -27,14 +27,14 @@ POOLED = "pooled"
 
 
 class FeatureExtractor:
-    """A model and its image processor.
+    """A model and its image processor, which extract features of images.
 
     Args:
-        model_name_or_path: model, as [`load_model`] takes it.
-        features: `["pooled"]`, the vector that a classifier's head is given, or names of stages, their feature maps.
+        model_name_or_path: model, as for [`load_model`].
+        features: `["pooled"]` for the input vector of a classifier's head, or names of stages for their feature maps.
 
     Raises:
-        OSError: if there is no such model, or no image processor with it.
+        OSError: if the model or its image processor is not found.
         ValueError: if the model lacks weights that the features need, or has no such stage.
     """
 
@@ -48,19 +48,19 @@ class FeatureExtractor:
 
     @property
     def fingerprint(self) -> str:
-        """What tells the model and its preprocessing from others."""
+        """A fingerprint of the model and its preprocessing."""
         return model_fingerprint(self.model, self.processor)
 
     @torch.inference_mode()
     def __call__(self, images: list[PIL.Image.Image]) -> list[dict[str, torch.Tensor]]:
-        """The features of images of any sizes.
+        """Extract the features of images of any sizes.
 
         Returns:
-            For each image, each feature under its name: `(hidden_size,)`, or `(hidden_size, height, width)` of a stage.
+            For each image, its features by name: `(hidden_size,)`, or `(hidden_size, height, width)` for a stage.
         """
         inputs = [self.processor(image, return_tensors="pt")["pixel_values"] for image in images]
         results = []
-        # A processor that crops makes all images of one size; others are computed in groups of neighbors of one size.
+        # A processor that crops gives all images one size. Otherwise, consecutive images of one size form a batch.
         for _, batch in itertools.groupby(inputs, key=lambda pixel_values: pixel_values.shape):
             outputs = self.model(torch.cat(list(batch)).to(self.model.device))
             values = [outputs.pooler_output] if self.features == [POOLED] else outputs.feature_maps

@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-# Windows has no locks of this kind: what a killed run left has to be removed by hand there.
+# Windows has no `fcntl` locks: there, files that a killed run left have to be removed by hand.
 if sys.platform != "win32":
     import fcntl
 
 
 # Waits before a file is read again, in seconds.
 READING_PAUSES = (0.1, 0.5, 2.0)
-# Errors that stay: waiting for the file does not help.
+# Permanent errors, for which it does not help to wait.
 LASTING = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 ADVICE = {
     errno.EMFILE: "raise the number of files that a process may open (ulimit -n), or use fewer workers",
@@ -48,24 +48,24 @@ ADVICE = {
 }
 
 
-# Folders that were looked through for what killed runs left.
+# Folders in which partial files of killed runs were already removed.
 SWEPT: set[Path] = set()
 
 
 class ReadError(OSError):
-    """A file cannot be read, whatever is in it: the disk, the network or the limits of this process are in the way."""
+    """The system cannot read a file, for reasons unrelated to its content: the disk, the network or a process limit."""
 
 
 def read_again(read: Callable[[], Result], name: str | Path) -> Result:
-    """Call `read`, and again after short pauses while the system says that it cannot read.
+    """Call `read`, and retry it after short pauses if the system fails to read the file.
 
     Args:
-        read: reads all that is needed of a file, from its beginning.
-        name: the file.
+        read: reads everything needed from the file, starting at its beginning.
+        name: name of the file for messages.
 
     Raises:
-        ReadError: if it still cannot be read.
-        Exception: whatever else `read` raises, about the content of the file.
+        ReadError: if the file still cannot be read.
+        Exception: any other error that `read` raises, about the content of the file.
     """
     for pause in (*READING_PAUSES, None):
         try:
@@ -82,7 +82,7 @@ def read_again(read: Callable[[], Result], name: str | Path) -> Result:
 
 
 def describe_read_error(error: OSError, name: str) -> str:
-    """A sentence about a file that the system cannot read."""
+    """Describe in a sentence why the system cannot read a file."""
     if error.errno == errno.ENOENT:
         return f"{name} does not exist."
     if error.errno in LASTING:
@@ -92,21 +92,21 @@ def describe_read_error(error: OSError, name: str) -> str:
 
 
 def is_read_error(error: Exception) -> bool:
-    """Whether an error is the system's, and not about the content of a file: decoders seek to where broken files say."""
+    """Whether an error comes from the system, and not from seeking to an invalid offset that a corrupt file contains."""
     return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL, errno.EOVERFLOW)
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under another name, and rename it once it is complete.
+    """Write a file under a temporary name, and rename it once it is complete.
 
-    The other name is one that no other run uses. What killed runs left under such names is removed by the first file that a
-    process writes into a folder.
+    No other run uses the same temporary name. When a process writes its first file into a folder, it removes the temporary
+    files that killed runs left there.
 
     Args:
-        path: the file; one that exists is replaced.
-        write: writes the file whose path it is called with.
+        path: the file; an existing one is replaced.
+        write: writes the file to the path that it is called with.
     """
-    # Once, because a folder may have a file for every image.
+    # Each folder is cleaned only once, because it may have a file for every image.
     if (folder := path.parent.absolute()) not in SWEPT:
         SWEPT.add(folder)
         remove_left(folder)
@@ -117,23 +117,23 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def use_default_permissions(file: Path) -> None:
-    """Give a file that its owner alone can read, as safetensors writes them, the permissions that new files have."""
+    """Give a file the default permissions of new files; safetensors writes files that only their owner can read."""
     if file.is_symlink() or file.is_dir() or file.stat().st_mode & 0o777 != 0o600:
         return
-    # It can only be read by setting it: to a value that makes no file readable that another thread creates just now.
+    # The umask can only be read by setting it. The strict value protects files that other threads create meanwhile.
     mask = os.umask(0o077)
     os.umask(mask)
     file.chmod(0o666 & ~mask)
 
 
 def write_json(path: Path, content: Any, **options: Any) -> None:
-    """Write JSON atomically; `options` are those of `json.dumps`."""
+    """Write JSON atomically; `options` are passed to `json.dumps`."""
     text = json.dumps(content, indent=2, **options) + "\n"
     write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def check_is_new(output: Path) -> None:
-    """Raise a ValueError if there is a file, or a folder with anything in it, at `output`."""
+    """Raise a ValueError if `output` is an existing file or a folder that is not empty."""
     if output.is_dir() and not any(output.iterdir()):
         return
     if output.exists() or output.is_symlink():
@@ -147,18 +147,18 @@ def check_is_apart(
     option: str = "--output_dir",
     follow_links: bool = True,
 ) -> None:
-    """Raise a ValueError if what is written could replace what is read, or be read as input by the next run.
+    """Raise a ValueError if written files could replace input files, or be read as input by the next run.
 
     Args:
         output: folder to write into.
-        inputs: folders that are read, or their listings, or single files; None, and names on the Hub, count for nothing. Where
-            links in them lead is read, too.
+        inputs: folders that are read, their listings, or single files. None and names on the Hub are ignored. The targets
+            of links in folders count as inputs, too.
         is_recursive: whether the folders are read with their sub-folders.
-        option: what the output is called.
-        follow_links: whether folders are listed for their links. Without it, this is quick, and their listings, once there are
-            some, have to be given too.
+        option: name of the output in messages.
+        follow_links: whether to list folders to find their links. If False, the check is fast, but must be repeated with
+            the listings once they exist.
     """
-    # Here, for processes that only write files: it imports PyTorch.
+    # Imported here, because it imports PyTorch, which processes that only write files do not need.
     from .image_folders import Listing, list_folder
 
     written = Path(output).resolve()
@@ -185,12 +185,12 @@ def check_is_apart(
 
 @contextlib.contextmanager
 def new_output(output: Path, is_folder: bool = True) -> Iterator[Path]:
-    """An empty folder or file beside `output`, which is renamed to `output` at the end, and removed after an error.
+    """Context with an empty temporary folder or file next to `output`, which is renamed to `output` at the end.
 
-    What a killed run had begun to write for `output` is removed.
+    It is removed after an error. Temporary files that killed runs left for the same `output` are removed as well.
 
     Raises:
-        ValueError: if `output` exists, also if another process has written it meanwhile.
+        ValueError: if `output` exists, also if another process creates it in the meantime.
     """
     check_is_new(output)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -204,13 +204,13 @@ def new_output(output: Path, is_folder: bool = True) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def partial_output(output: Path, is_folder: bool) -> Iterator[Path]:
-    """An empty folder or file beside `output`, locked, which is removed at the end if it still has its name."""
+    """Context with an empty, locked temporary folder or file next to `output`, removed at the end unless it was renamed."""
     while True:
         partial = output.with_name(partial_prefix(output) + secrets.token_hex(4))
-        # Not `tempfile`, whose files and folders nobody else may read.
+        # Files and folders of `tempfile` would be readable only by their owner.
         partial.mkdir() if is_folder else partial.touch(exist_ok=False)
         with locked(partial) as is_mine:
-            # False if another run just now took it for one that was left.
+            # False if another run has just mistaken this file for one that a killed run left.
             if is_mine is False:
                 continue
             try:
@@ -225,7 +225,7 @@ def partial_prefix(output: Path) -> str:
 
 
 def remove_left(folder: Path, pattern: str = ".*.partial-" + "[0-9a-f]" * 8) -> None:
-    """Remove what killed runs left under partial names, but nothing that a run still writes."""
+    """Remove the temporary files that killed runs left, but none that a run is still writing."""
     for left in folder.glob(pattern):
         with locked(left) as is_left:
             if is_left:
@@ -234,7 +234,7 @@ def remove_left(folder: Path, pattern: str = ".*.partial-" + "[0-9a-f]" * 8) -> 
 
 def move(partial: Path, output: Path) -> None:
     with contextlib.suppress(OSError):
-        # Removes nothing but an empty folder.
+        # `rmdir` removes only an empty folder.
         output.rmdir()
     try:
         # Renaming replaces a file, but not a folder.
@@ -255,7 +255,7 @@ def remove(path: Path) -> None:
 
 
 def check_can_be_folder(folder: Path) -> None:
-    """Raise a ValueError if an output folder, or one that it is in, is a file or a link that leads nowhere."""
+    """Raise a ValueError if an output folder, or one of its parents, is a file or a broken link."""
     first = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not first.is_dir():
         what = "a file" if first.exists() else "a link that leads nowhere"
@@ -264,10 +264,12 @@ def check_can_be_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def exclusive_folder(folder: Path) -> Iterator[None]:
-    """Keep other runs from writing to a folder meanwhile; a killed run keeps nobody from it, and what it left is removed.
+    """Context in which no other run can write to a folder.
+
+    A killed run does not block the folder, and its temporary files are removed.
 
     Raises:
-        ValueError: if another run writes to it, or it cannot be a folder.
+        ValueError: if another run is writing to the folder, or the path cannot be a folder.
     """
     check_can_be_folder(folder)
     new = [each for each in (folder, *folder.parents) if not each.exists()]
@@ -279,22 +281,22 @@ def exclusive_folder(folder: Path) -> Iterator[None]:
             remove_left(folder)
             yield
     finally:
-        # Of a run that was refused before it wrote anything: only empty folders are removed.
+        # `rmdir` removes only empty folders, which remain if the run was refused before it wrote anything.
         with contextlib.suppress(OSError):
             for each in new:
                 each.rmdir()
 
 
-# Descriptors that are open as long as their files are locked.
+# Open file descriptors of locked files.
 LOCKED: set[int] = set()
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[bool | None]:
-    """Lock a file or folder until the end of the block, or of this process.
+    """Lock a file or folder until the end of the `with` block, or of this process.
 
     Yields:
-        True; False if another process has locked it, or it is gone; None where there are no locks.
+        True if it is locked now; False if another process has locked or removed it; None if locks are not supported.
     """
     if sys.platform == "win32":
         yield None
@@ -306,7 +308,7 @@ def locked(path: Path) -> Iterator[bool | None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         is_mine: bool | None = path.exists()
     except OSError as error:
-        # Other errors are those of network file systems without locks.
+        # Other errors occur on network file systems without locks.
         is_mine = False if error.errno in (errno.ENOENT, errno.EWOULDBLOCK) else None
     try:
         yield is_mine
@@ -322,5 +324,5 @@ def close_locked() -> None:
 
 
 if sys.platform != "win32":
-    # Data loading processes are forked with all open descriptors: they would keep the lock of a run that was killed.
+    # Forked data loading processes inherit open descriptors, and would keep the lock after the main process was killed.
     os.register_at_fork(after_in_child=close_locked)

@@ -13,7 +13,7 @@
 # limitations under the License.
 """Fingerprints of files, models and datasets, which tell the inputs of runs apart, whatever they are called.
 
-A fingerprint holds no times and no absolute paths, so that a copy of a folder has that of the original.
+A fingerprint includes no times and no absolute paths, so that a copy of a folder has the fingerprint of the original.
 """
 
 import hashlib
@@ -33,10 +33,10 @@ from .files import read_again
 from .progress import progress_bar
 
 
-# Of a longer file, so much of its beginning and of its end is read.
+# Number of bytes that are read at the beginning and at the end of a longer file.
 NUM_BYTES = 64 * 1024
 NUM_THREADS = 8
-# What a configuration or a processor has of where it comes from. The number type is that of the weights, which are hashed.
+# Fields of a configuration or an image processor that depend on its origin. The dtype is hashed with the weights instead.
 ORIGINS = {
     "_attn_implementation_autoset",
     "_commit_hash",
@@ -49,7 +49,7 @@ ORIGINS = {
     "transformers_version",
 }
 GENERIC = PreTrainedConfig().to_dict()
-# The last folder of what `datasets` has downloaded: a commit of the Hub. Local files have a longer number there.
+# Name of the last folder of a dataset downloaded by `datasets`, a commit of the Hub. For local files, it is longer.
 COMMIT = re.compile("[0-9a-f]{40}")
 
 
@@ -57,15 +57,15 @@ def files_fingerprint(folder: str | Path, files: Iterable[str]) -> str:
     """The SHA-256 of the names of files, their sizes, and the first and last 64 KiB of each.
 
     Args:
-        folder: the folder, which is no part of it.
+        folder: the folder, whose path does not affect the fingerprint.
         files: paths below the folder, whose order matters.
 
     Raises:
-        ReadError: if one cannot be read.
+        ReadError: if a file cannot be read.
     """
     files = list(files)
     digest = hashlib.sha256()
-    # Threads get some files at a time: to hand them over takes as long as to read a small one.
+    # Each thread gets several files at a time, because passing a file to a thread takes as long as reading a small file.
     chunks = [files[start : start + 64] for start in range(0, len(files), 64)]
     progress = progress_bar(desc="Comparing files", total=len(files), unit="file", delay=3, leave=False)
     with ThreadPoolExecutor(NUM_THREADS) as threads, progress:
@@ -91,10 +91,10 @@ def sampled_digest(path: Path) -> bytes:
 
 
 def file_digest(file: str | Path) -> str:
-    """The SHA-256 of a file, all of it.
+    """The SHA-256 of an entire file.
 
     Raises:
-        ReadError: if it cannot be read.
+        ReadError: if the file cannot be read.
     """
 
     def read() -> str:
@@ -105,11 +105,11 @@ def file_digest(file: str | Path) -> str:
 
 
 def model_fingerprint(model: Any, processor: Any = None) -> str:
-    """The SHA-256 of what a model computes: of its configuration, its weights and its preprocessing.
+    """The SHA-256 of everything that determines a model's output: its configuration, weights and preprocessing.
 
     Args:
         model: model with a `config`.
-        processor: its image processor, if it matters.
+        processor: image processor of the model, if the fingerprint includes it.
     """
     described = {
         "class": type(model).__name__,
@@ -119,15 +119,15 @@ def model_fingerprint(model: Any, processor: Any = None) -> str:
     digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
-        # As bytes, because NumPy does not know all of PyTorch's numbers.
+        # Tensors are hashed as bytes, because NumPy does not support all of PyTorch's dtypes.
         digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
 def comparable(value: Any) -> Any:
-    """A configuration without what is no part of what it computes, as JSON has it."""
+    """Convert a configuration to JSON values, without fields that do not affect the model's output."""
     if isinstance(value, dict):
-        # Without what all models have, to which new versions of transformers add.
+        # Leave out fields that all models have, since new versions of transformers add some.
         kept = {str(key): each for key, each in value.items() if key not in ORIGINS}
         return {key: comparable(each) for key, each in kept.items() if key not in GENERIC or GENERIC[key] != each}
     if isinstance(value, list | tuple):
@@ -136,19 +136,18 @@ def comparable(value: Any) -> Any:
 
 
 def dataset_fingerprint(split: Any) -> str:
-    """What tells a split that `datasets` has loaded from others.
+    """The fingerprint of a split that `datasets` has loaded.
 
-    Of a dataset on the Hub: its name, commit, configuration and split, the first row, and the values of columns of numbers and
-    texts, because a column may have been renamed. Of other data: names and content of images, by size and
-    their first and last 64 KiB, and all else. Of a stream: its files, and which
-    columns are renamed.
+    For a dataset on the Hub, it covers the name, commit, configuration and split, the first row, and the values of number and
+    text columns, because a column may have been renamed. For other data, it covers the names of images, their size and their
+    first and last 64 KiB, and all other values. For a stream, it covers its files and which columns are renamed.
 
     Args:
         split: `Dataset` or `IterableDataset`.
 
     Raises:
-        ReadError: if a file that it names cannot be read.
-        TypeError: if it is a stream of anything but files or lists.
+        ReadError: if a file that the split names cannot be read.
+        TypeError: if the split is a stream of anything but files or lists.
     """
     from datasets import IterableDataset
 
@@ -157,7 +156,7 @@ def dataset_fingerprint(split: Any) -> str:
     if isinstance(split, IterableDataset):
         parts: Iterable[Any] = stream_parts(split._ex_iterable)
     elif cached := hub_files(split):
-        # Rows that were chosen or shuffled are numbers of those in the files.
+        # If rows were selected or shuffled, `_indices` has their numbers in the files.
         chosen = [] if split._indices is None else split._indices.column(0).to_pylist()
         parts = itertools.chain([cached, len(split), chosen], column_values(split))
     else:
@@ -171,13 +170,13 @@ def dataset_fingerprint(split: Any) -> str:
 
 
 def hub_files(split: Any) -> list[str]:
-    """The files in `datasets`' cache of a split that was downloaded from the Hub, as name/configuration/version/commit/file."""
+    """The files in `datasets`' cache of a split downloaded from the Hub, as name/configuration/version/commit/file."""
     files = [Path(each["filename"]) for each in split.cache_files]
     return ["/".join(file.parts[-5:]) for file in files] if all(COMMIT.fullmatch(f.parent.name) for f in files) else []
 
 
 def column_values(split: Any) -> Iterator[Any]:
-    """The first row of a split, which tells columns of images apart, and all values of those of numbers and texts."""
+    """Yield the first row of a split, which distinguishes columns of images, and all values of number and text columns."""
     from pyarrow import types
 
     rows = split.with_format("arrow")
@@ -192,7 +191,7 @@ def column_values(split: Any) -> Iterator[Any]:
 
 
 def stream_parts(examples: Any) -> Iterator[Any]:
-    """What the shards of a stream are read from, files or the arguments of a generator, and which columns are renamed."""
+    """Yield the sources of a stream's shards, files or arguments of a generator, and which columns are renamed."""
     renamed = getattr(getattr(examples, "function", None), "keywords", {}).get("column_mapping")
     if renamed is not None:
         yield renamed
@@ -207,9 +206,9 @@ def stream_parts(examples: Any) -> Iterator[Any]:
 
 
 def hash_value(digest: Any, value: Any, files: list[str]) -> None:
-    """Add a value to a digest; absolute paths of files are collected instead."""
+    """Add a value to a digest, but collect absolute paths of files in `files` instead."""
     if isinstance(value, dict):
-        # An image that `datasets` has not decoded: its path is where somebody has it.
+        # In an undecoded image of `datasets`, the path only says where its file was, so it is left out.
         if value.keys() == {"bytes", "path"} and value["bytes"] is not None:
             value = {"bytes": value["bytes"], "path": Path(value["path"] or "").name}
         digest.update(b"dict %d " % len(value))

@@ -26,7 +26,7 @@ from .images import is_image_file
 
 
 logger = logging.getLogger(__name__)
-# The split that a folder or a file with this word in its name is.
+# Maps words in names of folders and files to splits.
 SPLIT_WORDS = {
     "train": "train",
     "training": "train",
@@ -39,12 +39,12 @@ SPLIT_WORDS = {
     "test": "test",
     "testing": "test",
 }
-# Files that name the images and say more about them, as `datasets` knows them.
+# Tables of image names and further columns, with the file names that `datasets` recognizes.
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 OTHER_TABLES = ("metadata.tsv", "metadata.xls", "metadata.xlsx")
-# What systems put into folders of images, which is not worth a word.
+# Files that operating systems put into folders, which are ignored without a warning.
 SYSTEM_FILES = ("Thumbs.db", "desktop.ini")
-# Names that one message lists.
+# Maximum number of names in a message.
 MAX_NAMES = 10
 
 HIDDEN = "hidden (names that begin with a dot, and __MACOSX)"
@@ -64,10 +64,10 @@ class Listing:
 
     Attributes:
         folder: the folder.
-        files: paths of the images below it, with `/` between their parts, sorted.
+        files: paths of the images below the folder, with `/` between their parts, sorted.
         folders: names of the folders directly in it that were searched, sorted.
-        left_out: paths of what is no part of it, by the reason.
-        links: links to folders and to images that were followed, as paths.
+        left_out: paths of files and folders that were left out, by reason.
+        links: paths of the links to folders and images that were followed.
     """
 
     folder: str
@@ -84,45 +84,45 @@ class Listing:
         self.left_out.setdefault(reason, []).append(path)
 
     def leave_out_unreadable_names(self) -> None:
-        """Leave out the images whose paths cannot be written into tables of text."""
+        """Leave out images whose paths are not valid text, which cannot be written into tables."""
         for path in self.files:
             if not is_text(path):
                 self.leave_out(NOT_TEXT, path)
         self.files = [path for path in self.files if is_text(path)]
 
     def reasons(self) -> str:
-        """What is left out, counted and named."""
+        """Describe what is left out, with counts and names."""
         return "; ".join(f"{len(paths)} {reason} ({listed(paths)})" for reason, paths in self.left_out.items())
 
     def warn(self) -> None:
-        """Say what is left out, if anything is."""
+        """Log what is left out, if anything."""
         if self.left_out:
             logger.warning(f"Left out of {one_line(self.folder)}: {self.reasons()}.")
 
 
 def listed(names: Sequence[Any]) -> str:
-    """The first names, and how many more there are."""
+    """List the first names, and the number of the others."""
     more = [f"and {len(names) - MAX_NAMES} more"] if len(names) > MAX_NAMES else []
     return ", ".join([*(one_line(str(name)) for name in names[:MAX_NAMES]), *more])
 
 
 def printable(text: str) -> str:
-    """A name of a file as text, which it need not be."""
+    """Convert a file name, which may contain invalid UTF-8, to valid text."""
     return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
 def one_line(text: str) -> str:
-    """A name for a message, without the line breaks and terminal codes that it may have."""
+    """Make a name safe for a message, without line breaks and terminal codes."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in printable(text))
 
 
 def is_hidden(name: str) -> bool:
-    """Whether file managers and notebooks put this file or folder beside the user's own."""
+    """Whether a file or folder is hidden or was created by a file manager or notebook."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def list_folder(folder: str | Path, recursive: bool = True) -> Listing:
-    """The image files in a folder, by their extensions. Links are followed, except into a folder that they are in.
+    """List the image files in a folder, recognized by extension. Links are followed, except into a folder that contains them.
 
     Args:
         folder: the folder.
@@ -164,7 +164,7 @@ def list_folder(folder: str | Path, recursive: bool = True) -> Listing:
 
 
 def kind_of(entry: os.DirEntry) -> str | None:
-    """What an entry of a folder is: "folder", "image", the reason why it is left out, or None for nothing to mention."""
+    """Return "folder", "image", the reason why an entry is left out, or None if it is ignored without a warning."""
     is_link = entry.is_symlink()
     try:
         if is_link:
@@ -178,7 +178,7 @@ def kind_of(entry: os.DirEntry) -> str | None:
         if not is_image:
             return None if entry.name in SYSTEM_FILES else OTHER
         return "image" if entry.is_file() else SPECIAL
-    # Also of links in a circle.
+    # Circular links also raise an OSError.
     except OSError as error:
         if not is_link or (is_read_error(error) and error.errno not in LASTING):
             raise
@@ -186,17 +186,17 @@ def kind_of(entry: os.DirEntry) -> str | None:
 
 
 def list_images(folder: str | Path, recursive: bool = True) -> list[Path]:
-    """The image files in a folder, sorted by path, which begins with the folder's; what is left out is logged."""
+    """Return the paths of the image files in a folder, including the folder's path, sorted. Log what is left out."""
     listing = list_folder(folder, recursive)
     listing.warn()
     return [Path(folder, file) for file in listing.files]
 
 
 def find_images(path: str | Path, output_dir: str | Path | None = None) -> list[Path]:
-    """The image file that `path` is, or the image files in the folder that it is.
+    """Return the image file at `path` or, if it is a folder, the image files in it.
 
     Raises:
-        ValueError: if there is none, or what is written to `output_dir` could replace it.
+        ValueError: if there are none, or files written to `output_dir` could replace them.
     """
     if Path(path).is_file():
         if output_dir is not None:
@@ -216,7 +216,7 @@ def find_images(path: str | Path, output_dir: str | Path | None = None) -> list[
 
 
 def list_labeled_images(folder: str | Path | Listing) -> tuple[list[str], list[int], list[str]]:
-    """The images of a folder with a sub-folder for each label: the first folder below it, however deep the image is.
+    """List the images of a folder with a sub-folder for each label. Images may be at any depth in the label's folder.
 
     Images directly in the folder, hidden files and folders, and folders without images are left out, which is logged.
 
@@ -224,10 +224,10 @@ def list_labeled_images(folder: str | Path | Listing) -> tuple[list[str], list[i
         folder: the folder, or its listing.
 
     Returns:
-        The paths below the folder, sorted, the number of the label of each, and the names of the labels, sorted.
+        The paths of the images below the folder, sorted; the label number of each; and the names of the labels, sorted.
 
     Raises:
-        ValueError: if there is no image in a sub-folder.
+        ValueError: if no sub-folder has an image.
     """
     listing = folder.copy() if isinstance(folder, Listing) else list_folder(folder)
     folder = listing.folder
@@ -254,10 +254,10 @@ def list_labeled_images(folder: str | Path | Listing) -> tuple[list[str], list[i
 
 
 def check_are_no_splits(folder: str | Path, labels: list[str], files: list[str]) -> None:
-    """Say that the folders of the labels may be splits, or one that is around the dataset, where they have folders of their own.
+    """Warn if folders taken as labels look like splits, or like folders around the actual label folders.
 
     Raises:
-        ValueError: if all their names have words of splits, as `seg_train` and `seg_test` do.
+        ValueError: if all folder names contain words for splits, as `seg_train` and `seg_test` do.
     """
     inner: dict[str, set[str]] = {label: set() for label in labels}
     for label, *below in (file.split("/", 2) for file in files):
@@ -291,7 +291,7 @@ def check_are_no_splits(folder: str | Path, labels: list[str], files: list[str])
 
 
 def table_hint(folder: str | Path) -> str:
-    """Where the tables are, as in a copy of a dataset of the Hub."""
+    """A hint for a message if the tables are in a sub-folder, as in a copy of a dataset on the Hub."""
     inner = [path for path in visible_folders(folder) if data_files(path)]
     return f" Give {listed(inner)}, which has {data_files(inner[0])[0].suffix} files." if inner else ""
 
@@ -302,7 +302,7 @@ def archive_hint(names: list[str]) -> str:
 
 
 def label_name(name: str) -> str:
-    """The name of a label as it is compared: macOS writes accents of file names as letters of their own."""
+    """Normalize the name of a label: macOS stores accented letters of file names as several characters."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -315,25 +315,25 @@ def is_text(path: str) -> bool:
 
 
 def visible_folders(folder: str | Path) -> list[Path]:
-    """The folders directly in a folder, links to folders among them, without hidden ones, sorted."""
+    """The folders directly in a folder, including links to folders, without hidden ones, sorted."""
     return sorted(path for path in Path(folder).iterdir() if path.is_dir() and not is_hidden(path.name))
 
 
 def said_splits(text: str) -> set[str]:
-    """The splits that the words in a name say."""
+    """The splits that words in a name denote."""
     letters = "".join(character if character.isascii() and character.isalpha() else " " for character in text)
     return {SPLIT_WORDS[word] for word in letters.lower().split() if word in SPLIT_WORDS}
 
 
 def split_folders(folder: str | Path) -> dict[str, Path]:
-    """The folders `train`, `validation` and `test` of a dataset that is divided into them; none if it is not.
+    """The folders `train`, `validation` and `test` of a dataset that is divided into them; empty if it is not.
 
-    It is if all its folders with images or tables are called by a word of `SPLIT_WORDS`, in any case, and train holds folders with
-    images, or a file of `METADATA_NAMES`, .parquet or .tar files. Otherwise these words are names of labels. Other splits without
-    those are left out, which is logged.
+    A dataset is divided if the names of all its folders with images or tables are words of `SPLIT_WORDS`, in any case, and
+    the train folder has folders with images, a file of `METADATA_NAMES`, or .parquet or .tar files. Otherwise, these words
+    are names of labels. Other splits without such content are left out, which is logged.
 
     Raises:
-        ValueError: if two folders are the same split.
+        ValueError: if two folders denote the same split.
     """
     folders = visible_folders(folder)
     if "train" not in [SPLIT_WORDS.get(path.name.lower()) for path in folders]:
@@ -374,10 +374,10 @@ def holds_data_set(folder: Path) -> bool:
 
 
 def metadata_file(folder: str | Path) -> Path | None:
-    """The table of `METADATA_NAMES` directly in a folder, in any case, or None.
+    """The metadata table directly in a folder, named as in `METADATA_NAMES`, in any case; None if there is none.
 
     Raises:
-        ValueError: if there are several, or one of another format.
+        ValueError: if there are several tables, or one in another format.
     """
     files = sorted(path for path in Path(folder).iterdir() if path.is_file())
     others = [path.name for path in files if path.name.lower() in OTHER_TABLES]
@@ -402,7 +402,7 @@ def data_files(folder: str | Path) -> list[Path]:
 
 
 def warn_of_others(folder: str | Path, files: Sequence[str | Path]) -> None:
-    """Say which images, archives and folders lie beside the .parquet or .tar files of a folder, which alone are read."""
+    """Warn about images, archives and folders next to .parquet or .tar files, which are not read."""
     listing = list_folder(folder, recursive=False)
     known = {Path(file).name for file in files}
     archives = [
@@ -416,10 +416,10 @@ def warn_of_others(folder: str | Path, files: Sequence[str | Path]) -> None:
 
 
 def split_files(files: list[Path]) -> dict[str, list[Path]]:
-    """The files of each split, by the words in their names; of the split "all" if no name says one.
+    """Group files by the split that their names denote; all files are the split "all" if no name denotes one.
 
     Raises:
-        ValueError: if a name says two splits, or only some names say one.
+        ValueError: if a name denotes two splits, or only some names denote one.
     """
     splits: dict[str, list[Path]] = {}
     for file in files:

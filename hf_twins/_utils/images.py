@@ -13,8 +13,8 @@
 # limitations under the License.
 """Image files that anybody may have made: none runs a program, none takes more memory or time than an image should.
 
-Every script, Space and evaluation reads images by [`read_image`], or by `open_image` and `convert_image`: the first frame,
-turned upright as its EXIF orientation says, with the pixels of [`~hf_twins.image_processing_twins.convert_image`].
+All scripts, Spaces and evaluations read images by [`read_image`], or by `open_image` and `convert_image`: the first frame,
+turned upright according to its EXIF orientation, and converted by [`~hf_twins.image_processing_twins.convert_image`].
 """
 
 import contextlib
@@ -37,31 +37,31 @@ from .files import ReadError, read_again
 
 
 logger = logging.getLogger(__name__)
-# Models see images resized by their shorter side: a file of some hundred bytes, one pixel wide and very long, would fill any
-# memory. At 256 pixels, this is 20 MB.
+# Images are resized by their shorter side, so a file of a few hundred bytes, one pixel wide and very long, would exhaust
+# the memory. With this limit, an image with a shorter side of 256 pixels takes 20 MB.
 MAX_ASPECT_RATIO = 100
-# Decoding takes as many passes over the pixels as a JPEG has scans. Encoders write up to about 15; a file of a few bytes a scan
-# can have thousands, which take hours.
+# Decoding passes over all pixels once per scan of a JPEG. Encoders write up to about 15 scans, but a malicious file can have
+# thousands, at a few bytes each, which would take hours.
 MAX_JPEG_SCANS = 50
-# The markers of a JPEG, but for those within the data of a scan.
+# The markers of a JPEG, except those that occur within the data of a scan.
 JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])", re.DOTALL)
-# Tags of EXIF and of TIFF.
+# Numbers of EXIF and TIFF tags.
 ORIENTATION, TIFF_STRIPS, TIFF_TILES = 0x0112, 273, 324
-# What is said of images that were not taken as they are.
+# Messages about images whose pixels were changed or only partly read.
 SIXTEEN_BITS = "have more than 8 bits per pixel: 0 to 65535 is scaled to 0 to 255"
 FRACTIONS = "have fractional pixel values: 0 to 1 is scaled to 0 to 255"
 TRANSPARENT = "are transparent: they are composited on white, unless the model has four channels"
 TURNED = "are turned upright, as their EXIF orientation says"
 ANIMATED = "have several frames: the first is read"
 
-# PostScript is a program, and Pillow has Ghostscript run it, whatever the file is called. This holds for everything that
-# opens images in this process, `datasets` too.
+# PostScript files are programs, which Pillow runs by Ghostscript, whatever the extension of the file. This disables it for
+# everything that opens images in this process, including `datasets`.
 PIL.EpsImagePlugin.gs_binary = False
 
 
 def is_image_file(path: str | Path) -> bool:
-    """Whether a file has the extension of a format that Pillow reads, which are fewer than those it writes."""
-    # Not `Path.suffix`, as PTH122 asks for: it takes as long as all the rest of listing a folder.
+    """Whether a file has the extension of a format that Pillow can read, and not only write."""
+    # `Path.suffix`, as PTH122 demands, would double the time to list a folder.
     return PIL.Image.registered_extensions().get(os.path.splitext(path)[1].lower()) in PIL.Image.OPEN  # noqa: PTH122
 
 
@@ -74,22 +74,22 @@ def open_image(
     max_side: int | None = None,
     applied: Counter[str] | None = None,
 ) -> PIL.Image.Image:
-    """The image in a file, decoded, in the mode that it is stored in.
+    """Decode the image in a file, in the mode that it is stored in.
 
     Args:
         source: path of the file, or the open file.
-        is_upright: whether the image is turned as its EXIF orientation says.
-        formats: Pillow's names of the formats that are read; all of them if not given.
-        max_aspect_ratio: largest ratio of one side to the other.
-        max_pixels: how many pixels the image may have; a quarter as many if each takes 32 bits.
-        max_side: longest side in pixels to which the image is reduced.
+        is_upright: whether to turn the image upright according to its EXIF orientation.
+        formats: Pillow's names of the formats to accept; all by default.
+        max_aspect_ratio: maximum ratio of the longer to the shorter side.
+        max_pixels: maximum number of pixels; a quarter of it if each pixel takes 32 bits.
+        max_side: reduce the image so that its longer side has at most this many pixels.
         applied: counter of the changes made to this image, for [`log_applied_rules`].
 
     Raises:
         ImageError: if this is not a file, or the image is too long, too large or too slow to decode.
-        ReadError: if the system cannot read the file, which says nothing about the image: it does not exist, may not be read, or
-            the disk, the network or the limits of the process are in the way; these are tried again first.
-        Exception: of any other kind, as Pillow's decoders raise them, if it cannot be decoded.
+        ReadError: if the system cannot read the file, for reasons unrelated to the image: it is missing or not permitted,
+            or the disk, the network or a process limit prevents reading, also after several tries.
+        Exception: any other error that Pillow's decoders raise if the image cannot be decoded.
     """
     limits = (is_upright, formats, max_aspect_ratio, max_pixels, max_side, applied)
     if isinstance(source, str | Path):
@@ -106,25 +106,25 @@ def decode_file(
     max_side: int | None,
     applied: Counter[str] | None,
 ) -> PIL.Image.Image:
-    """What [`open_image`] returns, in one try."""
+    """Decode an image as [`open_image`] does, in a single try."""
     if isinstance(source, str | Path):
         check_is_file(source)
     with PIL.Image.open(source, formats=formats) as opened:
         check_shape(opened, max_aspect_ratio, max_pixels)
         check_scans(opened)
-        # Before it is decoded: some formats read on for it.
+        # Frames are counted before decoding, because some formats have to seek for it.
         has_more = applied is not None and has_more_frames(opened)
         if max_side is not None:
-            # JPEG's decoder reduces while it reads, which saves memory and time.
+            # The JPEG decoder can reduce the image while it reads, which saves memory and time.
             opened.draft(None, (max_side, max_side))
-        # Pillow turns TIFFs while it decodes them.
+        # Pillow turns TIFFs already while it decodes them.
         turned = getattr(opened, "tag_v2", {}).get(ORIENTATION, 1)
         if turned != 1 and not is_upright:
             raise ImageError(
                 f"{image_name(opened)} is a TIFF with an orientation, which cannot be read as stored: save it again."
             )
         opened.load()
-        # Once read, it is known when the file is closed, too.
+        # Reading the orientation here caches it, so that it is available after the file is closed.
         turned = max(turned, orientation(opened))
         if is_upright:
             PIL.ImageOps.exif_transpose(opened, in_place=True)
@@ -139,7 +139,7 @@ def decode_file(
 def read_image(
     source: str | Path | BinaryIO, mode: str = "RGB", applied: Counter[str] | None = None, **limits: Any
 ) -> PIL.Image.Image:
-    """The image in a file, upright, with channels from 0 to 255.
+    """Read the image in a file, upright, with values from 0 to 255.
 
     Args:
         source: path of the file, or the open file.
@@ -147,7 +147,7 @@ def read_image(
         applied, limits: see [`open_image`].
 
     Raises:
-        ImageError: if the image cannot be used, whatever the reason; the message begins with the name of the file.
+        ImageError: if the image cannot be used, for any reason; the message begins with the name of the file.
         ReadError: if the system cannot read the file, see [`open_image`].
     """
     with image_errors(str(source) if isinstance(source, str | Path) else "The image"):
@@ -156,7 +156,7 @@ def read_image(
 
 @contextlib.contextmanager
 def image_errors(name: str) -> Iterator[None]:
-    """Raise an ImageError that begins with the name of an image, whatever error decoding it raises."""
+    """Convert any decoding error to an ImageError whose message begins with the name of the image."""
     try:
         yield
     except ReadError:
@@ -170,7 +170,7 @@ def image_errors(name: str) -> Iterator[None]:
 
 
 def decoding_fault(error: Exception) -> str:
-    """What this error says is wrong with an image, as the rest of a sentence."""
+    """Describe an error of decoding an image, as the end of a sentence."""
     if isinstance(error, PIL.UnidentifiedImageError):
         return "cannot be decoded: it is not an image of a format that Pillow reads"
     if isinstance(error, PIL.Image.DecompressionBombError):
@@ -179,10 +179,10 @@ def decoding_fault(error: Exception) -> str:
 
 
 def check_is_file(path: str | Path) -> None:
-    """Raise an ImageError if a path is not a file: reading it could block forever.
+    """Raise an ImageError if a path is not a regular file, such as a pipe, since reading it could block forever.
 
     Raises:
-        OSError: if there is nothing.
+        OSError: if the path does not exist.
     """
     mode = Path(path).stat().st_mode
     if not stat.S_ISREG(mode):
@@ -200,10 +200,10 @@ def check_scans(image: PIL.Image.Image) -> None:
     file.seek(0)
     content = file.read()
     file.seek(position)
-    # Mostly few, also with those that are no markers, but bytes of profiles, previews or a video at the end.
+    # A quick upper bound, which also counts these bytes in profiles, previews, or a video after the image.
     if content.count(b"\xff\xda") <= MAX_JPEG_SCANS:
         return
-    # The strips or tiles of a TIFF are JPEGs of their own: together, they may take as many passes over all pixels.
+    # Each strip or tile of a TIFF is a JPEG that covers only its part of the pixels.
     tags: Any = {} if is_jpeg else getattr(image, "tag_v2", {})
     parts = max(len(tags.get(TIFF_STRIPS, ())), len(tags.get(TIFF_TILES, ())), 1)
     scans = count_scans(content) if is_jpeg else content.count(b"\xff\xda")
@@ -215,11 +215,11 @@ def check_scans(image: PIL.Image.Image) -> None:
 
 
 def count_scans(content: bytes) -> int:
-    """The scans of the first image in the bytes of a JPEG; what follows its end does not count."""
+    """Count the scans of the first image in the bytes of a JPEG; data after its end does not count."""
     position = scans = 0
     while (found := JPEG_MARKER.search(content, position)) and found[1] != b"\xd9":
         scans += found[1] == b"\xda"
-        # Past the marker's own data, which may look like markers.
+        # Skip the data of the marker, which may contain bytes that look like markers.
         position = found.end() + max(int.from_bytes(content[found.end() : found.end() + 2], "big"), 2)
     return scans
 
@@ -227,7 +227,7 @@ def count_scans(content: bytes) -> int:
 def check_shape(
     image: PIL.Image.Image, max_aspect_ratio: int = MAX_ASPECT_RATIO, max_pixels: int | None = None
 ) -> None:
-    """Raise an ImageError if one side is too many times as long as the other, or there are too many pixels."""
+    """Raise an ImageError if the aspect ratio is too extreme, or there are too many pixels."""
     short, long = sorted(image.size)
     name = image_name(image)
     if max_pixels is not None and image.mode in ("I", "F"):
@@ -249,23 +249,23 @@ def image_name(image: PIL.Image.Image) -> str:
 
 
 def orientation(image: PIL.Image.Image) -> int:
-    """The EXIF orientation of an image, from 1 to 8; 1, upright, if there is none that makes sense."""
+    """The EXIF orientation of an image, from 1 to 8; 1 (upright) if it is missing or invalid."""
     try:
         number: Any = image.getexif().get(ORIENTATION)
-    # Metadata may be broken in any way, where the image is not.
+    # Corrupt metadata raises all kinds of errors, though the image may be intact.
     except Exception:
         return 1
     return number if number in range(1, 9) else 1
 
 
 def applied_rules(image: PIL.Image.Image) -> list[str]:
-    """The changes made to an image's pixels, each as the rest of a sentence about several images."""
+    """The changes made to an image's pixels, each as the end of a sentence about several images."""
     rules = []
     if image.mode.startswith("I"):
         rules.append(SIXTEEN_BITS)
     if image.mode == "F":
         rules.append(FRACTIONS)
-    # Many images have an alpha channel in which nothing is transparent.
+    # Many images have an alpha channel but no transparent pixels.
     if image.has_transparency_data and (
         image.mode not in ("LA", "RGBA") or image.getchannel("A").getextrema() != (255, 255)
     ):
@@ -274,42 +274,42 @@ def applied_rules(image: PIL.Image.Image) -> list[str]:
 
 
 def has_more_frames(image: PIL.Image.Image) -> bool:
-    """Whether an opened image is an animation or has pages; a camera's previews (MPO) do not count."""
+    """Whether an opened image has several frames or pages; previews that cameras store (MPO) do not count."""
     try:
         return image.format != "MPO" and getattr(image, "is_animated", False)
-    # The others may be broken where the first is not.
+    # Further frames may be corrupt even if the first is intact.
     except Exception:
         return False
 
 
 def log_applied_rules(applied: Counter[str], what: str = "images") -> None:
-    """Say once how many images were not taken as they are stored, and what was done instead."""
+    """Log how many images were changed when they were read, and how."""
     for rule, count in applied.items():
         logger.warning(f"{count} {what} {rule}.")
 
 
 def image_source(image: dict[str, Any]) -> Any:
-    """What to open of an undecoded image of `datasets`: its `bytes`, or else the `path` of a file."""
+    """The source of an undecoded image of `datasets`: its `bytes` or, without them, the `path` of a file."""
     return io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]
 
 
 def checked_image(image: dict[str, Any]) -> dict[str, Any]:
-    """Whether an undecoded image of `datasets` can be used, and the rules by which it is not taken as it is stored."""
+    """Check whether an undecoded image of `datasets` is usable, and which changes are made to it when it is read."""
     applied: Counter[str] = Counter()
     return {"is_readable": decode_image(image, applied) is not None, "applied": list(applied)}
 
 
 def decode_image(image: dict[str, Any], applied: Counter[str] | None = None) -> PIL.Image.Image | None:
-    """The image that `datasets` has as `bytes`, or else as the `path` of a file; None if it cannot be used.
+    """Decode an image that `datasets` has as `bytes`, or as the `path` of a file; return None if it is unusable.
 
-    One that could be decoded, but is too long or too much work, is named in the log.
+    An image that could be decoded, but is too long or would take too long, is named in the log.
 
     Raises:
         ReadError: if the system cannot read the file, see [`open_image`].
     """
     try:
         decoded = open_image(image_source(image), applied=applied)
-        # Whether its pixels can be converted is to be known now, and not in the midst of a run.
+        # Convert the pixels now, to find invalid values before training rather than during it.
         if decoded.mode in ("I", "F"):
             convert_image(decoded)
         return decoded

@@ -22,15 +22,15 @@ from typing import Any
 
 
 def label_fields(names: Sequence[str]) -> dict[str, Any]:
-    """The fields `id2label` and `label2id` of a configuration whose labels have these names, in the order of their ids."""
+    """The fields `id2label` and `label2id` of a configuration for label names in the order of their ids."""
     return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
 
 
 def label_names(config: Any) -> list[str]:
-    """The names of a configuration's labels, in the order of their ids: that of `id2label` may be another.
+    """The names of a configuration's labels in the order of their ids, which `id2label` need not have.
 
     Raises:
-        ValueError: if its ids are not 0, 1, 2, ...
+        ValueError: if the ids are not 0, 1, 2, ...
     """
     id2label = config.id2label or {}
     if sorted(id2label) != list(range(len(id2label))):
@@ -39,25 +39,26 @@ def label_names(config: Any) -> list[str]:
 
 
 def distinct_names(names: Sequence[str]) -> list[str]:
-    """The names, with its number behind each that several labels have: ImageNet has a bird and a machine called crane."""
+    """Append the label's number to names that occur several times: ImageNet has a bird and a machine called crane."""
     counts = Counter(names)
     return [f"{name} ({index})" if counts[name] > 1 else name for index, name in enumerate(names)]
 
 
 def read_label_names(file: str | Path) -> list[str]:
-    """The names in a file that has one a line, in the order of their numbers.
+    """Read label names from a file with one name per line, in the order of their numbers.
 
-    A byte-order mark, blanks around a name and blank lines at the end are no part of it.
+    A byte-order mark, spaces around a name and blank lines at the end are ignored.
 
     Raises:
-        OSError: if it cannot be read.
-        ValueError: if it is not UTF-8, or has an empty line, the same name twice, numbers before the names, or fewer than two names.
+        OSError: if the file cannot be read.
+        ValueError: if the file is not UTF-8, or has an empty line, a repeated name, numbers before the names, or fewer than
+            two names.
     """
     try:
         text = Path(file).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} must be UTF-8 text with one name per line: save it as such. {error}") from error
-    # Not `splitlines`, which takes characters within a name for ends of lines.
+    # `splitlines` would also split at unusual characters within a name.
     names = [unicodedata.normalize("NFC", line.strip()) for line in text.rstrip().split("\n")]
     if len(names) < 2:
         raise ValueError(f"{file} must have at least two names, one per line, got {names[0] or 'nothing'}.")

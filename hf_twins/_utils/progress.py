@@ -22,14 +22,14 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 
-# Seconds between the lines of a log.
+# Seconds between lines in a log file.
 LOG_INTERVAL = 30.0
-# What the Trainer logs and nobody reads.
+# Values that the Trainer logs but are not worth printing.
 UNREAD = {"steps_per_second", "total_flos", "epoch", "step"}
 
 
 class LogLines:
-    """Stream that writes each state of a progress bar as a line of its own, without control characters."""
+    """Stream that writes each state of a progress bar on a separate line, without control characters."""
 
     def __init__(self, stream: TextIO):
         self.stream = stream
@@ -44,10 +44,10 @@ class LogLines:
 
 
 def progress_bar(iterable: Any = None, **options: Any) -> Any:
-    """tqdm's progress bar on a terminal; elsewhere a line every half minute, and nothing for what takes less.
+    """tqdm's progress bar on a terminal; elsewhere one line every half minute, and nothing for shorter tasks.
 
     Args:
-        iterable, options: as of tqdm.
+        iterable, options: as for tqdm.
     """
     if sys.stderr.isatty():
         return tqdm(iterable, **options)
@@ -57,21 +57,21 @@ def progress_bar(iterable: Any = None, **options: Any) -> Any:
 
 
 def quiet_libraries() -> None:
-    """Switch the libraries' progress bars off where they would fill a log file."""
+    """Disable the progress bars of libraries if they would fill a log file."""
     if sys.stderr.isatty():
         return
     disable_progress_bars()
     logging.disable_progress_bar()
-    # Not every script needs it.
+    # Only some scripts import `datasets`.
     datasets = sys.modules.get("datasets")
     if datasets is not None:
         datasets.disable_progress_bars()
 
 
 def describe_metrics(metrics: Mapping[str, Any]) -> str:
-    """What the Trainer logs, as one line: "epoch 3, evaluation: loss 0.1335, accuracy 95.83%, 2.7 s, 134.1 images/s"."""
+    """Format a log entry of the Trainer: "epoch 3, evaluation: loss 0.1335, accuracy 95.83%, 2.7 s, 134.1 images/s"."""
     kinds = {"eval_": "evaluation", "train_": "training", "test_": "test"}
-    # By the whole name: a class may be called "step".
+    # Full names are compared, because a class may be called "step".
     unread = UNREAD | {prefix + name for prefix in kinds for name in UNREAD}
     values = {name: value for name, value in metrics.items() if name not in unread}
     prefix = next((prefix for prefix in kinds if values and all(name.startswith(prefix) for name in values)), "")
@@ -82,7 +82,7 @@ def describe_metrics(metrics: Mapping[str, Any]) -> str:
 
 
 def _describe(name: str, value: Any) -> str:
-    # Newer versions of the Trainer log numbers as text.
+    # Newer versions of the Trainer log some numbers as text.
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -25,9 +25,9 @@ from .cards import is_generated
 
 
 CARD_NAME = "README.md"
-# What transformers loads in place of what is published, or on top of it: weights in other formats and other numbers of files,
-# their indices, adapters, and processor_config.json, whose image processor comes before the one that is published. And weights
-# under the names that others load: timm's, Mistral's.
+# Files that transformers would load instead of the published ones, or in addition to them: weights in other formats or
+# numbers of files, their indices, adapters, and processor_config.json, whose image processor has precedence. Also weights
+# under the names that timm and Mistral load.
 LOADED = re.compile(
     r"(pytorch_model|model|tf_model|flax_model|adapter_model|consolidated)([.-][\w.-]+)?\.(bin|safetensors|h5|msgpack|pth)"
     r"(\.index\.json)?"
@@ -39,7 +39,7 @@ def create_repository(api: HfApi, repo_id: str, private: bool, repo_type: str = 
     """Create a repository if it does not exist.
 
     Raises:
-        ValueError: if it is to be private and exists as a public one.
+        ValueError: if a private repository was requested, but a public one exists.
     """
     url = api.create_repo(repo_id, private=private or None, repo_type=repo_type, exist_ok=True, **options)
     if private and not api.repo_info(url.repo_id, repo_type=repo_type).private:
@@ -62,22 +62,22 @@ def publish_folder(
     files: Sequence[str] | None = None,
     commit_message: str | None = None,
 ) -> CommitInfo:
-    """Publish a model folder as one commit; what was kept or removed in the repository is printed.
+    """Publish a model folder as one commit, and print what was kept or removed in the repository.
 
     Args:
         api: the Hub's client.
         folder: the model folder.
         repo_id: id of the repository.
-        private: whether nobody else is to see it.
-        revision: branch; created if there is none.
-        create_pr: whether to open a pull request, in a repository that exists and may be somebody else's.
+        private: whether the repository must be private.
+        revision: branch to publish to, created if missing.
+        create_pr: whether to open a pull request instead; the repository must exist, and may belong to another user.
         replace_card: whether to replace a README.md that was written or edited by hand, which is kept otherwise.
-        files: names of the files that are published; all of the folder by default.
+        files: names of the files to publish; by default, all files in the folder.
         commit_message: message of the commit, and title of the pull request.
 
     Raises:
-        ValueError: if the repository is to be private and is public.
-        httpx.HTTPError, RuntimeError, OSError: what the client raises if the Hub refuses, or cannot be reached.
+        ValueError: if a private repository was requested, but it is public.
+        httpx.HTTPError, RuntimeError, OSError: errors of the client if the Hub refuses the request or is unreachable.
     """
     if not create_pr:
         repo_id = create_repository(api, repo_id, private).repo_id
@@ -103,7 +103,7 @@ def publish_folder(
         repo_id=repo_id,
         folder_path=folder,
         revision=revision,
-        # What somebody else publishes meanwhile is not to be overwritten.
+        # The commit fails if somebody else has published in the meantime.
         parent_commit=info.sha,
         create_pr=create_pr,
         allow_patterns=None if files is None else list(files),

@@ -23,24 +23,24 @@ from .files import write_json
 
 SETTINGS_NAME = "settings.json"
 ORIGINS = "origins"
-# SHA-256, as `fingerprints.py` has it.
+# A SHA-256, as `fingerprints.py` returns it.
 FINGERPRINT = re.compile("[0-9a-f]{64}")
 
 
 def record_settings(
     output_dir: Path, settings: dict[str, Any], origins: dict[str, str] | None = None, outputs: str | None = None
 ) -> None:
-    """Write the settings of a run into its output folder, or check that they are those of the run that began it.
+    """Write the settings of a run into its output folder, or check that they match those recorded there.
 
     Args:
-        output_dir: the folder, created if needed.
-        settings: everything that its files depend on, as JSON has it.
-        outputs: pattern of the names of its files, which nobody may have written before the settings were.
-        origins: where its inputs are, which may change: the last run's are kept, under the name `origins`.
+        output_dir: the output folder, created if needed.
+        settings: JSON values of everything that the output depends on.
+        outputs: pattern of the names of output files. Such files must not exist unless settings are recorded.
+        origins: locations of the inputs, which may change between runs. Those of the last run are kept as `origins`.
 
     Raises:
-        ValueError: if the folder holds files of a run with other settings, each of which it names, or of one without, or its
-            settings are damaged.
+        ValueError: if the folder has files of a run with other settings, which the message names, or without recorded
+            settings, or the settings are damaged.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     file = output_dir / SETTINGS_NAME
@@ -61,8 +61,8 @@ def record_settings(
 
 
 def describe_differences(recorded: dict[str, Any], settings: dict[str, Any]) -> list[str]:
-    """Each setting that differs, with both values; of fingerprints, only what it is that differs."""
-    # As JSON has them: tuples are lists there.
+    """Describe each setting that differs, with both values, except for fingerprints."""
+    # Convert to JSON values, since tuples were recorded as lists.
     settings = json.loads(json.dumps(settings))
     differing = []
     for name in dict.fromkeys([*recorded, *settings]):
@@ -79,10 +79,10 @@ def describe_differences(recorded: dict[str, Any], settings: dict[str, Any]) -> 
 
 
 def read_settings(output_dir: Path) -> dict[str, Any]:
-    """The settings of the run that wrote into a folder.
+    """Read the settings of the run that wrote to a folder.
 
     Raises:
-        ValueError: if there are none.
+        ValueError: if they are missing or damaged.
     """
     file = output_dir / SETTINGS_NAME
     try:

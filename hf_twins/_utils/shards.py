@@ -13,7 +13,8 @@
 # limitations under the License.
 """Images to be predicted, however many, in shards that are read one at a time: each becomes one output file.
 
-An output file has its SHA-256 beside it, in a file that `sha256sum --check` reads: it is finished if both are there and agree.
+The SHA-256 of each output file is stored next to it, in a file that `sha256sum --check` reads. The output is complete if
+both files exist and match.
 """
 
 import contextlib
@@ -43,12 +44,12 @@ logger = logging.getLogger(__name__)
 
 
 class ShardError(ValueError):
-    """A file of many images is broken."""
+    """A .parquet or .tar file of images is damaged."""
 
 
 @contextlib.contextmanager
 def opened_parquet(file: str) -> Iterator[pyarrow.parquet.ParquetFile]:
-    """A .parquet file; a ShardError names one that is broken."""
+    """Open a .parquet file; raise a ShardError that names it if it is damaged."""
     try:
         with pyarrow.parquet.ParquetFile(file) as parquet:
             yield parquet
@@ -60,26 +61,27 @@ def opened_parquet(file: str) -> Iterator[pyarrow.parquet.ParquetFile]:
 
 @contextlib.contextmanager
 def opened_tar(file: str) -> Iterator[tarfile.TarFile]:
-    """A .tar file; a ShardError names one that is broken."""
+    """Open a .tar file; raise a ShardError that names it if it is damaged."""
     try:
         with tarfile.open(file) as archive:
             yield archive
-    # Of a broken archive, those of its compression too.
+    # Damaged archives also raise the errors of their compression.
     except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         if is_read_error(error):
             raise
-        # tarfile names each compression that it has tried in a line.
+        # tarfile's message has one line for each compression that it has tried.
         raise ShardError(f"{file} is broken: {' '.join(str(error).split())}") from error
 
 
 def tar_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members of a .tar file.
+    """Yield the members of a .tar file.
 
     Raises:
-        tarfile.ReadError: after the last one, if the archive does not end there.
+        tarfile.ReadError: after the last readable member, if the archive does not end there.
     """
     yield from archive
-    # `tarfile` takes a damaged header, and the end of a file that was cut, for the end of the archive, which is a block of zeros.
+    # `tarfile` mistakes a damaged header or the end of a truncated file for the end of the archive, which must be a block of
+    # zeros.
     stream: Any = archive.fileobj
     stream.seek(archive.offset)
     if stream.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
@@ -101,7 +103,7 @@ def check_tar(file: str | Path) -> None:
 
 @dataclass(frozen=True)
 class FileShard:
-    """Some files below a folder."""
+    """A shard of image files below a folder."""
 
     folder: str
     files: tuple[str, ...]
@@ -118,14 +120,14 @@ class FileShard:
         return files_fingerprint(self.folder, self.files)
 
     def images(self, start: int, step: int) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Every `step`-th image from `start` on: what it is called, and `bytes` or the `path` of a file."""
+        """Yield the name of every `step`-th image from `start` on, and its `bytes` or the `path` of its file."""
         for file in islice(self.files, start, None, step):
             yield file, {"path": str(Path(self.folder, file)), "bytes": None}
 
 
 @dataclass(frozen=True)
 class TarShard:
-    """A .tar file, as webdataset has them."""
+    """A shard that is a .tar file in WebDataset's format."""
 
     file: str
 
@@ -150,7 +152,7 @@ class TarShard:
 
 @dataclass(frozen=True)
 class ParquetShard:
-    """Some row groups of a .parquet file with a column of images, as `datasets` writes them."""
+    """A shard of row groups of a .parquet file with a column of images, as `datasets` writes them."""
 
     file: str
     row_groups: tuple[int, ...]
@@ -181,7 +183,7 @@ class ParquetShard:
 
 @dataclass(frozen=True)
 class DatasetShard:
-    """Some rows of a dataset that `datasets` has loaded, with undecoded images."""
+    """A shard of rows of a dataset that `datasets` has loaded, with undecoded images."""
 
     split: Any
     rows: range
@@ -196,7 +198,7 @@ class DatasetShard:
         return self.rows
 
     def fingerprint(self) -> str:
-        """Nothing: the whole split has a fingerprint."""
+        """Empty, because there is one fingerprint for the entire split."""
         return ""
 
     def images(self, start: int, step: int) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -210,16 +212,16 @@ Shard = FileShard | TarShard | ParquetShard | DatasetShard
 def find_shards(
     folder: str, shard_size: int, column: str | None = None, output_dir: str | Path | None = None
 ) -> list[Shard]:
-    """The images of a folder: files in it and below it or, if it has some, .parquet or .tar files.
+    """Divide the images of a folder into shards: its .parquet or .tar files or, without them, all image files below it.
 
     Args:
         folder: folder of the images.
-        shard_size: images of a shard; .tar files, and row groups of .parquet files, are not divided.
-        column: column of the images in .parquet files; found if not given.
-        output_dir: folder that is written to.
+        shard_size: number of images per shard; .tar files and row groups of .parquet files are not divided.
+        column: column of the images in .parquet files; inferred if not given.
+        output_dir: folder that the run writes to.
 
     Raises:
-        ValueError: if there are no images, or what is written to `output_dir` could replace them.
+        ValueError: if there are no images, or files written to `output_dir` could replace them.
     """
     if not Path(folder).is_dir():
         raise ValueError(f"--input_dir must be a folder of images, of .parquet or of .tar files, got {folder}.")
@@ -243,13 +245,13 @@ def find_shards(
 
 
 def check_output(output_dir: str | Path | None, inputs: Iterable[str | Listing]) -> None:
-    """Raise a ValueError if .parquet files that are written beside the inputs would be the next run's inputs."""
+    """Raise a ValueError if .parquet files written next to the inputs would be read as inputs by the next run."""
     if output_dir is not None:
         check_is_apart(output_dir, inputs, is_recursive=False)
 
 
 def shards_fingerprint(shards: list[Shard]) -> str:
-    """What tells these images, by their names and their order, from others, in whatever folder they lie."""
+    """The fingerprint of the images, by names and order, which does not depend on where their folder is."""
     if isinstance(shards[0], DatasetShard):
         return dataset_fingerprint(shards[0].split)
     return hashlib.sha256(ascii([shard.contents for shard in shards]).encode()).hexdigest()
@@ -260,17 +262,17 @@ def digest_file(output: Path) -> Path:
 
 
 def write_output(output: Path, write: Callable[[Path], Any]) -> None:
-    """Write the output file of a shard atomically, and its SHA-256 beside it."""
+    """Write the output file of a shard atomically, and its SHA-256 next to it."""
     write_atomically(output, write)
     text = f"{file_digest(output)}  {output.name}\n"
     write_atomically(digest_file(output), lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def is_finished(output: Path) -> bool:
-    """Whether an output file is there and whole; one that is not is named in the log.
+    """Whether an output file exists and is complete; an incomplete one is named in the log.
 
     Raises:
-        ReadError: if it cannot be read.
+        ReadError: if the file cannot be read.
     """
     if not output.exists():
         return False
@@ -314,11 +316,11 @@ def image_column(file: str, schema: Any) -> str:
 
 
 class ShardImages(torch.utils.data.IterableDataset):
-    """The images of a shard, prepared, each with its place and what it is called; divided among a loader's workers.
+    """The prepared images of a shard, each with its index and name, divided among the workers of a loader.
 
-    Unusable ones have None instead of an array for `pixel_values`, and an `error` that says why; `applied` are the
-    changes made to an image. The last example of each worker is not an image: it has their `count`, or the `failure`, a
-    ReadError or ShardError, which a worker cannot raise without a traceback in its message.
+    Unusable images have None as `pixel_values`, and an `error` that says why; `applied` lists the changes made to an image.
+    The last example of each worker is not an image: it has the `count` of the worker's images, or the `failure`, a ReadError
+    or ShardError, whose message would get a traceback if the worker raised it.
     """
 
     def __init__(self, shard: Shard, prepare: Callable[[PIL.Image.Image], torch.Tensor]):
@@ -338,7 +340,7 @@ class ShardImages(torch.utils.data.IterableDataset):
         yield {"count": count}
 
     def images(self, start: int, step: int) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The images of the shard, which is reopened if the system fails to read on."""
+        """Yield the images of the shard, which is reopened if the system fails to continue reading."""
         images, count = self.shard.images(start, step), 0
 
         def read() -> tuple[str, dict[str, Any]] | None:
@@ -365,19 +367,19 @@ class ShardImages(torch.utils.data.IterableDataset):
             raise
         except ImageError as error:
             return {"pixel_values": None, "error": str(error)}
-        # Pillow's decoders raise all kinds of errors, and what follows those of its own on unusual images.
+        # Pillow's decoders raise all kinds of errors, and preprocessing may raise others for unusual images.
         except Exception as error:
             reason = decoding_fault(error) if decoded is None else f"cannot be prepared: {error!r}"
             return {"pixel_values": None, "error": reason}
-        # As an array, which is sent through a pipe: PyTorch sends tensors by open files, and a process that may open no more
-        # loses them, for which the other would wait for ever.
+        # Arrays are sent through a pipe. PyTorch sends tensors by open files: a worker that cannot open more files would
+        # lose them, and the main process would wait forever.
         return {"pixel_values": pixel_values.numpy(), "error": None, "applied": list(applied)}
 
 
 def check_is_complete(places: list[int], counts: list[int], num_workers: int, shard: Shard) -> None:
-    """Raise a ReadError if images from the workers, each of which reports its count at the end, are missing.
+    """Raise a ReadError if images from the workers are missing; each worker reports its count at the end.
 
-    A worker that may not open more files drops what it was about to send.
+    A worker that cannot open more files loses the images that it was about to send.
     """
     if len(counts) != max(num_workers, 1) or places != list(range(sum(counts))):
         raise ReadError(

@@ -27,12 +27,12 @@ from .names import ORIGINAL_NAMES, NameTable
 def infer_config(state_dict: Mapping[str, torch.Tensor], window_layers: set[tuple[int, int]]) -> dict[str, Any]:
     """Infer the architecture from the hf_twins names and the shapes of a model's weights.
 
-    No weight shows the size of windows, 7 tokens a side, and the number of heads, which have 32 channels in Twins-SVT and
-    64 in Twins-PCPVT: so they are in all published variants.
+    The window size and the number of heads cannot be inferred from weights. They are assumed to be those of all published
+    variants: windows of 7 x 7 tokens, and heads with 32 channels in Twins-SVT and 64 in Twins-PCPVT.
 
     Args:
-        state_dict: weights, those of an encoder among them.
-        window_layers: stage and number of the blocks with locally-grouped attention, see `NameTable.window_layers`.
+        state_dict: weights, including those of an encoder.
+        window_layers: (stage, block) of each block with locally-grouped attention, see `NameTable.window_layers`.
 
     Returns:
         Fields of a `TwinsConfig`.
@@ -64,7 +64,7 @@ def infer_config(state_dict: Mapping[str, torch.Tensor], window_layers: set[tupl
         "qkv_bias": any(name.endswith(".attention.q_proj.bias") for name in shapes),
         "use_stage_norm": "stages.0.layernorm.weight" in shapes,
     }
-    # A variant's own fields, so that a weight that is missing is found to be missing.
+    # The fields of a published variant are used if possible, so that a missing weight is detected as missing.
     for architecture in TWINS_ARCHITECTURES.values():
         published = {name: tolist(value) for name, value in architecture.items()}
         if all(published[name] == fields[name] for name in ("hidden_sizes", "depths", "window_size")):
@@ -86,7 +86,7 @@ def infer_config(state_dict: Mapping[str, torch.Tensor], window_layers: set[tupl
 
 
 def weight_size(shapes: Mapping[str, torch.Size], pattern: str, dim: int, default: int | None = None) -> int:
-    """The size of the first weight whose name fits, in one of its dimensions."""
+    """The size of dimension `dim` of the first weight whose name matches."""
     for name, shape in shapes.items():
         if re.fullmatch(pattern, name):
             if len(shape) <= dim:
@@ -107,10 +107,10 @@ def whole(number: float) -> float | int:
 
 
 def to_ours(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The authors' or timm's weights under hf_twins names.
+    """Rename the authors' or timm's weights to hf_twins names.
 
     Raises:
-        ValueError: if they are not weights of a Twins classifier under those names.
+        ValueError: if they are not the weights of a Twins classifier in either format.
     """
     if any(name.endswith("encoder.patch_embeddings.0.projection.weight") for name in state_dict):
         raise ValueError(
@@ -121,7 +121,7 @@ def to_ours(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def original_config(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """The configuration of a classifier in an authors' file, as in a `config.json`."""
+    """Infer the configuration of a classifier in an authors' file, as fields of a `config.json`."""
     weights = to_ours(state_dict)
     shapes = {name: weight.shape for name, weight in weights.items()}
     num_labels = weight_size(shapes, r"classifier\.weight", 0, default=0)

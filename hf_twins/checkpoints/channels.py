@@ -23,10 +23,10 @@ STEM_WEIGHT = "patch_embeddings.0.projection.weight"
 
 
 def adapt_stem_weight(weight: torch.Tensor, num_channels: int) -> torch.Tensor:
-    """The weights of the first convolution for so many channels, `(out_channels, num_channels, height, width)`.
+    """Adapt the weights of the first convolution to a number of channels: `(out_channels, num_channels, height, width)`.
 
-    All channels get the same weights, which add up to the sum over the old ones, as timm does it for one channel: a gray
-    image gives what it gave as equal channels.
+    All channels get equal weights with the same sum as before, as in timm for one channel. So the output for a gray image
+    is the same as that for an image with equal channels before.
 
     Args:
         weight: trained weights, `(out_channels, in_channels, height, width)`.
@@ -37,7 +37,7 @@ def adapt_stem_weight(weight: torch.Tensor, num_channels: int) -> torch.Tensor:
 
 
 def adapt_stem(model: Any, num_channels: int) -> None:
-    """Let a trained model, or one with a Twins backbone, take images of so many channels, see `adapt_stem_weight`."""
+    """Adapt a trained Twins model, or one with a Twins backbone, to a number of channels, see `adapt_stem_weight`."""
     encoder = getattr(model, "backbone", model)
     projection = encoder.get_input_embeddings()
     if projection.in_channels != num_channels:
@@ -49,11 +49,11 @@ def adapt_stem(model: Any, num_channels: int) -> None:
 
 
 def adapt_channels(processor: Any, num_channels: int) -> Any:
-    """An image processor for images of so many channels, all normalized by the mean of the old means and deviations."""
+    """Adapt an image processor to a number of channels, all normalized by the average of its means and deviations."""
     changes: dict[str, Any] = {}
     for name in ("image_mean", "image_std"):
         value = getattr(processor, name)
-        # One number is for all channels, however many.
+        # A single number applies to all channels, however many there are.
         values = [value] * num_channels if isinstance(value, int | float) else list(value)
         if len(values) != num_channels:
             changes[name] = num_channels * [float(sum(values) / len(values))]

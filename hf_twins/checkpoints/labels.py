@@ -20,10 +20,10 @@ from .._utils.labels import label_fields
 
 
 def known_label_fields(num_labels: int, names: list[str] | None = None) -> dict[str, Any]:
-    """`id2label` and `label2id` with these names, or with ImageNet-1k's where there are as many labels.
+    """`id2label` and `label2id` with the given names or, for 1000 labels without names, with those of ImageNet-1k.
 
     Raises:
-        ValueError: if there are not as many names as labels.
+        ValueError: if the numbers of names and labels differ.
     """
     if names is None and num_labels == 1000:
         names = imagenet_class_names()

@@ -21,8 +21,8 @@ import torch
 
 NameRow = tuple[str, ...]
 
-# A module of theirs, and those of ours whose weights it holds, stacked where there are several. {layer} is any block of
-# a {stage}, {window} one with locally-grouped attention and {global} one with global attention.
+# Each row has a module of the authors' models, and the hf_twins modules whose weights it holds, stacked if there are several.
+# {layer} is any block of a {stage}, {window} is one with locally-grouped attention and {global} one with global attention.
 ORIGINAL_NAMES: tuple[NameRow, ...] = (
     ("patch_embeds.{stage}.proj.", "twins.encoder.patch_embeddings.{stage}.projection."),
     ("patch_embeds.{stage}.norm.", "twins.encoder.patch_embeddings.{stage}.layernorm."),
@@ -61,8 +61,8 @@ class NameTable:
     """Maps the names of a checkpoint format to those of hf_twins and back.
 
     Args:
-        rows: see `ORIGINAL_NAMES`. Other numbers in a row than those explained there are any numbers.
-        unused: beginnings of the names of weights that the format's checkpoints may hold and its models never use.
+        rows: see `ORIGINAL_NAMES`. Any other placeholder in a row stands for any number.
+        unused: prefixes of the names of weights that checkpoints of the format may contain but models never use.
     """
 
     def __init__(self, rows: tuple[NameRow, ...], unused: tuple[str, ...] = ()):
@@ -72,15 +72,15 @@ class NameTable:
         self.ours = [re.compile(name_pattern(ours)) for _, ours, *_ in rows]
 
     def window_layers(self, keys: Iterable[str]) -> set[tuple[int, int]]:
-        """Stage and number of the blocks whose names, of theirs, are those of locally-grouped attention."""
+        """The (stage, block) of each block with locally-grouped attention, given weight names of the format."""
         matches = [match.groupdict() for key in keys for pattern in self.theirs if (match := pattern.fullmatch(key))]
         return {(int(numbers["stage"]), int(numbers["window"])) for numbers in matches if "window" in numbers}
 
     def to_ours(self, state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The format's weights under hf_twins names; parts of a stack are views of it.
+        """Rename the format's weights to hf_twins names; stacked weights are split into views.
 
         Raises:
-            ValueError: if a name is in no row, two give the same weight, or a stack is not as high as its parts.
+            ValueError: if a name matches no row, two names give the same weight, or stacked weights cannot be split evenly.
         """
         converted: dict[str, torch.Tensor] = {}
         unknown, repeated = [], []
@@ -110,10 +110,10 @@ class NameTable:
         return converted
 
     def to_theirs(self, state_dict: Mapping[str, torch.Tensor], window_size: int | None) -> dict[str, torch.Tensor]:
-        """Our weights under their names, of a model with this `window_size`.
+        """Rename the weights of an hf_twins model with this `window_size` to the format's names.
 
         Raises:
-            ValueError: if a weight of ours has no name among theirs.
+            ValueError: if the format has no name for a weight.
         """
         converted = {}
         left_over = dict.fromkeys(state_dict)
@@ -133,13 +133,13 @@ class NameTable:
 
 
 def name_pattern(module: str) -> str:
-    """The regular expression of the parameters and buffers of a module in a row."""
+    """The regular expression for the names of the parameters and buffers of a module in a row."""
     pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>\\d+)", re.escape(module))
     return pattern + r"(?P<parameter>weight|bias|running_mean|running_var|num_batches_tracked)"
 
 
 def is_kind_of_layer(numbers: Mapping[str, str], window_size: int | None) -> bool:
-    """Whether the block with these numbers attends as their names say: {window} or {global}."""
+    """Whether the block with these numbers has the kind of attention that the placeholder denotes: {window} or {global}."""
     if "window" in numbers:
         return window_size is not None and int(numbers["window"]) % 2 == 0
     if "global" in numbers:
@@ -148,7 +148,7 @@ def is_kind_of_layer(numbers: Mapping[str, str], window_size: int | None) -> boo
 
 
 def listed(names: list[str], limit: int = 8) -> str:
-    """The first `limit` names, and how many more there are; in one line, whatever a file has for names."""
+    """List the first `limit` names and the number of the others, on one line even if names in a file contain line breaks."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     shown = [name if name.isprintable() and len(name) <= 200 else ascii(name[:200]) for name in names[:limit]]
     return ", ".join(shown) + more

@@ -13,9 +13,9 @@
 # limitations under the License.
 """Checkpoints as the authors and timm publish them, read by `from_pretrained` without a conversion step.
 
-The authors' files (https://github.com/Meituan-AutoML/Twins) hold weights alone. timm's folders hold weights of the same
-names, and a `config.json` of timm's own. Neither says all that a `TwinsConfig` does: the rest follows from the names and
-shapes of the weights.
+The authors' files (https://github.com/Meituan-AutoML/Twins) contain only weights. timm's folders contain weights with the
+same names, and a `config.json` in timm's format. Neither contains all fields of a `TwinsConfig`: the others are inferred from
+the names and shapes of the weights.
 """
 
 import json
@@ -38,20 +38,20 @@ from .timm import convert_timm_config, convert_timm_preprocessing, is_timm_confi
 from .weights import check_one_type, read_checkpoint, read_weights, unwrap_weights
 
 
-# Those of `from_pretrained` that say where files come from.
+# Arguments of `from_pretrained` that say where files come from.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-# Those that a configuration takes off too.
+# Further arguments of `from_pretrained` that are not fields of a configuration.
 LOADING_ARGUMENTS = (*HUB_ARGUMENTS, "trust_remote_code", "_from_pipeline", "_from_auto", "_commit_hash", "gguf_file")
 
 
 def find_original_checkpoint(path_or_repo_id: str | os.PathLike, **hub_kwargs: Any) -> Path | None:
-    """The weights file of a timm folder or repository, or of a folder with an authors' file.
+    """Find the weights file in a timm folder or repository, or in a folder with an authors' file.
 
     Returns:
-        None for anything else, which transformers then loads or rejects.
+        The path, or None for anything else, which transformers then loads or rejects.
 
     Raises:
-        OSError: if there is timm's `config.json` but no weights beside it.
+        OSError: if there is a `config.json` in timm's format but no weights with it.
     """
     if (authors_file := find_weights_file(path_or_repo_id, hub_kwargs.get("subfolder", ""))) is not None:
         return authors_file
@@ -64,7 +64,7 @@ def find_original_checkpoint(path_or_repo_id: str | os.PathLike, **hub_kwargs: A
         return None
     if not is_timm_config(config):
         return None
-    # Before its weights are fetched, another model is refused.
+    # A model that is not Twins is refused before its weights are fetched.
     with naming(path_or_repo_id):
         convert_timm_config(config)
     for filename in WEIGHTS_FILES:
@@ -76,7 +76,7 @@ def find_original_checkpoint(path_or_repo_id: str | os.PathLike, **hub_kwargs: A
 
 @contextmanager
 def naming(source: str | os.PathLike) -> Iterator[None]:
-    """Let errors say which file or folder they are about."""
+    """Add the name of the file or folder to the messages of errors."""
     try:
         yield
     except (ValueError, RuntimeError) as error:
@@ -87,7 +87,7 @@ def naming(source: str | os.PathLike) -> Iterator[None]:
 
 @contextmanager
 def refusing_code(name_or_path: str | os.PathLike | None) -> Iterator[None]:
-    """Replace PyTorch's error about a pickle, which says how to run its code, with one sentence."""
+    """Replace PyTorch's error about an unsafe pickle, which explains how to run its code, with one sentence."""
     try:
         yield
     except UnpicklingError as error:
@@ -100,12 +100,12 @@ def refusing_code(name_or_path: str | os.PathLike | None) -> Iterator[None]:
 
 
 class CheckpointReader(TwinsCheckpointReader):
-    """Loads what transformers saved, what timm publishes, and the authors' files."""
+    """Loads models in transformers' format, in timm's format, and in the authors' files."""
 
     def get_config_dict(self, load: Callable, name_or_path: str | os.PathLike, /, **kwargs: Any) -> tuple[dict, dict]:
-        """The fields of the configuration in a folder or repository, and the arguments that were not used for it."""
+        """The fields of the configuration in a folder or repository, and the unused arguments."""
         if (file := find_weights_file(name_or_path, kwargs.get("subfolder", ""))) is not None:
-            # What is left out of the model is logged where the model is loaded.
+            # Weights that are left out are logged when the model is loaded, not here.
             weights, _ = unwrap_weights(read_checkpoint(file), str(file))
             with naming(file):
                 return original_config(weights), {key: kwargs[key] for key in kwargs if key not in LOADING_ARGUMENTS}
@@ -116,7 +116,7 @@ class CheckpointReader(TwinsCheckpointReader):
         return config_dict, unused
 
     def get_image_processor_dict(self, load: Callable, name_or_path: str | os.PathLike, /, **kwargs: Any) -> Any:
-        """The fields of the image processor in a folder or repository; with the authors' weights go the defaults."""
+        """The fields of the image processor in a folder or repository; the defaults for the authors' weights."""
         if find_weights_file(name_or_path, kwargs.get("subfolder", "")) is not None:
             return {}, kwargs
         try:
@@ -135,12 +135,12 @@ class CheckpointReader(TwinsCheckpointReader):
         """Load a model, also a timm folder or repository, an authors' file, or an adapter of either."""
         checkpoint = adapter = None
         base = name_or_path
-        # Names and `state_dict` exclude each other, which transformers says.
+        # If both a name and a `state_dict` are given, transformers raises an error.
         if base is not None and kwargs.get("state_dict") is None:
             hub_kwargs: Any = {key: value for key, value in kwargs.items() if key in HUB_ARGUMENTS}
             checkpoint = find_original_checkpoint(base, **hub_kwargs)
             if checkpoint is None:
-                # An adapter names the model that it was trained on.
+                # If it is an adapter, its configuration names the base model.
                 adapter, base, _ = maybe_load_adapters(base, hub_kwargs)
                 if base != name_or_path:
                     checkpoint = find_original_checkpoint(base, **hub_kwargs)
@@ -151,7 +151,7 @@ class CheckpointReader(TwinsCheckpointReader):
         with naming(checkpoint):
             if not chooses_dtype(kwargs):
                 check_one_type(weights, "set dtype to the type to load them in")
-            # Copies: those that were read are views of the file, which may be written again while the model is in use.
+            # Weights are copied, because those read are views of the file, which may be overwritten while the model is used.
             kwargs["state_dict"] = {name: weight.clone() for name, weight in to_ours(weights).items()}
             if (num_channels := wanted_channels(kwargs)) is not None:
                 for key, weight in kwargs["state_dict"].items():
@@ -175,12 +175,12 @@ class CheckpointReader(TwinsCheckpointReader):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """A model that transformers saved, for images of as many channels as is asked for.
+        """Load a model in transformers' format, adapted to the requested number of channels.
 
         Args:
-            load: loads it.
+            load: transformers' function that loads the model.
             name_or_path: folder or Hub id of the model, or of an adapter.
-            base: that of the model, which the adapter names.
+            base: folder or Hub id of the model itself, which is the adapter's base model if there is an adapter.
         """
         num_channels = wanted_channels(kwargs)
         if num_channels is None or base is None or kwargs.get("state_dict") is not None:
@@ -191,7 +191,7 @@ class CheckpointReader(TwinsCheckpointReader):
         try:
             saved, _ = PreTrainedConfig.get_config_dict(base, _commit_hash=commit, **hub_kwargs)
         except OSError:
-            # Weights alone, for a configuration that was given, or nothing at all, which transformers says.
+            # There are only weights, for a given configuration, or nothing, in which case transformers raises an error.
             saved = {}
         saved_channels = saved.get("num_channels", TwinsConfig.num_channels)
         if saved.get("model_type") != TwinsConfig.model_type or saved_channels == num_channels:
@@ -219,5 +219,5 @@ def wanted_channels(kwargs: Mapping[str, Any]) -> int | None:
     """The number of channels that arguments of `from_pretrained` ask for; None if they leave it to the checkpoint."""
     config = kwargs.get("config")
     num_channels = kwargs.get("num_channels", config.num_channels if isinstance(config, TwinsConfig) else None)
-    # The configuration refuses others.
+    # The configuration raises an error for invalid values.
     return num_channels if isinstance(num_channels, int) and num_channels > 0 else None

@@ -24,7 +24,7 @@ from .labels import known_label_fields
 from .names import listed
 
 
-# timm's arguments of an architecture, and the fields of the configuration they are.
+# Maps timm's arguments of an architecture to the fields of the configuration.
 TIMM_ARGUMENTS = {
     "patch_size": "patch_size",
     "in_chans": "num_channels",
@@ -36,12 +36,12 @@ TIMM_ARGUMENTS = {
     "drop_path_rate": "drop_path_rate",
     "attn_drop_rate": "attention_probs_dropout_prob",
 }
-# timm's dropouts where our models have none, or have them elsewhere; they show in training alone.
+# timm's dropouts that hf_twins models do not have, or have elsewhere. They only affect training.
 TIMM_DROPOUTS = ("drop_rate", "pos_drop_rate", "proj_drop_rate")
-# timm's arguments that say nothing about the weights or what is computed from them.
+# timm's arguments that affect neither the weights nor the output.
 TIMM_OTHER_ARGUMENTS = ("img_size", "num_classes", "global_pool", "pretrained", "pretrained_cfg", *TIMM_DROPOUTS)
-# What becomes of the other fields of `config.json` and its `pretrained_cfg`: nothing, because timm's class and the weights say
-# the same, or where they came from.
+# Fields of `config.json` and its `pretrained_cfg` that are ignored, because they follow from timm's class and the weights, or
+# describe their origin.
 TIMM_OTHER_FIELDS = {
     *("architecture", "num_features", "global_pool", "model_args", "model_type", "pretrained_cfg"),
     *("custom_load", "fixed_input_size", "pool_size", "test_pool_size", "first_conv", "classifier"),
@@ -67,7 +67,7 @@ def are_names(value: Any) -> bool:
     return all(isinstance(name, str) for name in names) and all(str(key).isdecimal() for key in keys)
 
 
-# What the fields must be that are read. People write this file by hand, too.
+# Checks and descriptions of the fields that are read, because the file may have been written by hand.
 FIELD_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "num_classes": (is_whole, "a whole number"),
     "label_names": (are_names, "a list of names, or names by their numbers"),
@@ -88,7 +88,7 @@ FIELD_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def check_types(config: Mapping[str, Any]) -> None:
-    """Raise a ValueError that names the first field that is not what its name says."""
+    """Raise a ValueError that names the first field with a value of the wrong type."""
     for part in ("model_args", "pretrained_cfg"):
         if not isinstance(config.get(part) or {}, Mapping):
             raise ValueError(f"timm's config.json must have an object for {part}, got {config[part]!r}.")
@@ -101,7 +101,7 @@ def check_types(config: Mapping[str, Any]) -> None:
 
 
 def is_timm_config(config: Mapping[str, Any]) -> bool:
-    # transformers adds the type of its own wrapper to what it reads.
+    # transformers may add the model_type of its timm wrapper to the fields that it reads.
     return (
         isinstance(config, Mapping)
         and "architecture" in config
@@ -134,7 +134,7 @@ def convert_timm_config(config: Mapping[str, Any]) -> dict[str, Any]:
     if arguments.get("wss"):
         if len(set(arguments["wss"])) > 1:
             raise ValueError(f"All stages must have windows of the same size, got wss={arguments['wss']}.")
-        # Where timm has windows of one token, it attends globally.
+        # timm uses global attention if windows have one token.
         fields["window_size"] = arguments["wss"][0] if arguments["wss"][0] != 1 else None
     pretrained_cfg = config.get("pretrained_cfg") or {}
     fields.setdefault("num_channels", (pretrained_cfg.get("input_size") or [3])[0])
@@ -149,13 +149,13 @@ def timm_label_names(config: Mapping[str, Any]) -> list[str] | None:
     names = config.get("label_names") or pretrained_cfg.get("label_names")
     if isinstance(names, Mapping):
         names = [names[index] for index in sorted(names, key=int)]
-    # timm's names may be identifiers, which it describes.
+    # timm's names may be identifiers, with descriptions in a separate field.
     descriptions = config.get("label_descriptions") or pretrained_cfg.get("label_descriptions") or {}
     return [descriptions.get(name, name) for name in names] if names else None
 
 
 def unread_timm_fields(config: Mapping[str, Any]) -> list[str]:
-    """The fields of timm's `config.json` that say something and have no place in ours, by their paths in it."""
+    """The paths of fields with information in timm's `config.json` that hf_twins' configuration cannot hold."""
     arguments = config.get("model_args") or {}
     unread = [f"model_args.{name}" for name in TIMM_DROPOUTS if arguments.get(name)]
     for path, fields in (("", config), ("pretrained_cfg.", config.get("pretrained_cfg") or {})):
@@ -167,10 +167,10 @@ def unread_timm_fields(config: Mapping[str, Any]) -> list[str]:
 
 
 def convert_timm_preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
-    """timm's evaluation transforms in its `config.json`, as `preprocessor_config.json` would hold them.
+    """Convert timm's evaluation transforms in its `config.json` to the fields of a `preprocessor_config.json`.
 
     Raises:
-        ValueError: if there is no such way to crop in the image processor, or a field has another type.
+        ValueError: if the image processor does not support timm's way of cropping, or a field has the wrong type.
     """
     check_types(config)
     pretrained_cfg: dict[str, Any] = {
@@ -209,7 +209,7 @@ def convert_timm_preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
     ):
         values = list(pretrained_cfg.get(key, default))
         if len(values) != num_channels:
-            # As timm's own scripts do.
+            # timm's own scripts average the values in this case.
             values = num_channels * [sum(values) / len(values)]
         if key in pretrained_cfg or num_channels != 3:
             fields[field] = values
@@ -217,18 +217,18 @@ def convert_timm_preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def revert_timm_preprocessing(processor: Any, num_channels: int) -> dict[str, Any]:
-    """What an image processor computes, as the `pretrained_cfg` of timm's `config.json` says it.
+    """Convert an image processor to fields of the `pretrained_cfg` in timm's `config.json`.
 
     Args:
-        processor: a [`TwinsImageProcessor`], or an image processor of transformers' with the same fields.
+        processor: a [`TwinsImageProcessor`], or an image processor of transformers with the same fields.
         num_channels: number of channels of the model.
 
     Returns:
-        `input_size`, `crop_pct`, `crop_mode`, `interpolation`, `mean` and `std`. timm always divides pixels by 255: mean and
-        std make up for another factor, and for images that are not normalized.
+        `input_size`, `crop_pct`, `crop_mode`, `interpolation`, `mean` and `std`. timm always divides pixels by 255, so the
+        mean and std are adjusted for other rescale factors, and for images that are not normalized.
 
     Raises:
-        ValueError: if timm has no such preprocessing. The message names the field.
+        ValueError: if timm does not support this preprocessing. The message names the field.
     """
     size = {name: value for name, value in dict(processor.size).items() if value is not None}
     if not processor.do_resize:
@@ -298,10 +298,10 @@ def cannot_say(setting: str, timm: str, way_out: str) -> ValueError:
 
 
 def share_of_crop(crop: tuple[int, int], resized: tuple[int, int]) -> float | None:
-    """The `crop_pct` with which timm resizes images to be cropped, rounding down; None if there is none for both sides."""
+    """The `crop_pct` for which timm, which rounds down, resizes both sides as given; None if there is none."""
     largest = min(part / whole for part, whole in zip(crop, resized))
     smallest = max(part / (whole + 1) for part, whole in zip(crop, resized))
-    # The plain quotient, unless rounding makes it a pixel less.
+    # Prefer the plain quotient, unless rounding makes a side one pixel shorter.
     for share in (largest, (smallest + largest) / 2):
         if all(math.floor(part / share) == whole for part, whole in zip(crop, resized)):
             return share

@@ -40,15 +40,15 @@ from .unpickling import (
 
 
 ZIP_START, EMPTY_ZIP = b"PK\x03\x04", b"PK\x05\x06"
-# What the older format begins with, each a pickle of its own, before a description of the machine.
+# The values of the first two pickles in the older format, which precede a description of the machine.
 LEGACY_START = [0x1950A86A20F9469CFC6C, 1001]
 
-# The format's own limit; a text may have the same byte behind it.
+# The limit of the safetensors format. Larger values mean that the file is something else, such as text.
 MAX_SAFETENSORS_HEADER = 100_000_000
-# Of numbers in memory, in bytes, whatever their type.
+# Alignment in bytes that suffices for numbers of any dtype.
 MAX_ALIGNMENT = 8
 
-# How files begin that are often found in place of a checkpoint, what they are, and what to do.
+# First bytes of files that are often found in place of a checkpoint, with what they are and what to do.
 COMPRESSED = "which holds other files: unpack it, and pass the weights file in it"
 OTHER_FILES = {
     b"version https://git-lfs": "is a Git LFS pointer instead of the file: fetch the file with `git lfs pull`",
@@ -70,14 +70,13 @@ CUT_OFF = "is incomplete, as after an interrupted download: fetch it again"
 
 
 def read_file(file: str | os.PathLike) -> Any:
-    """What is in a file of `torch.save`'s or of safetensors', whatever its name; nothing that it names is imported or run.
+    """Read a file written by `torch.save` or safetensors, whatever its extension, without importing or running anything.
 
-    Tensors are views of the file, mapped into memory, where the format allows it. Nothing is written to the file if they
-    are changed.
+    Tensors are views of the memory-mapped file where the format allows it. Changing them does not change the file.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is another file, it is damaged, or it names something that runs code.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file has another format, is damaged, or names something that runs code.
     """
     path = Path(file)
     size = path.stat().st_size
@@ -98,7 +97,7 @@ def read_file(file: str | os.PathLike) -> Any:
 
 @contextmanager
 def unreadable(path: Path) -> Iterator[None]:
-    """Name the file, and say what to do, in one sentence."""
+    """Convert errors of reading a file to one sentence that names the file and says what to do."""
     try:
         yield
     except RefusedPickleError as error:
@@ -118,12 +117,12 @@ def unreadable(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except Exception as error:
-        # Whatever the readers of these formats raise about bytes that they do not understand.
+        # The readers of these formats raise various errors for invalid bytes.
         raise ValueError(f"{path} is not a weights file, or it is damaged.") from error
 
 
 def describe(path: Path, start: bytes) -> str:
-    """What a file is, as its first bytes say, and what to do."""
+    """Say what kind of file this is, judging by its first bytes, and what to do."""
     if not start:
         return "is empty: fetch it again"
     for other_start, description in OTHER_FILES.items():
@@ -142,12 +141,12 @@ def describe(path: Path, start: bytes) -> str:
 
 
 def read_storage(opened: IO[bytes], mapped: torch.UntypedStorage, offset: int, nbytes: int) -> torch.UntypedStorage:
-    """A part of a file: a view of it, mapped into memory, or a copy where numbers would lie across their places."""
+    """Return a part of a file: a view of the mapped file, or a copy if its numbers would not be aligned."""
     if offset + nbytes > mapped.nbytes():
         raise UnreadableFileError(CUT_OFF)
     if offset % MAX_ALIGNMENT == 0:
         return cast(torch.UntypedStorage, mapped[offset : offset + nbytes])
-    # Read, because what is copied out of a mapping counts twice as memory of the process.
+    # Read from the file, because copying from the mapping would take twice the memory.
     content = torch.empty(nbytes, dtype=torch.uint8)
     opened.seek(offset)
     opened.readinto(content.numpy())  # type: ignore[attr-defined]  # which every file opened for bytes has
@@ -155,12 +154,12 @@ def read_storage(opened: IO[bytes], mapped: torch.UntypedStorage, offset: int, n
 
 
 def map_file(path: Path) -> torch.UntypedStorage:
-    # A private mapping: what is written to a tensor is not written to the file.
+    # The mapping is private, so that changing a tensor does not change the file.
     return cast(torch.UntypedStorage, torch.UntypedStorage.from_file(str(path), False, path.stat().st_size))
 
 
 def read_zip(path: Path) -> Any:
-    """The format of PyTorch 1.6 and later: a zip archive of a pickle and of one file for every storage."""
+    """Read the format of PyTorch 1.6 and later, a zip archive of a pickle and one file for each storage."""
     with zipfile.ZipFile(path) as archive, path.open("rb") as opened:
         members = {member.filename: member for member in archive.infolist()}
         listing = listed(list(members), limit=3) or "nothing"
@@ -174,14 +173,14 @@ def read_zip(path: Path) -> Any:
             raise UnreadableFileError(
                 "is a TorchScript program, not weights alone: save the state_dict() of what torch.jit.load returns"
             )
-        # One begins where the other ends: they share nothing, so that all of them are not more than the file.
+        # Members must not overlap, so that their total size is limited by the size of the file.
         starts = sorted({member.header_offset for member in members.values()})
         if len(starts) < len(archive.infolist()):
             raise DamagedPickleError("its parts overlap")
         ends = dict(zip(starts, [*starts[1:], archive.start_dir], strict=True))
 
         def find(name: str) -> tuple[int, int]:
-            """Where a member lies in the file, and how many bytes it has."""
+            """Return the offset of a member in the file, and its number of bytes."""
             member = members.get(root + name)
             if member is None:
                 raise DamagedPickleError("a part of it is missing")
@@ -220,15 +219,15 @@ def read_zip(path: Path) -> Any:
 
 
 def read_legacy(path: Path) -> Any:
-    """The format before PyTorch 1.6: a pickle, and behind it the storages that it refers to."""
+    """Read the format before PyTorch 1.6, a pickle followed by the storages that it refers to."""
     with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
         for expected in LEGACY_START:
-            # Of another type, it may take for ever to compare.
+            # The type is checked first, because comparing a crafted object of another type could take forever.
             if type(found := load_pickle(content)) is not int or found != expected:
                 raise UnreadableFileError("is a pickle not written by torch.save: save the weights with torch.save")
         load_pickle(content)
         start = content.tell()
-        # Where the storages lie is known behind the pickle: it is read twice.
+        # The offsets of the storages are known only after the pickle, so it is read twice.
         named: dict[str, StorageId] = {}
 
         def name_storage(storage_id: StorageId) -> Storage:

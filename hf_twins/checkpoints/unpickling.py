@@ -13,9 +13,9 @@
 # limitations under the License.
 """An interpreter of pickles that imports and calls nothing that a pickle names.
 
-A pickle is a program: it names classes and functions, and has them called. Here a name stays a name. The few that tensors
-and dictionaries are written with stand for functions of this module; everything else that a pickle builds becomes a
-[`StandIn`], which keeps the name of its class alone.
+A pickle is a program that names classes and functions and calls them. Here, names are never imported. The few names that
+tensors and dictionaries are written with are mapped to functions of this module. Every other object that a pickle builds
+becomes a [`StandIn`], which only keeps the name of its class.
 """
 
 import io
@@ -31,16 +31,17 @@ from typing import IO, Any, cast
 import torch
 
 
-# A training script's checkpoint has ten thousand to a hundred thousand. Each takes up to some hundred bytes of memory.
+# A training script's checkpoint has ten thousand to a hundred thousand opcodes. Each may take a few hundred bytes of memory.
 MAX_OPCODES = 5_000_000
-# What one opcode may go through again and again: much less, or a few bytes would keep the reader busy for hours.
+# Maximum number of arguments of a call. Without a limit, a small file that repeats a call with many arguments could keep the
+# reader busy for hours.
 MAX_ARGUMENTS = 100
 MAX_DIMENSIONS = 64
 MAX_NAME_LENGTH = 200
 MAX_KEY_LENGTH = 1000
 
-# What the standard library and Python itself have for data. Everything else of theirs acts on something, and an honest
-# checkpoint has no use for it: a file with such a name is refused, though it would do nothing here.
+# Names in Python and its standard library that only hold data. Other names in them can do harm and are not needed in a
+# checkpoint, so a file with such a name is refused, although it would not be imported here.
 STANDARD_DATA = re.compile(
     r"""
     argparse\.Namespace | array\.(array|_array_reconstructor) | _codecs\.encode
@@ -75,29 +76,29 @@ STORAGE_DTYPES = {
     "QUInt8": torch.quint8,
     "QUInt4x2": torch.quint4x2,
     "QUInt2x4": torch.quint2x4,
-    # Of bytes: the tensors say of which type their numbers are.
+    # An untyped storage consists of bytes; the tensors in it specify the dtype.
     "Untyped": torch.uint8,
 }
 
 
 class UnreadableFileError(ValueError):
-    """A file that holds no weights: the message says what it is, and what to do."""
+    """A file does not contain weights; the message says what it is and what to do."""
 
 
 class RefusedPickleError(UnreadableFileError):
-    """A pickle that names something that runs code: the message is the name."""
+    """A pickle names something that runs code; the message is the name."""
 
 
 class DamagedPickleError(UnreadableFileError):
-    """No pickle that `torch.save` writes; the message says in what."""
+    """A pickle is not one that `torch.save` writes; the message says why."""
 
 
 class CutOffPickleError(DamagedPickleError):
-    """A pickle without its end."""
+    """A pickle is truncated."""
 
 
 class StandIn:
-    """Stands in for an object in a pickle: the name of its class, or of the function that would have made it."""
+    """Stands in for an object in a pickle, with the name of its class or of the function that would have created it."""
 
     __slots__ = ("name",)
 
@@ -118,7 +119,7 @@ class Global(StandIn):
 class Storage:
     """Memory of tensors; without `content`, tensors become stand-ins.
 
-    `is_foreign` says that it was written in another byte order, and turned round as numbers of `dtype`.
+    `is_foreign` means that it was written in another byte order, and its numbers of type `dtype` were byte-swapped.
     """
 
     dtype: torch.dtype
@@ -128,7 +129,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class StorageId:
-    """How a pickle names a storage: `numel` numbers, or a view of `view_numel` of them from `view_offset` on."""
+    """A pickle's reference to a storage of `numel` numbers, or to a view of `view_numel` numbers from `view_offset` on."""
 
     key: str
     dtype: torch.dtype
@@ -144,17 +145,17 @@ class StorageId:
 def load_pickle(
     content: bytes | IO[bytes] | mmap.mmap, load_storage: Callable[[StorageId], Storage] | None = None
 ) -> Any:
-    """What is in a pickle of protocol 2 to 5: tensors, dictionaries, lists, tuples, numbers, text, and stand-ins.
+    """Read a pickle of protocol 2 to 5 as tensors, dictionaries, lists, tuples, numbers, text, and stand-ins.
 
     Args:
-        content: the pickle, or a file that is read from where it stands to the end of the pickle.
-        load_storage: gives the memory of tensors.
+        content: the pickle, or a file that is read from its current position to the end of the pickle.
+        load_storage: returns the memory of tensors.
 
     Raises:
-        RefusedPickleError: if it names something that runs code.
-        DamagedPickleError: if it is none, or has more than `MAX_OPCODES` opcodes.
-        CutOffPickleError: if it has no end.
-        UnreadableFileError: what `load_storage` raises.
+        RefusedPickleError: if the pickle names something that runs code.
+        DamagedPickleError: if it is not a valid pickle, or has more than `MAX_OPCODES` opcodes.
+        CutOffPickleError: if the pickle is truncated.
+        UnreadableFileError: if `load_storage` raises it.
     """
     interpreter = Interpreter(load_storage)
     file = cast(IO[bytes], io.BytesIO(content) if isinstance(content, bytes) else content)
@@ -173,7 +174,8 @@ def load_pickle(
     except UnreadableFileError:
         raise
     except Exception as error:
-        # No opcode. A stack that is empty, an argument of the wrong type, a tensor that PyTorch cannot make: all that bytes can do.
+        # Arbitrary bytes cause all kinds of errors: an unknown opcode, an empty stack, an argument of the wrong type, or a
+        # tensor that PyTorch cannot create.
         raise DamagedPickleError("its opcodes do not fit each other") from error
 
 
@@ -189,17 +191,17 @@ def read_argument(opcode: pickletools.OpcodeInfo, file: IO[bytes]) -> Any:
 
 
 class Interpreter:
-    """The state of one pickle that is read: nothing outside of it is changed."""
+    """The state of reading one pickle. Opcodes change nothing outside of it."""
 
     def __init__(self, load_storage: Callable[[StorageId], Storage] | None):
         self.load_storage = load_storage
         self.stack: list[Any] = []
         self.outer_stacks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
-        # Arguments may be used again and again: without a limit, a few bytes would copy a long list each time.
+        # A pickle can use an argument repeatedly. Without a limit, a few bytes would copy a long list each time.
         self.copies_left = MAX_OPCODES
 
-    # Opcodes. Those of constants, and of what only structures the bytes, are in the table below.
+    # The methods below implement opcodes. Those for constants and for the structure of the bytes are in the table `HANDLERS`.
 
     def check_protocol(self, protocol: int) -> None:
         if not 2 <= protocol <= 5:
@@ -244,7 +246,7 @@ class Interpreter:
         self.extend_last([item])
 
     def extend_last(self, items: list[Any]) -> None:
-        """Of a list; what a stand-in would hold is not kept."""
+        """Extend a list; items of a stand-in are dropped."""
         target = self.stack[-1]
         if type(target) is list:
             target.extend(items)
@@ -264,7 +266,7 @@ class Interpreter:
             raise DamagedPickleError(f"it sets items of {kind_of(target)}")
 
     def build(self, _: None) -> None:
-        """The attributes of an object: neither a stand-in has any, nor a dictionary in place of a subclass."""
+        """Drop the attributes of an object, because stand-ins, and dictionaries in place of subclasses, have none."""
         self.stack.pop()
         if type(self.stack[-1]) not in (StandIn, dict, list):
             raise DamagedPickleError(f"it sets attributes of {kind_of(self.stack[-1])}")
@@ -272,7 +274,7 @@ class Interpreter:
     def push_global(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise DamagedPickleError("it names a class by something other than text")
-        # Up to protocol 2, names are those of Python 2.
+        # Protocols up to 2 use the module names of Python 2.
         module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
         full_name = checked_name(f"{module}.{name}")
         if full_name.partition(".")[0] in sys.stdlib_module_names and not STANDARD_DATA.fullmatch(full_name):
@@ -300,7 +302,7 @@ class Interpreter:
             raise DamagedPickleError(f"it refers to something outside of it by {kind_of(persistent_id)}")
         kind, *details = persistent_id
         if kind == "module":
-            # Classes, whose source the older format keeps.
+            # A class, of which the older format also stores the source code.
             self.push(details[0])
         elif kind == "storage" and self.load_storage is not None:
             self.push(self.load_storage(parse_storage_id(*details)))
@@ -308,7 +310,7 @@ class Interpreter:
             raise DamagedPickleError("it refers to something outside of it other than a tensor storage")
 
     def result_of(self, function: Any, arguments: Any) -> Any:
-        """What a call gives: a tensor or a dictionary by a function of this module, or a stand-in."""
+        """The result of a call: a tensor or dictionary built by a function of this module, or a stand-in."""
         if not isinstance(function, StandIn) or type(arguments) is not tuple:
             raise DamagedPickleError(f"it calls {kind_of(function)}")
         if type(function) is Global and function.name in BUILDERS:
@@ -319,9 +321,9 @@ class Interpreter:
 
 
 def set_item(target: dict[Any, Any], key: Any, value: Any) -> None:
-    """Set an item, unless the hash of the key could take for ever, as of numbers too large.
+    """Set an item, unless hashing the key could take forever, as for very large integers.
 
-    Tuples, whose hashes a file can make all the same, and long texts are no names of weights: they are stood in for.
+    Tuples, whose hashes a file can make collide, and long strings cannot be names of weights, and become stand-ins.
     """
     if type(key) is tuple or (isinstance(key, str | bytes) and len(key) > MAX_KEY_LENGTH):
         key = StandIn(type(key).__name__)
@@ -333,7 +335,7 @@ def set_item(target: dict[Any, Any], key: Any, value: Any) -> None:
 
 
 def checked_name(name: Any) -> str:
-    """A name in a pickle, which may become a part of a message."""
+    """Check a name in a pickle, which may appear in a message."""
     if type(name) is not str or len(name) > MAX_NAME_LENGTH or not name.isprintable():
         raise DamagedPickleError("it names a class by something other than a name")
     return name
@@ -344,8 +346,8 @@ def kind_of(value: Any) -> str:
 
 
 def parse_storage_id(storage_type: Any, key: Any, location: Any, numel: Any, view: Any = None) -> StorageId:
-    """Storages are on the CPU here, wherever they were saved from."""
-    # Older versions name the type of the device too: torch.cuda.FloatStorage.
+    """Parse a reference to a storage, and ignore the device that it was saved from."""
+    # Older versions include the device type: torch.cuda.FloatStorage.
     match = re.fullmatch(r"torch\.(?:\w+\.)?(\w+)Storage", storage_type.name)
     is_key = type(key) is str and len(key) <= MAX_NAME_LENGTH
     if match is None or match[1] not in STORAGE_DTYPES or not is_key or not is_size(numel):
@@ -358,18 +360,18 @@ def is_size(number: Any) -> bool:
     return type(number) is int and 0 <= number < 2**63
 
 
-# What tensors and dictionaries are written with.
+# Replacements of the functions that tensors and dictionaries are written with.
 
 
 def build_dict(interpreter: Interpreter, *arguments: Any) -> dict[Any, Any]:
-    # A defaultdict has a factory before its items, and Python 2 wrote items as lists of two.
+    # A defaultdict has a factory before its items, and Python 2 wrote each item as a list of two elements.
     items = next((each for each in arguments if isinstance(each, dict | list)), {})
     interpreter.copies_left -= len(items)
     if interpreter.copies_left < 0:
         raise DamagedPickleError("it copies the same items again and again")
     built: dict[Any, Any] = {}
     for item in items.items() if isinstance(items, dict) else items:
-        # Not a tensor, which may say that it has any number of parts.
+        # Only tuples and lists are unpacked, because a tensor can claim to have any number of elements.
         if type(item) not in (tuple, list):
             raise DamagedPickleError(f"it has {kind_of(item)} for a key and its value")
         key, value = item
@@ -378,7 +380,7 @@ def build_dict(interpreter: Interpreter, *arguments: Any) -> dict[Any, Any]:
 
 
 def build_tensor(interpreter: Interpreter, storage: Any, offset: Any, size: Any, stride: Any, *others: Any) -> Any:
-    """Of `_rebuild_tensor_v2`, whose other arguments are `requires_grad`, hooks, and bits of complex views."""
+    """Replaces `_rebuild_tensor_v2`, whose other arguments are `requires_grad`, hooks, and bits of complex views."""
     return tensor_in_storage(storage, storage.dtype, offset, size, stride, *others[2:])
 
 
@@ -403,7 +405,7 @@ def build_tensor_of_dtype(
 def tensor_in_storage(
     storage: Storage, dtype: torch.dtype, offset: Any, size: Any, stride: Any, metadata: Any = None
 ) -> torch.Tensor | StandIn:
-    """A view, which takes no memory, of numbers that are all in the storage."""
+    """Create a tensor as a view of a storage, after checking that the storage contains all of its elements."""
     if storage.content is None:
         return StandIn("torch.Tensor")
     if metadata:
@@ -413,7 +415,7 @@ def tensor_in_storage(
     last = offset + sum((length - 1) * step for length, step in zip(size, stride))
     if 0 not in size and (last + 1) * dtype.itemsize > storage.content.nbytes():
         raise DamagedPickleError("it has a tensor that is larger than its storage")
-    # With nothing in it, it may be said to be anywhere.
+    # An empty tensor may have any offset.
     offset = 0 if 0 in size else offset
     return torch.empty(0, dtype=dtype).set_(storage.content, offset, size, stride)
 
@@ -443,21 +445,21 @@ def build_parameter(interpreter: Interpreter, data: Any, *others: Any) -> Any:
 def build_tensor_of_type(
     interpreter: Interpreter, function: Any, tensor_type: Any, arguments: Any, *others: Any
 ) -> Any:
-    """Tensors with attributes, which are not kept. The numbers of another subclass may mean something else."""
+    """Drop the attributes of a tensor. Other tensor subclasses become stand-ins, as their elements may have another meaning."""
     if tensor_type.name not in ("torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer"):
         return StandIn(tensor_type.name)
     return interpreter.result_of(function, arguments)
 
 
 def build_tensor_of_device(interpreter: Interpreter, data: Any, dtype: Any, *others: Any) -> Any:
-    """Saved from a device without storages, by way of the CPU."""
+    """Replaces the function for tensors saved from a device without storages, which are saved from a copy on the CPU."""
     if isinstance(data, torch.Tensor) and str(data.dtype) != dtype.name:
         return StandIn(dtype.name)
     return build_parameter(interpreter, data)
 
 
 def build_attribute(interpreter: Interpreter, owner: Any, name: Any) -> StandIn:
-    """The class in a class, and the method of an object."""
+    """Replaces `getattr`, which pickles use for nested classes and for methods of objects."""
     return Global(checked_name(f"{kind_of(owner)}.{checked_name(name)}"))
 
 
@@ -488,7 +490,7 @@ BUILDERS: Mapping[str, Callable[..., Any]] = {
     "copyreg.__newobj_ex__": build_object,
 }
 
-# By their names in `pickletools`, which reads their arguments. Whatever is not here is refused.
+# Handlers by the opcode's name in `pickletools`, which reads the arguments. All other opcodes are refused.
 HANDLERS: Mapping[str, Callable[[Interpreter, Any], Any]] = {
     "PROTO": Interpreter.check_protocol,
     "FRAME": lambda interpreter, size: None,
@@ -507,7 +509,7 @@ HANDLERS: Mapping[str, Callable[[Interpreter, Any], Any]] = {
     **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"), Interpreter.push),
     **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"), Interpreter.push),
     **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"), Interpreter.push),
-    # Text of Python 2.
+    # Strings of Python 2.
     **dict.fromkeys(("BINSTRING", "SHORT_BINSTRING"), Interpreter.push),
     "EMPTY_TUPLE": lambda interpreter, _: interpreter.push(()),
     "TUPLE": lambda interpreter, _: interpreter.push(tuple(interpreter.pop_mark())),

@@ -28,44 +28,44 @@ from .unpickling import StandIn, kind_of
 
 logger = logging.get_logger(__name__)
 
-# Where training scripts put the weights among what else they save, and those that they average.
+# Keys under which training scripts save the weights, and averaged weights, next to other state.
 WEIGHTS_KEYS = ("state_dict", "model", "model_state_dict", "module")
 AVERAGED_WEIGHTS_KEYS = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
-# What averaging puts beside the weights.
+# Entries that weight averaging saves next to the weights.
 WRAPPER_COUNTERS = ("n_averaged", "steps", "initted", "step")
-# What checkpointing of activations, sharding and compilation put into names, at any depth.
+# Parts that activation checkpointing, sharding and compilation insert into names, at any depth.
 WRAPPER_MODULES = re.compile(r"\b(?:_checkpoint_wrapped_module|_fsdp_wrapped_module|_orig_mod|_forward_module)\.")
-# The first weights of a Twins model, by the authors' name and OpenMMLab's. What is before it in a name is a prefix.
+# The first weights of a Twins model, under the authors' and OpenMMLab's names. Everything before them in a name is a prefix.
 FIRST_WEIGHTS = re.compile(r"(?:^|(?<=\.))patch_embeds\.0\.(?:proj|projection)\.(?:weight|bias)$")
-# Beside a backbone, what makes both a model that has a format of its own.
+# Modules that, together with a backbone, form a model with a format of its own.
 PARTS_BESIDE_BACKBONE = ("decode_head.", "auxiliary_head.", "neck.", "head.fc.")
-# Modules that have weights but no part in the model, as a loss that is weighted by class.
+# Modules with weights that are not part of the model, such as a class-weighted loss.
 OUTSIDE_OF_MODEL = re.compile(r"(?:^|\.)\w*(?:criterion|loss|metric)\w*\.")
 HEAD = re.compile(r"(?:^|[._])(?:heads?|classifiers?|fc\d*)(?:[._]|$)")
-# Nobody has as many models in a file, and to look for each of them in all names takes long.
+# No realistic file has more models, and searching all names for each model takes long.
 MAX_MODELS = 50
 AVERAGED_PREFIX = re.compile(r"(?:^|[._])(?:ema|averaged|swa)(?:[._]|$)")
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-# Of a batch norm; the only integers that models have.
+# Suffix of the counter of a batch norm, the only integer weight in a model.
 BATCH_COUNTER = ".num_batches_tracked"
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def read_weights(file: str | os.PathLike, averaged: bool = False) -> dict[str, torch.Tensor]:
-    """The weights in a file (safetensors, or PyTorch's), without what training scripts wrap around them.
+    """Read the weights in a file of PyTorch or safetensors, without the state that training scripts wrap around them.
 
-    No code in the file is run. Memory-mapped where the file's format allows it. Names of weights in the file that are
-    not part of the model, such as those of a loss, are logged as a warning.
+    No code in the file is run. The weights are memory-mapped where the format allows it. A warning names weights in the file
+    that are not part of the model, such as those of a loss.
 
     Args:
         file: path of the file.
-        averaged: whether to take the averaged weights (EMA) that the file holds beside those of the last step.
+        averaged: whether to return the averaged weights (EMA) that the file has in addition to those of the last step.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file cannot be read, names something that runs code, holds several models, no weights, other
-            objects in place of weights, or no averaged weights where these are asked for.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file cannot be read, names something that runs code, has several models, no weights, other
+            objects in place of weights, or no averaged weights although these are requested.
     """
     weights, left_out = unwrap_weights(read_checkpoint(file), str(file), averaged)
     if left_out:
@@ -74,7 +74,7 @@ def read_weights(file: str | os.PathLike, averaged: bool = False) -> dict[str, t
 
 
 def read_checkpoint(file: str | os.PathLike) -> dict[str, Any]:
-    """What is in a file of weights; see `read_weights`. What is neither tensors nor plain values is a `StandIn`."""
+    """Read the content of a file of weights, see `read_weights`. Objects other than tensors and plain values are `StandIn`s."""
     content = read_file(file)
     if not isinstance(content, dict):
         advice = ": save the state_dict() of the model" if isinstance(content, StandIn) else ""
@@ -85,10 +85,10 @@ def read_checkpoint(file: str | os.PathLike) -> dict[str, Any]:
 def unwrap_weights(
     checkpoint: Mapping[str, Any], source: str, averaged: bool = False
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """The weights of a training script's checkpoint, under the names the model gave them; see `read_weights`.
+    """Extract the weights of a training script's checkpoint, with the model's own names; see `read_weights`.
 
     Returns:
-        The weights, and the names of those in the checkpoint that are no part of the model.
+        The weights, and the names of weights in the checkpoint that are not part of the model.
     """
     content, averaged = find_state_dict(checkpoint, source, averaged)
     content = {key: value for key, value in content.items() if key not in WRAPPER_COUNTERS}
@@ -102,7 +102,7 @@ def unwrap_weights(
     prefix, others = find_prefix(list(names.values()), source, averaged)
     weights, outside, of_others = {}, {}, []
     for wrapped_name, name in names.items():
-        # The longest tells: one model may lie beside the names of another without a prefix.
+        # The longest matching prefix decides, because another model may have no prefix at all.
         owner = max((each for each in (prefix, *others) if name.startswith(each)), key=len, default=None)
         if owner == prefix:
             weights[name.removeprefix(prefix)] = content[wrapped_name]
@@ -116,20 +116,20 @@ def unwrap_weights(
 
 
 def find_state_dict(checkpoint: Mapping[str, Any], source: str, averaged: bool) -> tuple[Mapping[str, Any], bool]:
-    """The dictionary of weights in a checkpoint, and whether averaged ones are still to be found among them.
+    """Find the dictionary of weights in a checkpoint, and whether averaged weights have yet to be selected in it.
 
     Raises:
-        ValueError: if there are several, or something else is where the weights should be.
+        ValueError: if there are several dictionaries of weights, or another object in place of the weights.
     """
     content = checkpoint
     if averaged and (key := only_key(content, AVERAGED_WEIGHTS_KEYS, source)) is not None:
         content, averaged = content[key], False
-    # No script wraps them as often; a dictionary that holds itself would be unwrapped for ever.
+    # No script nests weights deeper. The limit also ends the search in a dictionary that contains itself.
     for _ in range(8):
         key = only_key(content, WEIGHTS_KEYS, source) or only_key(content, AVERAGED_WEIGHTS_KEYS, source)
         if key is None:
-            # Under another key, as "student" and "teacher".
-            # Each once: a file may name the same one any number of times.
+            # Weights may be under other keys, such as "student" and "teacher". Each dictionary is checked once, because a
+            # file may refer to the same one any number of times.
             inner = {id(value): key for key, value in content.items() if isinstance(value, Mapping)}
             holders = [key for key in inner.values() if find_prefixes(content[key])]
             key = only_key(content, holders, source)
@@ -140,12 +140,13 @@ def find_state_dict(checkpoint: Mapping[str, Any], source: str, averaged: bool) 
 
 
 def only_key(content: Mapping[str, Any], keys: Sequence[str], source: str) -> str | None:
-    """The first of these keys, which holds weights; None if there is none of them.
+    """The first of these keys that is present, which must contain weights; None if none is present.
 
     Raises:
-        ValueError: if it holds something else, because the next one may hold other weights, or if several hold weights.
+        ValueError: if the first key contains something else, since the next may contain other weights, or if several keys
+            contain weights.
     """
-    # The name of an architecture may be called "model" too.
+    # The key "model" may also contain the name of an architecture.
     present = [key for key in keys if key in content and not (key == "model" and isinstance(content[key], str))]
     if not present:
         return None
@@ -165,29 +166,29 @@ def only_key(content: Mapping[str, Any], keys: Sequence[str], source: str) -> st
 
 
 def holds_tensors(value: Any) -> bool:
-    """Whether it is a dictionary of weights, or of dictionaries of weights; not the settings of a model."""
+    """Whether a value is a dictionary of weights, or of such dictionaries, and not the settings of a model."""
     return isinstance(value, Mapping) and any(isinstance(each, torch.Tensor | Mapping) for each in value.values())
 
 
 def find_prefixes(names: Iterable[Any]) -> list[str]:
-    """The prefix of the first weights of each model among these names."""
+    """The prefix of each model whose first weights are among these names."""
     matches = ((name, FIRST_WEIGHTS.search(name)) for name in names if isinstance(name, str))
     return list(dict.fromkeys(name[: match.start()] for name, match in matches if match))
 
 
 def find_prefix(names: Sequence[str], source: str, averaged: bool) -> tuple[str, list[str]]:
-    """What is before the names of the model, and of other models beside it that only differ in being averaged or not.
+    """The prefix of the model's names, and the prefixes of other versions of it, averaged or not.
 
-    Nothing where there is no Twins model under the names of the authors or of OpenMMLab.
+    The prefix is empty if there is no Twins model under the names of the authors or of OpenMMLab.
 
     Raises:
-        ValueError: if there are several models, or no averaged one where it is asked for.
+        ValueError: if there are several models, or no averaged one although it is requested.
     """
     prefixes = find_prefixes(names)
     if len(prefixes) > MAX_MODELS:
         raise ValueError(f"{source} holds {len(prefixes)} models: save only the one that is to be loaded.")
     all_prefixes = prefixes = [model_prefix(prefix, names) for prefix in prefixes]
-    # Averaged weights beside others are told by their prefix, and taken only if they are asked for.
+    # Averaged weights next to others are recognized by their prefix, and used only if requested.
     if averaged or len(prefixes) > 1:
         prefixes = [prefix for prefix in prefixes if bool(AVERAGED_PREFIX.search(prefix)) == averaged]
     if averaged and not prefixes:
@@ -203,7 +204,7 @@ def find_prefix(names: Sequence[str], source: str, averaged: bool) -> tuple[str,
 
 
 def model_prefix(prefix: str, names: Sequence[str]) -> str:
-    """Of the whole model, where a backbone and heads are one, as in OpenMMLab's formats."""
+    """The prefix of the complete model, if a backbone and heads form one, as in OpenMMLab's formats."""
     if re.search(r"(?:^|\.)backbone\.$", prefix):
         whole = prefix.removesuffix("backbone.")
         parts = tuple(whole + part for part in (*PARTS_BESIDE_BACKBONE, "backbone.stages."))
@@ -213,7 +214,7 @@ def model_prefix(prefix: str, names: Sequence[str]) -> str:
 
 
 def check_outside(outside: Mapping[str, Any], prefix: str, source: str) -> None:
-    """Raise a ValueError if what is left out may be a layer of the model, as a classifier of its own."""
+    """Raise a ValueError if weights that are left out may belong to a layer of the model, such as a separate classifier."""
     layers = [
         name
         for name, value in outside.items()
@@ -232,10 +233,10 @@ def is_matrix(value: Any) -> bool:
 
 
 def check_weights(weights: Mapping[str, Any], source: str) -> None:
-    """Raise a ValueError unless each is a dense tensor of floating-point numbers that are all there.
+    """Raise a ValueError unless each weight is a dense tensor of floating-point numbers with memory for all of them.
 
-    A file without code may hold sparse and quantized tensors, tensors without values, and a few values that claim to be
-    terabytes.
+    A file without code may contain sparse and quantized tensors, tensors without values, and small storages from which
+    tensors of terabytes are expanded.
     """
     wrong = [f"{shown(name)} ({kind})" for name, weight in weights.items() if (kind := wrong_kind(name, weight))]
     if wrong:
@@ -245,7 +246,7 @@ def check_weights(weights: Mapping[str, Any], source: str) -> None:
         )
     storages = {weight.untyped_storage().data_ptr(): weight.untyped_storage().nbytes() for weight in weights.values()}
     claimed = sum(weight.nbytes for weight in weights.values())
-    # Two may share their numbers, and all of them lie in one memory.
+    # Tensors may share storages, such as tied weights.
     if claimed > 4 * sum(storages.values()):
         raise ValueError(
             f"{source} has weights of {claimed} bytes that share {sum(storages.values())} bytes: save a copy of each."
@@ -263,7 +264,7 @@ def check_one_type(weights: Mapping[str, torch.Tensor], way_out: str) -> None:
 
 
 def wrong_kind(name: str, weight: Any) -> str | None:
-    """Why a value cannot be a weight; None for a tensor that can."""
+    """Say why a value cannot be a weight; None if it can."""
     if not isinstance(weight, torch.Tensor):
         return kind_of(weight)
     if weight.layout != torch.strided:
@@ -283,5 +284,5 @@ def wrong_kind(name: str, weight: Any) -> str | None:
 
 
 def shown(key: Any) -> str:
-    """A key of a file in a message."""
+    """Format a key of a file for a message."""
     return key if isinstance(key, str) else str(key) if isinstance(key, int) else kind_of(key)

@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig
 from ..configuration_twins import TwinsConfig, check_num_labels
 
 
-# The first stage whose feature map each detector takes. RetinaNet's pyramid, P3 to P7, starts at the second stage and has
+# The first stage whose feature map each detector uses. RetinaNet's pyramid, P3 to P7, starts at the second stage and has
 # strides of 8 to 128 pixels; Mask R-CNN's, P2 to P6, starts at the first stage and has strides of 4 to 64.
 FIRST_STAGE = {"retinanet": 1, "mask-rcnn": 0}
 
@@ -64,7 +64,7 @@ class TwinsDetectorConfig(PreTrainedConfig):
     sub_configs = {"backbone_config": TwinsConfig}
 
     detector: str = "retinanet"
-    # Never None after initialization.
+    # This is never None after initialization.
     backbone_config: Any = None
     pyramid_size: int = 256
     score_threshold: float | int = 0.05

@@ -66,7 +66,7 @@ class Detector:
         """Detect objects on prepared images.
 
         Args:
-            inputs: `pixel_values` `(batch_size, 3, height, width)` and, maybe, `pixel_mask` `(batch_size, height, width)`.
+            inputs: `pixel_values` `(batch_size, 3, height, width)` and optionally `pixel_mask` `(batch_size, height, width)`.
             target_sizes: height and width of the original images, `(batch_size, 2)`.
             threshold: objects with this score or a lower one are discarded, in [0, 1).
 
@@ -77,7 +77,7 @@ class Detector:
         results = self.processor.post_process_object_detection(
             outputs, threshold=threshold, target_sizes=target_sizes.to(self.model.device)
         )
-        # Some processors of transformers return objects in the order of the model's queries.
+        # Some image processors of transformers return objects in the order of the model's queries, not by score.
         return [
             {name: value[result["scores"].argsort(descending=True)].cpu() for name, value in result.items()}
             for result in results
@@ -87,8 +87,8 @@ class Detector:
 def load_detector(name_or_path: str | Path, revision: str = "main") -> Detector:
     """Load a detector with a Twins backbone and its image processor.
 
-    Loads [`~hf_twins.detection.TwinsForObjectDetection`] and the transformers detectors that take a backbone, such
-    as DETR, which then pass their `pixel_mask` to the backbone (see [`~hf_twins.pass_pixel_mask_to_backbone`]).
+    Supported are [`~hf_twins.detection.TwinsForObjectDetection`] and the detectors of transformers that take a backbone,
+    such as DETR, which then pass their `pixel_mask` to the backbone (see [`~hf_twins.pass_pixel_mask_to_backbone`]).
 
     Args:
         name_or_path: folder or Hub id.
@@ -96,7 +96,7 @@ def load_detector(name_or_path: str | Path, revision: str = "main") -> Detector:
 
     Raises:
         OSError: if there is no such folder or repository, it cannot be reached, or a file is missing or damaged.
-        ValueError: if it has no detector with a Twins backbone, or weights are missing or unexpected.
+        ValueError: if the model is not a detector with a Twins backbone, or weights are missing or unexpected.
 
     Example:
 
@@ -109,7 +109,7 @@ def load_detector(name_or_path: str | Path, revision: str = "main") -> Detector:
     name = str(name_or_path)
     with naming_source(name):
         config = read_detector_config(name, revision)
-        # A detector that is partly random detects nothing, and transformers would only log it.
+        # transformers would only log missing weights, but a detector with random weights is useless: raise an error.
         with quiet(True):
             model, loading = AutoModelForObjectDetection.from_pretrained(
                 name, config=config, revision=revision, output_loading_info=True, ignore_mismatched_sizes=True
@@ -123,7 +123,7 @@ def load_detector(name_or_path: str | Path, revision: str = "main") -> Detector:
             )
         read_json(name, IMAGE_PROCESSOR_NAME, revision)
         if isinstance(model, TwinsForObjectDetection):
-            # Also where transformers' class was saved, as version 0.1.0 did it.
+            # Version 0.1.0 saved transformers' class instead, whose files this class loads, too.
             processor: Any = TwinsDetectorImageProcessor.from_pretrained(name, revision=revision)
         else:
             pass_pixel_mask_to_backbone(model)
@@ -132,11 +132,11 @@ def load_detector(name_or_path: str | Path, revision: str = "main") -> Detector:
 
 
 def read_detector_config(name: str, revision: str) -> Any:
-    """The configuration of a detector.
+    """Read the configuration of a detector.
 
     Raises:
-        OSError: if there is none, or it is damaged.
-        ValueError: if it is another model's.
+        OSError: if the configuration is missing or damaged.
+        ValueError: if the configuration is that of another kind of model.
     """
     if Path(name).exists() and find_file(name, CONFIG_NAME, revision) is None:
         raise OSError(
@@ -147,7 +147,7 @@ def read_detector_config(name: str, revision: str) -> Any:
     expected = (
         f"{name} must be a detector with a Twins backbone, such as examples/object_detection/run_detection.py writes"
     )
-    # timm's, and others that are not transformers'.
+    # The configuration is not in transformers' format, but in timm's, for example.
     if fields is not None and "model_type" not in fields:
         raise ValueError(f"{expected}, got a {CONFIG_NAME} without a model_type.")
     config = AutoConfig.from_pretrained(name, revision=revision)

@@ -17,7 +17,7 @@ The detectors are torchvision's, with the feature pyramids and anchors of the au
 (https://github.com/Meituan-AutoML/Twins/tree/main/detection/configs).
 """
 
-# torchvision is imported where a detector is built, because this module is imported with the package.
+# torchvision is imported only when a detector is built, because `import hf_twins` imports this module.
 from collections import OrderedDict
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -35,10 +35,10 @@ from .configuration import TwinsDetectorConfig
 
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
-# Batches are padded to multiples of it, as the authors do: the anchors of torchvision's detectors are at the right places
-# only if the image is a multiple of the strides.
+# As in the authors' code, batches are padded to multiples of this number of pixels, because torchvision's detectors place
+# anchors correctly only if the image sides are multiples of all strides.
 SIZE_DIVISOR = 32
-# Mask of the batch that the backbone is about to be called with: torchvision's detectors hand it the pixels alone.
+# Mask of the batch for the next call of the backbone, because torchvision's detectors only pass pixels to the backbone.
 PIXEL_MASK: ContextVar[torch.Tensor | None] = ContextVar("PIXEL_MASK", default=None)
 
 
@@ -77,7 +77,8 @@ class TwinsDetectorOutput(ModelOutput):
 class TwinsForObjectDetection(PreTrainedModel):
     """RetinaNet or Mask R-CNN with a Twins backbone and a feature pyramid.
 
-    Padding a batch changes no image's backbone feature maps; the pyramid's convolutions see zeros beside them.
+    Padding a batch does not change the backbone's feature maps of any image. The pyramid's convolutions see zeros next to
+    them.
 
     Args:
         config: configuration of the detector.
@@ -103,7 +104,7 @@ class TwinsForObjectDetection(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = "image"
     supports_gradient_checkpointing = True
-    # The losses are means over a batch's images: Trainer averages those of accumulated batches.
+    # The losses are means over the images of a batch, so the Trainer must average over accumulated batches.
     accepts_loss_kwargs = False
 
     def __init__(self, config: TwinsDetectorConfig):
@@ -111,12 +112,12 @@ class TwinsForObjectDetection(PreTrainedModel):
         backbone = TwinsFeaturePyramidBackbone(config)
         self.detector = (build_retinanet if config.detector == "retinanet" else build_mask_rcnn)(config, backbone)
         self.detector.transform = PreparedImages()
-        # Mask R-CNN's label 0 is the background; RetinaNet has none.
+        # In torchvision, Mask R-CNN's label 0 is the background. RetinaNet has no background label.
         self.first_label = 0 if config.detector == "retinanet" else 1
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing is left to do: torchvision's constructors and the backbone initialize themselves."""
+        """Do nothing, because torchvision's modules and the backbone initialize their own weights."""
 
     def forward(
         self,
@@ -162,13 +163,14 @@ class TwinsForObjectDetection(PreTrainedModel):
         return TwinsDetectorOutput(**predictions, image_sizes=torch.tensor(sizes, device=pixel_values.device))
 
     def target(self, labels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The labels of an image in the form that torchvision's detectors take.
+        """Convert the labels of an image to the format of torchvision's detectors.
 
         Args:
-            labels: `boxes` `(num_objects, 4)`, `class_labels` `(num_objects,)` and, for Mask R-CNN, `masks` `(num_objects, height, width)`.
+            labels: `boxes` `(num_objects, 4)`, `class_labels` `(num_objects,)` and, for Mask R-CNN, `masks`
+                `(num_objects, height, width)`.
 
         Raises:
-            ValueError: if there are no masks for Mask R-CNN.
+            ValueError: if masks for Mask R-CNN are missing.
         """
         target = {"boxes": labels["boxes"], "labels": labels["class_labels"] + self.first_label}
         if self.config.detector == "mask-rcnn":
@@ -179,7 +181,7 @@ class TwinsForObjectDetection(PreTrainedModel):
 
 
 class TwinsFeaturePyramidBackbone(nn.Module):
-    """Backbone for torchvision's detectors: Twins and a feature pyramid, with two more levels for RetinaNet, else one.
+    """Backbone for torchvision's detectors: Twins and a feature pyramid with two extra levels for RetinaNet, otherwise one.
 
     Args:
         config: configuration of the detector.
@@ -195,7 +197,7 @@ class TwinsFeaturePyramidBackbone(nn.Module):
         extra_blocks: Any = LastLevelMaxPool()
         if config.detector == "retinanet":
             extra_blocks = LastLevelP6P7(channels[-1], config.pyramid_size)
-            # The authors' `add_extra_convs="on_input"`, also where the numbers of channels happen to be equal.
+            # This is the authors' `add_extra_convs="on_input"`. torchvision decides by the numbers of channels instead.
             extra_blocks.use_P5 = False
         self.fpn = FeaturePyramidNetwork(channels, config.pyramid_size, extra_blocks)
         self.out_channels = config.pyramid_size
@@ -210,7 +212,7 @@ class TwinsFeaturePyramidBackbone(nn.Module):
 
 
 class BatchImages(list[torch.Tensor]):
-    """The images of a padded batch without their padding, as torchvision's detectors expect them, and the batch itself."""
+    """The images of a batch without their padding, as torchvision's detectors expect them, together with the padded batch."""
 
     def __init__(self, pixel_values: torch.Tensor, sizes: list[tuple[int, int]]):
         from torchvision.models.detection.image_list import ImageList
@@ -220,7 +222,7 @@ class BatchImages(list[torch.Tensor]):
 
 
 class PreparedImages(nn.Module):
-    """Replaces torchvision's transform: the images are prepared already, and predictions stay in their pixels."""
+    """Replaces torchvision's transform, because images are already prepared and predictions need no rescaling."""
 
     def forward(
         self, images: BatchImages, targets: list[dict[str, torch.Tensor]] | None
@@ -232,12 +234,12 @@ class PreparedImages(nn.Module):
 
 
 def stage_strides(config: Any) -> list[int]:
-    """Strides of a Twins backbone's feature maps in pixels."""
+    """The strides of a Twins backbone's feature maps in pixels."""
     return [config.patch_size * 2 ** (config.stage_names.index(stage) - 1) for stage in config.out_features]
 
 
 def image_sizes(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> list[tuple[int, int]]:
-    """Height and width of each image of a batch without its padding."""
+    """The height and width of each image of a batch, without its padding."""
     if pixel_mask is None:
         return len(pixel_values) * [(pixel_values.shape[2], pixel_values.shape[3])]
     heights, widths = pixel_mask[:, :, 0].sum(1).tolist(), pixel_mask[:, 0, :].sum(1).tolist()
@@ -284,7 +286,7 @@ def build_mask_rcnn(config: TwinsDetectorConfig, backbone: TwinsFeaturePyramidBa
     return MaskRCNN(
         backbone,
         rpn_anchor_generator=AnchorGenerator(sizes, len(sizes) * (ASPECT_RATIOS,)),
-        # The authors', where torchvision trains on 2000.
+        # The authors' value; torchvision's default is 2000.
         rpn_post_nms_top_n_train=1000,
         box_roi_pool=MultiScaleRoIAlign(levels, output_size=7, sampling_ratio=2),
         box_head=TwoMLPHead(config.pyramid_size * 7**2, config.box_head_size),

@@ -35,7 +35,7 @@ class ExportArguments:
 
 @dataclass
 class FixedSizeArguments(ExportArguments):
-    """Options of formats that take images of one size."""
+    """Options of formats that support only images of one size."""
 
     height: int | None = field(
         default=None, metadata={"help": "Height of the images in pixels; the image processor's by default."}
@@ -46,10 +46,10 @@ class FixedSizeArguments(ExportArguments):
 
 
 def run_export(argument_class: type, export: Callable[[Any], None], arguments: list[str] | None) -> None:
-    """Call `export` with the command line's options, and exit with a sentence if it cannot be done."""
+    """Call `export` with the options of the command line, and exit with a one-sentence message if it fails."""
 
     def export_and_report(args: Any) -> None:
-        # Before the model is loaded.
+        # Check this first, because loading and exporting the model takes a while.
         check_is_new(Path(args.output_dir))
         try:
             export(args)

@@ -26,25 +26,25 @@ from hf_twins.export.run_exported import DESCRIPTION_NAME, load_runtime
 from hf_twins.export.source import Source
 
 
-# Largest relative L2 distance of any output from PyTorch's in float32.
+# Maximum relative L2 distance of any output from PyTorch's output in float32.
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 3e-2, "int8": 3e-2}
 
 
 def check_dtype(dtype: str, *supported: str) -> None:
-    """Raise a ValueError if a format is not written in this dtype."""
+    """Raise a ValueError if a format does not support this dtype."""
     if dtype not in supported:
         raise ValueError(f"dtype must be {' or '.join(supported)}, got {dtype!r}.")
 
 
 def describe(folder: Path, source: Source, runtime: str, file: str, size: tuple[int, int] | None, **more: Any) -> None:
-    """Write what is needed to run the model: labels, preprocessing, how the file is run, and the program that does it.
+    """Write the files needed to run the model: labels, preprocessing, a description of the export, and a program to run it.
 
     Args:
         folder: the folder of the export.
         source: the model that was exported.
-        runtime: what runs the file: "onnx", "openvino", "torch" or "executorch".
-        file: path of the model's file, in the folder.
-        size: the only height and width that it takes; None for any.
+        runtime: the runtime of the model's file: "onnx", "openvino", "torch" or "executorch".
+        file: path of the model's file, relative to the folder.
+        size: the only supported height and width; None if any size is supported.
         more: further entries of the description, such as the dtype.
     """
     source.config.save_pretrained(folder)
@@ -63,7 +63,7 @@ def describe(folder: Path, source: Source, runtime: str, file: str, size: tuple[
 
 
 def verification_shapes(source: Source, max_batch: int = 3) -> list[tuple[int, int, int]]:
-    """Batch sizes, heights and widths to compare: one image and several, sizes that fill windows and that do not."""
+    """Batch sizes, heights and widths to compare: one and several images, with sizes that fill windows and that do not."""
     height, width = source.size
     minimum = source.config.min_image_size
     return [
@@ -76,25 +76,25 @@ def verification_shapes(source: Source, max_batch: int = 3) -> list[tuple[int, i
 
 
 def relative_distance(actual: np.ndarray, expected: np.ndarray) -> float:
-    """L2 norm of the difference, divided by the L2 norm of `expected`."""
+    """The L2 norm of the difference, divided by the L2 norm of `expected`."""
     return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
 
 @torch.inference_mode()
 def verify(folder: Path, source: Source, shapes: list[tuple[int, int, int]], tolerance: float) -> float:
-    """Run the export as its users will, on random images, and compare every output with PyTorch's.
+    """Run the export on random images, as users would, and compare every output with PyTorch's.
 
     Args:
         folder: the folder of the export.
         source: the model that was exported.
         shapes: batch sizes, heights and widths of the images.
-        tolerance: the largest relative L2 distance that is allowed.
+        tolerance: the maximum allowed relative L2 distance.
 
     Returns:
         The largest relative L2 distance.
 
     Raises:
-        ValueError: if it is larger than the tolerance.
+        ValueError: if the distance is larger than the tolerance.
     """
     print("comparing with PyTorch ...", flush=True)
     runtime = load_runtime(folder)
@@ -104,7 +104,7 @@ def verify(folder: Path, source: Source, shapes: list[tuple[int, int, int]], tol
         outputs = runtime.run(pixel_values.numpy())
         for name, expected in zip(source.model.output_names, source.model(pixel_values)):
             distance = relative_distance(outputs[name], expected.numpy())
-            # Not "greater": NaN is greater than nothing.
+            # `distance > tolerance` would be false for NaN.
             if not distance <= tolerance:
                 raise ValueError(
                     f"The export's {name} of {shape[0]} images of {shape[1]} x {shape[2]} differs from PyTorch's by "

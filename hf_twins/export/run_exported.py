@@ -13,12 +13,12 @@
 # limitations under the License.
 """Run an exported Twins model on images, without hf_twins, transformers or PyTorch's model.
 
-    python run_exported.py picture.png other.jpg
-    python run_exported.py --json picture.png                           # one JSON object per image
-    python run_exported.py --inference_precision bf16 picture.png       # OpenVINO, on CPUs that multiply bfloat16
+    python run_exported.py image.png other.jpg
+    python run_exported.py --json image.png                           # one JSON object per image
+    python run_exported.py --inference_precision bf16 image.png       # OpenVINO, on CPUs that multiply bfloat16
 
-Needs NumPy, Pillow and the runtime that the model was exported for: onnxruntime, openvino, torch or executorch. Each export
-has a copy of this file beside its model, which it runs unless `--model_dir` names another. From Python:
+It needs NumPy, Pillow and the runtime that the model was exported for: onnxruntime, openvino, torch or executorch. Each export
+has a copy of this file next to its model, which the copy runs unless `--model_dir` names another folder. From Python:
 
     from run_exported import load_runtime
     logits = load_runtime("outputs/onnx", threads=2)(pixel_values)
@@ -39,16 +39,16 @@ import PIL.Image
 import PIL.ImageOps
 
 
-# PostScript is a program, and Pillow has Ghostscript run it, whatever the file is called.
+# PostScript files are programs, which Pillow runs by Ghostscript, whatever the extension of the file.
 PIL.EpsImagePlugin.gs_binary = False
-# Images are resized by their shorter side: those that are much longer would fill any memory.
+# Images are resized by their shorter side, so a very long one would exhaust the memory.
 MAX_ASPECT_RATIO = 100
 DESCRIPTION_NAME = "twins_export.json"
 PREPROCESSING_NAME = "preprocessor_config.json"
 
 
 class Session(Protocol):
-    """A model in memory: a batch of pixels to the list of its outputs."""
+    """A loaded model, which maps a batch of pixels to a list of outputs."""
 
     def __call__(self, pixel_values: np.ndarray) -> list[np.ndarray]: ...
 
@@ -63,7 +63,7 @@ def onnx_session(file: Path, threads: int | None, precision: str) -> Session:
 
 
 def import_openvino() -> Any:
-    """The module, without its telemetry, which would report every start over the network."""
+    """Import OpenVINO without its telemetry, which would report every start over the network."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None stands for "not there"
     import openvino
 
@@ -71,12 +71,12 @@ def import_openvino() -> Any:
 
 
 def openvino_session(file: Path, threads: int | None, precision: str) -> Session:
-    # Set in both cases: on some CPUs bfloat16 is OpenVINO's default.
+    # The precision is always set, because OpenVINO's default is bfloat16 on some CPUs.
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
     compiled = import_openvino().Core().compile_model(file, "CPU", options)
-    # Copies: OpenVINO writes the next outputs into the same memory.
+    # The outputs are copied, because OpenVINO writes the next outputs to the same memory.
     return lambda pixel_values: [array.copy() for array in compiled(pixel_values).values()]
 
 
@@ -102,7 +102,7 @@ def executorch_session(file: Path, threads: int | None, precision: str) -> Sessi
     method = Runtime.get().load_program(file).load_method("forward")
 
     def run(pixel_values: np.ndarray) -> list[np.ndarray]:
-        # The program takes one image at a time.
+        # The program accepts only one image at a time.
         images = [method.execute([image]) for image in torch.from_numpy(pixel_values).split(1)]
         return [torch.cat(parts).numpy() for parts in zip(*images)]
 
@@ -121,25 +121,25 @@ class Runtime:
     """An exported model, ready to run.
 
     Args:
-        description: what the export says about itself, in `twins_export.json`.
-        session: the model in memory.
+        description: content of the export's `twins_export.json`.
+        session: the loaded model.
     """
 
     def __init__(self, description: dict[str, Any], session: Session):
         self.description, self.session = description, session
 
     def __call__(self, pixel_values: np.ndarray) -> np.ndarray:
-        """The first output, which for classifiers is the logits `(batch_size, num_labels)`; see `run`."""
+        """Compute the first output, for classifiers the logits `(batch_size, num_labels)`; see `run`."""
         return self.run(pixel_values)[self.description["outputs"][0]]
 
     def run(self, pixel_values: np.ndarray) -> dict[str, np.ndarray]:
-        """All outputs by name.
+        """Compute all outputs, by name.
 
         Args:
             pixel_values: `(batch_size, num_channels, height, width)`, normalized, float32.
 
         Raises:
-            ValueError: if the model does not take this shape.
+            ValueError: if the model does not support this shape.
         """
         expected, shape = self.description, pixel_values.shape
         if len(shape) != 4 or shape[1] != expected["num_channels"]:
@@ -159,16 +159,16 @@ class Runtime:
 
 
 def load_runtime(folder: str | Path, threads: int | None = None, precision: str = "f32") -> Runtime:
-    """The model in a folder that an export wrote.
+    """Load the model in the folder of an export.
 
     Args:
         folder: the folder.
-        threads: how many threads compute; the runtime's choice by default.
-        precision: what OpenVINO computes in, "f32" or "bf16"; the other runtimes compute as they were exported.
+        threads: number of threads; by default, the runtime decides.
+        precision: precision of OpenVINO's computations, "f32" or "bf16"; other runtimes use that of the export.
 
     Raises:
-        OSError: if an export did not write the folder, or what it wrote is damaged.
-        ValueError: if this runtime has no such precision, or `threads` is less than 1.
+        OSError: if the folder is not an export, or is damaged.
+        ValueError: if the runtime does not support this precision, or `threads` is less than 1.
     """
     description = read_json(Path(folder, DESCRIPTION_NAME))
     runtime = description["runtime"]
@@ -185,7 +185,7 @@ def load_runtime(folder: str | Path, threads: int | None = None, precision: str 
         session = SESSIONS[runtime](file, threads, precision)
     except (ImportError, MemoryError):
         raise
-    # Each runtime has errors of its own.
+    # Each runtime raises its own kinds of errors.
     except Exception as error:
         raise OSError(
             f"{file} cannot be loaded: it is damaged, or was made for another version of its runtime. Export the model again."
@@ -203,13 +203,13 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 class Preprocessing:
-    """Images to pixels as the image processor with Pillow makes them, to the last bit.
+    """Converts images to exactly the same pixels as the image processor with Pillow.
 
     Args:
-        settings: what `preprocessor_config.json` holds.
+        settings: content of `preprocessor_config.json`.
 
     Raises:
-        ValueError: if they ask for anything but resizing, cropping, rescaling and normalizing.
+        ValueError: if the settings require anything but resizing, cropping, rescaling and normalizing.
     """
 
     def __init__(self, settings: dict[str, Any]):
@@ -220,7 +220,7 @@ class Preprocessing:
         self.settings = settings
 
     def __call__(self, image: PIL.Image.Image) -> np.ndarray:
-        """`(1, num_channels, height, width)`, float32."""
+        """Convert an image to pixels `(1, num_channels, height, width)`, float32."""
         settings = self.settings
         image = convert_image(image, "RGB" if settings["do_convert_rgb"] else None)
         if settings["do_resize"]:
@@ -230,7 +230,7 @@ class Preprocessing:
         if settings["do_center_crop"]:
             pixels = center_crop(pixels, settings["crop_size"]["height"], settings["crop_size"]["width"])
         if settings["do_rescale"]:
-            # In float64 first, as transformers does.
+            # As in transformers, pixels are rescaled in float64.
             pixels = (pixels.astype(np.float64) * settings["rescale_factor"]).astype(np.float32)
         if settings["do_normalize"]:
             mean, std = (np.array(settings[name], np.float32)[:, None, None] for name in ("image_mean", "image_std"))
@@ -238,7 +238,7 @@ class Preprocessing:
         return pixels[None].astype(np.float32)
 
     def resized(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Width and height of an image of this width and height after resizing."""
+        """The width and height after resizing, of an image of this width and height."""
         size, (width, height) = self.settings["size"], image_size
         if set(size) == {"height", "width"}:
             return size["width"], size["height"]
@@ -248,14 +248,14 @@ class Preprocessing:
         return (edge, int(edge * height / width)) if width <= height else (int(edge * width / height), edge)
 
 
-# The rules by which hf_twins reads images, written out here, because this file imports nothing of it.
+# The code below, up to `to_eight_bits`, is copied from hf_twins, because this file must not import the package.
 class ImageError(ValueError):
     """An image cannot be used; the message is a sentence that says why."""
 
 
-# The tag by which a TIFF says whether its numbers have signs.
+# The TIFF tag that says whether numbers are signed.
 TIFF_SAMPLE_FORMAT = 339
-# What becomes of modes that are not channels from 0 to 255 where channels are kept as they are.
+# Maps Pillow's modes other than channels from 0 to 255 to the mode that keeps the number of channels.
 KEPT_CHANNELS = {"1": "L", "LA": "L", "La": "L", "P": "RGB", "PA": "RGB", "RGBa": "RGBA"}
 
 
@@ -276,13 +276,13 @@ def convert_image(image: PIL.Image.Image, mode: str | None = "RGB") -> PIL.Image
     if image.mode.startswith(("I", "F")):
         image = to_eight_bits(image)
     if image.mode in ("La", "LAB"):
-        # Pillow converts them to no other modes than these.
+        # Pillow cannot convert these modes to any other mode.
         image = image.convert("LA" if image.mode == "La" else "RGB")
     mode = mode or KEPT_CHANNELS.get(image.mode, image.mode)
     if image.has_transparency_data and (mode != "RGBA" or image.mode != "RGBA"):
         key = image.info.get("transparency")
         if isinstance(key, tuple) and max(key) > 255:
-            # The transparent color of a PNG with 16 bits a channel, which Pillow reads as their upper 8.
+            # A PNG with 16 bits per channel has a transparent color of 16 bits, but Pillow reads only the upper 8 of pixels.
             image = image.copy()
             image.info["transparency"] = tuple(value >> 8 for value in key)
         image = image.convert("RGBA")
@@ -292,22 +292,22 @@ def convert_image(image: PIL.Image.Image, mode: str | None = "RGB") -> PIL.Image
 
 
 def to_eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
-    """The gray image, of mode `L`, for one of integers with more bits or of fractions.
+    """Convert an image of integers with more than 8 bits, or of fractions, to a gray image of mode `L`.
 
     Raises:
         ImageError: as for [`convert_image`].
     """
     gray = np.empty((image.height, image.width), np.uint8)
     transparent = image.info.get("transparency")
-    # In strips, so that numbers of more bytes take little memory.
+    # Convert in strips to save memory, because wider numbers take more bytes.
     height = max(2**20 // max(image.width, 1), 1)
     for top in range(0, image.height, height):
         pixels = np.asarray(image.crop((0, top, image.width, min(top + height, image.height))))
         if image.mode == "I" and getattr(image, "tag_v2", {}).get(TIFF_SAMPLE_FORMAT) == (1,):
-            # Pillow has no mode for the unsigned integers of a TIFF.
+            # Pillow has no mode for unsigned 32-bit integers of a TIFF, and reads them as signed.
             pixels = pixels.view(np.uint32)
         largest = 1 if image.mode == "F" else 65535
-        # Also false for NaN.
+        # The comparisons are also false for NaN.
         if not (pixels.min() >= 0 and pixels.max() <= largest):
             kind = "fractions" if image.mode == "F" else "32-bit integers"
             raise ImageError(
@@ -320,24 +320,24 @@ def to_eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def center_crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The middle of `(num_channels, height, width)`; zeros around it where it is smaller."""
+    """Crop the center of `(num_channels, height, width)`, and pad it with zeros if it is smaller than the crop."""
     missing = [max(wanted - side, 0) for wanted, side in zip((height, width), pixels.shape[1:])]
     before = [math.ceil(amount / 2) for amount in missing]
     pixels = np.pad(pixels, [(0, 0), *((first, amount - first) for first, amount in zip(before, missing))])
-    # Rounded to even where the middle is half a pixel off, as the image processor does.
+    # As in the image processor, halves of pixels are rounded to even.
     top, left = round((pixels.shape[1] - height) / 2), round((pixels.shape[2] - width) / 2)
     return pixels[:, top : top + height, left : left + width]
 
 
 def read_image(file: Path, applied: Counter[str] | None = None) -> PIL.Image.Image:
-    """The first image in a file, turned as its EXIF orientation says.
+    """Read the first image in a file, turned upright according to its EXIF orientation.
 
     Args:
         file: the file.
-        applied: counts the rules by which the image is not taken as it is stored.
+        applied: counter of the changes that are made to images when they are read.
 
     Raises:
-        ImageError: if it cannot be used, whatever the reason; the message begins with the name of the file.
+        ImageError: if the image cannot be used, for any reason; the message begins with the name of the file.
     """
     applied = Counter() if applied is None else applied
     try:
@@ -357,7 +357,7 @@ def read_image(file: Path, applied: Counter[str] | None = None) -> PIL.Image.Ima
             )
             applied["have a range other than 0 to 255 and are scaled to it"] += opened.mode.startswith(("I", "F"))
             applied["have transparent pixels, which are composited on white"] += opened.has_transparency_data
-            # Now, so that one that cannot be converted is named.
+            # The image is converted here, so that an error names the file.
             return to_eight_bits(opened) if opened.mode.startswith(("I", "F")) else opened
     # Pillow's decoders raise all kinds of errors.
     except Exception as error:
@@ -366,7 +366,7 @@ def read_image(file: Path, applied: Counter[str] | None = None) -> PIL.Image.Ima
 
 
 def say_applied_rules(applied: Counter[str]) -> None:
-    """Say once how many images were not taken as they are stored, and what was done instead."""
+    """Print how many images were changed when they were read, and how."""
     for rule, count in applied.items():
         if count:
             print(f"note: {count} images {rule}.", file=sys.stderr)
@@ -380,7 +380,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def classify(
     runtime: Runtime, preprocessing: Preprocessing, image: PIL.Image.Image, labels: dict[str, str], top_k: int
 ) -> Any:
-    """The likeliest labels of an image, best first, with their scores in [0, 1]."""
+    """Return the most likely labels of an image, best first, with their scores in [0, 1]."""
     scores = softmax(runtime(preprocessing(image))[0])
     best = np.argsort(-scores, kind="stable")[:top_k]
     return [{"label": labels[str(index)], "score": float(scores[index])} for index in best]

@@ -27,12 +27,12 @@ MODEL_CLASSES = ("TwinsForImageClassification", "TwinsForSemanticSegmentation", 
 
 
 class ExportableModel(nn.Module):
-    """A Twins model that takes pixels and returns a tuple of tensors, each of which has a name.
+    """A Twins model that takes pixels and returns a tuple of tensors, which `output_names` names.
 
     Args:
-        model: a classifier or segmenter, which returns its logits, a backbone, which returns its feature maps, or a
-            `TwinsModel`, which returns its last hidden state and its pooled output.
-        dtype: the dtype that it computes in; pixels and outputs are float32.
+        model: a classifier or segmentation model, whose output is the logits, a backbone, whose outputs are the feature
+            maps, or a `TwinsModel`, whose outputs are the last hidden state and the pooled output.
+        dtype: the dtype of the computations; pixels and outputs are float32.
     """
 
     def __init__(self, model: Any, dtype: torch.dtype = torch.float32):
@@ -41,7 +41,7 @@ class ExportableModel(nn.Module):
         self.output_names = output_names(model)
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The outputs, in the order of `output_names`.
+        """Compute the outputs, in the order of `output_names`.
 
         Args:
             pixel_values: float32 `(batch_size, num_channels, height, width)`.
@@ -53,7 +53,7 @@ class ExportableModel(nn.Module):
 
 
 def output_names(model: Any) -> list[str]:
-    """What a model's outputs are called in an export."""
+    """The names of a model's outputs in an export."""
     if isinstance(model, TwinsBackbone):
         return [f"feature_map_{index}" for index in range(len(model.out_features))]
     if isinstance(model, TwinsModel):
@@ -63,12 +63,12 @@ def output_names(model: Any) -> list[str]:
 
 @dataclass
 class Source:
-    """What is exported.
+    """A model to export.
 
     Args:
         model: the model, in float32.
-        processor: its image processor.
-        size: height and width of the images that the model is exported for, where a format needs one size.
+        processor: image processor of the model.
+        size: height and width of images, for formats that support only one size.
     """
 
     model: ExportableModel
@@ -80,7 +80,7 @@ class Source:
         return self.model.model.config
 
     def random_images(self, batch_size: int, height: int, width: int) -> torch.Tensor:
-        """Noise `(batch_size, num_channels, height, width)`, always the same."""
+        """Random noise `(batch_size, num_channels, height, width)`, the same in each call."""
         generator = torch.Generator().manual_seed(0)
         return torch.randn(batch_size, self.config.num_channels, height, width, generator=generator)
 
@@ -89,14 +89,14 @@ def load_source(model_name_or_path: str, height: int | None = None, width: int |
     """Load a model as the class it was saved as, and its image processor.
 
     Args:
-        model_name_or_path: what `load_model` takes: folder or Hub id of a Twins model, timm's or an adapter too, or the
-            authors' file.
-        height: height of the images, in pixels; the processor's if not given.
-        width: width of the images, in pixels; the processor's if not given.
+        model_name_or_path: model, as for `load_model`: folder or Hub id of a Twins model, a timm model or an adapter, or
+            an authors' file.
+        height: height of the images in pixels; the image processor's by default.
+        width: width of the images in pixels; the image processor's by default.
 
     Raises:
-        OSError: if there is no such model or no image processor with it, or they cannot be reached.
-        ValueError: if it is not a model that can be exported, or lacks weights, or the images are too small for it.
+        OSError: if the model or its image processor is missing or cannot be reached.
+        ValueError: if the model cannot be exported or lacks weights, or the images are too small for it.
     """
     model, processor = load_model(model_name_or_path)
     name = type(model).__name__
@@ -104,7 +104,7 @@ def load_source(model_name_or_path: str, height: int | None = None, width: int |
         raise ValueError(
             f"{model_name_or_path} holds a {name}; only {', '.join(MODEL_CLASSES)} can be exported: pass another."
         )
-    # The export's config.json says by it what the outputs are.
+    # The class in the export's config.json tells what the outputs are.
     model.config.architectures = [name]
     default = default_size(processor)
     size = (default[0] if height is None else height, default[1] if width is None else width)
@@ -114,15 +114,15 @@ def load_source(model_name_or_path: str, height: int | None = None, width: int |
 
 
 def default_size(processor: Any) -> tuple[int, int]:
-    """Height and width of the images that the processor makes, square where it keeps their aspect ratio."""
+    """The height and width that the image processor resizes to; a square if it keeps the aspect ratio of images."""
     size = processor.crop_size if processor.do_center_crop else processor.size
     side = size.shortest_edge or 224
     return size.height or side, size.width or side
 
 
 def dynamic_program(source: Source) -> ExportedProgram:
-    """The model's graph for images of any number, height and width."""
-    # More than one window in each direction of every stage, so that none of them is taken for granted.
+    """Export the model's graph for batches of any size, height and width."""
+    # Every stage must have several windows in each direction, or torch.export would specialize on a single window.
     side = 2 * source.config.min_image_size * (source.config.window_size or 1)
     pixel_values = source.random_images(2, side, side + source.config.min_image_size)
     shapes = {"pixel_values": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}}
@@ -130,7 +130,7 @@ def dynamic_program(source: Source) -> ExportedProgram:
 
 
 def fixed_program(source: Source, model: ExportableModel, batch: Any = None) -> ExportedProgram:
-    """The graph of `model` for images of the source's size: a single one, or as many as the dimension `batch` allows."""
+    """Export the graph of `model` for images of the source's size: one image, or as many as the dimension `batch` allows."""
     pixel_values = source.random_images(1 if batch is None else 2, *source.size)
     shapes = None if batch is None else {"pixel_values": {0: batch}}
     return torch.export.export(model, (), {"pixel_values": pixel_values}, dynamic_shapes=shapes, strict=False)

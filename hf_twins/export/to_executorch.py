@@ -53,7 +53,7 @@ def export_executorch(source: Source, output_dir: str | Path) -> None:
 
 
 def crop(tensor: torch.Tensor, padding: list[int]) -> Any:
-    """Negative padding, by which the model crops the padding of windows, as slices: ExecuTorch refuses it."""
+    """Crop by slices. The model crops by negative padding, which ExecuTorch does not support."""
     if any(amount > 0 for amount in padding):
         return NotImplemented
     for index in range(0, len(padding), 2):

@@ -26,7 +26,7 @@ from hf_twins.export.folder import TOLERANCES, check_dtype, describe, verificati
 from hf_twins.export.source import Source, dynamic_program
 
 
-# The names by which transformers.js finds the files, and by which it calls the dtypes.
+# The names that transformers.js uses for files and dtypes.
 FOLDER_NAME = "onnx"
 DEFAULT_OPSET_VERSION = 18
 FILE_NAMES = {"float32": "model.onnx", "float16": "model_fp16.onnx", "int8": "model_quantized.onnx"}
@@ -39,20 +39,20 @@ def export_onnx(
     dtype: str | Sequence[str] = "float32",
     opset_version: int = DEFAULT_OPSET_VERSION,
 ) -> None:
-    """Write a folder with the model as ONNX, in one file for each dtype.
+    """Export a model to a folder with an ONNX file for each dtype.
 
     Args:
         source: the model.
         output_dir: output folder, new or empty.
-        dtype: one or several of "float32", "float16", and "int8" for weights and products of 8 bits in the linear layers,
-            except the classifier. `run_exported.py` and transformers.js load the first one by default.
-        opset_version: version of ONNX's operators; from 23 on, attention is one operator.
+        dtype: one or several of "float32", "float16", and "int8", which quantizes weights and activations of all linear
+            layers except the classifier. `run_exported.py` and transformers.js load the first one by default.
+        opset_version: version of ONNX's operators; from 23 on, attention is a single operator.
 
     Raises:
         ImportError: if a package of the extra `export` is missing.
         ValueError: if the folder exists, the model cannot be written with this opset, or its outputs differ.
     """
-    # onnxscript is what PyTorch's exporter needs.
+    # PyTorch's exporter needs onnxscript.
     require_extra("export", "onnx", "onnxruntime", "onnxscript")
     dtypes = [dtype] if isinstance(dtype, str) else list(dict.fromkeys(dtype))
     for name in dtypes:
@@ -62,7 +62,7 @@ def export_onnx(
         files["float32"].parent.mkdir()
         print("translating to ONNX, which can take minutes ...", flush=True)
         save_onnx(source, files["float32"], opset_version)
-        # The first one last: its description stays.
+        # The first dtype is written last, so that its description is kept.
         for name in reversed(dtypes):
             if name != "float32":
                 print(f"converting to {name} ...", flush=True)
@@ -79,11 +79,11 @@ def save_onnx(source: Source, file: Path, opset_version: int) -> None:
     """Write the model in float32.
 
     Raises:
-        ValueError: if it cannot be written with this opset.
+        ValueError: if the model cannot be written with this opset.
     """
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-    # They log a traceback where an opset cannot be had, and go on with another one, which is refused below.
+    # If an opset is not possible, these log a traceback and continue with another one, which is refused below.
     for name in ("onnxscript.version_converter", "torch.onnx._internal.exporter._compat"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     program = torch.onnx.export(
@@ -101,13 +101,13 @@ def save_onnx(source: Source, file: Path, opset_version: int) -> None:
             f"--opset_version {opset_version} is not possible: PyTorch {torch.__version__} writes this model with 18, "
             "or with a later opset that its exporter knows."
         )
-    # Each node says by which lines of which files it was made: most of a small model's file, and nobody's business.
+    # Remove the source code lines recorded in each node, which make up most of a small model's file and reveal local paths.
     ClearMetadataAndDocStringPass()(program.model)
     program.save(file, external_data=False)
 
 
 def convert_to_float16(file: Path, converted: Path) -> None:
-    """Compute in float16; pixels and outputs stay float32."""
+    """Convert the model to float16, except for pixels and outputs, which stay float32."""
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -115,26 +115,26 @@ def convert_to_float16(file: Path, converted: Path) -> None:
 
 
 def quantize_linear_layers(file: Path, quantized: Path) -> None:
-    """Compute products with weights in 8 bits, except the classifier's, which are few and cost accuracy."""
+    """Quantize matrix products with weights to 8 bits, except the classifier's, which gains little and loses accuracy."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model = onnx.load(file)
     classifiers = [node.name for node in model.graph.node if "logits" in node.output]
-    # Without it, ONNX Runtime advises to run its pre-processing first, which changes nothing in this graph.
+    # Without this entry, ONNX Runtime recommends its pre-processing, which would change nothing in this graph.
     model.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
     quantize_dynamic(
         model,
         quantized,
         op_types_to_quantize=["MatMul", "Gemm"],
         weight_type=QuantType.QInt8,
-        # ONNX Runtime splits a Gemm into a product and a sum before it looks for the names.
+        # ONNX Runtime splits a Gemm into a product and a sum, with new names, before it compares the names.
         nodes_to_exclude=[f"{name}{suffix}" for name in classifiers for suffix in ("", "_MatMul")],
     )
 
 
 def set_default_of_transformers_js(file: Path, dtype: str) -> None:
-    """Say in `config.json` which file transformers.js is to load: by default, it asks for one in int8 in a browser."""
+    """Set in `config.json` which file transformers.js loads; in a browser, its default is the int8 file."""
     config = json.loads(file.read_text(encoding="utf-8"))
     config["transformers.js_config"] = {"dtype": dtype}
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -40,7 +40,7 @@ from hf_twins.export.run_exported import (
 from hf_twins.export.source import Source, dynamic_program
 
 
-# The share of the float32 model's decisions that int8 has to keep.
+# Minimum share of images for which int8 must predict the same label as float32.
 MIN_AGREEMENT = 0.99
 
 
@@ -51,19 +51,19 @@ def export_openvino(
     calibration_dir: str | Path | None = None,
     max_calibration_samples: int = 300,
 ) -> None:
-    """Write a folder with the model in OpenVINO's format.
+    """Export a model to a folder in OpenVINO's format.
 
     Args:
         source: the model; a classifier for int8.
         output_dir: output folder, new or empty.
-        dtype: "float32", or "int8" for weights and activations of 8 bits in the linear layers, except the classifier.
-        calibration_dir: folder of images for int8, with sub-folders or without: four fifths of them calibrate the model, and
-            the rest decide whether it still computes the same.
-        max_calibration_samples: number of images taken from it, at random.
+        dtype: "float32", or "int8", which quantizes weights and activations of all linear layers except the classifier.
+        calibration_dir: folder of images for int8, searched with its sub-folders. Four fifths of them calibrate the model,
+            and the rest are used to compare it with float32.
+        max_calibration_samples: maximum number of images to draw from the folder.
 
     Raises:
         ImportError: if a package of the extra `export` is missing.
-        OSError: if there is no such folder of images.
+        OSError: if the folder of images does not exist.
         ValueError: if the folder exists, int8 is not possible, or the export's outputs differ.
     """
     require_extra("export", "openvino", *(["nncf"] if dtype == "int8" else []))
@@ -90,7 +90,7 @@ def export_openvino(
 
 
 def convert_to_openvino(source: Source) -> Any:
-    """The `openvino.Model`, in float32, with the source's names of input and outputs."""
+    """Convert the model to an `openvino.Model` in float32, with the source's names for input and outputs."""
     model = import_openvino().convert_model(dynamic_program(source))
     for output, name in zip(model.outputs, source.model.output_names):
         output.get_tensor().set_names({name})
@@ -98,16 +98,16 @@ def convert_to_openvino(source: Source) -> Any:
 
 
 def save_openvino(model: Any, file: Path) -> None:
-    """Write the graph as `file`, and the weights beside it."""
+    """Write the graph to `file`, and the weights next to it."""
     import_openvino().save_model(model, file, compress_to_fp16=False)
 
 
 def load_images(folder: Path, preprocessing: Preprocessing, max_samples: int) -> list[np.ndarray]:
-    """Images in a folder as `(1, num_channels, height, width)`, in an order that depends on their number alone.
+    """Load images of a folder as `(1, num_channels, height, width)`, in a random order that is the same in each run.
 
     Raises:
-        OSError: if there is no such folder.
-        ValueError: if it has fewer than ten, or fewer than ten are wanted.
+        OSError: if the folder does not exist.
+        ValueError: if the folder has fewer than ten images, or fewer than ten are requested.
     """
     if max_samples < 10:
         raise ValueError(f"--max_calibration_samples must be at least ten, preferably hundreds, got {max_samples}.")
@@ -126,24 +126,24 @@ def load_images(folder: Path, preprocessing: Preprocessing, max_samples: int) ->
 
 
 def quantize(model: Any, images: Sequence[np.ndarray]) -> Any:
-    """The model with 8-bit weights and activations, scaled to what the images give, by NNCF's SmoothQuant."""
+    """Quantize weights and activations to 8 bits by NNCF's SmoothQuant, with ranges calibrated on the images."""
     import nncf
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
-    # It would name every operator that is left as it is.
+    # Otherwise, NNCF logs every operator that it leaves unchanged.
     nncf.set_log_level(logging.ERROR)
     return nncf.quantize(
         model,
         nncf.Dataset(images, lambda image: {"pixel_values": image}),
         subset_size=len(images),
         model_type=nncf.ModelType.TRANSFORMER,
-        # Scaled to their extremes, which are rare, activations lose a third more.
+        # If activations were scaled to their rare extremes, the error would be a third larger.
         advanced_parameters=AdvancedQuantizationParameters(
             activations_range_estimator_params=RangeEstimatorParametersSet.HISTOGRAM
         ),
-        # In 8 bits, either of the classifier, one matrix product of many, and the convolutions, a small part of the time,
-        # would double the error of the logits.
+        # The classifier and the convolutions take little of the time, but quantizing either would double the error of the
+        # logits.
         ignored_scope=nncf.IgnoredScope(
             names=[classifier_name(model)], types=["Convolution", "GroupConvolution"], validate=False
         ),
@@ -151,7 +151,7 @@ def quantize(model: Any, images: Sequence[np.ndarray]) -> Any:
 
 
 def classifier_name(model: Any) -> str:
-    """OpenVINO's name for the product that gives the logits: the last one."""
+    """OpenVINO's name for the matrix product that computes the logits, which is the last one."""
     node = model.get_results()[0]
     while node.get_type_name() != "MatMul":
         node = node.input_value(0).get_node()
@@ -160,10 +160,10 @@ def classifier_name(model: Any) -> str:
 
 @torch.inference_mode()
 def check_agreement(folder: Path, source: Source, images: Sequence[np.ndarray]) -> None:
-    """Compare with PyTorch in float32 on images that the export was not calibrated with.
+    """Compare the export with PyTorch in float32, on images that were not used for calibration.
 
     Raises:
-        ValueError: if the logits or the decisions differ by more than they should.
+        ValueError: if the logits or the predicted labels differ too much.
     """
     print("comparing with PyTorch ...", flush=True)
     runtime = load_runtime(folder)

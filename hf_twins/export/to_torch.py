@@ -30,18 +30,18 @@ MAX_BATCH = 1024
 
 
 def export_torch(source: Source, output_dir: str | Path, dtype: str = "float32") -> None:
-    """Write a folder with the model as compiled code, for images of the source's size.
+    """Export a model to a folder with compiled code, for images of the source's size.
 
     Args:
         source: the model.
         output_dir: output folder, new or empty.
-        dtype: dtype of weights and products, "float32" or "bfloat16".
+        dtype: dtype of weights and computations, "float32" or "bfloat16".
 
     Raises:
         ValueError: if the folder exists, there is no C++ compiler, or the export's outputs differ.
     """
     check_dtype(dtype, "float32", "bfloat16")
-    # Asked for before the export, which takes a while.
+    # Check this before the export, which takes a while.
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler as error:
@@ -53,7 +53,7 @@ def export_torch(source: Source, output_dir: str | Path, dtype: str = "float32")
         torch._inductor.aoti_compile_and_package(
             program,
             package_path=str(folder / "model.pt2"),
-            # Otherwise it runs with as many threads as there are here.
+            # Otherwise, the number of threads would be fixed to that of this machine.
             inductor_configs={"cpp.dynamic_threads": True},
         )
         describe(folder, source, runtime="torch", file="model.pt2", size=source.size, dtype=dtype)

@@ -13,8 +13,8 @@
 # limitations under the License.
 """Load a trained Twins model and its image processor from whatever a user names.
 
-`from_pretrained` builds the class that it is called on, with newly initialized weights where the checkpoint has none.
-`load_model` looks at what the checkpoint holds, builds what a task needs, and refuses what was not trained for it.
+`from_pretrained` builds the class that it is called on, and initializes weights that are missing in the checkpoint.
+`load_model` inspects the checkpoint, builds the class that a task needs, and refuses a checkpoint not trained for the task.
 """
 
 import os
@@ -50,11 +50,11 @@ __all__ = [
 
 
 class MissingProcessorError(OSError):
-    """A model has no image processor with it."""
+    """A model comes without an image processor."""
 
 
 class CroppingProcessorError(ValueError):
-    """An image processor crops images, but a segmentation model must see all of them."""
+    """An image processor crops images, but a segmentation model must see entire images."""
 
 
 def load_model(
@@ -92,7 +92,7 @@ def load_model(
             it is in another repository. Code of an adapter's base model or of an image processor is never run.
         code_revision: commit of the other repository that the model's `auto_map` names.
         dtype: data type of the weights; `"auto"` keeps that of the checkpoint.
-        allow_new_weights: whether to initialize a head that is missing or has other labels, because the model is to be
+        allow_new_weights: whether to initialize a head that is missing or has other labels, for a model that will be
             trained.
         config_fields: configuration fields to change; for an UperNet, all but the labels are those of its backbone.
             With `num_channels`, the first convolution and the image processor are adapted.
@@ -101,10 +101,10 @@ def load_model(
         The model, in evaluation mode, and its image processor.
 
     Raises:
-        OSError: if there is no such model or no image processor with it, or they cannot be reached.
-        ValueError: if it is another kind of model than the task needs, or lacks weights; if the image processor crops and
+        OSError: if the model or its image processor is missing or cannot be reached.
+        ValueError: if the model is not of the kind that the task needs, or lacks weights; if the image processor crops and
             the task is semantic segmentation; if code would be run that is not pinned to a commit.
-        ImportError: if it is an adapter, and PEFT is not installed.
+        ImportError: if the model is an adapter, and PEFT is not installed.
     """
     model = load_pretrained(
         name_or_path,
@@ -141,7 +141,7 @@ def load_pretrained(
     allow_new_weights: bool = False,
     **config_fields: Any,
 ) -> Any:
-    """The model of [`load_model`] without an image processor; arguments and errors are the same."""
+    """Load a model as [`load_model`] does, but without an image processor; arguments and errors are the same."""
     if task is not None and task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, or None, got {task!r}.")
     name = str(name_or_path)
@@ -162,7 +162,7 @@ def load_pretrained(
                     model_class, None, config=config, state_dict=model.state_dict(), dtype=dtype
                 )
             model.name_or_path = model.config.name_or_path = name
-        # The code that Twins models bring is this package's, which transformers prefers to it.
+        # Twins models may come with a copy of this package's code, but transformers prefers the installed package.
         elif trust_remote_code and "auto_map" in fields and fields.get("model_type") != TwinsConfig.model_type:
             options |= {"trust_remote_code": True, "code_revision": code_revision}
             model, new_weights = load_class(auto_class(name, fields, task), name, revision=revision, **options)
@@ -175,17 +175,17 @@ def load_pretrained(
 
 
 def load_image_processor(name_or_path: str | os.PathLike, revision: str = "main") -> Any:
-    """Load a model's image processor as the class that was saved; code that comes with the model is not run.
+    """Load a model's image processor as the class that was saved, without running code that comes with the model.
 
-    timm's models have timm's preprocessing, the authors' files that of the authors' evaluation, and an adapter without an
-    image processor that of its base model.
+    timm's models use timm's preprocessing, the authors' files use that of the authors' evaluation, and an adapter without an
+    image processor uses that of its base model.
 
     Args:
-        name_or_path: folder, file or Hub id of the model, as [`load_model`] takes it.
+        name_or_path: folder, file or Hub id of the model, as for [`load_model`].
         revision: branch, tag or commit of a model on the Hub.
 
     Raises:
-        OSError: if there is none (`MissingProcessorError`), or it cannot be reached.
+        OSError: if the image processor is missing (`MissingProcessorError`) or cannot be reached.
     """
     name = str(name_or_path)
     with naming_source(name):
@@ -200,7 +200,7 @@ def load_image_processor(name_or_path: str | os.PathLike, revision: str = "main"
                 return load_image_processor(*base_model(name, adapter))
             if not Path(name).exists() and find_file(name, CONFIG_NAME, revision) is None:
                 raise
-            # Where the connection fails, it is not known whether there is one.
+            # This raises an error if the connection fails, since the image processor may then exist.
             cached_file(name, IMAGE_PROCESSOR_NAME, revision=revision, _raise_exceptions_for_missing_entries=False)
             raise MissingProcessorError(
                 f"cannot load {name}: it has no image processor ({IMAGE_PROCESSOR_NAME}); with "

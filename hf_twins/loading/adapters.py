@@ -22,14 +22,14 @@ from .tasks import MODEL_CLASSES, saved_class
 from .weights import check_weights, load_class
 
 
-# A list of the labels of an adapter's own head, in the order of their ids: PEFT's configuration has no place for them.
+# File with the labels of an adapter's own head in the order of their ids, which PEFT's configuration cannot hold.
 ADAPTER_LABELS_NAME = "label_names.json"
-# What PEFT puts before the names of a model's weights.
+# The prefix that PEFT adds to the names of a model's weights.
 PEFT_PREFIX = "base_model.model."
 
 
 def base_model(name: str, adapter: dict[str, Any]) -> tuple[str, str]:
-    """Name and revision of the model that an adapter was trained on."""
+    """The name and revision of the model that an adapter was trained on."""
     base = adapter.get("base_model_name_or_path")
     if not base:
         raise ValueError(
@@ -39,11 +39,11 @@ def base_model(name: str, adapter: dict[str, Any]) -> tuple[str, str]:
 
 
 def load_adapter(name: str, revision: str, **options: Any) -> Any:
-    """The base model with the adapter merged into it.
+    """Load the base model of an adapter, and merge the adapter into it.
 
     Raises:
         OSError: if the base model cannot be loaded.
-        ValueError: if the adapter does not fit it, or some weights are in neither.
+        ValueError: if the adapter does not fit the base model, or some weights are missing in both.
     """
     from peft import PeftModel, get_peft_model_state_dict
     from peft.utils.save_and_load import load_peft_weights
@@ -55,7 +55,7 @@ def load_adapter(name: str, revision: str, **options: Any) -> Any:
     if fields is None:
         raise ValueError(f"{name} is an adapter of {base}, which is an adapter itself: merge that one first.")
     base_class = saved_class(base, fields)
-    # The adapter may be of another class than its base model was saved from, such as of a classifier on a backbone.
+    # The adapter's model class may differ from that of the saved base model, such as a classifier on a backbone.
     model_class = MODEL_CLASSES.get((adapter.get("auto_mapping") or {}).get("base_model_class", base_class))
     if model_class is None:
         raise ValueError(f"{name} adapts a class other than {', '.join(MODEL_CLASSES)}: merge it yourself.")
@@ -66,7 +66,7 @@ def load_adapter(name: str, revision: str, **options: Any) -> Any:
     own_weights = {key.removeprefix(PEFT_PREFIX): weight for key, weight in weights.items()}
     head = next((weight for key, weight in own_weights.items() if key.endswith("classifier.weight")), None)
     if head is not None:
-        # The labels of the base model are not those of another head.
+        # An adapter with its own head has its own labels.
         names = read_json(name, ADAPTER_LABELS_NAME, revision, list) or [
             f"LABEL_{index}" for index in range(len(head))
         ]
@@ -75,7 +75,7 @@ def load_adapter(name: str, revision: str, **options: Any) -> Any:
         model, new_weights = load_class(model_class, base, revision=base_revision, **options)
     check_weights(name, model, new_weights - own_weights.keys(), None, allow_new_weights=False)
     try:
-        # PEFT leaves out what has no place in the model, and initializes what the adapter lacks: an error here.
+        # PEFT ignores unexpected weights, and initializes weights that the adapter lacks. Both are errors here.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found missing adapter keys")
             adapted = PeftModel.from_pretrained(model, name, revision=revision)

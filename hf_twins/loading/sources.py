@@ -31,7 +31,7 @@ from ..configuration_twins import TWINS_ARCHITECTURES, WEIGHTS_SUFFIXES, TwinsCo
 
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 JSON_TYPES: dict[type, str] = {dict: "a JSON object", list: "a list", str: "a string"}
-# Of the fields that decide how a configuration is read. The others are checked by its class.
+# Types of the fields that decide how a configuration is read. Its class checks the other fields.
 FIELD_TYPES: dict[str, type] = {
     "architectures": list,
     "auto_map": dict,
@@ -46,7 +46,7 @@ FIELD_TYPES: dict[str, type] = {
 
 @contextlib.contextmanager
 def naming_source(name: str) -> Iterator[None]:
-    """Make every error a sentence that names the source, and tells a mistyped path from a Hub id."""
+    """Convert every error to a sentence that names the source, and distinguishes a mistyped path from a Hub id."""
     check_name(name)
     try:
         with naming(name):
@@ -63,7 +63,7 @@ def naming_source(name: str) -> Iterator[None]:
 
 
 def check_name(name: str) -> None:
-    """Raise an OSError if this is neither a file nor a folder, and cannot be the id of a model on the Hub."""
+    """Raise an OSError if a name is neither an existing file or folder, nor a valid id of a model on the Hub."""
     if Path(name).exists():
         return
     if name in TWINS_ARCHITECTURES:
@@ -85,7 +85,7 @@ def can_be_hub_id(name: str) -> bool:
 
 @contextlib.contextmanager
 def quiet(is_quiet: bool) -> Iterator[None]:
-    """Keep transformers from reporting which weights are new or unused: where it matters, an error is raised here."""
+    """Stop transformers from logging new and unused weights, for which an error is raised here if they matter."""
     verbosity = logging.get_verbosity()
     if is_quiet:
         logging.set_verbosity_error()
@@ -96,7 +96,7 @@ def quiet(is_quiet: bool) -> Iterator[None]:
 
 
 def find_file(name: str, file_name: str, revision: str) -> str | None:
-    """The path of a file of a folder or repository; None if it is not there, or cannot be reached."""
+    """The path of a file in a folder or repository; None if it is missing or cannot be reached."""
     if Path(name).is_file():
         return None
     return cached_file(
@@ -110,16 +110,16 @@ def find_file(name: str, file_name: str, revision: str) -> str | None:
 
 
 def read_json(name: str, file_name: str, revision: str, kind: type = dict) -> Any:
-    """The content of a JSON file of a folder or repository; None if it is not there, or cannot be reached.
+    """Read a JSON file in a folder or repository; None if it is missing or cannot be reached.
 
     Args:
         name: folder or Hub id.
-        file_name: name of the file in it.
+        file_name: name of the file.
         revision: branch, tag or commit on the Hub.
-        kind: `dict` or `list`, what the file has to hold.
+        kind: required type of the content, `dict` or `list`.
 
     Raises:
-        OSError: if it is damaged, or holds something else.
+        OSError: if the file is damaged, or has content of another type.
     """
     file = find_file(name, file_name, revision)
     if file is None:
@@ -150,24 +150,24 @@ def shortened(value: Any) -> str:
 
 
 def read_fields(name: str, revision: str) -> dict[str, Any] | None:
-    """The configuration, in transformers' format whatever that of the checkpoint; None for an adapter without its model.
+    """Read the configuration, converted to transformers' format if needed; None for an adapter without a model.
 
     Raises:
         OSError: if there is neither a model nor an adapter.
         ImportError: if there is an adapter, and PEFT is not installed.
     """
     if find_file(name, ADAPTER_CONFIG_NAME, revision) is not None:
-        # Where it is missing, transformers ignores an adapter that was saved together with its model.
+        # Without PEFT, transformers would ignore an adapter that was saved together with its model.
         try:
             require_extra("train", "peft")
         except MissingExtraError as error:
             raise MissingExtraError(f"{name} is a PEFT adapter: {error}", name=error.name) from None
         if find_file(name, CONFIG_NAME, revision) is None:
             return None
-    # transformers takes it as it is.
+    # Check the file here, because transformers does not check it.
     read_json(name, CONFIG_NAME, revision)
     fields, _ = TwinsConfig.get_config_dict(name, revision=revision)
-    # Where there is no file, the fields are empty, but for the commit.
+    # Without a file, there are no fields except the commit.
     if not fields.keys() - {"_commit_hash"}:
         raise OSError(
             f"cannot load {name}: it has neither {CONFIG_NAME} nor {ADAPTER_CONFIG_NAME} nor a file of the authors' weights "

@@ -29,7 +29,7 @@ from ..configuration_twins import TwinsConfig
 from ..modeling_twins import TwinsBackbone, TwinsForImageClassification, TwinsForSemanticSegmentation, TwinsModel
 
 
-# The classes that a checkpoint can have been saved from.
+# The supported classes that a checkpoint may have been saved from.
 MODEL_CLASSES: dict[str, Any] = {
     model_class.__name__: model_class
     for model_class in (
@@ -44,13 +44,13 @@ MODEL_CLASSES: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Task:
-    """What a task needs.
+    """The model that a task needs.
 
     Args:
-        description: the kind of model, with its article.
-        model_class: class of the model; an UperNet stays one.
-        sources: names of the classes whose checkpoints hold all of its weights.
-        auto_class: transformers' class for models that bring their code.
+        description: kind of model, with an article.
+        model_class: class of the model; an UperNet keeps its class.
+        sources: names of the classes whose checkpoints have all weights of the model.
+        auto_class: transformers' Auto class for models that come with their own code.
     """
 
     description: str
@@ -91,9 +91,9 @@ def saved_class(name: str, fields: dict[str, Any]) -> str:
     """The name of the class that a checkpoint was saved from.
 
     Raises:
-        ValueError: if it is none of `MODEL_CLASSES`.
+        ValueError: if the class is not in `MODEL_CLASSES`.
     """
-    # The files of timm and of the authors do not say, and hold classifiers.
+    # The files of timm and of the authors do not name a class, but are always classifiers.
     model_type = fields.get("model_type", TwinsConfig.model_type)
     architectures = fields.get("architectures") or [TwinsForImageClassification.__name__]
     if model_type == UperNetConfig.model_type:
@@ -110,10 +110,10 @@ def saved_class(name: str, fields: dict[str, Any]) -> str:
 
 
 def check_kind(name: str, saved: str, task: str | None, allow_new_weights: bool) -> None:
-    """Raise a ValueError if what the class `saved` holds is not what the task needs."""
+    """Raise a ValueError if a checkpoint of the class `saved` does not have the weights that the task needs."""
     if task is None or saved in TASKS[task].sources:
         return
-    # Of an UperNet, the weights of the encoder have other names.
+    # The encoder of an UperNet has other weight names, so it cannot be loaded into another class.
     if allow_new_weights and saved != UperNetForSemanticSegmentation.__name__:
         return
     raise ValueError(
@@ -123,14 +123,14 @@ def check_kind(name: str, saved: str, task: str | None, allow_new_weights: bool)
 
 
 def class_of_task(task: str | None, saved: str) -> Any:
-    """The class to build of a checkpoint that was saved from the class `saved`."""
+    """The class to build from a checkpoint that was saved from the class `saved`."""
     if task is None or saved == UperNetForSemanticSegmentation.__name__:
         return MODEL_CLASSES[saved]
     return TASKS[task].model_class
 
 
 def auto_class(name: str, fields: dict[str, Any], task: str | None) -> Any:
-    """transformers' class for a model that brings its code."""
+    """transformers' Auto class for a model that comes with its own code."""
     for key, each in TASKS.items():
         if task in (None, key) and each.auto_class.__name__ in fields["auto_map"]:
             return each.auto_class

@@ -27,13 +27,13 @@ from ..modeling_twins import TwinsBackbone
 from .tasks import TASKS
 
 
-# In the names of weights.
+# Matches the number of the encoder stage in names of weights.
 ENCODER_STAGE = re.compile(r"^(?:backbone\.|twins\.)?encoder\.(?:patch_embeddings|stages)\.(\d+)\.")
 LABEL_FIELDS = ("id2label", "label2id", "num_labels")
 
 
 def load_class(model_class: Any, name: Any, **options: Any) -> tuple[Any, set[str]]:
-    """The model, and the names of its weights that the checkpoint lacks or has in another shape."""
+    """Load a model, and return it with the names of weights that the checkpoint lacks or has in another shape."""
     num_channels = None
     if model_class is UperNetForSemanticSegmentation and name is not None:
         labels = {key: options.pop(key) for key in LABEL_FIELDS if key in options}
@@ -50,14 +50,14 @@ def load_class(model_class: Any, name: Any, **options: Any) -> tuple[Any, set[st
 
 
 def new_weights(info: dict[str, Any]) -> set[str]:
-    """The names of the weights that a checkpoint lacks or has in another shape, of transformers' `output_loading_info`."""
+    """The names of weights that a checkpoint lacks or has in another shape, from transformers' `output_loading_info`."""
     return {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
 
 
 def check_depth(name: str, model: Any, unused_weights: Iterable[str]) -> None:
     """Raise a ValueError if a checkpoint has weights of layers that its configuration lacks.
 
-    Another task's head may be left out, and so may the stages that a backbone does not build.
+    Unused weights of another task's head, and of stages that a backbone does not build, are allowed.
     """
     stages = {match[1] for key in model.state_dict() if (match := ENCODER_STAGE.search(key))}
     is_backbone = isinstance(model, TwinsBackbone)
@@ -75,7 +75,7 @@ def check_weights(
 ) -> None:
     """Raise a ValueError if weights that should be trained are newly initialized, or are not finite."""
     if allow_new_weights:
-        # Whatever else is new, the encoder begins with trained weights.
+        # Other weights may be new, but the encoder must be trained.
         untrained = {key for key in untrained if key.endswith("patch_embeddings.0.projection.weight")}
     if untrained:
         raise ValueError(

@@ -42,7 +42,7 @@ class WeightAverage:
 
     def __init__(self, model: Any, decay: float):
         def update(averaged: Any, current: Any, num_averaged: Any) -> None:
-            # The counter that was given is on the device, which would have to be waited for.
+            # Reading the counter that PyTorch passes would wait for the device.
             num_updates = int(self.average.n_averaged) + 1
             get_ema_multi_avg_fn(min(decay, 1 - num_updates ** (-2 / 3)))(averaged, current, num_averaged)
 
@@ -56,7 +56,7 @@ class WeightAverage:
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
-        """Within the block, the model has the averaged weights; after it, its own, bit for bit."""
+        """Give the model the averaged weights within the `with` block; its own weights are restored exactly afterwards."""
         self._swap(model)
         try:
             yield

@@ -27,7 +27,7 @@ CHECKSUMS_NAME = "checksums.json"
 
 
 def write_checksums(checkpoint: Path) -> None:
-    """Write the size and the SHA-256 of each file of a checkpoint into it, after all else."""
+    """Write the size and the SHA-256 of each file of a checkpoint into the checkpoint, as its last file."""
     files = sorted(file for file in checkpoint.rglob("*") if file.is_file() and file.name != CHECKSUMS_NAME)
     for file in files:
         use_default_permissions(file)
@@ -39,7 +39,7 @@ def write_checksums(checkpoint: Path) -> None:
 
 
 def read_checksums(checkpoint: Path) -> dict[str, dict[str, Any]] | None:
-    """The size and the SHA-256 of each file of a checkpoint; None if they are not there, or damaged."""
+    """The size and the SHA-256 of each file of a checkpoint; None if they are missing or damaged."""
     try:
         sums = json.loads((checkpoint / CHECKSUMS_NAME).read_text(encoding="utf-8"))
         is_valid = all(is_inside(name) and each.keys() == {"size", "sha256"} for name, each in sums.items())
@@ -49,7 +49,7 @@ def read_checksums(checkpoint: Path) -> dict[str, dict[str, Any]] | None:
 
 
 def find_damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint: which file is missing, or not as it was written; None if it is whole."""
+    """Say which file of a checkpoint is missing or was changed after it was written; None if it is complete."""
     if not checkpoint.is_dir():
         return "there is no such folder"
     sums = read_checksums(checkpoint)
@@ -65,12 +65,12 @@ def find_damage(checkpoint: Path) -> str | None:
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Remove a checkpoint: the files it lists or, if it was never complete, all of it."""
+    """Remove the files that a checkpoint lists or, if it was never complete, its entire folder."""
     if folder.is_symlink():
         folder.unlink()
         return
     sums = read_checksums(folder)
-    # First: without it, the rest is no checkpoint.
+    # The checksums are removed first, so that an interrupted removal leaves an incomplete checkpoint.
     (folder / CHECKSUMS_NAME).unlink(missing_ok=True)
     if sums is None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -80,7 +80,7 @@ def remove_checkpoint(folder: Path) -> None:
 
 
 def remove_files(folder: Path, names: Iterable[str]) -> None:
-    """Remove files below a folder, and the folders that are empty then; nothing behind links."""
+    """Remove files below a folder, and the folders that become empty. Links are not followed."""
     for name in names:
         parents = [folder / parent for parent in PurePosixPath(name).parents[:-1]]
         path = folder / name
@@ -98,6 +98,6 @@ def remove_empty_folders(folder: Path) -> None:
 
 
 def is_inside(name: str) -> bool:
-    """Whether the name of a file is that of one in the folder or below it, on any system."""
+    """Whether a relative file name stays within its folder on every operating system."""
     path = PurePosixPath(name.replace("\\", "/"))
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and ":" not in name

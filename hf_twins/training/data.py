@@ -32,15 +32,15 @@ from hf_twins._utils.images import check_shape, image_errors, image_source, open
 
 
 logger = logging.getLogger(__name__)
-# By which a dataset's own evaluation images are known.
+# Names of splits to evaluate on, in order of preference.
 EVALUATION_SPLITS = ("validation", "valid", "val", "dev", "test")
 
-# Others torchvision has for Pillow's images alone.
+# torchvision supports the other methods for Pillow images only.
 KNOWN_RESAMPLING = (PILImageResampling.NEAREST, PILImageResampling.BILINEAR, PILImageResampling.BICUBIC)
 
 
 def load_hub_splits(name: str, config: str | None = None, streaming: bool = False) -> dict[str, Any]:
-    """`train`, a stream if requested, and, if present, `validation` of a dataset on the Hub or in a folder."""
+    """Load `train`, optionally as a stream, and, if present, `validation` of a dataset on the Hub or in a folder."""
     check_is_no_image_folder(name, "--train_dir")
     names = get_dataset_split_names(name, config)
     if "train" not in names:
@@ -54,9 +54,9 @@ def load_hub_splits(name: str, config: str | None = None, streaming: bool = Fals
 
 
 def check_is_no_image_folder(name: str, option: str) -> None:
-    """Raise a ValueError if the name is that of a folder of images: `datasets` would guess its splits and labels from words.
+    """Raise a ValueError if `name` is a folder of images, whose splits and labels `datasets` would guess from names.
 
-    A folder whose README.md says what is in it, as datasets on the Hub do, is a dataset, and so is one of tables.
+    A folder of tables, or one with a README.md that describes its contents as on the Hub, is a dataset and is accepted.
     """
     folder = Path(name)
     if not folder.is_dir():
@@ -70,7 +70,7 @@ def check_is_no_image_folder(name: str, option: str) -> None:
 
 
 def image_names(split: Dataset, rows: Sequence[int]) -> list[str]:
-    """What to call the images of these rows: their file or, where they have none, their row, counted from 0."""
+    """Names of the images in these rows, for messages: their file or, without one, the number of the row from 0."""
     if isinstance(split.features["image"], Image):
         split = split.cast_column("image", Image(decode=False))
         images = split.select_columns(["image"]).select(rows)[:]["image"]
@@ -79,7 +79,7 @@ def image_names(split: Dataset, rows: Sequence[int]) -> list[str]:
 
 
 def warn_of_shared_images(train: Iterable[str | Path], validation: Iterable[str | Path]) -> None:
-    """Warn of evaluation files that are training files, too, whatever links lead to them."""
+    """Warn if evaluation files are also training files, with links resolved."""
     trained, held_out = set(map(os.path.realpath, train)), list(validation)
     shared = [Path(file).name for file in held_out if os.path.realpath(file) in trained]
     if shared:
@@ -90,16 +90,16 @@ def warn_of_shared_images(train: Iterable[str | Path], validation: Iterable[str 
 
 
 def only_column(features: Features, name: str, types: tuple[type, ...]) -> str:
-    """The column of that name or, if there is none, the only one of the first of these types that any has."""
+    """Return the column called `name` or, without one, the only column of the first type in `types` that occurs."""
     if isinstance(features.get(name), types):
         return name
     for feature_type in types:
         columns = [column for column, feature in features.items() if isinstance(feature, feature_type)]
-        # What webdataset says about a file is no label.
+        # WebDataset's own columns, such as __key__, are not labels.
         columns = [column for column in columns if not column.startswith("__")]
         if len(columns) == 1:
             return columns[0]
-        # One of another type is not meant because there are several of this one.
+        # If several columns have this type, the choice is ambiguous, whatever other types occur.
         if columns:
             break
     raise ValueError(f"Which column is the {name}? Set --{name}_column_name to one of {', '.join(features)}.")
@@ -118,16 +118,16 @@ def renamed_columns(split: Any, image: str, label: str) -> Any:
         raise ValueError(f"--image_column_name and --label_column_name must be two columns, got {image} for both.")
     split = split.select_columns([image, label])
     if isinstance(split, IterableDataset) and isinstance(split.features[image], Image):
-        # Each step of a stream would decode and encode all images, lose their names, and end at one that is broken.
+        # Otherwise each step of a stream decodes and encodes all images, loses their names, and fails at a corrupt one.
         split = split.cast_column(image, Image(decode=False))
-    # One of them may have the other's name.
+    # Rename in two steps, because the image column may be called "label", or the label column "image".
     split = split.rename_columns({image: "image_", label: "label_"}).rename_columns(
         {"image_": "image", "label_": "label"}
     )
     feature = split.features["image"]
     if isinstance(feature, Image | Array3D):
         return split
-    # What other programs than `datasets` have written is not marked as images.
+    # Programs other than `datasets` do not mark a column as images.
     if (isinstance(feature, dict) and "bytes" in feature) or getattr(feature, "dtype", "") in (
         "binary",
         "large_binary",
@@ -137,11 +137,11 @@ def renamed_columns(split: Any, image: str, label: str) -> Any:
 
 
 class LabeledImages(torch.utils.data.Dataset):
-    """A dataset of images, prepared when they are asked for, by their place, or by epoch and place.
+    """A dataset whose images are prepared on access. The key is an index, or an epoch and an index.
 
     Args:
-        split: the examples; images are decoded here, and not by `datasets`, which knows no limits.
-        preparation: called with an example, the epoch and the example's place.
+        split: the examples. Images are decoded here, because `datasets` decodes without size limits.
+        preparation: called with an example, the epoch and the example's index.
     """
 
     def __init__(self, split: Any, preparation: Any):
@@ -156,7 +156,7 @@ class LabeledImages(torch.utils.data.Dataset):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         example = self.split[index]
         image = example["image"]
-        # Where images are not checked before, the run ends with a sentence, and not for want of memory.
+        # Images may not have been checked before training: an oversized one must raise an error, not exhaust the memory.
         if isinstance(image, PIL.Image.Image):
             check_shape(image)
         elif isinstance(image, dict):
@@ -166,9 +166,9 @@ class LabeledImages(torch.utils.data.Dataset):
 
 
 class ProcessorPixels(v2.Transform):
-    """The pixel values that an image processor gives to an image that has its size already; masks and boxes stay as they are.
+    """Convert an image that has its final size to pixel values; masks and boxes are unchanged.
 
-    The processor itself makes them, as in evaluation, so that training cannot differ from it.
+    The image processor itself converts, so that training and evaluation cannot differ.
 
     Args:
         processor: the image processor.
@@ -194,19 +194,19 @@ class ProcessorPixels(v2.Transform):
 
 
 def check_pixels(processor: Any) -> None:
-    """Raise a ValueError if an image processor makes no pixel values that a model can be trained with."""
+    """Raise a ValueError if a model cannot be trained with the pixel values of an image processor."""
     if not (processor.do_rescale or processor.do_normalize):
         raise ValueError(
             "The image processor must have do_rescale or do_normalize: without both, images stay whole numbers from 0 to 255, "
-            "which no model takes."
+            "which no model accepts."
         )
 
 
 def interpolation_of(processor: Any) -> InterpolationMode:
-    """torchvision's name for how an image processor resizes.
+    """Return torchvision's interpolation mode for the resampling of an image processor.
 
     Raises:
-        ValueError: if it resizes as torchvision cannot.
+        ValueError: if torchvision does not support this resampling.
     """
     if processor.resample not in KNOWN_RESAMPLING:
         known = ", ".join(f"{each.value} ({each.name.lower()})" for each in KNOWN_RESAMPLING)
@@ -217,11 +217,11 @@ def interpolation_of(processor: Any) -> InterpolationMode:
 
 
 class RandomScale(v2.Transform):
-    """Resizes to one of several sizes, keeping the shape, to the pixel as image processors do.
+    """Resize to one of several sizes, keeping the aspect ratio, to exactly the size that image processors compute.
 
     Args:
-        sizes: length in pixels of the shorter side, and what the longer one may not exceed, or None for any length.
-        interpolation: interpolation of images.
+        sizes: pairs of the shorter side in pixels, and the maximum of the longer side, or None for no maximum.
+        interpolation: interpolation mode for images.
     """
 
     def __init__(self, sizes: Sequence[tuple[int, int | None]], interpolation: InterpolationMode):

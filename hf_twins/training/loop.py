@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 from transformers import get_scheduler
 
 
-# The least that an option of a training script may be.
+# The minimum of each numeric option of the training scripts.
 AT_LEAST = {
     "per_device_train_batch_size": 1,
     "per_device_eval_batch_size": 1,
@@ -41,14 +41,14 @@ AT_LEAST = {
 
 
 def check_training_options(*groups: Any) -> None:
-    """Raise a ValueError that names the option if training cannot be run as the options say.
+    """Raise a ValueError that names the option if training cannot run with these options.
 
     Args:
         groups: objects with options as attributes.
     """
     options = {name: value for group in groups for name, value in vars(group).items()}
     for name, least in AT_LEAST.items():
-        # Also false for NaN.
+        # The comparison is also false for NaN.
         if name in options and not least <= options[name] < math.inf:
             raise ValueError(f"--{name} must be a number, at least {least}, got {options[name]}.")
     if options["max_steps"] != -1 and options["max_steps"] < 1:
@@ -63,21 +63,21 @@ def check_training_options(*groups: Any) -> None:
 
 
 def number_of_warmup_steps(warmup_steps: float, num_steps: int) -> int:
-    """Steps of the warm-up: `--warmup_steps` or, where it is below 1, that share of all; a step is left after them."""
+    """Number of warm-up steps: `--warmup_steps` or, if below 1, that share of all steps; at most all steps but one."""
     given = int(warmup_steps) if warmup_steps >= 1 else math.ceil(warmup_steps * num_steps)
     return min(given, num_steps - 1)
 
 
 def create_scheduler(args: Any, optimizer: Any, num_steps: int) -> Any:
-    """The schedule of the learning rate.
+    """Create the learning rate schedule.
 
     Args:
         args: object with `lr_scheduler_type`, `lr_scheduler_kwargs` (a dictionary, its JSON, or None), and `warmup_steps`.
-        optimizer: optimizer with the highest learning rate as its default: some schedules relate their lowest one to it.
-        num_steps: steps of the whole training.
+        optimizer: optimizer whose default is the peak learning rate; some schedules derive their minimum from it.
+        num_steps: total number of training steps.
 
     Raises:
-        ValueError: if the schedule does not take these arguments.
+        ValueError: if the schedule does not accept these arguments.
     """
     options = args.lr_scheduler_kwargs
     try:
@@ -97,12 +97,12 @@ def create_scheduler(args: Any, optimizer: Any, num_steps: int) -> Any:
 
 
 def has_stopped_improving(results: Sequence[float], patience: int) -> bool:
-    """Whether none of the last `patience` results was greater than all before them; never, if patience is 0."""
+    """Whether none of the last `patience` results exceeds all earlier ones; always False if `patience` is 0."""
     return 0 < patience < len(results) and max(results[-patience:]) <= max(results[:-patience])
 
 
 def why_training_is_over(step: int, num_steps: int, results: Sequence[float], patience: int) -> str | None:
-    """Why there is nothing left to train after `step` steps and evaluations with `results`; None if there is."""
+    """Say why training is over after `step` steps and evaluations with `results`; None if it is not over."""
     if step >= num_steps:
         return f"all {num_steps} steps are done"
     if has_stopped_improving(results, patience):
@@ -111,15 +111,15 @@ def why_training_is_over(step: int, num_steps: int, results: Sequence[float], pa
 
 
 class FiniteCheck:
-    """Ends training whose loss is not finite, before anything is saved of it.
+    """Stop training with an error when the loss is not finite, before anything is saved.
 
-    Mixed precision in fp16 skips steps with infinite gradients: these are no fault, the loss is.
+    Infinite gradients are not an error: mixed precision in fp16 skips the steps that have them.
 
     Args:
         accelerator: accelerator of the run.
     """
 
-    # Steps between two checks, where nothing is logged or saved for long.
+    # Maximum number of steps between two checks, if nothing is logged or saved earlier.
     INTERVAL = 100
 
     def __init__(self, accelerator: Accelerator):
@@ -137,9 +137,9 @@ class FiniteCheck:
         self.first_step = torch.where(is_first, step, self.first_step)
 
     def check(self, model: nn.Module, step: int) -> None:
-        """Raise a ValueError if a loss so far, or a weight after `step`, is not finite; to be called in all processes.
+        """Raise a ValueError if any loss so far, or any weight after `step`, is not finite. Call it in all processes.
 
-        The weights, too, because those after the last step have no loss that would show it.
+        The weights are checked too, because no loss is computed with the weights of the last step.
         """
         tensors: Any = chain(model.parameters(), model.buffers())
         own = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
@@ -147,7 +147,7 @@ class FiniteCheck:
         found: Any = torch.stack([self.first_step, torch.where(is_finite, 0, step)])
         of_loss, of_weights = self.accelerator.gather(found[None]).T.tolist()
         if any(of_loss) or any(of_weights):
-            # A process that has not met it yet has 0.
+            # 0 means that a process has seen finite losses only.
             first = min((number for number in of_loss if number > 0), default=0)
             what = f"the loss of step {first} is" if first else f"the weights after step {step} are"
             raise ValueError(

@@ -13,9 +13,9 @@
 # limitations under the License.
 """Which way up an image with an annotation is: as it is stored, or as its EXIF orientation says.
 
-Some annotation tools show images upright and some as they are stored, and masks and boxes are in the pixels that were shown.
-The size of the annotation tells which, but for square images and for half turns and mirrors: for these, the convention of
-the dataset's other images is taken.
+Some annotation tools show images upright and some as they are stored, and masks and boxes refer to the image as shown.
+The size of the annotation tells which, except for square images, half turns and mirrored images: these follow the
+convention of the other images in the dataset.
 """
 
 from collections.abc import Iterable
@@ -37,20 +37,20 @@ UNKNOWN_ORIENTATION = "EXIF orientation, where the size does not tell whether th
 
 
 def fitting_conventions(image: PIL.Image.Image, size: tuple[int, int]) -> tuple[str, ...]:
-    """The conventions by which an image that was not turned is as large as its annotation, width and height."""
+    """The conventions under which an image, still as stored, has the size (width, height) of its annotation."""
     upright_size = image.size[::-1] if orientation(image) >= 5 else image.size
     sizes = {"stored": image.size, "upright": upright_size}
     return tuple(convention for convention in CONVENTIONS if sizes[convention] == tuple(size))
 
 
 def decided_convention(image: PIL.Image.Image, size: tuple[int, int]) -> str | None:
-    """The convention that the size of the annotation tells; None if the image has no orientation or the size fits both."""
+    """The convention implied by the annotation's size; None if the image has no orientation or the size fits both."""
     fitting = fitting_conventions(image, size)
     return fitting[0] if orientation(image) != 1 and len(fitting) == 1 else None
 
 
 def common_convention(decided: Iterable[str | None]) -> str | None:
-    """The convention of all images of a dataset that tell one; None if they differ, or there are none."""
+    """The convention that all decided images of a dataset share; None if they differ, or no image decides."""
     conventions = {convention for convention in decided if convention is not None}
     return conventions.pop() if len(conventions) == 1 else None
 
@@ -64,10 +64,10 @@ def turn_as_annotated(
         image: the image as it is stored; may be changed.
         size: width and height of the annotation in pixels.
         exif: the convention of all images, or auto.
-        convention: with auto, that of images whose size does not tell; see [`common_convention`].
+        convention: if `exif` is auto, the convention for images whose size fits both; see [`common_convention`].
 
     Raises:
-        ImageError: if the image has another size than the annotation, or it is not known which way up it is.
+        ImageError: if the sizes of image and annotation differ, or the convention is unknown.
     """
     fitting = fitting_conventions(image, size)
     if exif != "auto":

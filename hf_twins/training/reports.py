@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 def run_settings(
     model_arguments: Any, data_arguments: Any, recipe: RecipeArguments, dataset: str | None, training: dict[str, Any]
 ) -> dict[str, Any]:
-    """What a report says of a run: all that was asked for, the most telling first."""
+    """The settings of a run for its report, the most important first."""
     return {
         "recipe": recipe.recipe,
         "start": model_arguments.model_name_or_path or f"{model_arguments.config_name}, random weights",
@@ -54,7 +54,7 @@ def run_settings(
 
 
 def without_folders(value: Any) -> Any:
-    """A value, or all that is in it, with absolute paths replaced by their last part."""
+    """Replace absolute paths by their last part, in a value and everything nested in it."""
     if isinstance(value, dict):
         return {key: without_folders(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -70,13 +70,13 @@ def write_results(output_dir: Path, metrics: dict[str, Any]) -> None:
 
 
 def finish_run(args: Any, results: dict[str, Any], summary: str, figure: str) -> None:
-    """The end of every training script: write the results, publish the model folder if asked to, and say where to look.
+    """Finish a training run: write the results, publish the model folder if requested, and print where to look.
 
     Args:
         args: the run's options, with `output_dir`, `push_to_hub`, `hub_model_id` and `hub_private_repo`.
         results: numbers for `all_results.json`.
-        summary: what was measured, in a sentence.
-        figure: file in the output folder that shows it.
+        summary: the results in one sentence.
+        figure: file in the output folder that shows the results.
 
     Raises:
         OSError: if the model cannot be published.
@@ -89,12 +89,12 @@ def finish_run(args: Any, results: dict[str, Any], summary: str, figure: str) ->
 
 
 def draw_curves(history: Sequence[dict[str, float]], panels: dict[str, dict[str, str]], path: Path) -> None:
-    """What a run logged over its epochs, as a figure.
+    """Plot what a run logged over its epochs.
 
     Args:
-        history: entries with `epoch` and numbers by name.
-        panels: the caption of each panel, and of its curves by the name of their numbers.
-        path: file that is written.
+        history: entries with `epoch` and logged values by name.
+        panels: maps the caption of each panel to its curves, which map the name of a logged value to a caption.
+        path: file to write.
     """
     figure = Figure(figsize=(4.5 * len(panels), 3.5), layout="constrained")
     for axes, (caption, curves) in zip(figure.subplots(1, len(panels)), panels.items()):
@@ -125,12 +125,12 @@ def write_report_and_card(
 
     Args:
         output_dir: the model folder.
-        report: what was measured, with `metrics` among it.
-        settings: what the run was told, see `run_settings`.
-        kind: what the model is, for readers.
+        report: the results, including `metrics`.
+        settings: settings of the run, see `run_settings`.
+        kind: what kind of model it is, for readers of the card.
         task: the Hub's name of the task.
-        metric_types: the Hub's name of each metric, where it has one of its own.
-        figures: the files of the figures, by what they show.
+        metric_types: the Hub's name of each metric, if it differs from ours.
+        figures: maps the caption of each figure to its file.
         usage: Python code that loads the model.
         library_name: the Hub's name of the library that loads the model.
     """
@@ -140,7 +140,7 @@ def write_report_and_card(
         "transformers": transformers.__version__,
         "python": platform.python_version(),
     }
-    # Published, where nobody is to read how somebody's folders are called.
+    # The card may be published, and must not reveal the user's folder names.
     settings, model, data = without_folders(settings), settings.get("model", {}), settings.get("data", {})
     report = report | {"settings": settings, "versions": versions}
     write_json(output_dir / "report.json", report, default=str)
@@ -154,7 +154,7 @@ def write_report_and_card(
     results = [
         EvalResult(
             task_type=task,
-            # The Hub asks for an id, and of a folder there is none.
+            # The Hub requires an id, and a local folder has none.
             dataset_type=origin.get("datasets", [task])[0],
             dataset_name=str(settings["dataset"]),
             metric_type=metric_types.get(name, name),
@@ -184,11 +184,11 @@ def write_report_and_card(
 
 
 def push_folder(output_dir: Path, repo_id: str | None, is_private: bool) -> None:
-    """Publish a trained model and its report: the files that the run has named as its own, and nothing else in the folder.
+    """Publish a trained model and its report: only the files that the run lists in its record.
 
     Raises:
-        OSError: if that fails; the model is as it was.
-        ValueError: if the repository is to be private and is public, or the folder is not one of a run.
+        OSError: if publishing fails; the local model is unchanged.
+        ValueError: if a private repository was requested but it is public, or the folder was not written by a run.
     """
     run = read_run(output_dir)
     if run is None:
@@ -201,11 +201,11 @@ def push_folder(output_dir: Path, repo_id: str | None, is_private: bool) -> None
     try:
         url = create_repository(api, repo_id, is_private)
         card = output_dir / "README.md"
-        # On the Hub, the card's code loads the model from there.
+        # On the Hub, the code in the card must load the model from the Hub.
         text = card.read_text(encoding="utf-8").replace(quoted(str(output_dir)), quoted(url.repo_id))
         write_atomically(card, lambda partial: partial.write_text(sign(text), encoding="utf-8"))
         publish_folder(api, output_dir, url.repo_id, private=is_private, files=files)
-    # RuntimeError where an upload was tried often enough.
+    # huggingface_hub raises a RuntimeError when it gives up retrying an upload.
     except (httpx.HTTPError, RuntimeError, OSError) as error:
         options = ["--private"] if is_private else []
         options += [word for name in files for word in ("--include", name)]

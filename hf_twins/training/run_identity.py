@@ -25,8 +25,8 @@ from hf_twins._utils.fingerprints import dataset_fingerprint, model_fingerprint
 from hf_twins._utils.run_settings import describe_differences
 
 
-# Options that may have another value when a run is resumed, by the reason. All others must match, also those that future
-# versions of transformers add.
+# Options that may have another value when a run is resumed, grouped by the reason. All others must match, including
+# those that future versions of transformers add.
 MAY_DIFFER: dict[str, tuple[str, ...]] = {
     "Where the run is does not affect it.": ("output_dir", "overwrite_output_dir", "resume_from_checkpoint"),
     "Compared by content instead of by name: images, labels, and the model that the run started from.": (
@@ -70,7 +70,7 @@ MAY_DIFFER: dict[str, tuple[str, ...]] = {
         *("local_rank", "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_backend", "ddp_timeout"),
     ),
 }
-# Of these, those that must match after all, where an option is set.
+# Exceptions: these options must match if the given option is set.
 MUST_MATCH_WITH = {
     "streaming": ("dataloader_num_workers",),
     "load_best_model_at_end": ("save_strategy", "save_steps", "save_total_limit"),
@@ -93,7 +93,7 @@ def may_differ(name: str, options: dict[str, Any]) -> bool:
 
 
 def option_values(arguments: Iterable[Any]) -> dict[str, Any]:
-    """The options of a run that must match or may grow, by their names, as JSON has them.
+    """The options of a run that must match or may grow, by name, with values as read back from JSON.
 
     Args:
         arguments: instances of the dataclasses whose fields are the options.
@@ -112,7 +112,7 @@ def option_defaults(arguments: Iterable[Any]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A value of an option as it is read back from JSON."""
+    """Convert the value of an option to what JSON reads back."""
 
     def of_other_types(each: Any) -> Any:
         if isinstance(each, Enum):
@@ -132,7 +132,7 @@ def run_identity(
 ) -> dict[str, Any]:
     """The identity of a run; see [`begin_run`] for the arguments."""
     return {
-        # They tell the scripts apart.
+        # The classes of the options tell the scripts apart.
         "arguments": [type(part).__name__ for part in arguments],
         "options": option_values(arguments),
         "labels": list(labels),
@@ -152,16 +152,17 @@ def split_fingerprint(split: Any) -> dict[str, Any]:
 def compare_identities(
     recorded: dict[str, Any], current: dict[str, Any], defaults: dict[str, Any] | None = None
 ) -> tuple[list[str], list[str]]:
-    """How a run that is resumed differs from the one that was recorded.
+    """Compare a run with the recorded run that it resumes.
 
     Args:
-        recorded: identity of the run that wrote the checkpoint; options of it that are none now, or no longer matter, are not
-            compared.
-        current: identity of the run that is to resume it.
-        defaults: defaults of the options; one that was not recorded, because it is new, must have its own.
+        recorded: identity of the run that wrote the checkpoint. Its options that no longer exist or no longer matter are
+            not compared.
+        current: identity of the run that resumes it.
+        defaults: defaults of the options. An option that is missing in `recorded`, because it is new, must have its
+            default.
 
     Returns:
-        What differs but must not, each with both values; and what has grown, likewise.
+        Descriptions, with both values, of what must not differ but does, and of what has grown.
     """
     before, now = dict(flattened(recorded)), dict(flattened(current))
     before = {name: value for name, value in before.items() if name in now or not name.startswith("--")}
@@ -177,7 +178,7 @@ def compare_identities(
 
 
 def flattened(identity: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The values of an identity, by what they are called in messages."""
+    """Yield the values of an identity with their names in messages."""
     yield from ((f"--{name}", value) for name, value in identity["options"].items())
     yield from ((f"label {number}", name) for number, name in enumerate(identity["labels"]))
     for split, values in identity["data"].items():
@@ -188,7 +189,7 @@ def flattened(identity: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def has_grown(name: str, before: Any, now: Any) -> bool:
-    """Whether an option has another value than before, as it may."""
+    """Whether an option has grown, in a way that is allowed when a run is resumed."""
     option = name.removeprefix("--")
     if option not in MAY_GROW:
         return False

@@ -13,9 +13,9 @@
 # limitations under the License.
 """Training runs: what they write into their output folder, and how they are resumed or replaced.
 
-A run writes `run.json` into its output folder before it trains: its identity (see `run_identity.py`) and the names of the files
-that it writes. Each checkpoint has a copy of the identity, and `checksums.json`, which is written last: a checkpoint without it
-is not complete.
+Before a run trains, it writes `run.json` into its output folder: its identity (see `run_identity.py`) and the names of
+the files that it writes. Each checkpoint has a copy of the identity, and `checksums.json`, which is written last: a
+checkpoint without it is incomplete.
 """
 
 import dataclasses
@@ -48,9 +48,9 @@ from hf_twins.training.run_identity import MAY_GROW, compare_identities, flatten
 logger = logging.getLogger(__name__)
 RUN_NAME = "run.json"
 CHECKPOINT = re.compile(r"(checkpoint-|step_)\d+")
-# The checkpoint of the same step that a new one replaces, until that is whole.
+# Suffix of the checkpoint that a new one of the same step replaces, kept until the new one is complete.
 REPLACED = ".replaced"
-# What every script writes; see `files_of` for what each writes beside it.
+# Files that every script writes; see `files_of` for those of a particular script.
 MODEL_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "README.md", "all_results.json")
 ADAPTER_FILES = tuple(
     f"adapter/{name}"
@@ -65,14 +65,14 @@ ADAPTER_FILES = tuple(
 class Run:
     """A training run and the files that it writes.
 
-    Its methods are called in all processes, and write in the first alone.
+    Call its methods in all processes; only the main process writes.
 
     Attributes:
         output_dir: output folder.
         identity: see `run_identity`.
-        files: files of the trained model and its report, there or yet to come, relative to the folder.
-        checkpoints: names of the folders of its checkpoints, in the order in which they were written, or last resumed from.
-        replaces: run whose files are removed before the first of this one is written.
+        files: files of the trained model and its report, written or yet to be written, relative to the output folder.
+        checkpoints: names of the checkpoint folders, in the order in which they were written or last resumed from.
+        replaces: run whose files are removed before this run writes its first file.
     """
 
     output_dir: Path
@@ -82,9 +82,9 @@ class Run:
     replaces: "Run | None" = None
 
     def start_writing(self) -> None:
-        """Make room for its first file: if it fails before that, the run that it replaces is kept."""
+        """Remove the run that this one replaces. It is kept until now, in case this run fails before it writes."""
         if self.replaces is not None and is_main_process():
-            # The other's record is the last to go, so that a run that is killed meanwhile leaves nothing without a name.
+            # The record of the replaced run is removed last, so that a kill in between leaves no unlisted files.
             self.replaces.remove()
             self.replaces = None
             self.write()
@@ -94,10 +94,10 @@ class Run:
         write_json(self.output_dir / RUN_NAME, values)
 
     def start_checkpoint(self, name: str) -> Path:
-        """The folder of a checkpoint that is going to be written.
+        """Return an empty folder for a new checkpoint.
 
-        The newest one, if it has the same name, is put aside until the new one is whole. An older one of that name is of a
-        training that was resumed before it, and nothing to go on from.
+        If the newest checkpoint has the same name, it is kept under another name until the new one is complete. An older
+        checkpoint of that name is removed: training was resumed from before it, so it is no longer part of the run.
         """
         self.start_writing()
         folder = self.output_dir / name
@@ -115,12 +115,12 @@ class Run:
         return folder
 
     def finish_checkpoint(self, name: str, limit: int | None = None, best: str | None = None) -> None:
-        """Mark a checkpoint as whole, and remove the run's oldest ones.
+        """Mark a checkpoint as complete, and remove the oldest checkpoints of the run.
 
         Args:
-            name: folder of the checkpoint.
-            limit: number of checkpoints that are kept; None or 0 for all.
-            best: one that is kept, whatever the limit.
+            name: folder name of the checkpoint.
+            limit: number of checkpoints to keep; None or 0 for all.
+            best: folder name of a checkpoint to keep regardless of the limit.
         """
         wait_for_all()
         if not is_main_process():
@@ -140,27 +140,27 @@ class Run:
             remove_checkpoint(self.output_dir / folder)
 
     def written_files(self) -> list[str]:
-        """Those of its files that are there, without links to others."""
+        """The files of the run that exist, without links."""
         return [name for name in self.files if is_own_file(self.output_dir, name)]
 
     def remove(self) -> None:
-        """Remove the run's files, and nothing else that is in its folder."""
+        """Remove the run's files, and nothing else in its folder."""
         for name in self.checkpoints:
             self.remove_checkpoint(name)
         remove_files(self.output_dir, [*self.files, RUN_NAME])
 
 
 def is_own_file(folder: Path, name: str) -> bool:
-    """Whether a file is there, and no link, nor behind one."""
+    """Whether a file exists, and neither it nor a folder on its path below `folder` is a link."""
     path = PurePosixPath(name)
     return (folder / path).is_file() and not any((folder / part).is_symlink() for part in (path, *path.parents[:-1]))
 
 
 def read_run(folder: Path) -> Run | None:
-    """The run of a folder; None if it has no `run.json`.
+    """Read the record of the run in a folder; None if it has no `run.json`.
 
     Raises:
-        ValueError: if that cannot be used.
+        ValueError: if the record is invalid.
     """
     file = folder / RUN_NAME
     try:
@@ -183,10 +183,12 @@ def read_run(folder: Path) -> Run | None:
 
 
 def find_run(output_dir: Path, resumes: bool) -> Run | None:
-    """The run of an output folder, from its checkpoints if its record is damaged or gone and a run resumes.
+    """Find the run of an output folder.
+
+    If a run resumes and the record is damaged or missing, it is rebuilt from the checkpoints.
 
     Raises:
-        ValueError: if the record is damaged and there is no whole checkpoint to resume.
+        ValueError: if the record is damaged and there is no complete checkpoint to resume.
     """
     damage = None
     try:
@@ -212,18 +214,18 @@ def find_run(output_dir: Path, resumes: bool) -> Run | None:
 
 
 def files_of(arguments: Iterable[Any]) -> list[str]:
-    """The files of the trained model and its report that a script writes, by the classes of its options."""
+    """The files of the trained model and its report that a script writes, given the instances of its options."""
     return [*MODEL_FILES, *(name for part in arguments for name in getattr(part, "FILES", ()))]
 
 
 def check_output_dir(output_dir: Path, resumes: bool, overwrites: bool, files: Sequence[str] = MODEL_FILES) -> None:
-    """Raise a ValueError if a run would write over, or mix its files with, what another has left in its output folder.
+    """Raise a ValueError if a run would overwrite existing files in its output folder, or mix its files with them.
 
     Args:
         output_dir: output folder, which need not exist.
-        resumes: whether the run resumes another.
-        overwrites: whether it replaces another.
-        files: files that it writes, beside checkpoints.
+        resumes: whether the run resumes the run in this folder.
+        overwrites: whether the run replaces the run in this folder.
+        files: files that the run writes, other than checkpoints.
     """
     if resumes and overwrites:
         raise ValueError("--resume_from_checkpoint and --overwrite_output_dir contradict each other: give one.")
@@ -254,7 +256,7 @@ def check_output_dir(output_dir: Path, resumes: bool, overwrites: bool, files: S
 
 
 def is_of_a_run(name: str, files: Sequence[str]) -> bool:
-    """Whether a file or folder in an output folder is called as those of runs are, or as one of `files`."""
+    """Whether a file or folder in an output folder has one of the names that runs write, or is one of `files`."""
     is_file = name in files or name == "adapter" or LOADED.fullmatch(name)
     return bool(is_file or CHECKPOINT.fullmatch(name.removesuffix(REPLACED)))
 
@@ -272,17 +274,18 @@ def begin_run(
     """Record a run in its output folder, before it trains.
 
     Args:
-        checkpoint: checkpoint that it resumes from.
-        arguments: instances of the dataclasses whose fields are its options, `output_dir` and `overwrite_output_dir` among
-            them; what their attributes `FILES` name is written.
+        checkpoint: checkpoint that the run resumes from.
+        arguments: instances of the dataclasses whose fields are the options, including `output_dir` and
+            `overwrite_output_dir`. Their attributes `FILES` name the files that the run writes.
         labels: names of the labels, in the order of their numbers.
         splits: images of `train` and `validation`.
         model: model before training.
-        processor: its image processor.
+        processor: image processor of the model.
         num_processes: number of processes that train together.
 
     Raises:
-        ValueError: if it is not the run that it resumes: which options, labels, images or models differ.
+        ValueError: if the run differs from the run that it resumes. The message says which options, labels, images or
+            models differ.
     """
     options = {name: value for part in arguments for name, value in vars(part).items()}
     output_dir = Path(options["output_dir"])
@@ -303,11 +306,12 @@ def begin_run(
         if resumed is not None:
             check_is_same(resumed, run, option_defaults(arguments))
         if previous is not None:
-            # Also the one whose folder it is: their files would be mixed.
+            # The run in the output folder must be the same one too, or the files of two runs would be mixed.
             check_is_same(without_lengths(previous), without_lengths(run), option_defaults(arguments))
             run.checkpoints = previous.checkpoints
         if checkpoint is not None and checkpoint.resolve().parent == output_dir.resolve():
-            # What was written after it is the past of another training: not the latest any more, and the first to go.
+            # The resumed checkpoint becomes the latest. Checkpoints written after it are no longer part of this
+            # training, and are the first to be removed.
             name = checkpoint.name.removesuffix(REPLACED)
             run.checkpoints = [*(each for each in run.checkpoints if each != name), name]
     elif previous is not None and options["overwrite_output_dir"]:
@@ -319,23 +323,23 @@ def begin_run(
 
 
 def without_lengths(run: Run) -> Run:
-    """The run without the options that say how long it is."""
+    """The run without the options that set its length."""
     options = {name: value for name, value in run.identity["options"].items() if name not in MAY_GROW}
     return dataclasses.replace(run, identity=run.identity | {"options": options})
 
 
 def is_of_same_run(checkpoint: Path, run: Run) -> bool:
-    """Whether a checkpoint is one of the run, however long that is."""
+    """Whether a checkpoint belongs to the run, regardless of the run's length."""
     other = read_run(checkpoint)
     if other is None:
         return False
-    # Versions of transformers differ in their options.
+    # Options that only one of the two has are not compared, since they differ between versions of transformers.
     before, now = ({**each.identity, **without_lengths(each).identity["options"]} for each in (other, run))
     return all(before[name] == now[name] for name in before.keys() & now.keys() - {"options"})
 
 
 def check_is_no_start(output_dir: Path, options: dict[str, Any]) -> None:
-    """Raise a ValueError if the model that training starts from would be removed: it is gone if training fails."""
+    """Raise a ValueError if overwriting would remove the model that training starts from."""
     for name in ("model_name_or_path", "config_name"):
         start = Path(options.get(name) or os.devnull).resolve()
         if output_dir.resolve() in (start, *start.parents):
@@ -345,7 +349,7 @@ def check_is_no_start(output_dir: Path, options: dict[str, Any]) -> None:
 
 
 def check_is_same(resumed: Run, run: Run, defaults: dict[str, Any]) -> None:
-    # Older versions did not record them.
+    # Older versions did not record the classes of the options.
     if resumed.identity.get("arguments", run.identity["arguments"]) != run.identity["arguments"]:
         raise ValueError(
             f"{resumed.output_dir} is from a run of another script: resume it with that one, or start a new run in "
@@ -366,18 +370,18 @@ def check_is_same(resumed: Run, run: Run, defaults: dict[str, Any]) -> None:
 
 
 def resumed_checkpoint(args: Any, recipe: Any, prefix: str) -> Path | None:
-    """The checkpoint that a run resumes from, in an output folder that it may write to.
+    """Check the output folder, and return the checkpoint that a run resumes from.
 
     Args:
         args: options with `output_dir` and `resume_from_checkpoint`.
-        recipe: options with `overwrite_output_dir`, and the names of what is written in `FILES`.
-        prefix: how the names of its checkpoints begin, before a number.
+        recipe: options with `overwrite_output_dir`, and the names of the files that are written in `FILES`.
+        prefix: prefix of checkpoint names, before the number.
 
     Raises:
-        ValueError: if there is no such checkpoint, it is not whole, or the folder has the files of another run.
+        ValueError: if the checkpoint is missing or incomplete, or the folder has the files of another run.
     """
     output_dir = Path(str(args.output_dir))
-    # Others may come when the first has begun to write.
+    # Only the main process checks: the others may get here after it has begun to write.
     if is_main_process():
         resumes = args.resume_from_checkpoint is not None
         check_output_dir(output_dir, resumes, recipe.overwrite_output_dir, files_of([recipe]))
@@ -385,15 +389,15 @@ def resumed_checkpoint(args: Any, recipe: Any, prefix: str) -> Path | None:
 
 
 def find_checkpoint(resume_from: str | None, output_dir: str | Path, prefix: str) -> Path | None:
-    """The checkpoint to resume from.
+    """Find the checkpoint to resume from.
 
     Args:
-        resume_from: path of a checkpoint, or "latest" (or "True") for the newest whole one of the run; None for none.
+        resume_from: path of a checkpoint, or "latest" (or "True") for the newest complete one of the run; None for none.
         output_dir: output folder of the run.
-        prefix: how the names of its checkpoints begin, before a number.
+        prefix: prefix of checkpoint names, before the number.
 
     Raises:
-        ValueError: if there is no such checkpoint, it is not whole, or it has a model alone.
+        ValueError: if the checkpoint is missing or incomplete, or has only a model.
     """
     if resume_from is None:
         return None
@@ -411,7 +415,7 @@ def find_checkpoint(resume_from: str | None, output_dir: str | Path, prefix: str
         number = folder.name.removesuffix(REPLACED).removeprefix(prefix)
         if number.isdecimal():
             name = f"{prefix}{number}"
-            # A number says nothing where a run has begun again from an older one.
+            # The step number alone does not give the order if the run was resumed from an older checkpoint.
             place = written.index(name) if name in written else -1
             numbered.append((place, int(number), not folder.name.endswith(REPLACED), folder))
     for *_, folder in sorted(numbered, reverse=True):
@@ -424,12 +428,12 @@ def find_checkpoint(resume_from: str | None, output_dir: str | Path, prefix: str
 
 
 def trainable(checkpoint: Path) -> Path:
-    """The checkpoint.
+    """Return the checkpoint if training can resume from it.
 
     Raises:
-        ValueError: if the Trainer has saved the model alone: it would go on with a new optimizer and schedule.
+        ValueError: if the Trainer saved only the model: training would continue with a new optimizer and schedule.
     """
-    # Written with the optimizer, whatever shards it.
+    # These files are saved together with the optimizer, also if it is sharded.
     if (checkpoint / "trainer_state.json").is_file() and not any(checkpoint.glob("rng_state*.pth")):
         raise ValueError(
             f"{checkpoint} has only the model, without its optimizer and schedule (--save_only_model), and cannot be "
@@ -439,15 +443,15 @@ def trainable(checkpoint: Path) -> Path:
 
 
 def save_pretrained(model: Any, processor: Any, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
-    """Save a model and its image processor, readable by whoever can read other new files.
+    """Save a model and its image processor, with the default permissions of new files.
 
     Args:
         model: trained model, or adapter.
-        processor: its image processor.
+        processor: image processor of the model.
         folder: model folder.
-        weights: weights of the model, where it is sharded and has them only in parts.
+        weights: full weights of the model, if it is sharded.
     """
-    # Adapters know no None.
+    # Adapters do not accept `state_dict=None`.
     model.save_pretrained(str(folder), **({} if weights is None else {"state_dict": weights}))
     for name in ("model", "adapter_model"):
         for file in folder.glob(f"{name}*.safetensors"):
@@ -461,6 +465,6 @@ def is_main_process() -> bool:
 
 
 def wait_for_all() -> None:
-    """Wait until all processes that train together have come as far."""
+    """Wait until all processes that train together reach this point."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()

@@ -11,10 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Shared by all training scripts: recipes, a resumable order of examples, checkpoints.
+"""What all training scripts share: recipes, a resumable order of examples, and checkpoints.
 
-What is random about an example depends on the seed, the epoch and its place in the dataset alone, so that training that was
-killed resumes as if it had not been.
+The random choices for an example depend only on the seed, the epoch and its index in the dataset, so that an interrupted
+run resumes with the same results.
 """
 
 import functools
@@ -63,7 +63,7 @@ from hf_twins.training.runs import (
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
-# How the names of the Trainer's checkpoints begin, before the number of the step.
+# Prefix of the Trainer's checkpoint names, before the number of the step.
 TRAINER_PREFIX = "checkpoint-"
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
@@ -102,7 +102,7 @@ class RecipeArguments:
         },
     )
 
-    # What a script of this task writes beside the model; no option.
+    # Files that a script of this task writes in addition to the model. Not an option.
     FILES: ClassVar[tuple[str, ...]] = ("report.json", "curves.png")
 
     overwrite_output_dir: bool = field(
@@ -125,14 +125,14 @@ class RecipeArguments:
         self.drop_path_rates = rates
 
     def drop_path_rate_of(self, load_config: Callable[[], TwinsConfig]) -> float | None:
-        """The rate for an architecture, which is loaded only if needed; None for that of its configuration."""
+        """The rate for an architecture, loaded only if needed; None to keep the rate of its configuration."""
         if self.drop_path_rate is not None or not isinstance(self.drop_path_rates, dict):
             return self.drop_path_rate
         variant = published_variant(load_config().to_dict())
         return self.drop_path_rates.get(variant, self.drop_path_rates["other"])
 
-    def options_for_whole_weights(self) -> list[str]:
-        """The given options that do not work with sharded weights."""
+    def options_needing_full_weights(self) -> list[str]:
+        """The options in use that do not work with sharded weights."""
         return ["--ema_decay"] if self.ema_decay > 0 else []
 
 
@@ -145,29 +145,29 @@ def is_rate_of_variants(rates: Any) -> bool:
     )
 
 
-# What differs from the Trainer's own defaults: train and evaluate without further options.
+# Defaults that differ from the Trainer's, so that a script trains and evaluates without further options.
 TRAINER_DEFAULTS = {
     "eval_strategy": "epoch",
     "save_strategy": "epoch",
     "save_total_limit": 3,
     "logging_strategy": "epoch",
-    # It would log 0 for a loss that is not finite, and wait for the device at each step to know.
+    # The filter would log 0 for a loss that is not finite, and wait for the device at each step to check it.
     "logging_nan_inf_filter": False,
     "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 64,
     "remove_unused_columns": False,
-    # Where there is no accelerator to copy to, PyTorch warns of it.
+    # PyTorch warns about pinned memory if there is no accelerator.
     "dataloader_pin_memory": torch.accelerator.is_available(),
-    # Without this, Accelerate does not see the processes that torchrun starts on CPUs as one group.
+    # Without this, Accelerate does not recognize that processes that torchrun starts on CPUs form one group.
     "use_cpu": not torch.accelerator.is_available(),
     "report_to": "none",
-    # The trained model is published, and no folder while it is written to.
+    # Only the trained model is published, not a folder that is still being written.
     "hub_strategy": "end",
 }
 
 
 def one_at_a_time(run: Callable[..., Result]) -> Callable[..., Result]:
-    """Refuse a run while another writes into its `output_dir`, an attribute of one of its arguments."""
+    """Decorator that refuses a run while another one writes to its `output_dir`, an attribute of an argument of `run`."""
 
     @functools.wraps(run)
     def run_alone(*arguments: Any) -> Result:
@@ -181,26 +181,27 @@ def one_at_a_time(run: Callable[..., Result]) -> Callable[..., Result]:
 
 
 def twins_config(name: str, revision: str, **fields: Any) -> TwinsConfig:
-    """The configuration of a published variant, by its name, or else of a folder or a repository; with other `fields`."""
+    """The configuration of a published variant, a folder or a repository, with `fields` overriding its own."""
     if name in TWINS_VARIANTS:
         return TwinsConfig.from_variant(name, **fields)
     return TwinsConfig.from_pretrained(name, revision=revision, **fields)
 
 
 def mixed_seed(*parts: int) -> int:
-    """One seed from several numbers; similar numbers give unrelated seeds."""
+    """Combine several numbers into one seed; similar numbers give unrelated seeds."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Every example once an epoch, or, by weights, as many drawn; in an order that depends on seed and epoch alone.
+    """Sample every example once per epoch or, with weights, draw as many with replacement.
 
-    Gives (epoch, place), so that the dataset can know both.
+    The order depends only on the seed and the epoch. The sampler yields pairs (epoch, index), because the augmentation of
+    an example depends on both.
 
     Args:
         num_examples: size of the dataset.
         seed: random seed of the order.
-        weights: how often each example is drawn, relative to the others.
+        weights: relative frequency at which each example is drawn.
     """
 
     def __init__(self, num_examples: int, seed: int, weights: torch.Tensor | None = None):
@@ -222,17 +223,17 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 def scaled_learning_rate(learning_rate: float, recipe: RecipeArguments, images_per_step: int) -> float:
-    """The authors' rule: a learning rate for 512 images is scaled to those of a step."""
+    """Scale a learning rate for 512 images per step to the actual number, as the authors do, if the recipe asks for it."""
     return learning_rate * images_per_step / 512 if recipe.scale_learning_rate else learning_rate
 
 
 class RecipeTrainer(Trainer):
-    """The Trainer with a recipe: its own parameter groups, order of examples, and epochs that a resumed run knows.
+    """The Trainer with a recipe, which sets the parameter groups and an order of examples that resumed runs continue.
 
     Args:
         recipe: the recipe.
-        sampler: sampler of the examples, or the dataset itself where it is a stream; it is told the epoch.
-        run: run that the checkpoints are part of.
+        sampler: sampler of the examples, or the dataset itself if it is a stream; its `set_epoch` is called.
+        run: run that the checkpoints belong to.
         checkpoint: checkpoint that training resumes from.
     """
 
@@ -261,14 +262,14 @@ class RecipeTrainer(Trainer):
             self.add_callback(EarlyStopping(recipe.early_stopping_patience))
         elif not self.args.load_best_model_at_end and self.args.save_strategy != SaveStrategy.BEST:
             self.add_callback(NoLastEvaluation())
-        # The last one: whatever others save is part of the checkpoint.
+        # This callback must be the last one, because the files that other callbacks save belong to the checkpoint.
         self.add_callback(FinishedCheckpoints(run, self.args.save_total_limit))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """From the checkpoint, if there is one; leaves the model with the averaged weights, if there are any."""
+        """Train, from the checkpoint if there is one. The model ends up with the averaged weights, if there are any."""
         if self.checkpoint is not None:
             resume_from_checkpoint = str(self.checkpoint)
-        # The Trainer would remove old checkpoints before the new one is whole, and whatever else has such a name.
+        # The Trainer would remove old checkpoints before the new one is complete, and other folders of similar names.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             output = super().train(resume_from_checkpoint, *args, **kwargs)
@@ -292,7 +293,7 @@ class RecipeTrainer(Trainer):
                 logger.warning(
                     f"The training of {self.checkpoint} is over: {reason}. Its model is evaluated and written again."
                 )
-                # The Trainer would take at least one more step.
+                # With any epochs left, the Trainer would take at least one more step.
                 num_epochs = 0
         return num_epochs, *others, num_steps
 
@@ -317,7 +318,7 @@ class RecipeTrainer(Trainer):
         if self.lr_scheduler is None:
             trained: Any = self.optimizer if optimizer is None else optimizer
             self.lr_scheduler = create_scheduler(self.args, trained, num_training_steps)
-            # So that another training begins with a new one.
+            # Tells the Trainer to create a new scheduler if it trains again.
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -325,8 +326,8 @@ class RecipeTrainer(Trainer):
     def evaluating(self) -> Iterator[None]:
         """Context for evaluating during training, with the weights that would be saved.
 
-        A checkpoint of an epoch's last step is saved before the evaluation, which a run that resumes from it does not make up
-        for: the random numbers of the next epoch must not depend on whether there was one.
+        A checkpoint of an epoch's last step is saved before the evaluation, and a run that resumes from it skips that
+        evaluation. So an evaluation must not affect the random numbers of the next epoch.
         """
         model: Any = self.model
         with torch.random.fork_rng(), nullcontext() if self.average is None else self.average.applied_to(model):
@@ -345,7 +346,7 @@ class RecipeTrainer(Trainer):
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         drop_last, is_training = self.args.dataloader_drop_last, kwargs.get("is_training", False)
-        # Each image is evaluated.
+        # Evaluation must never drop the last batch.
         self.args.dataloader_drop_last = drop_last and is_training
         try:
             loader = super()._get_dataloader(*args, **kwargs)
@@ -359,7 +360,7 @@ class RecipeTrainer(Trainer):
         return loader
 
 
-# Options of the Trainer's that must be off beside a recipe, and why: they would have no effect, or end a run after training.
+# Trainer options that must be off with a recipe, and why: they would have no effect, or make a run fail after training.
 OFF = {
     "label_smoothing_factor": "it is for the Trainer's own loss; the recipe's is --label_smoothing",
     "data_seed": "the order of the examples follows --seed",
@@ -379,10 +380,10 @@ OFF = {
 
 
 def refuse_options(args: TrainingArguments, recipe: RecipeArguments) -> None:
-    """Say which Trainer options have no effect beside a recipe, instead of ignoring them."""
+    """Raise a ValueError for Trainer options that have no effect with a recipe, instead of ignoring them."""
     for name, reason in OFF.items():
         value = getattr(args, name, None)
-        # 0 is a data seed.
+        # 0 is a valid data seed.
         if value or (name == "data_seed" and value is not None):
             raise ValueError(f"--{name} must be left out: {reason}; got {value}.")
     if not args.eval_do_concat_batches:
@@ -424,10 +425,10 @@ def refuse_options(args: TrainingArguments, recipe: RecipeArguments) -> None:
 
 
 def check_sharding(distributed_type: DistributedType, asks_for_fsdp: bool, recipe: RecipeArguments) -> None:
-    """Say when training was to be sharded and is not: Accelerate itself trains on, unsharded, where it cannot.
+    """Warn if FSDP was requested but training is not sharded, which Accelerate ignores silently.
 
     Raises:
-        ValueError: if the weights are sharded and the recipe has to have them whole.
+        ValueError: if training is sharded and the recipe needs unsharded weights.
     """
     asks_for_fsdp = asks_for_fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
     if asks_for_fsdp and distributed_type != DistributedType.FSDP:
@@ -435,23 +436,23 @@ def check_sharding(distributed_type: DistributedType, asks_for_fsdp: bool, recip
             f"FSDP was requested, but this run is not sharded ({distributed_type.value}): it needs more than one "
             "process, started by accelerate launch or torchrun, and accelerators, not CPUs."
         )
-    options = recipe.options_for_whole_weights()
+    options = recipe.options_needing_full_weights()
     if distributed_type in SHARDED and options:
         raise ValueError(
             f"{', '.join(options)} needs unsharded weights, which sharded training does not have: leave it out."
         )
 
 
-def whole_weights(accelerator: Accelerator, model: nn.Module) -> dict[str, Any] | None:
-    """The weights of a prepared model where they are sharded, in the main process; None where it has them itself.
+def full_weights(accelerator: Accelerator, model: nn.Module) -> dict[str, Any] | None:
+    """The full weights of a sharded model, in the main process; None if the model is not sharded.
 
-    To be called in all processes.
+    Call it in all processes.
     """
     return accelerator.get_state_dict(model) if accelerator.distributed_type in SHARDED else None
 
 
 class TrainingProgress(ProgressCallback):
-    """The Trainer's progress bars and logs, readable in a log file too: it would print dictionaries between control characters."""
+    """Progress bars and logs that are readable in a log file, where the Trainer prints dictionaries and control characters."""
 
     training_bar: Any
     prediction_bar: Any
@@ -479,13 +480,13 @@ class TrainingProgress(ProgressCallback):
 
 
 def show_progress(trainer: Trainer) -> None:
-    """Let a Trainer show its progress by `TrainingProgress` instead of its own callback."""
+    """Make a Trainer show its progress by `TrainingProgress` instead of its own callback."""
     trainer.remove_callback(PrinterCallback if trainer.args.disable_tqdm else ProgressCallback)
     trainer.add_callback(TrainingProgress())
 
 
 class EpochOfSampler(TrainerCallback):
-    """Tells the sampler the epoch also where training is resumed within one, which accelerate does not."""
+    """Sets the epoch of the sampler, also if training resumes within an epoch, where Accelerate does not set it."""
 
     def __init__(self, sampler: Any):
         self.sampler = sampler
@@ -495,7 +496,7 @@ class EpochOfSampler(TrainerCallback):
 
 
 class BestOfResumedRun(TrainerCallback):
-    """Tells the Trainer where the best checkpoint of the run is that it resumes: it would follow the path of that time."""
+    """Tells the Trainer where the best checkpoint of the resumed run is now; the recorded path may be outdated."""
 
     def __init__(self, best: Path | None):
         self.best = best
@@ -505,7 +506,7 @@ class BestOfResumedRun(TrainerCallback):
 
 
 class NoLastEvaluation(TrainerCallback):
-    """Leaves out the evaluation after the last step, because the script evaluates the final weights itself."""
+    """Skips the evaluation after the last step, because the script evaluates the final weights itself."""
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:
@@ -515,7 +516,7 @@ class NoLastEvaluation(TrainerCallback):
 
 
 class FinishedCheckpoints(TrainerCallback):
-    """Marks checkpoints as whole, and removes old ones of the run."""
+    """Marks checkpoints as complete, and removes old ones of the run."""
 
     def __init__(self, run: Run, limit: int | None):
         self.run, self.limit = run, limit
@@ -526,7 +527,7 @@ class FinishedCheckpoints(TrainerCallback):
 
 
 class StopIfNotFinite(TrainerCallback):
-    """Ends training whose loss is not finite, before it is logged, evaluated or saved."""
+    """Stops training with an error when the loss is not finite, before the model is logged, evaluated or saved."""
 
     def __init__(self, check: FiniteCheck):
         self.check = check
@@ -540,7 +541,7 @@ class StopIfNotFinite(TrainerCallback):
 
 
 class EarlyStopping(TrainerCallback):
-    """Ends training that gets no better, also after it was resumed: transformers' callback then counts from 0 again."""
+    """Stops training that no longer improves. Unlike transformers' callback, it keeps counting when a run resumes."""
 
     def __init__(self, patience: int):
         self.patience = patience
@@ -553,10 +554,10 @@ class EarlyStopping(TrainerCallback):
 
 
 def evaluation_results(args: TrainingArguments, state: TrainerState) -> list[float]:
-    """The results of a run's evaluations so far, of which a greater one is better.
+    """The results of a run's evaluations so far, with signs such that greater is better.
 
     Raises:
-        ValueError: if they do not have `--metric_for_best_model`.
+        ValueError: if the evaluations lack `--metric_for_best_model`.
     """
     name = f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"
     evaluations = [entry for entry in state.log_history if any(key.startswith("eval_") for key in entry)]
@@ -569,10 +570,10 @@ def evaluation_results(args: TrainingArguments, state: TrainerState) -> list[flo
 
 
 def trainer_checkpoint(args: TrainingArguments, recipe: RecipeArguments) -> Path | None:
-    """The whole checkpoint that a run of the Trainer resumes from; see `resumed_checkpoint`.
+    """The complete checkpoint that a run of the Trainer resumes from; see `resumed_checkpoint`.
 
     Raises:
-        ValueError: also if options have no effect: before the files of a run are overwritten.
+        ValueError: as in `resumed_checkpoint`, or if options have no effect, before any files are overwritten.
     """
     check_training_options(args, recipe)
     refuse_options(args, recipe)
@@ -583,19 +584,19 @@ def trainer_checkpoint(args: TrainingArguments, recipe: RecipeArguments) -> Path
 
 
 def best_checkpoint(checkpoint: Path, output_dir: Path) -> Path | None:
-    """The best checkpoint so far of the run that a checkpoint is of; None if there was none.
+    """The best checkpoint so far of the run that a checkpoint belongs to; None if there was none.
 
-    Its folder is recorded by a path that may lead into another run's since: what counts is what is there.
+    The recorded path may by now be that of another run's checkpoint, so the content of the folder is checked.
 
     Args:
         checkpoint: checkpoint that training resumes from.
         output_dir: output folder of the run that resumes.
 
     Raises:
-        ValueError: if it is gone or damaged.
+        ValueError: if the best checkpoint is missing or damaged.
     """
     file = checkpoint / "trainer_state.json"
-    # Otherwise it is another script's, which is said elsewhere.
+    # Without this file, another script wrote the checkpoint, and `begin_run` raises an error.
     recorded = TrainerState.load_from_json(str(file)).best_model_checkpoint if file.is_file() else None
     if recorded is None:
         return None

@@ -34,7 +34,7 @@ import PIL.Image
 
 
 HERE = Path(__file__).resolve().parent
-# What the Spaces share lies beside this file once the Space is assembled, and one folder up in the repository.
+# The code that the Spaces share is next to this file in an assembled Space, and one folder up in the repository.
 sys.path.append(str(HERE.parent))
 
 from twins_space import drawing, models, page, uploads
@@ -116,7 +116,7 @@ def find_models(asked_for: list[str]) -> tuple[models.ModelShelf, str]:
         if repo_id not in asked_for and (is_online or models.is_cached(repo_id))
     }
     own, digits = models.name_locations(asked_for), models.name_locations(bundled)
-    # A folder may have the name of another model.
+    # The models given by the user come last, so that they override bundled and published ones of the same name.
     locations = digits | published | own
     order = [*own, *published, *digits]
     shelf = models.ModelShelf(
@@ -145,7 +145,7 @@ class Classification:
     def top_labels(self, model: models.LoadedModel, output: models.Output) -> dict[str, float]:
         probabilities = output.logits.softmax(-1)
         top = probabilities.topk(min(TOP_K, len(probabilities)))
-        # By the name alone, one of two labels of the same name would be missing.
+        # Labels with the same name would otherwise be merged.
         names = distinct_names(model.labels)
         return {names[index]: value for value, index in zip(top.values.tolist(), top.indices.tolist())}
 
@@ -176,7 +176,7 @@ class Classification:
     def draw_map(
         self, image: PIL.Image.Image | None, model_name: str, resolution: float, method: str, stage: str, layer: str
     ) -> tuple[PIL.Image.Image, np.ndarray, str]:
-        """The model's input, where the model looked, at the same size, and a caption."""
+        """The model's input, a map of where the model looked, at the same size, and a caption."""
         model = self.shelf.get(model_name)
         pixel_values = model.prepare(page.require(image), resolution)
         heat, stride = drawing.explain(model, pixel_values, method, stage, str(layer))
@@ -227,7 +227,7 @@ class Classification:
         labels, seen, details = self.classify(image, model_name, resolution)
         with page.errors_for_people():
             layers = drawing.layer_choices(self.shelf.get(model_name), stage)
-        # A layer of another model or stage may not be there.
+        # The layer may have been chosen for another model or stage, and not exist in this one.
         layer = layer if layer in [value for _, value in layers] else drawing.LAST_LAYER
         overlay, caption = self.explain(image, model_name, resolution, method, stage, layer, opacity)
         state = self.describe_model(model_name)
@@ -278,7 +278,7 @@ class Classification:
             with page.errors_for_people():
                 rows.append([name, *self.classify_one(model, image, resolution)])
             progress((len(rows), len(found)), desc=f"{len(rows)} of {len(found)} images")
-            # So that the table grows before one's eyes, and stopping loses nothing.
+            # Yield intermediate results, so that the table grows, and stopping loses nothing.
             if len(rows) % 10 == 0:
                 yield rows, None
         yield rows, page.result_file("predictions.csv", page.write_csv(BATCH_COLUMNS, rows))
@@ -286,7 +286,7 @@ class Classification:
     def classify_one(
         self, model: models.LoadedModel, image: PIL.Image.Image | uploads.UploadError, resolution: float
     ) -> tuple[str, float | None, str]:
-        """Label, probability and problem of an image in a batch; a bad file does not end the batch."""
+        """The label, probability and error of an image in a batch; an invalid file does not end the batch."""
         if isinstance(image, uploads.UploadError):
             return "", None, str(image)
         ((label, probability), *_) = self.top_labels(model, model(model.prepare(image, resolution))).items()
@@ -306,7 +306,7 @@ class Classification:
 
 
 def first_answer(actions: Classification, notice: str) -> tuple[str, Path, tuple[Any, ...], str]:
-    """The default model, and an example with its results, which the page opens with; the notice to show."""
+    """The default model, an example with its results, which the page opens with, and the notice to show."""
     shelf = actions.shelf
     digits = [name for name in shelf.names if shelf.recognized.get(name) == DIGITS]
     default = models.first_that_loads(shelf, [shelf.names[0], *digits])
@@ -381,7 +381,7 @@ def classify_tab(actions: Classification, default: str, example: Path, answer: t
                         layer_update["choices"],
                         value=drawing.LAST_LAYER,
                         label="Layer, for attention",
-                        # The layers depend on the model and the stage, and are checked with these.
+                        # The layers depend on the model and the stage, and are checked together with them.
                         allow_custom_value=True,
                         min_width=160,
                     )

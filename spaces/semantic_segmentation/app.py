@@ -37,7 +37,8 @@ import torch
 
 
 HERE = Path(__file__).resolve().parent
-# What the Spaces share, and the conversion, lie beside this file once the Space is assembled, and further up in the repository.
+# The code that the Spaces share, and the conversion, are next to this file in an assembled Space, and further up in the
+# repository.
 sys.path += [str(HERE.parent), str(HERE / "conversion"), str(HERE.parents[1] / "conversion")]
 
 from checkpoint_formats import convert_checkpoint, image_processor
@@ -97,7 +98,7 @@ Michetti (CC0), from scikit-image. The ADE20K models were trained and published 
 
 
 def published_models() -> dict[str, str]:
-    """The addresses of the published ADE20K models by name, the default first."""
+    """The URLs of the published ADE20K models by name, the default first."""
     found = {name: entry["url"] for name, entry in published_checkpoints().items() if "ade20k_miou" in entry}
     return {name: found[name] for name in sorted(found, key=lambda name: name != DEFAULT)}
 
@@ -125,7 +126,7 @@ def load(location: str) -> tuple[Any, Any]:
         ) from error
 
 
-def png(image: PIL.Image.Image) -> bytes:
+def encode_png(image: PIL.Image.Image) -> bytes:
     file = io.BytesIO()
     image.save(file, format="png")
     return file.getvalue()
@@ -165,7 +166,7 @@ class Segmentation:
     def find_mask(
         self, model: models.LoadedModel, image: PIL.Image.Image, resolution: float
     ) -> tuple[np.ndarray, models.Output]:
-        """The class of each pixel of an image, `(height, width)`, and the model's output."""
+        """Compute the class of each pixel of an image, `(height, width)`, and return it with the model's output."""
         output = model(model.prepare(image, resolution))
         logits = torch.nn.functional.interpolate(
             output.logits.unsqueeze(0), size=(image.height, image.width), mode="bilinear"
@@ -173,7 +174,7 @@ class Segmentation:
         return logits[0].argmax(0).numpy(), output
 
     def areas(self, model: models.LoadedModel, mask: np.ndarray) -> list[tuple[int, str, int, float]]:
-        """Index, name, pixels and percentage of each class in a mask, the largest first."""
+        """The index, name, pixels and percentage of each class in a mask, largest first."""
         return [
             (index, model.labels[index], area, round(100 * area / mask.size, 2))
             for index, area in class_areas(mask, len(model.labels)).items()
@@ -202,7 +203,7 @@ class Segmentation:
             height, width = output.pixel_values.shape[1:]
             details = f"{model.name}: input of {height} x {width} pixels, {output.seconds * 1000:.0f} ms"
             areas = legend(self.areas(model, mask), model.labels)
-            return overlay, areas, page.result_file("mask.png", png(mask_image(mask, model.labels))), details
+            return overlay, areas, page.result_file("mask.png", encode_png(mask_image(mask, model.labels))), details
 
     def segment_batch(
         self, files: list[str] | None, model_name: str, resolution: float, progress: gr.Progress = gr.Progress()
@@ -230,7 +231,7 @@ class Segmentation:
                     mask, _ = self.find_mask(model, image, resolution)
                     rows += [[name, *area[1:], ""] for area in self.areas(model, mask)]
             progress((count, len(found)), desc=f"{count} of {len(found)} images")
-            # So that the table grows before one's eyes, and stopping loses nothing.
+            # Yield intermediate results, so that the table grows, and stopping loses nothing.
             if count % 10 == 0:
                 yield rows, None
         yield rows, page.result_file("areas.csv", page.write_csv(BATCH_COLUMNS, rows))
@@ -261,7 +262,7 @@ def find_models(asked_for: list[str]) -> tuple[models.ModelShelf, str]:
     addresses = published_models()
     is_online = models.answers(addresses[DEFAULT]) if DEFAULT in addresses else False
     published = {name: name for name, address in addresses.items() if is_online or is_downloaded(address)}
-    # A folder may have the name of another model.
+    # The models given by the user come last, so that they override bundled and published ones of the same name.
     locations = bundled | published | own
     shelf = models.ModelShelf(
         {name: locations[name] for name in [*own, *published, *bundled]},
@@ -274,7 +275,7 @@ def find_models(asked_for: list[str]) -> tuple[models.ModelShelf, str]:
 
 
 def first_answer(actions: Segmentation, notice: str) -> tuple[str, Path, tuple[Any, ...], str]:
-    """The default model, and an example with its results, which the page opens with; the notice to show."""
+    """The default model, an example with its results, which the page opens with, and the notice to show."""
     shelf = actions.shelf
     digits = [name for name in shelf.names if shelf.recognized.get(name) == DIGITS]
     first = shelf.names[0]
@@ -294,7 +295,7 @@ def prepare(shelf: models.ModelShelf, name: str, is_ready: threading.Event) -> N
     try:
         shelf.get(name)
     except models.ModelError:
-        # Why is in the log, and whoever chooses the model gets a sentence.
+        # The reason is in the log, and visitors who choose the model get an error message.
         return
     is_ready.set()
 
@@ -322,7 +323,7 @@ def build(asked_for: list[str]) -> gr.Blocks:
 
 
 def start_later(demo: gr.Blocks, shelf: models.ModelShelf, image: gr.Image, model: gr.Dropdown) -> None:
-    """Start the page with the published model and a photograph as soon as the model is there."""
+    """Make the page start with the published model and a photograph as soon as the model is available."""
     is_ready = threading.Event()
     photograph = page.sendable("palace", PHOTOGRAPHS["palace"])
 
@@ -330,7 +331,7 @@ def start_later(demo: gr.Blocks, shelf: models.ModelShelf, image: gr.Image, mode
     chosen = demo.load(
         lambda: gr.update(value=DEFAULT, info="") if is_ready.is_set() else gr.skip(), None, model, **private
     )
-    # After the model, so that the change of the image, by which it is segmented, finds the model chosen.
+    # The image is set after the model, because its change starts the segmentation, which must use the new model.
     chosen.success(lambda name: photograph if name == DEFAULT else gr.skip(), model, image, **private)
     threading.Thread(target=prepare, args=(shelf, DEFAULT, is_ready), daemon=True).start()
 

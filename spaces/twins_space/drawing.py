@@ -27,9 +27,9 @@ from .models import LoadedModel
 
 METHODS = ("Grad-CAM", "Attention", "Attention rollout")
 LAST_LAYER = "last"
-# Small inputs are enlarged in whole numbers, so that their pixels can be seen.
+# Small inputs are enlarged to at least this side by an integer factor, so that their pixels are visible.
 MIN_DRAWN_SIDE = 320
-# From dark to bright, also for the color-blind and in print: five points of matplotlib's inferno.
+# Five points of matplotlib's inferno, which goes from dark to bright, and also works for color-blind people and in print.
 COLORS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)])
 
 
@@ -38,7 +38,7 @@ class ExplanationError(ValueError):
 
 
 def draw_input(pixel_values: torch.Tensor, processor: Any) -> PIL.Image.Image:
-    """A model's input, `(num_channels, height, width)`, as an image."""
+    """Convert a model's input, `(num_channels, height, width)`, to an image."""
     image = denormalize(pixel_values, processor)
     factor = -(-MIN_DRAWN_SIDE // min(image.size))
     return image.resize((image.width * factor, image.height * factor), PIL.Image.Resampling.NEAREST)
@@ -54,17 +54,17 @@ def explain(
         pixel_values: the model's input, `(num_channels, height, width)`.
         method: one of `METHODS`.
         stage: `"stage1"`, ... `"stage4"`.
-        layer: layer for Attention, from `"1"`, or `"last"`. The other methods show a whole stage.
+        layer: layer for Attention, from `"1"`, or `"last"`. The other methods show an entire stage.
 
     Returns:
         A map, `(height, width)`, with a maximum of 1, and the side in pixels of each of its values.
 
     Raises:
-        ExplanationError: if the model has no such stage or layer, or there is no such method.
+        ExplanationError: if the stage, layer or method does not exist.
     """
     index = stage_index(model, stage)
     inputs = pixel_values.unsqueeze(0).to(model.device)
-    # One at a time: the model attends in another way while its weights are recorded.
+    # Only one request runs at a time, because recording attention weights affects how the model computes attention.
     with model.running:
         if method == "Grad-CAM":
             stride = model.config.patch_size * 2**index
@@ -121,17 +121,17 @@ def overlay(image: PIL.Image.Image, heat: np.ndarray, opacity: float) -> PIL.Ima
 
 
 def spread_map(heat: torch.Tensor, stride: int, input_size: tuple[int, int], image: PIL.Image.Image) -> np.ndarray:
-    """Resize a map to the image's size, each value in the middle of the pixels that it covers, smooth between them.
+    """Resize a map to the image's size by interpolation, with each value at the center of the pixels that it covers.
 
     Args:
         heat: `(height, width)`, in [0, 1].
         stride: side in pixels of the area of the model's input that a value covers.
-        input_size: height and width of that input in pixels.
-        image: image of the input, enlarged.
+        input_size: height and width of the model's input in pixels.
+        image: enlarged image of the input.
 
     Returns:
-        `(height, width)` of the image, float32. Areas without a value (squares that GSA skips) are 0; parts of windows
-        beyond the image are cut off.
+        Map with the height and width of the image, float32. Areas without a value (squares that GSA skips) are 0; parts of
+        windows beyond the image are cut off.
     """
     factor = stride * image.height // input_size[0]
     rows, columns = heat.shape

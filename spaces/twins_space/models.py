@@ -39,14 +39,14 @@ from .uploads import UploadError
 
 logger = logging.getLogger(__name__)
 
-# What `assemble.py --model` adds to a Space: a list of models, by Hub id or folder, and a place for folders.
+# Files that `assemble.py --model` adds to a Space: a list of models, by Hub id or folder, and the parent of these folders.
 MODEL_LIST, OWN_MODELS = "models.txt", "own_models"
-# Two, so that two can be compared.
+# Two models must fit in memory, so that they can be compared.
 MAX_LOADED = 2
 MAX_BATCH_SIZE = 16
-# What an input may have at most: a model's memory grows with it.
+# Maximum size of an input, since a model's memory grows with it.
 MAX_INPUT_PIXELS = 2**21
-# How long the start may wait to find out whether there is a Hub.
+# Timeout in seconds for the test at the start whether the Hub can be reached.
 HUB_TIMEOUT = 3.0
 
 
@@ -62,7 +62,7 @@ class Output:
         logits: logits of the image, without a batch dimension, float32.
         pixel_values: the model's input, `(num_channels, height, width)`, normalized.
         seconds: time that the batch took.
-        batch_size: number of images in the batch: simultaneous requests are computed together.
+        batch_size: number of images in the batch, since simultaneous requests are computed together.
     """
 
     logits: torch.Tensor
@@ -74,13 +74,13 @@ class Output:
 class LoadedModel:
     """A model with its image processor.
 
-    Requests that arrive while the model is busy wait together; those with inputs of one size are then processed
-    in one batch, in the thread of the first of them.
+    Requests that arrive while the model is busy wait. Those with inputs of the same size are then processed in one batch, in
+    the thread of the first request.
 
     Args:
         name: name on the page.
-        model: a classifier of images or of pixels.
-        processor: its image processor.
+        model: a classifier or a segmentation model.
+        processor: image processor of the model.
     """
 
     def __init__(self, name: str, model: Any, processor: Any):
@@ -100,11 +100,11 @@ class LoadedModel:
         return label_names(self.model.config)
 
     def prepare(self, image: PIL.Image.Image, resolution: float = 100) -> torch.Tensor:
-        """The model's input for an image, `(num_channels, height, width)`.
+        """Prepare an image as the model's input, `(num_channels, height, width)`.
 
         Args:
             image: image from a visitor.
-            resolution: size in percent of the image processor's.
+            resolution: size of the input, in percent of the image processor's.
 
         Raises:
             UploadError: if the input would be too large.
@@ -116,7 +116,7 @@ class LoadedModel:
             short, long = sorted(image.size)
             if sizes["size"]["shortest_edge"] ** 2 * long / short > MAX_INPUT_PIXELS:
                 raise UploadError("This image is too long for this resolution: lower it, or crop the image.")
-        # An image alone needs no padding.
+        # A single image needs no padding.
         return self.processor(image, do_pad=False, return_tensors="pt", **sizes)["pixel_values"][0]
 
     def scaled(self, sizes: Any, percent: float) -> dict[str, int]:
@@ -159,10 +159,10 @@ class ModelShelf:
     """Models by name. They are loaded on first use, and the least recently used are evicted.
 
     Args:
-        locations: folder or Hub id of each, by its name on the page. The first is the default.
+        locations: maps the name of each model on the page to its folder or Hub id. The first model is the default.
         load: loads a model and an image processor from a folder or Hub id.
         capacity: number of models to keep in memory.
-        recognized: what each can recognize, such as "10 digits", by name, if known.
+        recognized: maps names of models to what they can recognize, such as "10 digits", if known.
     """
 
     def __init__(
@@ -188,20 +188,21 @@ class ModelShelf:
         return f"{name}: {self.recognized[name]}" if name in self.recognized else name
 
     def get(self, name: str) -> LoadedModel:
-        """The model of that name.
+        """Return the model with this name, and load it if needed.
 
         Raises:
-            ModelError: if there is none, or it cannot be loaded.
+            ModelError: if there is no such model, or it cannot be loaded.
         """
         if name not in self.locations:
             raise ModelError(f"There is no model of this name here: choose one of {', '.join(self.names)}.")
-        # One request loads a model, and the others for this model wait. Those for other models do not: it may take a download.
+        # One request loads the model, and others for the same model wait. Requests for other models do not wait, because
+        # loading may include a download.
         with self.loading[name]:
             with self.lock:
                 if name in self.loaded:
                     self.loaded.move_to_end(name)
                     return self.loaded[name]
-                # Before the new one is in memory, too.
+                # Evict before loading, so that the new model does not exceed the capacity.
                 self.make_room()
             model = self.load_model(name)
             with self.lock:
@@ -219,7 +220,7 @@ class ModelShelf:
             model = LoadedModel(name, *self.load(self.locations[name]))
         except ModelError:
             raise
-        # transformers and huggingface_hub raise of many kinds, and what they say is not for strangers.
+        # transformers and huggingface_hub raise many kinds of errors, whose messages must not be shown to visitors.
         except Exception as error:
             logger.exception("cannot load the model %s", self.locations[name])
             raise ModelError(
@@ -241,10 +242,10 @@ class ModelShelf:
 
 
 def name_locations(locations: Sequence[str]) -> dict[str, str]:
-    """Folders and Hub ids by their names on the page: a folder by its last part, to keep paths private.
+    """Map names on the page to folders and Hub ids. Only the last part of a folder's path is its name, to keep paths private.
 
     Raises:
-        ValueError: if one is neither a folder nor a valid Hub id.
+        ValueError: if a location is neither a folder nor a valid Hub id.
     """
     named: dict[str, str] = {}
     for location in locations:
@@ -278,10 +279,10 @@ def listed_models(space: Path) -> list[str]:
 
 
 def first_that_loads(shelf: ModelShelf, names: Sequence[str]) -> str:
-    """The first of several models that can be loaded; errors of the others are logged.
+    """The name of the first model that can be loaded; errors of models before it are logged.
 
     Raises:
-        ModelError: if none can be loaded.
+        ModelError: if no model can be loaded.
     """
     for name in names[:-1]:
         try:
@@ -294,7 +295,7 @@ def first_that_loads(shelf: ModelShelf, names: Sequence[str]) -> str:
 
 
 def count_labels(locations: dict[str, str]) -> dict[str, str]:
-    """The number of labels of each model in a folder, if its configuration has it."""
+    """The number of labels of each model that is in a local folder, if its configuration has it."""
     counts = {}
     for name, location in locations.items():
         try:
@@ -302,7 +303,7 @@ def count_labels(locations: dict[str, str]) -> dict[str, str]:
         except (OSError, ValueError):
             continue
         if "model_type" in fields:
-            # transformers leaves out the two labels that a configuration has by default.
+            # transformers does not save `id2label` if a configuration has the two default labels.
             counts[name] = f"{len(fields.get('id2label', range(2))):,} labels"
     return counts
 
@@ -319,12 +320,12 @@ def hub_answers() -> bool:
 
 
 def answers(address: str) -> bool:
-    """Whether a server can be reached, tested with one short request; in offline mode, none is made."""
+    """Whether a server can be reached, tested by one short request; False without a request in offline mode."""
     if constants.HF_HUB_OFFLINE:
         return False
     try:
         get_session().head(address, timeout=HUB_TIMEOUT)
-    # Whatever is wrong with the network, there is none.
+    # Any error means that there is no network connection.
     except Exception:
         return False
     return True

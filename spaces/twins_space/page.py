@@ -42,7 +42,7 @@ from .uploads import FORMAT_NAMES, MAX_FILE_SIZE, MAX_IMAGES, MAX_PIXELS, Upload
 logger = logging.getLogger(__name__)
 
 MODEL_VARIABLE = "TWINS_MODEL"
-# Requests that are worked on at a time, and that may wait: beyond that, people are told to come back.
+# Numbers of requests, and of batches, that are processed at a time, and of requests that may wait. Others are refused.
 CONCURRENCY, BATCH_CONCURRENCY, QUEUE_SIZE = 16, 2, 256
 # Seconds after which the files of the page's visitors are deleted.
 FILE_LIFETIME = 3600
@@ -51,7 +51,7 @@ LIMITS = (
     "bits per channel). The first frame is read and turned upright; 16 bits per channel are scaled to 8; transparent areas become "
     f"white. Batches: at most {MAX_IMAGES} images, also in zip archives. Uploads are deleted after {FILE_LIFETIME // 3600} hour."
 )
-# The address in the examples of the API, which the page replaces by its own.
+# The URL in the API examples, which the page replaces by its own.
 LOCAL_ADDRESS = "http://127.0.0.1:7860"
 PHONE = "@media (max-width: 640px)"
 # Gradio puts `.gradio-container ... .contain` before each selector.
@@ -70,7 +70,8 @@ button[role=tab].selected {{ color: var(--primary-600); }}
     .examples .gallery-item {{ flex: none; }}
 }}
 """
-# Gradio gives no names to the buttons around images. Screen readers get the names of the examples' files, and of the results.
+# Gradio does not name the buttons around images. For screen readers, this adds the file names of examples, and the names of
+# results.
 NAME_BUTTONS = """() => {
     const name = (selector, find) => document.querySelectorAll(`${selector}:not([aria-label])`).forEach(button => {
         button.setAttribute("aria-label", find(button).replace(/\\..*$/, "").replaceAll(/[-_]/g, " "));
@@ -82,7 +83,7 @@ NAME_BUTTONS = """() => {
     new MutationObserver(nameAll).observe(document.body, { childList: true, subtree: true });
     nameAll();
 }"""
-# Small print that can be read: Gradio's own has too little contrast.
+# The theme makes small print readable, for which Gradio's default has too little contrast.
 THEME = gr.themes.Default(primary_hue="indigo").set(
     block_info_text_color="*neutral_600",
     block_info_text_color_dark="*neutral_300",
@@ -112,7 +113,7 @@ def errors_for_people() -> Iterator[None]:
 
 
 def image_input(**options: Any) -> gr.Image:
-    """An image that somebody uploads, pastes or takes with a webcam."""
+    """An image that a visitor uploads, pastes or takes with a webcam."""
     image = gr.Image(
         label="Image",
         type="pil",
@@ -121,8 +122,8 @@ def image_input(**options: Any) -> gr.Image:
         elem_classes="main-image",
         **options,
     )
-    # Gradio would open the file itself, before any of our code runs: a bad file would get an error without a sentence, and
-    # 16 bits per channel would be cut off at 255. Not in a subclass, for which Gradio would write a stub beside its source.
+    # Gradio would open the file before any of our code runs: an invalid file would cause an error without an explanation, and
+    # 16 bits per channel would be clipped at 255. For a subclass, Gradio would write a stub file next to the source code.
     image.preprocess = read_or_error  # type: ignore[method-assign, assignment]
     return image
 
@@ -133,7 +134,7 @@ def api_image() -> gr.Image:
 
 
 def read_or_error(payload: Any) -> PIL.Image.Image | UploadError | None:
-    """The image that was sent, or its error, which `require` raises where it can be shown."""
+    """Read the image that was sent, or return its error, which `require` raises later, where it can be shown."""
     if payload is None or not payload.path:
         return None
     try:
@@ -159,7 +160,8 @@ def image_output(label: str, **options: Any) -> gr.Image:
     def postprocess_alone(value: PIL.Image.Image | np.ndarray | None) -> Any:
         if value is not None:
             value = PIL.Image.fromarray(value) if isinstance(value, np.ndarray) else value.copy()
-            # Gradio names files by their content, and writes once more into one that somebody else may just be sent.
+            # Gradio names files by their content. Without a unique entry, it would overwrite a file that may just be sent to
+            # another visitor.
             value.info["answer"] = uuid4().hex
         return postprocess(value)
 
@@ -169,7 +171,7 @@ def image_output(label: str, **options: Any) -> gr.Image:
 
 def result_file(name: str, content: bytes) -> str:
     """Keep a file for a visitor, as long as Gradio keeps its own, and return its path."""
-    # A folder of its own, for the same reason.
+    # For the same reason, each file has its own folder.
     file = Path(get_upload_folder()) / uuid4().hex / name
     file.parent.mkdir(parents=True)
     file.write_bytes(content)
@@ -184,13 +186,13 @@ def require(image: PIL.Image.Image | UploadError | None) -> PIL.Image.Image:
     return image
 
 
-# Spreadsheets compute cells that begin so, also after a character that some of them begin a new cell at, whatever the quotes:
-# https://owasp.org/www-community/attacks/CSV_Injection
+# Spreadsheets evaluate cells that begin with these characters. Some of them also start a new cell at other separators,
+# regardless of quotes: https://owasp.org/www-community/attacks/CSV_Injection
 FORMULA = re.compile(r"(^|[\t\r\n,;|\"'])(\s*)(?=[=+\-@\uff1d\uff0b\uff0d\uff20])|^(?=[\t\r\n])")
 
 
 def write_csv(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes:
-    """A table as a CSV file in which no text, such as a file's name, acts as a spreadsheet formula."""
+    """Convert a table to a CSV file in which no text, such as the name of a file, is evaluated as a spreadsheet formula."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(columns)
@@ -199,7 +201,7 @@ def write_csv(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes
 
 
 def model_selector(shelf: ModelShelf, label: str = "Model", value: str | None = None, info: str = "") -> gr.Dropdown:
-    """The models, each with what it can recognize."""
+    """A selector of models, each with what it can recognize."""
     choices = [(shelf.title(name), name) for name in shelf.names]
     return gr.Dropdown(choices, value=value or shelf.names[0], label=label, info=info or None)
 
@@ -214,12 +216,12 @@ def resolution_slider() -> gr.Slider:
 
 
 def sendable(name: str, file: Path) -> str:
-    """A copy of an example among the served files, whose URL does not reveal the app's folder."""
+    """Copy an example to the served files, so that its URL does not reveal the app's folder."""
     return result_file(f"{name.replace(' ', '_')}{file.suffix}", file.read_bytes())
 
 
 def example_gallery(examples: dict[str, Path], image: gr.Image) -> None:
-    """Images to choose from, by name. Not `gr.Examples`, which drops a click while it works on another."""
+    """A gallery of example images. `gr.Examples` would ignore clicks while it processes another one."""
     copies = [sendable(name, file) for name, file in examples.items()]
     gallery = gr.Dataset(
         components=[gr.Image(render=False)],
@@ -241,7 +243,7 @@ def example_gallery(examples: dict[str, Path], image: gr.Image) -> None:
 
 
 def error_message() -> gr.HTML:
-    """Where errors are shown: in place of the results, and read out by screen readers."""
+    """An element for errors, which are shown in place of the results, and read out by screen readers."""
     return gr.HTML(visible=False, elem_classes="error-message")
 
 
@@ -250,11 +252,11 @@ def for_page(action: Callable, num_results: int, num_kept: int = 0) -> Callable:
 
     Args:
         action: takes an image and other inputs; raises `gr.Error`.
-        num_results: number of its results, which are cleared without an image and on an error.
-        num_kept: number of outputs after these, which do not change.
+        num_results: number of results of the action, which are cleared on an error, or if there is no image.
+        num_kept: number of further outputs, which do not change in these cases.
 
     Returns:
-        A function of the same inputs, with the update of an [`error_message`] after the outputs of the action.
+        A function of the same inputs, which returns the update of an [`error_message`] after the outputs of the action.
     """
     nothing = (*(None,) * num_results, *(gr.skip() for _ in range(num_kept)))
 
@@ -277,20 +279,20 @@ def show_error(error: gr.Error | None) -> Any:
 def on_change(
     events: Sequence[Any], action: Callable, inputs: Sequence[Any], outputs: Sequence[Any], **options: Any
 ) -> None:
-    """Run an action on each of several events: one run at a time for each visitor, the last one with the last inputs.
+    """Run an action on several events, one run at a time for each visitor. The last run has the latest inputs.
 
-    All events share one Gradio listener, so that no result for earlier inputs arrives after that for later ones.
+    All events share one Gradio listener, so that no result for earlier inputs arrives after that for later inputs.
     """
     gr.on(events, action, list(inputs), list(outputs), trigger_mode="always_last", api_visibility="private", **options)
 
 
 def endpoint(action: Callable, inputs: Sequence[Any], outputs: Sequence[Any], api_name: str, **options: Any) -> None:
-    """An action for API clients, which no event of the page starts."""
+    """Add an API endpoint for an action, which no event of the page starts."""
     gr.on([], action, list(inputs), list(outputs), api_name=api_name, **options)
 
 
 def describe_api(demo: gr.Blocks, text: str) -> None:
-    """The API page, with examples that use the URL of this Space in the visitor's browser."""
+    """Add the description of the API, with examples that use the URL of this Space as seen in the visitor's browser."""
     shown = gr.Markdown(text)
     demo.load(
         None,
@@ -310,7 +312,7 @@ def batch_tab(
     widths: Sequence[int],
     default: str,
 ) -> None:
-    """Several images, and a table that grows while they are processed.
+    """Add a tab for several images, with a table that grows while they are processed.
 
     Args:
         shelf: the models.
@@ -364,7 +366,7 @@ def batch_tab(
         [*outputs, problem],
         api_visibility="private",
         concurrency_limit=BATCH_CONCURRENCY,
-        # The table can be seen meanwhile.
+        # Progress must not be shown on the table, which would cover it.
         show_progress_on=download,
     )
     stop.click(None, cancels=[running], api_visibility="private")
@@ -397,12 +399,12 @@ def serve(build: Callable[[list[str]], gr.Blocks], args: PageArguments) -> None:
         css=CSS,
         js=NAME_BUTTONS,
         max_file_size=MAX_FILE_SIZE,
-        # Also errors of Gradio's own say why, to programs too; it is only their message, without a traceback.
+        # Show the messages of Gradio's own errors, also to API clients. They have no traceback.
         show_error=True,
-        # It would print an address with a token in it.
+        # Monitoring would print a URL with a token.
         enable_monitoring=False,
         ssr_mode=False,
-        # For assistants, where Gradio's extra for it is installed.
+        # Assistants can use the Space if Gradio's extra `mcp` is installed.
         mcp_server=find_spec("mcp") is not None,
         share=False,
         footer_links=["api", "settings"],

@@ -27,12 +27,12 @@ from hf_twins._utils.images import ImageError, check_is_file, convert_image, ope
 MAX_FILE_SIZE = 20 * 2**20
 MAX_PIXELS = 50_000_000
 MAX_ASPECT_RATIO = 20
-# Larger images are made smaller at once: no model here looks at more.
+# Larger images are reduced on reading, because no model here uses a higher resolution.
 MAX_SIDE = 2048
 MAX_IMAGES = 200
 MAX_UNPACKED_SIZE = 200 * 2**20
 
-# The others are rare, or their decoders have more power than a stranger's file should have (EPS is a program).
+# Other formats are rare, or too dangerous for files from visitors (an EPS file is a program).
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", *(("AVIF",) if PIL.features.check("avif") else ()))
 FORMAT_NAMES = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
@@ -43,15 +43,15 @@ class UploadError(ValueError):
 
 
 def read_upload(source: Path | BinaryIO) -> PIL.Image.Image:
-    """The first frame of an image, upright, in RGB, with no side longer than `MAX_SIDE`.
+    """Read the first frame of an image, upright, in RGB, with no side longer than `MAX_SIDE`.
 
-    16 bits per channel are scaled to 8, and transparent areas are composited on white, as everywhere in hf_twins.
+    As everywhere in hf_twins, 16 bits per channel are scaled to 8, and transparent areas are composited on white.
 
     Args:
         source: path, or seekable file object.
 
     Raises:
-        UploadError: if it is not an image, broken, too large or too long.
+        UploadError: if the file is not an image, or the image is corrupt, too large or too long.
     """
     if isinstance(source, Path):
         try:
@@ -84,7 +84,7 @@ def read_upload(source: Path | BinaryIO) -> PIL.Image.Image:
         raise UploadError(
             f"This image has too many pixels: send one of at most {MAX_PIXELS // 10**6} megapixels."
         ) from error
-    # On broken files, decoders raise whatever they come upon.
+    # Decoders raise all kinds of errors for corrupt files.
     except Exception as error:
         raise UploadError(
             "This image is broken or incomplete: open it in another program, save it again and send that."
@@ -101,18 +101,18 @@ def unknown_format(start: bytes) -> str:
 
 
 def list_images(files: Sequence[Path]) -> list[tuple[str, Path, str | None]]:
-    """The images in files and zip archives: each one's name, file, and member of the archive.
+    """List the images in files and zip archives, each with its name, file, and member of the archive.
 
-    Nothing is unpacked to disk. Archives are checked by their directories, before any of their files is read.
+    Nothing is unpacked to disk. The directory of an archive is checked before any of its files is read.
 
     Raises:
-        UploadError: if there are none or too many, or an archive is broken, encrypted, unpacks to too much, or names files
-            outside itself.
+        UploadError: if there are no images or too many, or an archive is corrupt, encrypted, too large when unpacked, or
+            names files outside itself.
     """
     images: list[tuple[str, Path, str | None]] = []
     for file in files:
         if zipfile.is_zipfile(file):
-            # Members of one archive may have the same name in several folders, and so may several archives.
+            # Names include the archive if there are several, because members of different archives may have the same name.
             folder = PurePosixPath(file.name if len(files) > 1 else "")
             images += [(str(folder / member.replace("\\", "/")), file, member) for member in list_members(file)]
         else:
@@ -130,11 +130,11 @@ def list_members(archive: Path) -> list[str]:
     try:
         with zipfile.ZipFile(archive) as opened:
             members = [member for member in opened.infolist() if not member.is_dir()]
-    # As below.
+    # zipfile raises all kinds of errors for corrupt archives.
     except Exception as error:
         raise UploadError("This zip archive is broken or incomplete: pack it again and send that.") from error
     for member in members:
-        # Backslashes and drives are another system's ways out.
+        # On Windows, backslashes and drives could lead outside.
         path = PurePosixPath(member.filename.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or ":" in member.filename:
             raise UploadError("This zip archive names files outside itself, so it was not read: pack it again.")
@@ -142,7 +142,7 @@ def list_members(archive: Path) -> list[str]:
             raise UploadError("This zip archive is encrypted: send one without a password.")
     if sum(member.file_size for member in members) > MAX_UNPACKED_SIZE:
         raise UploadError(f"This zip archive unpacks to more than {MAX_UNPACKED_SIZE >> 20} MB: send a smaller one.")
-    # macOS and file managers add files of their own.
+    # macOS and file managers add hidden files.
     return [name for name in (member.filename for member in members) if not is_hidden(name)]
 
 
@@ -153,7 +153,7 @@ def is_hidden(name: str) -> bool:
 def read_images(
     images: Sequence[tuple[str, Path, str | None]],
 ) -> Iterator[tuple[str, PIL.Image.Image | UploadError]]:
-    """Each image that [`list_images`] found, read on request, or its error."""
+    """Yield each image that [`list_images`] found, read when requested, or its error."""
     for name, file, member in images:
         try:
             yield name, read_upload(file) if member is None else read_member(file, member)
@@ -170,6 +170,6 @@ def read_member(archive: Path, member: str) -> PIL.Image.Image:
                 return read_upload(file)  # type: ignore[arg-type]  # an IO[bytes] that can be sought in
     except UploadError:
         raise
-    # Of broken archives, zipfile believes what they say of themselves, and raises what follows from it.
+    # zipfile trusts the directory of a corrupt archive, and raises all kinds of errors later.
     except Exception as error:
         raise UploadError("This file is broken inside its zip archive: pack it again and send that.") from error

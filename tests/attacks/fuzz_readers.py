@@ -11,11 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Fuzzing that is guided by coverage: what do the readers of weights and of pictures do with any bytes at all?
+"""Fuzzing that is guided by coverage: what do the readers of weights and of images do with any bytes at all?
 
     python tests/attacks/fuzz_readers.py weights --seconds 600
     python tests/attacks/fuzz_readers.py pickles --seconds 600
-    python tests/attacks/fuzz_readers.py pictures --seconds 600
+    python tests/attacks/fuzz_readers.py images --seconds 600
 
 Anything but a result or the error that the reader promises stops it, with status 77, and leaves the bytes in
 `outputs/fuzzing`: make a test of them.
@@ -49,7 +49,7 @@ from test_fuzzing import (  # noqa: E402
     STORAGE_REFERENCE,
     WEIGHTS_FILES,
     amplified,
-    picture_files,
+    image_files,
     read_pickle,
 )
 from twins_space.uploads import UploadError, read_upload  # noqa: E402
@@ -77,7 +77,7 @@ def read_weights_of(content: bytes) -> None:
             checkpoints.read_weights(file.name)
 
 
-def read_picture_of(content: bytes) -> None:
+def read_image_of(content: bytes) -> None:
     with contextlib.suppress(UploadError):
         read_upload(io.BytesIO(content))
 
@@ -93,7 +93,7 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {
         read_pickle,
         [b"\x80\x02}" + STORAGE_REFERENCE + b"\x89Nts.", *map(pickle_of, (2, 4)), *amplified(1000, 10).values()],
     ),
-    "pictures": (read_picture_of, picture_files()),
+    "images": (read_image_of, image_files()),
 }
 
 

@@ -178,9 +178,9 @@ def switching(folder: Path, switches: int) -> dict[str, Any]:
 def predictions(folder: Path, images: int) -> dict[str, Any]:
     """So many predictions of a tiny model, by `batch_predict.py`."""
     contents = []
-    for picture in digit_images()[0]:
+    for image in digit_images()[0]:
         file = io.BytesIO()
-        picture.save(file, format="PNG")
+        image.save(file, format="PNG")
         contents.append({"bytes": file.getvalue(), "path": None})
     source, output = folder / "images", folder / "predictions"
     source.mkdir()

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What nobody thought of: configurations, shapes, masks, checkpoints and pictures that are drawn at random.
+"""What nobody thought of: configurations, shapes, masks, checkpoints and images that are drawn at random.
 
 Each is accepted and works, or is refused with a sentence. The draws are the same in every run.
 """
@@ -376,23 +376,23 @@ def test_damaged_file_of_weights_is_read_or_refused(suffix, data):
             assert all(torch.is_tensor(weight) for weight in weights.values())
 
 
-def picture_files() -> list[bytes]:
-    picture = PIL.Image.fromarray(np.arange(40 * 30 * 3, dtype=np.uint32).astype(np.uint8).reshape(30, 40, 3))
-    return [saved(picture, image_format) for image_format in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")]
+def image_files() -> list[bytes]:
+    image = PIL.Image.fromarray(np.arange(40 * 30 * 3, dtype=np.uint32).astype(np.uint8).reshape(30, 40, 3))
+    return [saved(image, image_format) for image_format in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")]
 
 
 @pytest.mark.filterwarnings("ignore")  # of Pillow, about what is in the file
 @settings(max_examples=400)
-@given(content=damaged_files(st.sampled_from(picture_files())) | st.binary(max_size=200))
-def test_damaged_picture_is_read_or_refused(content):
+@given(content=damaged_files(st.sampled_from(image_files())) | st.binary(max_size=200))
+def test_damaged_image_is_read_or_refused(content):
     """By the Spaces, by the scripts, and, if it can be decoded, by the image processor."""
     try:
-        picture = read_upload(io.BytesIO(content))
+        uploaded = read_upload(io.BytesIO(content))
     except UploadError as error:
         assert str(error).endswith(".")
     else:
-        assert picture.mode == "RGB"
-        assert max(picture.size) <= 2048
+        assert uploaded.mode == "RGB"
+        assert max(uploaded.size) <= 2048
     image = decode_image({"bytes": content, "path": None})
     if image is not None and image.width * image.height < 10**6:
         pixel_values = TwinsImageProcessor()(image.convert("RGB"), return_tensors="pt")["pixel_values"]
@@ -400,22 +400,22 @@ def test_damaged_picture_is_read_or_refused(content):
         assert pixel_values.isfinite().all()
 
 
-def archive_of_pictures() -> bytes:
+def archive_of_images() -> bytes:
     from hostile_files import archive
 
-    return archive({f"{index}.png": content for index, content in enumerate(picture_files())})
+    return archive({f"{index}.png": content for index, content in enumerate(image_files())})
 
 
 @pytest.mark.filterwarnings("ignore")
 @settings(max_examples=150)
-@given(content=damaged_files(st.just(archive_of_pictures())))
+@given(content=damaged_files(st.just(archive_of_images())))
 def test_damaged_archive_is_read_or_refused(content):
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "pictures.zip")
+        file = Path(folder, "images.zip")
         file.write_bytes(content)
         try:
-            pictures = list_images([file])
+            images = list_images([file])
         except UploadError as error:
             assert str(error).endswith(".")
         else:
-            assert all(isinstance(each, PIL.Image.Image | UploadError) for _, each in read_images(pictures))
+            assert all(isinstance(each, PIL.Image.Image | UploadError) for _, each in read_images(images))

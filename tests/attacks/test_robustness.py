@@ -108,7 +108,7 @@ def test_predictions_are_made_in_flat_memory(tmp_path):
     assert result["at the end"] < 1.1 * result["warm"]
 
 
-@pytest.mark.parametrize("target", ["weights", "pickles", "pictures"])
+@pytest.mark.parametrize("target", ["weights", "pickles", "images"])
 def test_readers_withstand_any_bytes(target):
     command = [sys.executable, TESTS / "fuzz_readers.py", target, "--seconds", "10"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -84,10 +84,10 @@ def test_timm_loads_it_with_labels_and_preprocessing(family, tmp_path):
         torch.testing.assert_close(timm_model(image), model(image).logits, rtol=0, atol=1e-5)
     assert json.loads((tmp_path / "timm" / "config.json").read_text())["label_names"] == ["cat", "dog", "cow"]
 
-    picture = Image.fromarray(load_sample_image("china.jpg"))
+    photograph = Image.fromarray(load_sample_image("china.jpg"))
     transform = create_transform(**resolve_model_data_config(timm_model), is_training=False)
-    pixel_values = TwinsImageProcessorPil.from_pretrained(tmp_path / "model")(picture, return_tensors="pt")
-    torch.testing.assert_close(transform(picture), pixel_values["pixel_values"][0], rtol=0, atol=1e-5)
+    pixel_values = TwinsImageProcessorPil.from_pretrained(tmp_path / "model")(photograph, return_tensors="pt")
+    torch.testing.assert_close(transform(photograph), pixel_values["pixel_values"][0], rtol=0, atol=1e-5)
 
     reloaded = TwinsForImageClassification.from_pretrained(tmp_path / "timm")
     assert reloaded.config.id2label == config.id2label

@@ -107,14 +107,14 @@ def test_every_format_becomes_a_repository_that_auto_classes_load(source_format,
         model = AutoModelForSemanticSegmentation.from_pretrained(output)
         assert model.config.id2label[149] == "flag"
         processor = AutoImageProcessor.from_pretrained(output)
-        # A picture of 300 x 600 pixels, whose short side is scaled to 512.
+        # A image of 300 x 600 pixels, whose short side is scaled to 512.
         inputs = processor(torch.zeros(3, 300, 600, dtype=torch.uint8), return_tensors="pt")
         assert inputs["pixel_values"].shape == (1, 3, 512, 1024)
         assert processor.do_reduce_labels
         former = SegformerImageProcessor(size={"shortest_edge": 512, "longest_edge": 2048})
         photograph = torch.randint(256, (3, 301, 437), dtype=torch.uint8)
-        for pictures in (photograph, photograph[:, :, :60]):
-            actual, expected = (each(pictures, return_tensors="pt").pixel_values for each in (processor, former))
+        for images in (photograph, photograph[:, :, :60]):
+            actual, expected = (each(images, return_tensors="pt").pixel_values for each in (processor, former))
             assert torch.equal(actual, expected)
         with torch.no_grad():
             outputs = model(inputs["pixel_values"][:, :, :64, :64])

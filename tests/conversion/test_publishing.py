@@ -309,12 +309,12 @@ def test_remote_code_runs_in_a_process_without_the_package(hub, source, tmp_path
 
 def test_pipelines_run_on_what_was_published(hub, tmp_path, source):
     run(source, "--output", tmp_path / "classifier", *push_options())
-    picture = Image.effect_noise((300, 260), 80).convert("RGB")
-    assert len(pipeline("image-classification", "somebody/twins")(picture, top_k=5)) == 5
+    image = Image.effect_noise((300, 260), 80).convert("RGB")
+    assert len(pipeline("image-classification", "somebody/twins")(image, top_k=5)) == 5
     torch.save(source_weights("mmseg-semantic-fpn", TINY["svt"]), tmp_path / "fpn.pth")
     run(tmp_path / "fpn.pth", "--output", tmp_path / "fpn", *push_options("somebody/fpn"))
-    masks = pipeline("image-segmentation", "somebody/fpn")(picture)
-    assert all(each["mask"].size == picture.size for each in masks)
+    masks = pipeline("image-segmentation", "somebody/fpn")(image)
+    assert all(each["mask"].size == image.size for each in masks)
     assert isinstance(AutoModelForSemanticSegmentation.from_pretrained("somebody/fpn").config.id2label[0], str)
 
 

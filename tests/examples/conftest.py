@@ -23,7 +23,7 @@ from classification_utils import digit_images, save_start, write_parquet
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> Path:
-    """The first 360 of scikit-learn's digits in a .parquet file, as texts and pictures."""
+    """The first 360 of scikit-learn's digits in a .parquet file, as texts and images."""
     return write_parquet(tmp_path_factory.mktemp("digits"), *digit_images(360))
 
 

@@ -46,10 +46,10 @@ pytestmark = pytest.mark.usefixtures("one_process")
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """35 digits, one file that is no picture though it is called one, and one that is called nothing of the kind."""
+    """35 digits, one file that is no image though it is called one, and one that is called nothing of the kind."""
     folder = write_digit_folder(tmp_path / "digits", 35)
-    (folder / "3" / "broken.jpg").write_text("no picture")
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "3" / "broken.jpg").write_text("no image")
+    (folder / "notes.txt").write_text("no image")
     return folder
 
 
@@ -86,7 +86,7 @@ def test_predictions_are_the_models(start, folder, tmp_path, capsys):
         assert row["error"] is None
 
 
-def test_picture_too_long_for_the_memory_is_an_error(start, folder, tmp_path):
+def test_image_too_long_for_the_memory_is_an_error(start, folder, tmp_path):
     (folder / "3" / "long.png").write_bytes(long_png())
     assert batch_predict.main(command(start, folder, tmp_path / "out")) == {"images": 37, "errors": 2}
     errors = {row["path"]: row["error"] for row in read(tmp_path / "out")}
@@ -95,7 +95,7 @@ def test_picture_too_long_for_the_memory_is_an_error(start, folder, tmp_path):
     )
 
 
-def test_picture_that_cannot_be_prepared_is_an_error(folder):
+def test_image_that_cannot_be_prepared_is_an_error(folder):
     def prepare(image):
         if image.mode == "CMYK":
             raise ValueError("four colors")
@@ -115,27 +115,27 @@ def test_picture_that_cannot_be_prepared_is_an_error(folder):
 
 @pytest.mark.parametrize("kind", ["tar", "parquet", "dataset"])
 def test_other_sources_give_the_same_predictions(kind, start, tmp_path):
-    pictures, labels = digit_images(23)
+    images, labels = digit_images(23)
     folder = tmp_path / "files"
     folder.mkdir()
-    for index, picture in enumerate(pictures):
-        picture.save(folder / f"{index:02}.png")
+    for index, image in enumerate(images):
+        image.save(folder / f"{index:02}.png")
     batch_predict.main(command(start, folder, tmp_path / "expected"))
     expected = [(row["label"], pytest.approx(row["score"], abs=1e-6)) for row in read(tmp_path / "expected")]
 
     source = tmp_path / "source"
     source.mkdir()
     if kind == "tar":
-        for name, part in (("a.tar", pictures[:12]), ("b.tar", pictures[12:])):
+        for name, part in (("a.tar", images[:12]), ("b.tar", images[12:])):
             with tarfile.open(source / name, "w") as archive:
-                for index, picture in enumerate(part):
-                    for suffix, content in ((".png", png(picture)), (".cls", b"0")):
+                for index, image in enumerate(part):
+                    for suffix, content in ((".png", encode_png(image)), (".cls", b"0")):
                         member = tarfile.TarInfo(f"{index:03}{suffix}")
                         member.size = len(content)
                         archive.addfile(member, io.BytesIO(content))
         names = [f"a.tar/{index:03}.png" for index in range(12)] + [f"b.tar/{index:03}.png" for index in range(11)]
     else:
-        write_parquet(source, pictures, labels)
+        write_parquet(source, images, labels)
         names = [f"train{'.parquet' if kind == 'parquet' else ''}#{index}" for index in range(23)]
     if kind == "parquet":
         table = pyarrow.parquet.read_table(source / "train.parquet")
@@ -157,12 +157,12 @@ def test_broken_archive_is_named_when_all_others_are_done(workers, start, tmp_pa
     source.mkdir()
     for name in ("a.tar", "b.tar", "c.tar"):
         with tarfile.open(source / name, "w") as archive:
-            for index, picture in enumerate(digit_images(5)[0]):
+            for index, image in enumerate(digit_images(5)[0]):
                 member = tarfile.TarInfo(f"{index}.png")
-                member.size = len(png(picture))
-                archive.addfile(member, io.BytesIO(png(picture)))
+                member.size = len(encode_png(image))
+                archive.addfile(member, io.BytesIO(encode_png(image)))
     whole = (source / "b.tar").read_bytes()
-    # In the content of its second picture, which begins behind the first one's header and block, and its own header.
+    # In the content of its second image, which begins behind the first one's header and block, and its own header.
     (source / "b.tar").write_bytes(whole[: 3 * 512 + 50])
     (source / "c.tar").write_bytes(b"no archive")
     arguments = command(start, source, tmp_path / "out", "--dataloader_num_workers", workers)
@@ -176,9 +176,9 @@ def test_broken_archive_is_named_when_all_others_are_done(workers, start, tmp_pa
     assert batch_predict.main(arguments) == {"images": 15, "errors": 0}
 
 
-def png(picture: Image.Image) -> bytes:
+def encode_png(image: Image.Image) -> bytes:
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 
@@ -310,7 +310,7 @@ def test_few_open_files_lose_no_image(start, folder, tmp_path):
 
 @pytest.mark.parametrize("change", ["weights", "id2label", "image_size", "mixed_precision"])
 def test_predictions_of_another_model_of_the_same_name_are_not_mixed_in(change, start, folder, tmp_path):
-    """Trained again into the same folder, say, or asked to look at the pictures in another way."""
+    """Trained again into the same folder, say, or asked to look at the images in another way."""
     name, output = shutil.copytree(start, tmp_path / "model"), tmp_path / "out"
     batch_predict.main(command(name, folder, output))
     next(output.glob("*.parquet")).unlink()
@@ -361,8 +361,8 @@ def test_wrong_input_is_named(start, folder, tmp_path, capsys):
             batch_predict.main(command(start, folder, tmp_path / "out", option, 1))
         assert f"{option} is not an option" in capsys.readouterr().err
     write_parquet(tmp_path / "tables", *digit_images(4))
-    with pytest.raises(SystemExit, match="--image_column_name must be one of picture, digit, got photo"):
-        batch_predict.main(command(start, tmp_path / "tables", tmp_path / "out", "--image_column_name", "photo"))
+    with pytest.raises(SystemExit, match="--image_column_name must be one of photo, digit, got photograph"):
+        batch_predict.main(command(start, tmp_path / "tables", tmp_path / "out", "--image_column_name", "photograph"))
 
 
 def test_names_that_are_no_text_are_kept(start, folder, tmp_path):

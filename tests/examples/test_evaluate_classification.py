@@ -234,6 +234,6 @@ def test_wrong_options_are_named(start, folder, tmp_path, capsys):
     with pytest.raises(SystemExit, match="missing must be a folder"):
         run(start, tmp_path / "missing")
     (tmp_path / "broken" / "1").mkdir(parents=True)
-    (tmp_path / "broken" / "1" / "a.png").write_text("no picture")
+    (tmp_path / "broken" / "1" / "a.png").write_text("no image")
     with pytest.raises(SystemExit, match="No image of the dataset can be used"):
         run(start, tmp_path / "broken")

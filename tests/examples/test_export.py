@@ -218,7 +218,7 @@ def test_other_heads_keep_their_outputs(tmp_path, capsys, model_class, names):
     for output, tensor in zip(outputs.values(), tensors):
         np.testing.assert_allclose(output, tensor.numpy(), rtol=1e-4, atol=1e-4)
     with pytest.raises(SystemExit, match=f"classifies images, but .* holds a {model_class.__name__}"):
-        run_exported.main(["picture.png", "--model_dir", str(tmp_path / "onnx")])
+        run_exported.main(["image.png", "--model_dir", str(tmp_path / "onnx")])
 
 
 @pytest.mark.slow
@@ -238,7 +238,7 @@ def test_export_that_computes_something_else_is_not_left(exported, tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
-def test_faults_are_one_sentence(tmp_path, monkeypatch):
+def test_errors_are_one_sentence(tmp_path, monkeypatch):
     model = save(tmp_path / "model")
     with pytest.raises(
         SystemExit, match="error: cannot load nowhere/at-all: there is no such folder, and on the Hub: "
@@ -272,9 +272,9 @@ def test_faults_are_one_sentence(tmp_path, monkeypatch):
 
 def digit_folder(folder: Path, indices: np.ndarray) -> Path:
     folder.mkdir()
-    pictures, _ = digit_images()
+    images, _ = digit_images()
     for index in indices:
-        pictures[index].save(folder / f"{index:04}.png")
+        images[index].save(folder / f"{index:04}.png")
     return folder
 
 
@@ -287,9 +287,9 @@ def test_openvino_computes_what_the_model_does_in_every_precision(tmp_path, caps
     calibration = ["--dtype", "int8", "--calibration_dir", str(digit_folder(tmp_path / "digits", training))]
     int8 = convert(export_openvino, model, tmp_path / "int8", *calibration)
     assert "images, which can take minutes ..." in capsys.readouterr().out
-    pictures, labels = digit_images()
+    images, labels = digit_images()
     preprocessing = run_exported.Preprocessing(run_exported.read_json(plain / "preprocessor_config.json"))
-    pixel_values = np.concatenate([preprocessing(pictures[index]) for index in held_out])
+    pixel_values = np.concatenate([preprocessing(images[index]) for index in held_out])
     expected = outputs_of(classifier, pixel_values).logits.numpy()
     tolerances = {(plain, "f32"): 1e-4, (plain, "bf16"): 0.03, (int8, "f32"): 0.03, (int8, "bf16"): 0.03}
     for (folder, precision), tolerance in tolerances.items():

@@ -53,7 +53,7 @@ def test_full_disk_is_a_sentence_and_the_next_run_gets_to_the_end(script, digits
                     "--input_dir",
                     str(digits),
                     "--image_column_name",
-                    "picture",
+                    "photo",
                     "--output_dir",
                     str(output_dir),
                 ],

@@ -104,8 +104,8 @@ def test_script_trains_evaluates_and_writes_a_repository(script, digits, start, 
     assert sum(map(sum, report["confusion_matrix"])) == 40
     assert report["metrics"]["accuracy"] == pytest.approx(metrics["eval_accuracy"])
     for name in ("confusion_matrix.png", "curves.png"):
-        with PILImage.open(output / name) as picture:
-            assert min(picture.size) > 200
+        with PILImage.open(output / name) as image:
+            assert min(image.size) > 200
     assert "model-index" in (output / "README.md").read_text()
     assert TwinsImageProcessor.from_pretrained(output).size.shortest_edge == 18
 
@@ -228,7 +228,7 @@ def test_corrupt_images_are_left_out_and_named(tmp_path, caplog):
     folder = write_images(tmp_path / "images", {"cat": 8, "dog": 8})
     whole = (folder / "cat" / "3.png").read_bytes()
     (folder / "cat" / "3.png").write_bytes(whole[: len(whole) // 2])
-    (folder / "dog" / "5.png").write_text("no picture")
+    (folder / "dog" / "5.png").write_text("no image")
     (folder / "dog" / "6.png").write_bytes(long_png())
     images = load_images(DataArguments(train_dir=str(folder), validation_dir=str(folder)), seed=0)
     assert len(images["train"]) == 13
@@ -257,9 +257,9 @@ def test_held_out_images_are_split_off_by_label(tmp_path):
 
 
 def test_columns_are_found_or_asked_for(tmp_path):
-    picture = io.BytesIO()
-    PILImage.new("RGB", (9, 9)).save(picture, "PNG")
-    columns = {"photo": [{"bytes": picture.getvalue(), "path": None}] * 6, "kind": [3, 3, 3, 5, 5, 5]}
+    image = io.BytesIO()
+    PILImage.new("RGB", (9, 9)).save(image, "PNG")
+    columns = {"photo": [{"bytes": image.getvalue(), "path": None}] * 6, "kind": [3, 3, 3, 5, 5, 5]}
     features = Features({"photo": Image(), "kind": Value("int64")})
     Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "a.parquet")
     images = load_images(DataArguments(train_dir=str(tmp_path), train_val_split=0.34), seed=0)
@@ -275,7 +275,7 @@ def test_columns_are_found_or_asked_for(tmp_path):
 
 
 @pytest.mark.usefixtures("accelerators_keep_their_random_numbers")
-def test_image_depends_on_seed_epoch_and_place_alone(tmp_path):
+def test_image_depends_only_on_seed_epoch_and_index(tmp_path):
     folder = write_images(tmp_path / "images", {"cat": 4, "dog": 4})
     images = load_images(DataArguments(train_dir=str(folder), validation_dir=str(folder)), seed=0)["train"]
     processor = TwinsImageProcessor(size={"shortest_edge": 18}, crop_size={"height": 16, "width": 16})
@@ -347,8 +347,8 @@ def test_stem_takes_other_channels_and_gives_the_same_for_gray(num_channels):
 def test_other_image_size_keeps_the_share_of_the_crop(start):
     processor = create_processor(ModelArguments(model_name_or_path=str(start), image_size=32), num_channels=1)
     assert (processor.crop_size.height, processor.size.shortest_edge) == (32, 36)
-    picture = PILImage.effect_noise((60, 50), 50)
-    assert processor(picture, return_tensors="pt")["pixel_values"].shape == (1, 1, 32, 32)
+    image = PILImage.effect_noise((60, 50), 50)
+    assert processor(image, return_tensors="pt")["pixel_values"].shape == (1, 1, 32, 32)
 
 
 def test_revision_is_that_of_configuration_and_image_processor(tmp_path):
@@ -537,12 +537,12 @@ def test_failed_connection_is_a_sentence():
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("num_channels", [1, 5])
 def test_images_with_other_channels_are_learnt(num_channels, script, start, tmp_path):
-    pictures, labels = digit_images(360)
+    images, labels = digit_images(360)
     if num_channels == 1:
-        folder = write_parquet(tmp_path / "images", pictures, labels)
+        folder = write_parquet(tmp_path / "images", images, labels)
     else:
         features = Features({"image": Array3D((8, 8, 5), "uint8"), "label": Value("string")})
-        arrays = [np.repeat(np.asarray(picture)[..., None], 5, axis=-1) for picture in pictures]
+        arrays = [np.repeat(np.asarray(image)[..., None], 5, axis=-1) for image in images]
         (tmp_path / "images").mkdir()
         Dataset.from_dict({"image": arrays, "label": labels}, features=features).to_parquet(
             tmp_path / "images" / "train.parquet"
@@ -612,8 +612,8 @@ def test_compiled_training_in_bfloat16_writes_a_plain_model(script, digits, monk
 def test_webdataset_is_learnt(start, tmp_path):
     (tmp_path / "data").mkdir()
     with tarfile.open(tmp_path / "data" / "train.tar", "w") as archive:
-        for index, (picture, label) in enumerate(zip(*digit_images(80))):
-            for suffix, content in ((".png", png(picture)), (".cls", label.encode())):
+        for index, (image, label) in enumerate(zip(*digit_images(80))):
+            for suffix, content in ((".png", encode_png(image)), (".cls", label.encode())):
                 member = tarfile.TarInfo(f"{index:03}{suffix}")
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
@@ -710,9 +710,9 @@ def test_script_that_was_asked_for_fsdp_says_that_it_is_not_sharded(
 
 
 def test_label_names_are_given_by_a_file(tmp_path):
-    picture = PILImage.new("RGB", (9, 9))
+    image = PILImage.new("RGB", (9, 9))
     features = Features({"image": Image(), "label": Value("int64")})
-    columns = {"image": [picture] * 6, "label": [0, 1, 2, 0, 1, 2]}
+    columns = {"image": [image] * 6, "label": [0, 1, 2, 0, 1, 2]}
     Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "a.parquet")
     (tmp_path / "names.txt").write_text("ant\nbee\ncat\ndog\n")
     arguments = DataArguments(
@@ -745,12 +745,12 @@ def test_evaluation_labels_that_training_lacks_are_named(tmp_path):
 
 
 def stream_options(start: Path, tmp_path: Path) -> list[str]:
-    pictures, labels = digit_images(100)
+    images, labels = digit_images(100)
     for index in range(2):
         part = slice(40 * index, 40 * index + 40)
-        write_parquet(tmp_path / "train", pictures[part], labels[part])
+        write_parquet(tmp_path / "train", images[part], labels[part])
         (tmp_path / "train" / "train.parquet").rename(tmp_path / "train" / f"{index}.parquet")
-    write_parquet(tmp_path / "validation", pictures[80:100], labels[80:100])
+    write_parquet(tmp_path / "validation", images[80:100], labels[80:100])
     (tmp_path / "names.txt").write_text("\n".join("0123456789"))
     return [
         *plain_options(tmp_path / "train", start, tmp_path / "run"),
@@ -793,10 +793,10 @@ def numbered_stream(tmp_path: Path, batch_size: int, **options: int) -> Streamed
     """Of 40 gray images that are known by their brightness, one of which cannot be decoded, in four files."""
     tmp_path.mkdir(exist_ok=True)
     for part in range(4):
-        pictures = [PILImage.new("L", (8, 8), 10 * part + index) for index in range(10)]
-        columns: dict = {"image": [{"bytes": png(picture), "path": f"{part}.png"} for picture in pictures]}
+        images = [PILImage.new("L", (8, 8), 10 * part + index) for index in range(10)]
+        columns: dict = {"image": [{"bytes": encode_png(image), "path": f"{part}.png"} for image in images]}
         if part == 2:
-            columns["image"][5]["bytes"] = b"no picture"
+            columns["image"][5]["bytes"] = b"no image"
         columns["label"] = list(range(10))
         features = Features({"image": Image(), "label": ClassLabel(num_classes=10)})
         Dataset.from_dict(columns, features=features).to_parquet(tmp_path / f"{part}.parquet")
@@ -808,9 +808,9 @@ def numbered_stream(tmp_path: Path, batch_size: int, **options: int) -> Streamed
     return StreamedImages(stream, Preparation(brightness, 1), 40, batch_size, 8, **options)
 
 
-def png(picture: PILImage.Image) -> bytes:
+def encode_png(image: PILImage.Image) -> bytes:
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 
@@ -844,7 +844,7 @@ def test_processes_share_a_stream(tmp_path):
 
 def test_stream_without_images_is_no_endless_loop(tmp_path):
     features = Features({"image": Image(), "label": ClassLabel(num_classes=2)})
-    columns = {"image": [{"bytes": b"no picture", "path": None}] * 4, "label": [0, 1, 0, 1]}
+    columns = {"image": [{"bytes": b"no image", "path": None}] * 4, "label": [0, 1, 0, 1]}
     Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "a.parquet")
     stream = load_folder(str(tmp_path), streaming=True)
     with pytest.raises(ValueError, match="No image of the stream can be used"):

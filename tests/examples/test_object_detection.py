@@ -114,18 +114,18 @@ def test_script_trains_evaluates_and_writes_what_predicts(scenes, start, tmp_pat
     assert report["history"][-1]["eval_ap"] == metrics["eval_ap"]
     assert report["metrics"]["mask_ap"] == metrics["eval_mask_ap"]
     for name in ("curves.png", "predictions.png"):
-        with Image.open(output / name) as picture:
-            assert min(picture.size) > 200
+        with Image.open(output / name) as image:
+            assert min(image.size) > 200
 
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     for seed in (50, 51):
-        digit_scene(seed, (48, 60 + seed)).image.save(pictures / f"{seed}.png")
-    (pictures / "bad.png").write_text("no picture")
-    Image.new("F", (40, 40), 255).save(pictures / "fractions.tif")
+        digit_scene(seed, (48, 60 + seed)).image.save(images / f"{seed}.png")
+    (images / "bad.png").write_text("no image")
+    Image.new("F", (40, 40), 255).save(images / "fractions.tif")
     predict_detection.main(
         [
-            *("--model_name_or_path", str(output), "--images", str(pictures)),
+            *("--model_name_or_path", str(output), "--images", str(images)),
             *("--output_dir", str(tmp_path / "found"), "--threshold", "0.01"),
         ]
     )
@@ -156,7 +156,7 @@ def test_snippet_of_the_card_runs_with_the_core_dependencies_alone(detector, sce
     text = ModelCard.load(output / "README.md").text
     (snippet,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert snippet.startswith("import hf_twins ")
-    digit_scene(60, (48, 80)).image.save(tmp_path / "picture.jpg")
+    digit_scene(60, (48, 80)).image.save(tmp_path / "image.jpg")
     # Low, so that it detects something.
     snippet = snippet.replace("threshold=0.5", "threshold=0.0")
     program = f"""
@@ -164,7 +164,7 @@ import sys
 sys.modules |= dict.fromkeys({EXTRAS})
 {snippet}
 import PIL.Image
-objects = hf_twins.detection.load_detector({str(output)!r})([PIL.Image.open("picture.jpg")], threshold=0.0)[0]
+objects = hf_twins.detection.load_detector({str(output)!r})([PIL.Image.open("image.jpg")], threshold=0.0)[0]
 print(sorted(objects))
 assert not [name for name in {EXTRAS} if sys.modules[name]]
 """

@@ -52,7 +52,7 @@ def quickstart(monkeypatch, tmp_path):
 
 @pytest.fixture
 def image_folder(tmp_path) -> Path:
-    """Twelve pictures of each of three digits, as a user would have them."""
+    """Twelve images of each of three digits, as a user would have them."""
     digits = load_digits()
     for digit, name in enumerate(["zero", "one", "two"]):
         folder = tmp_path / "images" / name

@@ -61,10 +61,10 @@ def test_every_recipe_learns(tmp_path):
 
     Each by one script: that both take the same steps, by every recipe, is tested in test_training_loops.py.
     """
-    images, labels = mnist_data()
-    chosen = np.random.default_rng(0).permutation(len(images))[:1400]
-    pictures = [Image.fromarray(images[index].reshape(28, 28).astype("uint8")) for index in chosen]
-    mnist = write_parquet(tmp_path / "mnist", pictures, [str(labels[index]) for index in chosen])
+    pixels, labels = mnist_data()
+    chosen = np.random.default_rng(0).permutation(len(pixels))[:1400]
+    images = [Image.fromarray(pixels[index].reshape(28, 28).astype("uint8")) for index in chosen]
+    mnist = write_parquet(tmp_path / "mnist", images, [str(labels[index]) for index in chosen])
     digits = write_parquet(tmp_path / "digits", *digit_images())
     start = save_start(tmp_path / "start", size=32, **SMALL)
     from_scratch = ["--config_name", str(start), "--learning_rate", "2e-2", "--warmup_steps", "0.1"]

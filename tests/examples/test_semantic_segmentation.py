@@ -180,8 +180,8 @@ def test_script_trains_evaluates_and_writes_a_repository(head, scenes, starts, t
     assert list(report["per_class"]) == CLASSES
     assert "mean_iou" in (output / "README.md").read_text()
     for name in ("predictions.png", "curves.png", "class_iou.png"):
-        with PILImage.open(output / name) as picture:
-            assert min(picture.size) >= 200
+        with PILImage.open(output / name) as image:
+            assert min(image.size) >= 200
 
     # What it measured is what its folder gives.
     model = AutoModelForSemanticSegmentation.from_pretrained(output)
@@ -267,9 +267,9 @@ def test_folder_with_another_image_processor_trains_on_with_the_same_pixels(tmp_
     processor = AutoImageProcessor.from_pretrained(tmp_path)
     assert type(processor) is TwinsImageProcessor
     assert processor.do_reduce_labels
-    picture = PILImage.effect_noise((73, 51), 80).convert("RGB")
+    image = PILImage.effect_noise((73, 51), 80).convert("RGB")
     assert torch.equal(
-        processor(picture, return_tensors="pt").pixel_values, former(picture, return_tensors="pt").pixel_values
+        processor(image, return_tensors="pt").pixel_values, former(image, return_tensors="pt").pixel_values
     )
 
 
@@ -297,10 +297,10 @@ def test_what_cannot_segment_is_refused(script, scenes, tmp_path):
 
 
 @pytest.mark.parametrize("window_padding", ["masked", "zeros", "authors_segmentation"])
-def test_upernet_segments_pictures_of_any_size(window_padding):
+def test_upernet_segments_images_of_any_size(window_padding):
     model = randomize(UperNetForSemanticSegmentation(upernet_config(window_padding=window_padding)))
-    picture = PILImage.effect_noise((45, 31), 80).convert("RGB")
-    probabilities = segment(model, processor_of(), picture, InferenceArguments())
+    image = PILImage.effect_noise((45, 31), 80).convert("RGB")
+    probabilities = segment(model, processor_of(), image, InferenceArguments())
     assert probabilities.shape == (4, 31, 45)
     torch.testing.assert_close(probabilities.sum(0), torch.ones(31, 45))
 
@@ -337,14 +337,14 @@ def test_sliding_window_equals_a_plain_loop(size):
 def test_multi_scale_and_flip_equals_a_plain_loop(head):
     config = upernet_config() if head == "upernet" else tiny_config(num_labels=4)
     model = randomize(AutoModelForSemanticSegmentation.from_config(config))
-    picture = PILImage.effect_noise((41, 35), 80).convert("RGB")
+    image = PILImage.effect_noise((41, 35), 80).convert("RGB")
     processor = processor_of()
-    actual = segment(model, processor, picture, InferenceArguments(scales=list(MULTI_SCALES), flip=True))
+    actual = segment(model, processor, image, InferenceArguments(scales=list(MULTI_SCALES), flip=True))
     expected = []
     for short_side in (16, 24, 32, 40, 48, 56):
         # The processor of another model, which does the same.
         inputs = SegformerImageProcessor(size={"shortest_edge": short_side, "longest_edge": 4 * short_side})(
-            picture, return_tensors="pt"
+            image, return_tensors="pt"
         )["pixel_values"]
         for pixels in (inputs, inputs.flip(-1)):
             with torch.no_grad():
@@ -357,12 +357,12 @@ def test_multi_scale_and_flip_equals_a_plain_loop(head):
     torch.testing.assert_close(actual, torch.stack(expected).mean(0))
 
 
-def test_windows_as_large_as_the_picture_are_the_picture():
+def test_windows_as_large_as_the_image_are_the_image():
     model = randomize(TwinsForSemanticSegmentation(tiny_config()))
-    picture = PILImage.effect_noise((45, 31), 80)
+    image = PILImage.effect_noise((45, 31), 80)
     how = InferenceArguments(slide_crop_size=64, slide_stride=64)
-    whole = segment(model, processor_of(), picture, InferenceArguments())
-    torch.testing.assert_close(segment(model, processor_of(), picture, how), whole)
+    whole = segment(model, processor_of(), image, InferenceArguments())
+    torch.testing.assert_close(segment(model, processor_of(), image, how), whole)
 
 
 def test_metrics_equal_those_of_scikit_learn():
@@ -388,7 +388,7 @@ def test_metrics_equal_those_of_scikit_learn():
         confusion_matrix(truth, prediction, 3)
 
 
-def test_evaluation_counts_every_pixel_of_every_picture(scenes):
+def test_evaluation_counts_every_pixel_of_every_image(scenes):
     model = randomize(TwinsForSemanticSegmentation(tiny_config(num_labels=4))).train()
     pairs, _ = load_pairs(DataArguments(train_dir=str(scenes / "validation"), train_val_split=0.5), seed=0)
     matrix = evaluate_pairs(model, processor_of(), pairs["train"], InferenceArguments())
@@ -401,7 +401,7 @@ def test_pairs_that_do_not_fit_are_left_out_and_named(tmp_path, caplog):
     folder = write_scenes(tmp_path / "scenes", range(9))
     whole = (folder / "images" / "0.png").read_bytes()
     (folder / "images" / "0.png").write_bytes(whole[: len(whole) // 2])
-    (folder / "annotations" / "1.png").write_text("no picture")
+    (folder / "annotations" / "1.png").write_text("no image")
     PILImage.new("L", (31, 32)).save(folder / "annotations" / "2.png")
     PILImage.new("RGB", (32, 32)).save(folder / "annotations" / "3.png")
     PILImage.new("L", (32, 32), IGNORE_INDEX).save(folder / "annotations" / "4.png")
@@ -466,16 +466,16 @@ def test_crop_depends_on_seed_epoch_and_place_alone(scenes):
     assert {type(value) for value in first.values()} == {torch.Tensor}
 
 
-def test_picture_and_mask_are_cropped_padded_and_mirrored_together():
-    """A picture that is its own mask, so that each pixel must have its class's color."""
+def test_image_and_mask_are_cropped_padded_and_mirrored_together():
+    """A image that is its own mask, so that each pixel must have its class's color."""
     numbers = np.kron(np.arange(12).reshape(3, 4), np.ones((16, 16), int)).astype(np.uint8)
-    picture = PILImage.fromarray(numbers * 20).convert("RGB")
+    image = PILImage.fromarray(numbers * 20).convert("RGB")
     processor = processor_of(64, image_mean=[0.5] * 3, image_std=[1.0] * 3)
     recipe = SegmentationRecipe(photometric_distortion=False)
     preparation = Preparation(training_transform(recipe, processor), do_reduce_labels=False)
     num_padded = 0
     for epoch in range(12):
-        example = preparation({"image": picture, "label": PILImage.fromarray(numbers)}, epoch, 0)
+        example = preparation({"image": image, "label": PILImage.fromarray(numbers)}, epoch, 0)
         assert example["pixel_values"].shape == (3, 64, 64)
         assert example["labels"].dtype == torch.int64
         is_padding = example["labels"] == IGNORE_INDEX
@@ -484,7 +484,7 @@ def test_picture_and_mask_are_cropped_padded_and_mirrored_together():
         assert example["pixel_values"][0][is_padding].abs().sum() < 0.003 * 64 * 64
         found = (example["pixel_values"][0] + 0.5) * 255 / 20
         is_same = (found - example["labels"]).abs() < 0.5
-        # Not all: between the squares the picture is blended, the mask is not.
+        # Not all: between the squares the image is blended, the mask is not.
         assert is_same[~is_padding].float().mean() > 0.8
     assert 0 < num_padded < 12
 
@@ -589,30 +589,30 @@ def trained(tmp_path_factory) -> Path:
     return folder
 
 
-def test_prediction_writes_mask_and_overlay_of_every_picture(trained, tmp_path, capsys, caplog):
-    (tmp_path / "pictures").mkdir()
-    PILImage.effect_noise((60, 40), 80).save(tmp_path / "pictures" / "gray.png")
-    PILImage.effect_noise((33, 50), 80).convert("RGB").save(tmp_path / "pictures" / "color.jpg")
-    (tmp_path / "pictures" / "notes.txt").write_text("no picture")
+def test_prediction_writes_mask_and_overlay_of_every_image(trained, tmp_path, capsys, caplog):
+    (tmp_path / "images").mkdir()
+    PILImage.effect_noise((60, 40), 80).save(tmp_path / "images" / "gray.png")
+    PILImage.effect_noise((33, 50), 80).convert("RGB").save(tmp_path / "images" / "color.jpg")
+    (tmp_path / "images" / "notes.txt").write_text("no image")
     arguments = ["--model_name_or_path", str(trained), "--device", "cpu", "--output_dir", str(tmp_path / "out")]
-    shares = predict_segmentation.main([*arguments, "--images", str(tmp_path / "pictures")])
+    shares = predict_segmentation.main([*arguments, "--images", str(tmp_path / "images")])
     assert list(shares) == ["color.jpg", "gray.png"]
     assert all(sum(classes.values()) == pytest.approx(1) for classes in shares.values())
     model, processor = load_model(trained, "semantic-segmentation")
-    with PILImage.open(tmp_path / "pictures" / "gray.png") as picture:
-        expected = segment(model, processor, picture, InferenceArguments()).argmax(0)
+    with PILImage.open(tmp_path / "images" / "gray.png") as image:
+        expected = segment(model, processor, image, InferenceArguments()).argmax(0)
     with PILImage.open(tmp_path / "out" / "gray_mask.png") as mask:
         np.testing.assert_array_equal(np.asarray(mask), expected)
         assert class_shares(np.asarray(mask), list(model.config.id2label.values())) == shares["gray.png"]
-    with PILImage.open(tmp_path / "out" / "color_overlay.png") as picture:
-        assert min(picture.size) > 200
+    with PILImage.open(tmp_path / "out" / "color_overlay.png") as image:
+        assert min(image.size) > 200
     assert "gray.png: " in capsys.readouterr().out
 
-    (tmp_path / "pictures" / "bad.png").write_text("no picture")
+    (tmp_path / "images" / "bad.png").write_text("no image")
     before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
     with pytest.raises(SystemExit, match="out holds the files of a run with other images: give another --output_dir"):
-        predict_segmentation.main([*arguments, "--images", str(tmp_path / "pictures")])
-    more = ["--output_dir", str(tmp_path / "more"), "--images", str(tmp_path / "pictures")]
+        predict_segmentation.main([*arguments, "--images", str(tmp_path / "images")])
+    more = ["--output_dir", str(tmp_path / "more"), "--images", str(tmp_path / "images")]
     for _ in range(2):
         assert predict_segmentation.main([*arguments, *more]) == shares
     with pytest.raises(SystemExit, match="more holds the files of a run with flip False, now True: "):
@@ -628,9 +628,9 @@ def test_prediction_writes_mask_and_overlay_of_every_picture(trained, tmp_path, 
     assert "1 of 3 images cannot be used and are skipped: bad.png." in caplog.text
     with pytest.raises(SystemExit, match="--images must be an image or a folder of images, got"):
         predict_segmentation.main([*arguments, "--images", str(tmp_path / "none")])
-    (tmp_path / "pictures" / "gray.jpg").write_text("another")
+    (tmp_path / "images" / "gray.jpg").write_text("another")
     with pytest.raises(SystemExit, match="have the same name except for its extension: gray"):
-        predict_segmentation.main([*arguments, "--images", str(tmp_path / "pictures")])
+        predict_segmentation.main([*arguments, "--images", str(tmp_path / "images")])
 
 
 def test_published_result_is_that_of_the_same_source_and_the_same_way(tmp_path, trained, scenes, capsys):

@@ -157,8 +157,8 @@ def record(monkeypatch) -> Any:
 @pytest.fixture(scope="module")
 def few(tmp_path_factory) -> Path:
     """Enough digits for a few steps."""
-    pictures, labels = digit_images()
-    return write_parquet(tmp_path_factory.mktemp("few"), pictures[:40], labels[:40])
+    images, labels = digit_images()
+    return write_parquet(tmp_path_factory.mktemp("few"), images[:40], labels[:40])
 
 
 def words(script: str, source: Path, output: Path, extra: str) -> list[str]:

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Loading timm's and the authors' checkpoints; the reference is timm, whose models have the authors' names."""
+"""Loading of timm's and the authors' checkpoints; the reference is timm, which uses the authors' weight names."""
 
 import argparse
 import json
@@ -98,7 +98,7 @@ def reference() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def timm_folder(reference, tmp_path_factory) -> Path:
-    """Not to be written to."""
+    """Tests must not write to this folder."""
     return save_timm(reference, tmp_path_factory.mktemp("timm"))
 
 
@@ -154,7 +154,7 @@ def test_timm_folder_is_a_checkpoint_of_the_other_models(timm_folder, reference,
     model, info = model_class.from_pretrained(timm_folder, output_loading_info=True)
     assert all(key.startswith(heads) for key in info["missing_keys"])
     assert bool(info["missing_keys"]) == bool(heads)
-    # The classifier, which a model without a head is told of as everywhere in transformers.
+    # As everywhere in transformers, a model without a head reports the classifier's weights as unexpected.
     assert info["unexpected_keys"] <= {"classifier.weight", "classifier.bias"}
     pixel_values = torch.randn(1, 3, 97, 131)
     with torch.no_grad():
@@ -170,7 +170,7 @@ def test_timm_folder_is_a_checkpoint_of_the_other_models(timm_folder, reference,
             torch.testing.assert_close(hidden_state, expected, rtol=0, atol=1e-5)
 
 
-def test_timm_config_becomes_ours(timm_folder):
+def test_timm_config_is_converted(timm_folder):
     config = TwinsConfig.from_pretrained(timm_folder)
     expected = TwinsConfig(
         hidden_sizes=[32, 64, 96],
@@ -206,7 +206,7 @@ def test_timm_folder_without_a_head_gives_pooled_features(tmp_path):
 
 
 def test_timm_windows_of_one_token_are_global_attention(tmp_path):
-    # timm's own encoding of it: its weights have the names of global attention.
+    # In timm, the weights of such blocks have the names of global attention.
     reference = timm_model(wss=[1, 1, 1])
     save_timm(reference, tmp_path)
     model, info = TwinsForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
@@ -219,7 +219,7 @@ def test_timm_windows_of_one_token_are_global_attention(tmp_path):
     [
         ({}, [f"LABEL_{index}" for index in range(5)]),
         ({"label_names": ["cat", "dog", "cow", "hen", "pig"]}, ["cat", "dog", "cow", "hen", "pig"]),
-        # Keys of JSON are strings, and need not be in order.
+        # Keys in JSON are strings, and may be unordered.
         (
             {"label_names": {"4": "pig", "3": "hen", "2": "cow", "1": "dog", "0": "cat"}},
             ["cat", "dog", "cow", "hen", "pig"],
@@ -231,7 +231,7 @@ def test_timm_windows_of_one_token_are_global_attention(tmp_path):
     ],
     ids=["none", "list", "dict", "descriptions"],
 )
-def test_timm_labels_become_ours(tmp_path, reference, model_config, expected):
+def test_timm_labels_are_converted(tmp_path, reference, model_config, expected):
     save_timm(reference, tmp_path, **model_config)
     for config in (
         TwinsConfig.from_pretrained(tmp_path),
@@ -245,14 +245,14 @@ def test_thousand_labels_have_imagenet_names():
     def labels() -> dict[int, str]:
         return convert_timm_config({"architecture": "twins_svt_small"}).get("id2label", {})
 
-    # The same classes in the same order, as torchvision names them.
+    # torchvision has the same classes in the same order.
     torchvision_names = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
     assert len(labels()) == 1000
     for index in (0, 147, 282, 555, 817, 999):
         assert torchvision_names[index] in labels()[index]
 
 
-def test_head_for_other_labels_is_new_and_the_rest_is_timms(timm_folder, reference):
+def test_head_for_other_labels_is_new_and_all_other_weights_are_those_of_timm(timm_folder, reference):
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         TwinsForImageClassification.from_pretrained(timm_folder, num_labels=10)
     model, info = TwinsForImageClassification.from_pretrained(
@@ -287,7 +287,7 @@ def test_arguments_of_from_pretrained_act_on_a_timm_folder(timm_folder, referenc
         load(state_dict={})
 
 
-def test_half_precision_weights_stay_what_they_are(tmp_path):
+def test_half_precision_weights_are_unchanged(tmp_path):
     save_timm(timm_model().half(), tmp_path)
     assert TwinsForImageClassification.from_pretrained(tmp_path).dtype == torch.float16
     assert TwinsForImageClassification.from_pretrained(tmp_path, dtype=torch.float32).dtype == torch.float32
@@ -295,7 +295,7 @@ def test_half_precision_weights_stay_what_they_are(tmp_path):
 
 @pytest.mark.parametrize("safe_serialization", [True, False], ids=["safetensors", "bin"])
 def test_training_does_not_write_to_the_file(tmp_path, reference, safe_serialization):
-    # Weights are views of the file, mapped into memory.
+    # Weights are views of the memory-mapped file.
     save_timm(reference, tmp_path, safe_serialization)
     (file,) = tmp_path.glob("*.safetensors" if safe_serialization else "*.bin")
     before = file.read_bytes()
@@ -322,14 +322,14 @@ PROCESSOR_CLASSES = [TwinsImageProcessor, TwinsImageProcessorPil]
     ids=["published", "inception", "smaller", "squash"],
 )
 @pytest.mark.parametrize("processor_class", PROCESSOR_CLASSES)
-def test_timm_preprocessing_becomes_ours(tmp_path, reference, processor_class, changes, size):
+def test_timm_preprocessing_is_converted(tmp_path, reference, processor_class, changes, size):
     save_timm(reference, tmp_path)
     edit_config(tmp_path, lambda config: config["pretrained_cfg"].update(changes))
     pretrained_cfg = json.loads((tmp_path / "config.json").read_text())["pretrained_cfg"]
     transform = create_transform(**resolve_data_config(pretrained_cfg=pretrained_cfg))
     processor = processor_class.from_pretrained(tmp_path)
     assert {side: length for side, length in dict(processor.size).items() if length is not None} == size
-    # Resized, its long side is even. Where it is odd, the margin of the centre crop is rounded otherwise.
+    # The longer side after resizing is even. If it is odd, the margin of the center crop is rounded differently.
     photograph = Image.fromarray(load_sample_image("china.jpg")).crop((0, 0, 640, 426))
     expected = transform(photograph)
     pixel_values = processor(photograph, return_tensors="pt").pixel_values[0]
@@ -338,7 +338,7 @@ def test_timm_preprocessing_becomes_ours(tmp_path, reference, processor_class, c
 
 
 @pytest.mark.parametrize("processor_class", PROCESSOR_CLASSES)
-def test_processor_of_a_folder_of_ours_is_not_read_from_config_json(tmp_path, timm_folder, processor_class):
+def test_processor_of_an_hf_twins_folder_is_not_read_from_config_json(tmp_path, timm_folder, processor_class):
     TwinsForImageClassification.from_pretrained(timm_folder).save_pretrained(tmp_path)
     with pytest.raises(OSError, match=r"preprocessor_config\.json"):
         processor_class.from_pretrained(tmp_path)
@@ -347,7 +347,7 @@ def test_processor_of_a_folder_of_ours_is_not_read_from_config_json(tmp_path, ti
 
 
 @pytest.mark.parametrize("processor_class", PROCESSOR_CLASSES)
-def test_processor_of_the_authors_file_is_the_authors(tmp_path, processor_class):
+def test_processor_for_the_authors_file_is_that_of_their_evaluation(tmp_path, processor_class):
     file = save_authors(timm_model().state_dict(), tmp_path / "alt_gvt.pth")
     for source in (file, tmp_path):
         assert processor_class.from_pretrained(source).to_dict() == processor_class().to_dict()
@@ -362,7 +362,7 @@ def test_processor_of_the_authors_file_is_the_authors(tmp_path, processor_class)
     ],
     ids=["border", "rectangle", "interpolation"],
 )
-def test_preprocessing_that_the_processor_has_not_is_named(tmp_path, reference, changes, message):
+def test_unsupported_preprocessing_is_named(tmp_path, reference, changes, message):
     save_timm(reference, tmp_path)
     edit_config(tmp_path, lambda config: config["pretrained_cfg"].update(changes))
     with pytest.raises(ValueError, match=message):
@@ -374,7 +374,7 @@ def test_preprocessing_that_the_processor_has_not_is_named(tmp_path, reference, 
 
 def test_timm_repository_on_the_hub(tmp_path, reference):
     folder = save_timm(reference, tmp_path / "repository", "both")
-    # Who has safetensors needs no pickle, which is not even downloaded.
+    # If there is a safetensors file, the pickle is not even downloaded.
     (folder / "pytorch_model.bin").write_bytes(b"damaged")
     name = "timm/twins_svt_small.in1k"
     with serve_models({name: folder}) as hub, hub.in_process(tmp_path / "home"):
@@ -409,7 +409,7 @@ def test_revision_and_subfolder_are_respected(tmp_path, reference):
 # The authors' files
 
 
-# What training scripts wrap around weights.
+# Wrappers of training scripts around weights.
 WRAPPERS: dict[str, Callable[[dict[str, torch.Tensor]], Any]] = {
     "bare": lambda weights: weights,
     "training": lambda weights: {
@@ -440,7 +440,7 @@ def test_authors_file_computes_the_same(tmp_path, family, wrapper, zipped):
 
 @pytest.mark.parametrize("suffix", WEIGHTS_SUFFIXES)
 @pytest.mark.parametrize("model_class", [TwinsForImageClassification, TwinsModel, TwinsBackbone])
-def test_authors_file_is_read_whatever_its_suffix(tmp_path, reference, suffix, model_class):
+def test_authors_file_is_read_with_any_suffix(tmp_path, reference, suffix, model_class):
     file = tmp_path / f"alt_gvt{suffix}"
     (save_file if suffix == ".safetensors" else torch.save)(reference.state_dict(), file)
     for source in (file, tmp_path):
@@ -476,7 +476,7 @@ def test_error_names_the_file_it_is_about(tmp_path, reference, our_folder, load,
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_architecture_is_inferred_from_the_authors_file(tmp_path, family):
-    # All that can be told differs from the defaults.
+    # Everything that can be inferred differs from the defaults.
     sizes = {"depths": [1, 2, 3], "mlp_ratios": [3, 2.5, 1], "sr_ratios": [2, 4, 1]} if family == "pcpvt" else {}
     reference = timm_model(family, in_chans=4, patch_size=8, num_classes=9, **sizes)
     file = save_authors(reference.state_dict(), tmp_path / "checkpoint.pth")
@@ -505,7 +505,7 @@ def test_published_architecture_is_recognized(name):
         assert getattr(config, field) == getattr(variant, field)
 
 
-def test_averaged_weights_are_read_when_asked_for(tmp_path, reference):
+def test_averaged_weights_are_read_if_requested(tmp_path, reference):
     weights = reference.state_dict()
     averaged = {name: weight + 1 for name, weight in weights.items()}
     file = save_authors({"model": weights, "model_ema": averaged}, tmp_path / "checkpoint.pth")
@@ -519,7 +519,7 @@ def test_averaged_weights_are_read_when_asked_for(tmp_path, reference):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_names_there_and_back_are_the_same(family):
+def test_converting_names_and_back_is_lossless(family):
     weights = timm_model(family).state_dict()
     table = NameTable(ORIGINAL_NAMES)
     ours = table.to_ours(weights)
@@ -536,11 +536,11 @@ def test_weights_of_another_model_have_no_names():
         NameTable(ORIGINAL_NAMES).to_theirs(weights, window_size=3)
 
 
-# Files that are damaged, hostile, or of something else
+# Damaged, malicious and unrelated files
 
 
 class RunsCode:
-    """What a hostile file would do when it is loaded by `pickle`."""
+    """A malicious object, which calls a function when it is loaded by `pickle`."""
 
     def __init__(self, function: Callable, *args: Any):
         self.call = (function, args)
@@ -575,7 +575,7 @@ def test_file_that_would_run_code_is_refused(tmp_path, reference, container, fun
             ValueError, match=rf"was not loaded: it holds {name} beside weights, .* could run code\. Ask"
         ) as error:
             TwinsForImageClassification.from_pretrained(source)
-        # Nor does the message say how to run it.
+        # The message must not explain how to run the code.
         assert "weights_only" not in str(error.value)
         assert len(str(error.value).splitlines()) == 1
     with pytest.raises(ValueError, match="could run code"):
@@ -589,7 +589,7 @@ def damaged(content: bytes, kind: str) -> bytes:
         "empty": b"",
         "text": b"Not found\n",
         "page": b"<!DOCTYPE html><html></html>",
-        # What a clone without git-lfs has in place of the file.
+        # A clone without git-lfs has such a pointer in place of the file.
         "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 96\n",
         "noise": np.random.default_rng(0).bytes(4096),
     }[kind]
@@ -691,7 +691,7 @@ def drop(weights: dict[str, torch.Tensor], prefix: str) -> None:
         (lambda w: w.update({"patch_embeds.0.proj.weight": torch.ones(32)}), r"dimensions, got the shape \(32,\)"),
         (lambda w: drop(w, "patch_embeds.0.proj.weight"), r"lacks .*: patch_embeddings\.0\.projection\.weight"),
         (lambda w: drop(w, "patch_embeds.1.proj.weight"), r"lacks .*: patch_embeddings\.1\.projection\.weight"),
-        # Not a stage after 99999999 others.
+        # This must not create 99999999 stages.
         (
             lambda w: w.update({"patch_embeds.99999999.proj.weight": torch.ones(32, 32, 2, 2)}),
             r"lacks .*: patch_embeddings\.3\.projection\.weight",
@@ -725,7 +725,7 @@ def drop(weights: dict[str, torch.Tensor], prefix: str) -> None:
         "head",
     ],
 )
-def test_weights_that_are_no_twins_models_are_named(tmp_path, reference, change, message):
+def test_weights_of_no_twins_model_are_named(tmp_path, reference, change, message):
     weights = dict(reference.state_dict())
     change(weights)
     file = save_authors(weights, tmp_path / "checkpoint.pth")
@@ -737,7 +737,7 @@ def test_weights_that_are_no_twins_models_are_named(tmp_path, reference, change,
     ("prefix", "missing"),
     [
         ("blocks.0.1.attn.q.weight", {"stages.0.layers.1.attention.q_proj.weight"}),
-        # A model without any such bias would not miss it.
+        # A model without biases would not miss this one.
         ("blocks.0.0.attn.qkv.bias", {f"stages.0.layers.0.attention.{name}_proj.bias" for name in "qkv"}),
         ("pos_block.2.", {f"stages.2.position_encoding.projection.{name}" for name in ("weight", "bias")}),
     ],
@@ -752,7 +752,7 @@ def test_missing_weights_are_reported_as_in_transformers(tmp_path, reference, pr
     assert not info["unexpected_keys"]
 
 
-def test_what_is_left_out_of_a_file_is_said_once(tmp_path, reference, caplog):
+def test_weights_left_out_of_a_file_are_logged_once(tmp_path, reference, caplog):
     weights = {f"model.{name}": weight for name, weight in reference.state_dict().items()}
     file = save_authors(weights | {"criterion.weight": torch.ones(3)}, tmp_path / "checkpoint.pth")
     TwinsForImageClassification.from_pretrained(file)
@@ -775,7 +775,7 @@ def test_model_does_not_change_with_the_file_that_it_was_loaded_from(tmp_path, r
         save_authors(reference.state_dict(), tmp_path / "same.pth")
     ).state_dict()
     assert all(torch.equal(weight, expected[key]) for key, weight in model.state_dict().items())
-    # As large as it is, not as the file, or as the weights that it was stacked with.
+    # Each weight has its own memory, not that of the file, or of the weights that it was stacked with.
     assert all(weight.untyped_storage().nbytes() == weight.nbytes for weight in model.parameters())
 
 
@@ -846,7 +846,7 @@ def test_bad_timm_config_is_named(tmp_path, reference, edit, message):
         ("pretrained_cfg", "mean", 0.5, "a list of numbers for mean, got '0.5'"),
     ],
 )
-def test_field_of_timms_config_of_another_type_is_named(part, field, value, message):
+def test_field_with_a_wrong_type_in_the_config_of_timm_is_named(part, field, value, message):
     config: dict[str, Any] = {
         "architecture": "twins_svt_small",
         "num_classes": 5,
@@ -863,8 +863,8 @@ def test_field_of_timms_config_of_another_type_is_named(part, field, value, mess
 
 @pytest.mark.parametrize("num_labels", [10**9, -1, "5", 2.5])
 @pytest.mark.parametrize("config_class", [TwinsConfig, TwinsDetectorConfig])
-def test_number_of_labels_that_nothing_has_is_refused(tmp_path, config_class, num_labels):
-    """transformers makes a name for each of them."""
+def test_unrealistic_number_of_labels_is_refused(tmp_path, config_class, num_labels):
+    """transformers would create a name for each label."""
     config_class(num_labels=5).save_pretrained(tmp_path)
     edit_config(tmp_path, lambda config: [config.update(num_labels=num_labels), config.pop("id2label", None)])
     with pytest.raises(ValueError, match=rf"num_labels must be a whole number from 0 to 1000000, got '?{num_labels}"):
@@ -872,8 +872,8 @@ def test_number_of_labels_that_nothing_has_is_refused(tmp_path, config_class, nu
 
 
 @pytest.mark.parametrize("kind", ["code", "pointer"])
-def test_pickle_with_code_in_a_folder_of_ours_is_refused_in_a_sentence(our_folder, kind):
-    """Not by PyTorch's advice to switch its safety off."""
+def test_pickle_with_code_in_an_hf_twins_folder_is_refused_with_one_sentence(our_folder, kind):
+    """The message must not contain PyTorch's advice to disable its protection."""
     (our_folder / "model.safetensors").unlink()
     file = our_folder / "pytorch_model.bin"
     if kind == "code":
@@ -895,7 +895,7 @@ def test_timm_config_without_weights_is_named(tmp_path, reference):
         TwinsForImageClassification.from_pretrained(tmp_path)
 
 
-# Folders of ours
+# Folders in hf_twins' format
 
 
 @pytest.fixture
@@ -904,7 +904,7 @@ def our_folder(timm_folder, tmp_path) -> Path:
     return tmp_path / "ours"
 
 
-def test_loaded_from_timm_and_saved_it_is_a_folder_of_ours(timm_folder, our_folder):
+def test_model_loaded_from_timm_is_saved_as_an_hf_twins_folder(timm_folder, our_folder):
     assert {file.name for file in our_folder.iterdir()} == {"config.json", "model.safetensors"}
     stored = json.loads((our_folder / "config.json").read_text())
     assert stored["model_type"] == "twins"
@@ -919,7 +919,7 @@ def test_loaded_from_timm_and_saved_it_is_a_folder_of_ours(timm_folder, our_fold
 
 
 def test_saving_over_the_file_that_was_loaded_keeps_the_weights(tmp_path, reference):
-    # The weights are views of the file which is written over.
+    # The weights are views of the file that is overwritten.
     save_timm(reference, tmp_path)
     model = TwinsForImageClassification.from_pretrained(tmp_path)
     model.save_pretrained(tmp_path)
@@ -928,8 +928,8 @@ def test_saving_over_the_file_that_was_loaded_keeps_the_weights(tmp_path, refere
 
 
 @pytest.mark.parametrize("config_is_there", [True, False], ids=["config", "no-config"])
-def test_random_state_beside_weights_of_ours_is_not_the_authors(our_folder, config_is_there):
-    # As the Trainer leaves it in a checkpoint.
+def test_random_state_in_an_hf_twins_folder_is_not_mistaken_for_an_authors_file(our_folder, config_is_there):
+    # The Trainer writes such a file into its checkpoints.
     torch.save({"python": 1, "cpu": torch.get_rng_state()}, our_folder / "rng_state.pth")
     config = TwinsConfig.from_pretrained(our_folder)
     if not config_is_there:
@@ -939,7 +939,7 @@ def test_random_state_beside_weights_of_ours_is_not_the_authors(our_folder, conf
 
 
 @pytest.mark.parametrize("loaded", [TwinsConfig, TwinsForImageClassification, TwinsImageProcessor])
-def test_two_files_of_the_authors_are_not_chosen_from(tmp_path, reference, loaded):
+def test_folder_with_two_authors_files_is_refused(tmp_path, reference, loaded):
     for name in ("first.pth", "second.pt"):
         save_authors(reference.state_dict(), tmp_path / name)
     with pytest.raises(ValueError, match=r"several weights files, first\.pth, second\.pt: pass one of them"):
@@ -947,7 +947,7 @@ def test_two_files_of_the_authors_are_not_chosen_from(tmp_path, reference, loade
 
 
 @pytest.mark.parametrize("loaded", [TwinsConfig, TwinsForImageClassification, TwinsImageProcessor])
-def test_file_that_is_not_there_is_named(tmp_path, loaded):
+def test_missing_file_is_named(tmp_path, loaded):
     with pytest.raises(FileNotFoundError, match=r"missing\.pth does not exist"):
         loaded.from_pretrained(tmp_path / "missing.pth")
 
@@ -959,13 +959,13 @@ def test_head_of_another_size_names_the_file(tmp_path, reference):
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b""], ids=["json", "utf-8", "empty"])
-def test_damaged_config_of_ours_is_transformers_error(our_folder, content):
+def test_damaged_config_raises_the_error_of_transformers(our_folder, content):
     (our_folder / "config.json").write_bytes(content)
     with pytest.raises(OSError, match=r"config\.json' is not a valid JSON file"):
         TwinsForImageClassification.from_pretrained(our_folder)
 
 
-def test_nothing_at_all_is_transformers_error(tmp_path):
+def test_missing_model_raises_the_error_of_transformers(tmp_path):
     for source in (tmp_path, tmp_path / "missing", "timm/missing"):
         with pytest.raises(OSError, match=r"Repo id|no file named|connect") as expected:
             PreTrainedModel.from_pretrained.__func__(TwinsForImageClassification, source)
@@ -986,7 +986,7 @@ def test_adapter_finds_the_weights_it_was_trained_on(tmp_path, timm_folder, refe
         assert (expected - reference(pixel_values)).abs().max() > 1e-3
     adapter = tmp_path / "adapter"
     model.save_pretrained(adapter)
-    # A checkpoint of the Trainer has its random state too, in the authors' kind of file.
+    # A checkpoint of the Trainer also has its random state, in a file with the suffix of the authors' files.
     torch.save({"python": 1, "cpu": torch.get_rng_state()}, adapter / "rng_state.pth")
     reloaded = TwinsForImageClassification.from_pretrained(adapter)
     with torch.no_grad():
@@ -1032,7 +1032,7 @@ def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_training_from_timm_resumes_where_it_stopped(tmp_path, timm_folder, reference):
+def test_training_from_timm_resumes_from_its_checkpoint(tmp_path, timm_folder, reference):
     uninterrupted = train(timm_folder, tmp_path / "first").model.state_dict()
     resumed = train(timm_folder, tmp_path / "second", tmp_path / "first" / "checkpoint-2").model.state_dict()
     halfway = weights_of(tmp_path / "first" / "checkpoint-2")
@@ -1073,6 +1073,6 @@ def test_best_checkpoint_of_a_training_from_timm_is_loaded(tmp_path, timm_folder
     for name, weight in trainer.model.state_dict().items():
         assert torch.equal(weight, best[name]), name
         assert not torch.equal(weight, last[name]), name
-    # In a new process, as it were.
+    # This simulates a new process.
     reloaded = TwinsForImageClassification.from_pretrained(tmp_path / "checkpoint-2").state_dict()
     assert all(torch.equal(reloaded[name], weight) for name, weight in best.items())

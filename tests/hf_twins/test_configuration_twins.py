@@ -96,7 +96,7 @@ def test_config_after_json_is_equal(tmp_path):
         assert type(reloaded) is TwinsConfig
         assert reloaded.to_dict() | {"_name_or_path": ""} == config.to_dict()
     assert copy.deepcopy(config).to_dict() == config.to_dict()
-    # What follows from other fields is not stored, where it could contradict them.
+    # Values that follow from other fields are not stored, since they could contradict them.
     stored = json.loads((tmp_path / "config.json").read_text())
     assert not {"stage_names", "hidden_size", "num_hidden_layers", "min_image_size"} & set(stored)
 

@@ -34,7 +34,7 @@ MODULES = [f"hf_twins.{module.name}" for module in pkgutil.iter_modules(hf_twins
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_in_docstrings_run(name):
     module = importlib.import_module(name)
-    # transformers' parser knows code fences.
+    # transformers' parser supports code fences.
     for test in doctest.DocTestFinder(parser=HfDocTestParser()).find(module, globs={}):
         results = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test)
         assert results.failed == 0, test.name
@@ -60,13 +60,13 @@ def test_public_classes_have_an_example(name):
 
 
 def public_functions() -> Iterator[tuple[str, Callable]]:
-    """Public functions, classes and methods of the package's public names; of models, methods alone: arguments are `config`."""
+    """Yield the functions, classes and methods of public names; for models only methods, since their argument is `config`."""
     for module in ("hf_twins", "hf_twins.detection", "hf_twins.export", "hf_twins.training"):
         members = vars(importlib.import_module(module))
         exported = members.get("__all__", [name for name in members if not name.startswith("_")])
         for name in exported:
             value = getattr(importlib.import_module(module), name)
-            # The fields that transformers adds to every configuration are on its own page.
+            # transformers documents the fields that it adds to every configuration.
             if inspect.isclass(value) and not issubclass(value, torch.nn.Module | PreTrainedConfig):
                 yield f"{module}.{name}", value
             if inspect.isclass(value):

@@ -11,9 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""transformers' exporters, on every class: the exported model takes any batch and size and computes what PyTorch does.
+"""transformers' exporters for every class: the exported model accepts any batch and size, and its outputs match PyTorch.
 
-Its own tests of them, `ExportTesterMixin`, are not in transformers' source distribution.
+transformers' own tests of exporters, `ExportTesterMixin`, are not in its source distribution.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,29 +29,29 @@ from transformers.exporters.auto import EXPORT_BACKENDS, get_exporter_class
 from hf_twins import TwinsBackbone, TwinsForImageClassification, TwinsForSemanticSegmentation, TwinsModel
 
 
-# Exporting warns of its own doings, and of releases it was not made with; what is tested is what it writes.
+# Warnings while exporting are ignored, because only the exported models are tested.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 EXPORTERS = ["dynamo", "onnx", "openvino"]
-# Not skipped in silence: the error of an exporter that cannot run here, as its user meets it.
+# Exporters that cannot run here are tested for the error that users get.
 NOT_INSTALLED = {"executorch": "executorch"}
 
 MODEL_CLASSES = [TwinsModel, TwinsForImageClassification, TwinsForSemanticSegmentation, TwinsBackbone]
 FIELDS = {**TWO_STAGES, "out_features": ["stem", "stage1", "stage2"]}
 # Batch size, height and width.
 SAMPLE = (2, 40, 44)
-# In the second stage, windows of 3 tokens of 4 pixels: one column of them, or more.
+# The second stage has windows of 3 tokens of 4 pixels: a single column of windows, or several.
 ONE_WINDOW, WINDOWS = (2, 40, 11), (2, 40, 24)
-# What was exported saw none of these.
+# Sizes that differ from those used for exporting.
 SIZES = [(1, 32, 32), (2, 48, 24), (1, 27, 41), (2, 33, 57), (3, 18, 21)]
 # Largest difference of an output, relative to its largest value. Measured: 1.2e-6, float32 rounds at 6e-8.
 TOLERANCE = 5e-6
-# What `ExportedModel.to` takes. Where the CPU knows bfloat16, OpenVINO computes in it unless told not to: 2e-2.
+# Options of `ExportedModel.to`. If the CPU supports bfloat16, OpenVINO uses it by default, with errors of 2e-2.
 RUNNERS: dict[str, dict[str, Any]] = {"openvino": {"config": {"INFERENCE_PRECISION_HINT": "f32"}}}
 
 
 def tensors_of(outputs: Any, prefix: str = "") -> dict[str, torch.Tensor]:
-    """All tensors of a model's outputs, by where they are."""
+    """All tensors in a model's outputs, by their path."""
     items = outputs.items() if isinstance(outputs, Mapping) else enumerate(outputs)
     tensors = {}
     for name, value in items:
@@ -86,7 +86,7 @@ def assert_computes_the_same(exported: Any, model: nn.Module, sizes: list[tuple[
 
 @pytest.mark.parametrize(
     ("exporter", "family", "model_class"),
-    # Heads see nothing of the family. Two of the exporters begin with a program of torch.export, the third.
+    # Heads do not depend on the family. Two of the exporters start from a program of torch.export, the third exporter.
     [
         *(("dynamo", "svt", model_class) for model_class in MODEL_CLASSES),
         *((exporter, "svt", model_class) for exporter in EXPORTERS[1:] for model_class in MODEL_CLASSES[1:]),
@@ -94,12 +94,12 @@ def assert_computes_the_same(exported: Any, model: nn.Module, sizes: list[tuple[
     ],
 )
 def test_exported_model_computes_the_same(exporter, family, model_class):
-    # With hidden states, because these come on top of what there is without.
+    # The export includes hidden states, in addition to the other outputs.
     model = randomize(model_class(tiny_config(family, **FIELDS, output_hidden_states=True)))
     exported = export(exporter, model)
-    # torch.export settles by its sample whether windows are one in a row: below.
+    # torch.export specializes on whether the sample has a single window per row, which is tested below.
     assert_computes_the_same(exported, model, SIZES if exporter == "dynamo" else [*SIZES, ONE_WINDOW])
-    # The first patch embeddings and each stage, as images.
+    # Hidden states are the first patch embeddings and the output of each stage, as images.
     with torch.no_grad():
         outputs = exported(pixel_values=torch.randn(2, 3, 40, 44))
     expected = [(2, 16, 20, 22), (2, 16, 20, 22), (2, 32, 10, 11)]
@@ -108,13 +108,13 @@ def test_exported_model_computes_the_same(exporter, family, model_class):
 
 @pytest.fixture(scope="module", params=EXPORTERS)
 def classifier(request) -> tuple[str, nn.Module, Any]:
-    """The name of an exporter, a model, and what it was exported to."""
+    """The name of an exporter, a model, and its export."""
     torch.manual_seed(0)
     model = randomize(TwinsForImageClassification(tiny_config(**FIELDS)))
     return request.param, model, export(request.param, model)
 
 
-def test_exported_model_gives_no_hidden_states_unless_asked(classifier):
+def test_exported_model_returns_no_hidden_states_by_default(classifier):
     _, model, exported = classifier
     assert_computes_the_same(exported, model, SIZES[2:3])
     assert set(exported(pixel_values=torch.randn(2, 3, 40, 44))) == {"logits"}
@@ -125,7 +125,7 @@ def test_exported_model_saves_and_reloads(tmp_path, classifier):
 
     exporter, model, exported = classifier
     exported.save_pretrained(tmp_path)
-    # torch.export's files are pickles, which transformers loads like code.
+    # torch.export's files are pickles, for which transformers requires the same consent as for code.
     reloaded = ExportedModel.from_pretrained(
         tmp_path, trust_remote_code=exporter == "dynamo", **RUNNERS.get(exporter, {})
     )
@@ -141,7 +141,7 @@ SETTLED = "torch.export settles by the sample whether windows are one in a row, 
     [
         pytest.param(exporter, sample, size, id=f"{exporter}-{case}", marks=marks)
         for exporter, case, sample, size, marks in (
-            # Its programs have a guard.
+            # Programs of torch.export have guards.
             (
                 "dynamo",
                 "fewer",
@@ -157,7 +157,7 @@ SETTLED = "torch.export settles by the sample whether windows are one in a row, 
                 pytest.mark.xfail(reason=SETTLED, raises=AssertionError, strict=True),
             ),
             ("onnx", "more", ONE_WINDOW, WINDOWS, ()),
-            # Its runtime finds that shapes do not fit.
+            # The runtime raises an error for mismatched shapes.
             (
                 "openvino",
                 "more",
@@ -173,12 +173,12 @@ def test_exported_model_takes_images_of_one_window(exporter, sample, size):
     assert_computes_the_same(export(exporter, model, sample), model, [size])
 
 
-def test_every_exporter_is_tested_or_named():
+def test_every_exporter_is_tested_or_listed():
     assert set(EXPORT_BACKENDS) == {*EXPORTERS, *NOT_INSTALLED}
 
 
 @pytest.mark.parametrize(("exporter", "package"), NOT_INSTALLED.items())
-def test_exporter_that_is_not_installed_says_so(exporter, package):
-    # One that became installable is to be tested above.
+def test_missing_exporter_raises_an_error(exporter, package):
+    # If it becomes installable, it must be tested above.
     with pytest.raises(ImportError, match=package):
         get_exporter_class(exporter)()

@@ -13,7 +13,7 @@
 # limitations under the License.
 """Every head of transformers that takes a `backbone_config`: trained, saved and padded with a Twins backbone, or refused.
 
-tests/README.md lists them. A head that stops to run, or starts to, fails here.
+tests/README.md lists them. These tests fail if a head stops working, or starts to work.
 """
 
 import inspect
@@ -35,7 +35,7 @@ from hf_twins import TwinsBackbone, TwinsModel, pass_pixel_mask_to_backbone
 pytestmark = pytest.mark.slow
 
 BATCH_SIZE = 2
-# No stride of the tiny backbones divides these, nor are they equal.
+# The sides are different, and not multiples of any stride of the tiny backbones.
 ODD_SIZE = (69, 97)
 WHOLE_STRIDES = (64, 96)
 
@@ -58,7 +58,7 @@ TRANSFORMER = {
     "num_queries": 6,
 }
 DETR = TRANSFORMER | {"d_model": 32}
-# Masks are made of the queries' channels and heads, in groups of 8.
+# Masks are computed from the queries' channels and heads, in groups of 8.
 DETR_MASKS = TRANSFORMER | {"d_model": 64, "encoder_attention_heads": 8, "decoder_attention_heads": 8}
 RT_DETR = {
     "encoder_hidden_dim": 32,
@@ -136,7 +136,7 @@ def images_tasks_and_masks(height: int, width: int) -> dict[str, Any]:
 
 
 def images_text_and_boxes(height: int, width: int) -> dict[str, Any]:
-    # "[CLS] a . b . [SEP]", by the separators' places in BERT's vocabulary.
+    # "[CLS] a . b . [SEP]", with the ids of these tokens in BERT's vocabulary.
     return images_and_boxes(height, width) | {"input_ids": torch.tensor([[101, 5, 1012, 2, 1012, 102]] * BATCH_SIZE)}
 
 
@@ -152,7 +152,7 @@ def images_and_classes(height: int, width: int) -> dict[str, Any]:
 
 
 def video_and_text(height: int, width: int) -> dict[str, Any]:
-    # One video: the head itself takes no more (`TvpVisualInputEmbedding` reshapes positions by the batch size).
+    # The head supports only one video (`TvpVisualInputEmbedding` reshapes positions by the batch size).
     return {
         "pixel_values": torch.randn(1, 2, 3, height, width),
         "input_ids": torch.randint(0, 50, (1, 6)),
@@ -167,15 +167,15 @@ def images_and_trimaps(height: int, width: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Head:
-    """A model of transformers, small.
+    """A small model of transformers.
 
     Args:
-        model: name of its class.
-        backbone: what its Twins backbone has beyond `tiny_config`.
-        fields: what its configuration has.
-        inputs: makes them for images of a height and width.
-        has_loss: whether it computes a loss; else the test makes one of the first output.
-        size: of the images, in pixels. Some heads add feature maps of neighboring strides, and so want whole ones.
+        model: name of the model class.
+        backbone: fields of the Twins backbone, in addition to those of `tiny_config`.
+        fields: fields of the model's configuration.
+        inputs: creates the inputs for images of a height and width.
+        has_loss: whether the model computes a loss; otherwise, the test computes one from the first output.
+        size: size of the images in pixels. Some heads add feature maps of neighboring strides, and so need multiples.
     """
 
     model: str
@@ -187,7 +187,7 @@ class Head:
 
     def build(self, family: str) -> nn.Module:
         model_class = getattr(transformers, self.model)
-        # A configuration of its own each time: models write into it.
+        # Each call creates a configuration, because models modify it.
         fields = {name: dict(value) if isinstance(value, dict) else value for name, value in self.fields.items()}
         config = model_class.config_class(backbone_config=tiny_config(family, **self.backbone), **fields)
         return randomize_backbone(model_class(config)).eval()
@@ -277,7 +277,7 @@ HEADS = {
         THREE_STAGES,
         {
             "text_config": CLIP_TEXT,
-            # Its norms are for Swin's feature maps, which timm gives with the channels last.
+            # The norms are for Swin's feature maps, which timm returns with channels last.
             "apply_layernorm_after_vision_backbone": False,
             "text_projection_in_dim": 32,
             "text_projection_out_dim": 32,
@@ -312,7 +312,7 @@ HEADS = {
             "num_attention_heads": 2,
         },
         video_and_text,
-        # It pastes its prompts around square images.
+        # The model adds its prompts around square images.
         size=(96, 96),
     ),
     "pp_doclayout_v2": Head(
@@ -390,7 +390,7 @@ HEADS = {
     ),
     "vitmatte": Head(
         "VitMatteForImageMatting",
-        # Images and trimaps, and as many strides of 2 beside the backbone as to its feature map.
+        # The inputs are images with trimaps. The model has as many strides of 2 as the backbone up to its feature map.
         LAST_STAGE | {"num_channels": 4},
         {"hidden_size": 48, "convstream_hidden_sizes": [8, 8], "fusion_hidden_sizes": [16, 8, 8]},
         images_and_trimaps,
@@ -398,18 +398,18 @@ HEADS = {
         size=WHOLE_STRIDES,
     ),
 }
-# The heads above that take any size but for the feature maps they add.
+# The heads above that support any size, except that they add feature maps.
 WANT_WHOLE_STRIDES = [name for name, head in HEADS.items() if head.size == WHOLE_STRIDES]
 
 
 @dataclass(frozen=True)
 class Misfit:
-    """A model of transformers that asks its backbone for what Twins does not have.
+    """A model of transformers that needs a property of its backbone that Twins does not have.
 
     Args:
-        model: name of its class.
-        error: a regular expression for what it raises, when built or called.
-        fields: what its configuration has.
+        model: name of the model class.
+        error: regular expression for the error, when the model is created or called.
+        fields: fields of the model's configuration.
     """
 
     model: str
@@ -449,7 +449,7 @@ MISFITS = {
 
 
 def with_families(names: list[str]) -> pytest.MarkDecorator:
-    """Runs a test for each head and family; skips the heads that an older transformers does not have."""
+    """Run a test for each head and family, and skip heads that an older transformers version does not have."""
     return pytest.mark.parametrize(
         ("name", "family"),
         [pytest.param(name, family, id=f"{name}-{family}") for name in names for family in FAMILIES],
@@ -472,7 +472,7 @@ def backbone_of(model: nn.Module) -> TwinsBackbone:
 
 @dataclass(frozen=True)
 class Call:
-    """A model's outputs, and what the backbone got from the head and gave to it."""
+    """A model's outputs, and the inputs and outputs of its backbone."""
 
     outputs: Any
     pixel_values: torch.Tensor
@@ -492,7 +492,7 @@ def call(model: nn.Module, inputs: dict[str, Any]) -> Call:
 
 
 def real_tensors(outputs: Any) -> list[torch.Tensor]:
-    """Logits, boxes, masks, alphas and what else is an output and a real number, but the loss."""
+    """All real-valued outputs, such as logits, boxes, masks and alphas, except the loss."""
     values = [value for name, value in outputs.items() if not name.startswith("loss")]
     return [value for value in values if isinstance(value, torch.Tensor) and value.is_floating_point()]
 
@@ -513,7 +513,7 @@ def test_head_trains_its_twins_backbone(name, family):
     gradients = {name: weight.grad for name, weight in backbone_of(model).named_parameters() if weight.requires_grad}
     assert {name for name, gradient in gradients.items() if gradient is None} == set()
     assert {name for name, gradient in gradients.items() if not gradient.isfinite().all()} == set()
-    # From the head down to the pixels.
+    # Gradients flow from the head down to the pixels.
     assert any(gradient.abs().max() > 0 for name, gradient in gradients.items() if "patch_embeddings.0" in name)
 
 
@@ -529,16 +529,16 @@ def test_head_saves_and_reloads_its_twins_backbone(tmp_path, name, family):
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     configs = [backbone_of(model).config.to_dict(), backbone_of(reloaded).config.to_dict()]
     for config in configs:
-        # Loading fills it in.
+        # Loading sets this field.
         config.pop("dtype")
     assert configs[0] == configs[1]
     with torch.no_grad():
         result = call(reloaded, inputs)
-        # The backbone by itself, from the same weights.
+        # Load only the backbone from the same weights.
         backbone = TwinsBackbone(tiny_config(family, **head.backbone)).eval()
         backbone.load_state_dict(backbone_of(model).state_dict())
         expected = backbone(result.pixel_values).feature_maps
-    # Not bit by bit: what was loaded lies otherwise in memory, and convolutions on one thread round by that.
+    # Results are not identical, because rounding of convolutions depends on the memory layout of loaded weights.
     tensors = real_tensors(outputs)
     assert tensors
     for actual, expected_tensor in zip(real_tensors(result.outputs), tensors, strict=True):
@@ -548,7 +548,7 @@ def test_head_saves_and_reloads_its_twins_backbone(tmp_path, name, family):
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_head_that_is_asked_for_hidden_states_sees_the_same_feature_maps(name):
+def test_head_gets_the_same_feature_maps_with_hidden_states(name):
     head = HEADS[name]
     model = head.build("svt")
     inputs = head.inputs(*head.size)
@@ -561,8 +561,8 @@ def test_head_that_is_asked_for_hidden_states_sees_the_same_feature_maps(name):
 
 
 @pytest.mark.parametrize("name", WANT_WHOLE_STRIDES)
-def test_head_that_wants_whole_strides_refuses_others(name):
-    # Theirs, not the backbone's, which takes any size: see the heads that are tested with one.
+def test_head_that_needs_multiples_of_the_stride_refuses_other_sizes(name):
+    # The head needs multiples. The backbone supports any size, as tests of other heads show.
     head = HEADS[name]
     model = head.build("svt")
     with torch.no_grad(), pytest.raises(RuntimeError, match=r"(?i)sizes? of tensor"):
@@ -572,7 +572,7 @@ def test_head_that_wants_whole_strides_refuses_others(name):
 MASKED = [
     name
     for name, head in HEADS.items()
-    # test_pixel_mask_in_heads.py has these.
+    # These heads are tested in test_pixel_mask_in_heads.py.
     if name not in ("detr", "conditional_detr", "deformable_detr", "rt_detr", "d_fine", "upernet")
     and hasattr(transformers, head.model)
     and "pixel_mask" in inspect.signature(getattr(transformers, head.model).forward).parameters
@@ -580,7 +580,7 @@ MASKED = [
 
 
 @with_families(MASKED)
-def test_head_hands_its_pixel_mask_to_the_backbone(name, family):
+def test_head_passes_its_pixel_mask_to_the_backbone(name, family):
     head = HEADS[name]
     model = head.build(family)
     pass_pixel_mask_to_backbone(model)
@@ -590,7 +590,7 @@ def test_head_hands_its_pixel_mask_to_the_backbone(name, family):
     for key in ("labels", "mask_labels", "class_labels", "text_inputs"):
         inputs.pop(key, None)
     if name == "oneformer":
-        # Without labels there is no contrastive loss, for which alone the texts are.
+        # The texts are only for the contrastive loss, which is not computed without labels.
         model.model.is_training = False
     backbone = backbone_of(model)
     with torch.no_grad():
@@ -605,7 +605,7 @@ def test_head_hands_its_pixel_mask_to_the_backbone(name, family):
 
 
 @pytest.mark.parametrize("name", MISFITS)
-def test_head_that_wants_another_kind_of_backbone_says_so(name):
+def test_head_that_needs_another_kind_of_backbone_raises_an_error(name):
     misfit = MISFITS[name]
     with torch.no_grad(), pytest.raises(Exception, match=misfit.error):
         Head(misfit.model, FOUR_STAGES, misfit.fields).build("svt")(torch.randn(2, 3, 64, 96))
@@ -633,7 +633,7 @@ def test_hybrid_dpt_predicts_depth():
 
 
 def test_every_head_of_transformers_is_listed():
-    """Here and in tests/README.md, so that a new one does not pass unnoticed."""
+    """Every head must be listed here and in tests/README.md, so that a new one is noticed."""
     with_backbone = {
         model_type
         for model_type, config_class in CONFIG_MAPPING.items()

@@ -43,12 +43,12 @@ SEGMENTATION = {"size": {"shortest_edge": 32, "longest_edge": 128}, "resample": 
 @pytest.fixture(scope="module")
 def photographs() -> list[Image.Image]:
     china, flower = (Image.fromarray(image) for image in load_sample_images().images)
-    # Resized, the middle of the first is half a pixel off, which is to be rounded as torchvision does.
+    # After resizing, the center of the first one is at half a pixel, which must be rounded as in torchvision.
     return [china, flower.crop((100, 0, 350, 420)), flower.resize((90, 60))]
 
 
 def authors_preprocessing(image: Image.Image) -> torch.Tensor:
-    """The evaluation transforms of the authors' classification code, with torchvision on PIL images as there."""
+    """Apply the evaluation transforms of the authors' classification code, by torchvision on PIL images."""
     return transforms.Compose(
         [
             transforms.Resize(256, interpolation=transforms.InterpolationMode.BICUBIC),
@@ -60,7 +60,7 @@ def authors_preprocessing(image: Image.Image) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("processor_class", PROCESSOR_CLASSES)
-def test_processor_does_as_the_authors(processor_class, photographs):
+def test_processor_prepares_images_as_the_authors_do(processor_class, photographs):
     for image in photographs:
         pixel_values = processor_class()(image, return_tensors="pt").pixel_values[0]
         assert pixel_values.shape == (3, 224, 224)
@@ -87,14 +87,14 @@ def test_processor_takes_every_kind_of_image(processor_class, photographs):
 
 @pytest.mark.parametrize("processor_class", PROCESSOR_CLASSES)
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
-def test_processor_turns_every_mode_into_rgb(processor_class, mode, photographs):
+def test_processor_converts_every_mode_to_rgb(processor_class, mode, photographs):
     pixel_values = processor_class()(photographs[0].convert(mode), return_tensors="pt").pixel_values
     assert pixel_values.shape == (1, 3, 224, 224)
     assert pixel_values.isfinite().all()
 
 
 @pytest.mark.parametrize("processor_class", PROCESSOR_CLASSES)
-def test_gray_images_stay_gray_when_asked_to(processor_class, photographs):
+def test_gray_images_stay_gray_without_conversion_to_rgb(processor_class, photographs):
     processor = processor_class(do_convert_rgb=False, image_mean=[0.5], image_std=[0.5])
     assert processor(photographs[0].convert("L"), return_tensors="pt").pixel_values.shape == (1, 1, 224, 224)
 
@@ -112,7 +112,7 @@ def test_processor_after_json_is_equal(processor_class, tmp_path):
 
 
 @pytest.mark.parametrize("processor_class", PROCESSOR_CLASSES)
-def test_something_that_is_no_image_is_named(processor_class):
+def test_input_that_is_not_an_image_is_named(processor_class):
     with pytest.raises((TypeError, ValueError), match="image"):
         processor_class()("not-an-image", return_tensors="pt")
 
@@ -120,7 +120,7 @@ def test_something_that_is_no_image_is_named(processor_class):
 @pytest.mark.slow
 def test_pil_backend_needs_no_torchvision(photographs, tmp_path):
     TwinsImageProcessorPil().save_pretrained(tmp_path)
-    photographs[0].save(tmp_path / "picture.png")
+    photographs[0].save(tmp_path / "image.png")
     program = """
         import sys
         sys.modules["torchvision"] = None  # now importing it fails
@@ -133,7 +133,7 @@ def test_pil_backend_needs_no_torchvision(photographs, tmp_path):
         torch.save(processor(Image.open(sys.argv[2]), return_tensors="pt").pixel_values, sys.argv[3])
     """
     process = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program), tmp_path, tmp_path / "picture.png", tmp_path / "pixels.pt"],
+        [sys.executable, "-c", textwrap.dedent(program), tmp_path, tmp_path / "image.png", tmp_path / "pixels.pt"],
         capture_output=True,
         text=True,
         timeout=240,
@@ -149,7 +149,7 @@ def noise(*shape: int, high: int = 256, dtype: str = "uint8") -> np.ndarray:
 
 
 def nearest(labels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Each pixel's center looked up in the map that is resized, without rounding."""
+    """Resize a map by looking up the center of each pixel, in exact arithmetic."""
     rows, columns = (
         [math.floor((index + Fraction(1, 2)) * old / new) for index in range(new)]
         for old, new in zip(labels.shape, (height, width))
@@ -159,7 +159,7 @@ def nearest(labels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 @pytest.mark.parametrize("processor_class", PROCESSOR_CLASSES)
 @pytest.mark.parametrize("fields", [{"do_resize": False}, {}, {"do_normalize": False}], ids=str)
-def test_padding_is_at_the_right_and_bottom_and_the_mask_says_where(processor_class, fields):
+def test_padding_is_at_the_right_and_bottom_and_marked_in_the_mask(processor_class, fields):
     processor = processor_class(**SEGMENTATION | fields, do_pad=True)
     images = [noise(37, 53, 3), noise(61, 33, 3), noise(37, 53, 3)]
     inputs = processor(images, return_tensors="pt")
@@ -170,7 +170,7 @@ def test_padding_is_at_the_right_and_bottom_and_the_mask_says_where(processor_cl
     assert inputs.pixel_mask.dtype == torch.int64
     for pixels, mask, each in zip(inputs.pixel_values, inputs.pixel_mask, alone):
         rows, columns = each.pixel_values.shape[2:]
-        # An image that is as large as the batch is not padded.
+        # The largest image is not padded.
         assert (each.pixel_mask == 1).all()
         assert torch.equal(pixels[:, :rows, :columns], each.pixel_values[0])
         expected_mask = torch.zeros(height, width, dtype=torch.int64)
@@ -180,7 +180,7 @@ def test_padding_is_at_the_right_and_bottom_and_the_mask_says_where(processor_cl
 
 
 @pytest.mark.parametrize("processor_class", PROCESSOR_CLASSES)
-def test_padding_comes_as_the_arrays_that_are_asked_for(processor_class):
+def test_padded_images_have_the_requested_array_type(processor_class):
     processor = processor_class(do_resize=False, do_center_crop=False, do_pad=True)
     images = [noise(37, 53, 3), noise(61, 33, 3)]
     maps = [noise(37, 53, high=9), noise(61, 33, high=9)]
@@ -197,7 +197,7 @@ def test_padding_comes_as_the_arrays_that_are_asked_for(processor_class):
 
 
 @pytest.mark.parametrize("processor_class", PROCESSOR_CLASSES)
-def test_images_are_padded_to_the_size_asked_for(processor_class):
+def test_images_are_padded_to_the_requested_size(processor_class):
     processor = processor_class(
         do_resize=False, do_center_crop=False, do_pad=True, pad_size={"height": 64, "width": 70}
     )
@@ -225,7 +225,7 @@ def test_images_of_different_sizes_need_padding_to_become_one_tensor(processor_c
     [{"height": 48, "width": 64}, {"shortest_edge": 40}, {"shortest_edge": 64, "longest_edge": 100}],
     ids=["fixed", "short side", "short and long side"],
 )
-def test_segmentation_has_the_pixels_of_segformers_processor_bit_for_bit(classes, size, photographs):
+def test_segmentation_images_are_identical_to_those_of_segformer(classes, size, photographs):
     processor_class, segformer_class = classes
     processor = processor_class(size=size, resample=2, do_center_crop=False)
     for image in [*photographs, photographs[0].crop((0, 0, 97, 301))]:
@@ -244,8 +244,8 @@ def test_labels_are_those_of_the_nearest_pixels(processor_class, size):
 
 
 @pytest.mark.parametrize("segformer_class", SEGFORMER_CLASSES)
-def test_labels_are_segformers_but_on_the_line_between_two_pixels(segformer_class):
-    # Where a resized pixel's center is just between two, its backends differ from each other too.
+def test_labels_equal_those_of_segformer_except_halfway_between_pixels(segformer_class):
+    # If a resized pixel's center is halfway between two pixels, even SegFormer's backends differ.
     labels = noise(204, 90)
     arguments = (noise(204, 90, 3), labels)
     actual = TwinsImageProcessor(**SEGMENTATION)(*arguments, return_tensors="pt").labels[0]
@@ -261,7 +261,7 @@ def test_labels_are_segformers_but_on_the_line_between_two_pixels(segformer_clas
 
 @pytest.mark.parametrize("processor_class", PROCESSOR_CLASSES)
 @pytest.mark.parametrize("do_reduce_labels", [False, True])
-def test_labels_are_padded_with_what_the_loss_leaves_out(processor_class, do_reduce_labels):
+def test_labels_are_padded_with_the_ignored_label(processor_class, do_reduce_labels):
     processor = processor_class(do_resize=False, do_center_crop=False, do_pad=True, do_reduce_labels=do_reduce_labels)
     maps = [noise(37, 53), noise(61, 33)]
     inputs = processor([noise(37, 53, 3), noise(61, 33, 3)], maps, return_tensors="pt")
@@ -275,7 +275,7 @@ def test_labels_are_padded_with_what_the_loss_leaves_out(processor_class, do_red
 
 @pytest.mark.parametrize("processor_class", PROCESSOR_CLASSES)
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "int32", "int64", "float32", ">u2"])
-def test_labels_are_reduced_without_a_wrap_in_every_type(processor_class, dtype):
+def test_labels_are_reduced_without_overflow_in_every_dtype(processor_class, dtype):
     given = [0, 1, 2, 150, 254, 255] + ([] if dtype == "uint8" else [257, 300, 30_000])
     expected = [255, 0, 1, 149, 253, 255] + ([] if dtype == "uint8" else [256, 299, 29_999])
     labels = np.array([given], dtype=dtype).repeat(40, 0)
@@ -283,7 +283,7 @@ def test_labels_are_reduced_without_a_wrap_in_every_type(processor_class, dtype)
     inputs = processor(noise(*labels.shape, 3), labels, return_tensors="pt")
     assert inputs.labels[0].unique(dim=0).tolist() == [expected]
     assert labels[0].tolist() == given
-    # Resized too, they are whole numbers of any size.
+    # Resized labels are whole numbers of any magnitude, too.
     inputs = processor_class(size={"height": 20, "width": len(given)}, do_center_crop=False)(
         noise(*labels.shape, 3), labels, return_tensors="pt"
     )
@@ -295,7 +295,7 @@ def test_segmentation_maps_of_every_kind_are_read_alike(processor_class, photogr
     image = photographs[2]
     labels = noise(image.height, image.width, high=200)
     palette = Image.fromarray(labels)
-    # Colors that are not their indices.
+    # The palette's colors differ from the indices.
     palette.putpalette([255 - index // 3 for index in range(768)])
     assert palette.mode == "P"
     palette.save(tmp_path / "palette.png")
@@ -332,7 +332,7 @@ def test_segmentation_maps_of_every_kind_are_read_alike(processor_class, photogr
     ],
     ids=["colors", "RGB", "LA", "two", "none", "turned", "fractions", "NaN", "flat", "path"],
 )
-def test_what_is_wrong_with_segmentation_maps_is_said(processor_class, segmentation_maps, message):
+def test_errors_of_segmentation_maps_are_described(processor_class, segmentation_maps, message):
     with pytest.raises(ValueError, match=message):
         processor_class(**SEGMENTATION)(noise(40, 50, 3), segmentation_maps, return_tensors="pt")
 
@@ -346,7 +346,7 @@ def test_segmentation_never_crops(processor_class):
     for arguments in ({}, {"target_sizes": [(40, 50)]}):
         with pytest.raises(ValueError, match="Post-processing needs do_center_crop=False"):
             processor.post_process_semantic_segmentation(outputs, **arguments)
-    # For one call, as for every option.
+    # The option can also be set for one call.
     assert processor(noise(40, 50, 3), noise(40, 50), do_center_crop=False, return_tensors="pt").labels.shape == (
         (1, 256, 320)
     )
@@ -354,7 +354,7 @@ def test_segmentation_never_crops(processor_class):
 
 @pytest.mark.parametrize("processor_class", PROCESSOR_CLASSES)
 @pytest.mark.parametrize("target_sizes", [None, [(41, 53), (30, 97)], torch.tensor([[41, 53], [30, 97]])])
-def test_post_processing_does_as_segformers(processor_class, target_sizes):
+def test_post_processing_equals_that_of_segformer(processor_class, target_sizes):
     outputs = SimpleNamespace(logits=torch.randn(2, 5, 12, 17))
     processor = processor_class(**SEGMENTATION)
     actual = processor.post_process_semantic_segmentation(outputs, target_sizes=target_sizes)
@@ -372,7 +372,7 @@ def test_post_processing_does_as_segformers(processor_class, target_sizes):
 
 
 @pytest.mark.parametrize("target_sizes", [[], [(4, 4)], [(4, 4)] * 3])
-def test_post_processing_wants_a_size_for_each_image(target_sizes):
+def test_post_processing_needs_a_size_for_each_image(target_sizes):
     outputs = SimpleNamespace(logits=torch.randn(2, 5, 12, 17))
     message = f"one .height, width. for each of the 2 images, got {len(target_sizes)}"
     with pytest.raises(ValueError, match=message):
@@ -382,8 +382,8 @@ def test_post_processing_wants_a_size_for_each_image(target_sizes):
 @pytest.mark.parametrize("processor_class", PROCESSOR_CLASSES)
 @pytest.mark.parametrize("stride", [1, 4, 8])
 @pytest.mark.parametrize("pads_patches", [False, True])
-def test_post_processing_cuts_padding_off(processor_class, stride, pads_patches):
-    """With logits that are means over patches, a padded image has the classes that it has alone, pixel by pixel."""
+def test_post_processing_crops_padding(processor_class, stride, pads_patches):
+    """With logits that are means over patches, the classes of an image must not depend on its padding."""
 
     def logits(pixels: torch.Tensor) -> torch.Tensor:
         if pads_patches:
@@ -403,14 +403,14 @@ def test_post_processing_cuts_padding_off(processor_class, stride, pads_patches)
         alone = processor(image, return_tensors="pt").pixel_values
         expected = nn.functional.interpolate(logits(alone), size=size, mode="bilinear").argmax(1)[0]
         assert torch.equal(actual, expected)
-    # Without target sizes they are the logits' own, those of the padding left out.
+    # Without target sizes, the maps have the size of the logits without padding.
     classes = processor.post_process_semantic_segmentation(outputs, pixel_mask=inputs.pixel_mask.numpy())
     assert [tuple(each.shape) for each in classes] == [
         tuple(logits(processor(image, return_tensors="pt").pixel_values).shape[2:]) for image in images
     ]
 
 
-def test_padded_batch_has_the_segmentation_of_each_image_alone():
+def test_segmentation_of_an_image_does_not_depend_on_others_in_the_batch():
     model = randomize(TwinsForSemanticSegmentation(tiny_config(num_labels=5)))
     processor = TwinsImageProcessor(do_resize=False, do_center_crop=False, do_pad=True)
     images = [noise(224, 96, 3), noise(128, 288, 3)]
@@ -421,7 +421,7 @@ def test_padded_batch_has_the_segmentation_of_each_image_alone():
         for image, size, actual in zip(images, sizes, together):
             outputs = model(**processor(image, return_tensors="pt"))
             (expected,) = processor.post_process_semantic_segmentation(outputs, [size])
-            # The head sees zeros beside the image, and so its last rows and columns a little differently.
+            # The head sees zeros next to the image, which slightly affect its last rows and columns.
             rows, columns = (side - 48 for side in size)
             assert (actual == expected)[:rows, :columns].float().mean() > 0.99
 
@@ -436,7 +436,7 @@ def test_post_processing_of_a_padded_batch_needs_its_mask():
             processor.post_process_semantic_segmentation(
                 SimpleNamespace(logits=logits), [(37, 53), (61, 33)], pixel_mask=mask
             )
-    # An image alone is not padded, unless to a size that is asked for.
+    # A single image is not padded, unless to a requested size.
     alone = SimpleNamespace(logits=logits[:1])
     assert processor.post_process_semantic_segmentation(alone, [(37, 53)])[0].shape == (37, 53)
     with pytest.raises(ValueError, match="the logits cover padding too"):

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Attention maps, rollout and Grad-CAM, against the same written out token by token, and on images whose answer is known."""
+"""Attention maps, rollout and Grad-CAM, compared with straightforward implementations and on images with known answers."""
 
 import copy
 
@@ -37,9 +37,9 @@ from hf_twins.modeling_twins import TwinsAttention, TwinsLocalAttention
 
 
 HEIGHT, WIDTH = 29, 41
-# In tokens of the first stage 14 x 20, 12 x 13 and 10 x 20: no side, one side and both sides a multiple of the window.
+# These are 14 x 20, 12 x 13 and 10 x 20 tokens of the first stage: no side, one side or both sides are multiples of the window.
 IMAGE_SIZES = [(29, 41), (24, 27), (20, 41)]
-# Without windows there is no window padding.
+# Window padding only applies to models with windows.
 CASES = [("pcpvt", "masked"), *(("svt", window_padding) for window_padding in WINDOW_PADDING_MODES)]
 
 
@@ -60,7 +60,7 @@ def image_grid(token_mask: torch.Tensor) -> tuple[int, int]:
 def weights_by_hand(
     attention: TwinsAttention, tokens: torch.Tensor, size: tuple[int, int], query: tuple[int, int], key_grid: list[int]
 ) -> torch.Tensor:
-    """One query's weights, `(num_heads, key_height, key_width)`: key by key, of one image `(height, width, channels)`."""
+    """Compute one query's weights, `(num_heads, key_height, key_width)`, key by key, for one image `(height, width, channels)`."""
     scores = torch.full((attention.q_proj.out_features // attention.head_dim, *key_grid), -torch.inf)
     query_state = attention.q_proj(tokens[query]).view(-1, attention.head_dim)
     for row in range(key_grid[0]):
@@ -148,9 +148,9 @@ def test_attention_received_is_the_mean_over_the_tokens_of_the_image(pixel_value
 @pytest.mark.parametrize(("family", "window_padding"), CASES)
 @pytest.mark.parametrize("patch_padding", [False, True])
 def test_rollout_equals_the_product_of_matrices(family, window_padding, patch_padding, pixel_values, pixel_mask):
-    """With the matrices that the paper has, tokens by tokens, made from the maps of every single token."""
+    """The token-by-token matrices of the paper are built from the maps of every single token."""
     config = tiny_config(family, window_padding=window_padding, patch_padding=patch_padding)
-    # A small image: the matrices are not.
+    # The image is small, because the matrices are large.
     pixel_values = pixel_values[1:2, :, :19, :21]
     pixel_mask = None if pixel_mask is None else rectangle_mask([(15, 18)], 19, 21)
     layers = attention_maps(randomized(TwinsModel(config)), pixel_values, pixel_mask)
@@ -177,7 +177,7 @@ def test_rollout_equals_the_product_of_matrices(family, window_padding, patch_pa
 
 
 def shares(squares: list[list[int]], tokens: list[list[int]], ratio: int) -> torch.Tensor:
-    """Which part of each square each token is."""
+    """The share of each square that each token has."""
     matrix = torch.tensor(
         [[float([row // ratio, column // ratio] == square) for row, column in tokens] for square in squares]
     )
@@ -192,7 +192,7 @@ def test_rollout_of_one_token_stays_in_its_window(pixel_values):
 
 
 @pytest.mark.parametrize(("family", "window_padding"), CASES)
-def test_maps_of_a_padded_batch_are_those_of_the_images_alone(family, window_padding, pixel_values):
+def test_maps_of_an_image_do_not_depend_on_others_in_the_batch(family, window_padding, pixel_values):
     model = randomized(TwinsForImageClassification(tiny_config(family, window_padding=window_padding)))
     pixel_mask = rectangle_mask(IMAGE_SIZES, HEIGHT, WIDTH)
     layers = attention_maps(model, pixel_values, pixel_mask)
@@ -214,12 +214,12 @@ def test_maps_of_a_padded_batch_are_those_of_the_images_alone(family, window_pad
             assert cam[image].sum() == pytest.approx(expected.sum().item(), rel=1e-3)
 
 
-def test_maps_leave_the_model_as_it_was(pixel_values):
+def test_maps_do_not_change_the_model(pixel_values):
     model = TwinsForImageClassification._from_config(tiny_config(), attn_implementation="sdpa").eval()
     model.requires_grad_(False)
     model.classifier.requires_grad_(True)
     before = copy.deepcopy(model.state_dict())
-    # transformers has its own.
+    # Hooks of transformers do not count.
     num_hooks = [len(module._forward_hooks) for module in model.modules()]
     with torch.inference_mode():
         attention_maps(model, pixel_values)
@@ -285,7 +285,7 @@ def test_compiled_model_has_the_same_maps(pixel_values, fresh_compiler):
         grad_cam(part, pixel_values, 1)
 
 
-def test_grad_cam_of_a_class_that_nothing_speaks_for_is_zero(pixel_values):
+def test_grad_cam_of_a_class_without_support_is_zero(pixel_values):
     model = randomized(TwinsForImageClassification(tiny_config()))
     with torch.no_grad():
         model.classifier.weight[1] = 0
@@ -358,14 +358,14 @@ def test_bad_input_is_named(call, message, pixel_values):
         call(TwinsForImageClassification(tiny_config()).eval(), pixel_values)
 
 
-# Images of noise with one square of texture, at a random place; which texture is the label.
+# Images of noise with one textured square at a random place. The label is the kind of texture.
 IMAGE_SIZE, SIDE = 32, 8
 STRIPES = torch.tensor([2.0, 2.0, -2.0, -2.0]).repeat(SIDE // 4).expand(SIDE, SIDE)
 TEXTURES = torch.stack([STRIPES, STRIPES.T, STRIPES * STRIPES.T / 2, torch.ones(SIDE, SIDE)]) + 1
 
 
 def textured_images(num_images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Images, labels, and the top left corners of the squares in pixels."""
+    """Create images, labels, and the top left corners of the squares in pixels."""
     generator = torch.Generator().manual_seed(seed)
     images = 0.3 * torch.randn(num_images, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
     labels = torch.randint(len(TEXTURES), (num_images,), generator=generator)
@@ -390,7 +390,7 @@ def trained_model(**overrides) -> TwinsForImageClassification:
 
 
 def share_of_peaks_on_the_square(maps: torch.Tensor, corners: torch.Tensor) -> float:
-    """Of maps `(batch_size, height, width)`; on the 16 squares alike, it would be 1/16."""
+    """The share of maps `(batch_size, height, width)` with a peak on the square; at random, it would be 1/16."""
     stride = IMAGE_SIZE // maps.shape[1]
     peaks = maps.flatten(1).argmax(1)
     peaks = stride * torch.stack([peaks // maps.shape[2], peaks % maps.shape[2]], dim=1)
@@ -411,12 +411,12 @@ def test_attention_and_rollout_peak_where_the_label_is(window_size):
 
 @pytest.mark.slow
 def test_grad_cam_peaks_where_the_label_is():
-    # Windows of one token: a model that attends beyond the square may read the label off anywhere.
+    # Windows have one token, because a model that attends beyond the square may encode the label anywhere.
     model = trained_model(depths=[1, 1], window_size=1)
     images, labels, corners = textured_images(64, seed=0)
     assert (model(images).logits.argmax(1) == labels).float().mean() > 0.8
     assert share_of_peaks_on_the_square(grad_cam(model, images, labels), corners) > 0.9
 
 
-def test_a_backbone_has_maps_too(pixel_values):
+def test_backbone_has_maps(pixel_values):
     assert len(attention_maps(TwinsBackbone(tiny_config()).eval(), pixel_values)) == 7

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Each kind of source for each task: the right model with its trained weights, or one sentence that says why not."""
+"""Loading each kind of source for each task: the right model with its trained weights, or a one-sentence error."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ from hf_twins.loading import MODEL_CLASSES, TASKS, MissingProcessorError, load_i
 
 
 CLASSIFICATION, SEGMENTATION, FEATURES, BACKBONE = TASKS
-# What is built of each source for these tasks, and for none; None where it is refused.
+# The class that is built from each source for these tasks, and without a task; None if it is refused.
 CLASSIFIER = ("TwinsForImageClassification", None, "TwinsModel", "TwinsBackbone", "TwinsForImageClassification")
 EXPECTED = {
     "classifier": CLASSIFIER,
@@ -72,7 +72,7 @@ def upernet_config() -> UperNetConfig:
 
 
 def save_adapter(folder: Path, base: Path, labels: list[str] | None) -> None:
-    """An adapter strong enough to show; with a head of its own for `labels`, or with the base model's head."""
+    """Save an adapter that changes outputs noticeably, with a new head for `labels`, or with the base model's head."""
     heads = {} if labels is None else {"num_labels": len(labels), "ignore_mismatched_sizes": True}
     model = TwinsForImageClassification.from_pretrained(base, **heads)
     lora = LoraConfig(r=2, target_modules=["q_proj", "fc1"], init_lora_weights=False)
@@ -84,7 +84,7 @@ def save_adapter(folder: Path, base: Path, labels: list[str] | None) -> None:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory) -> Path:
-    """A folder with each kind of source, under its name."""
+    """A folder that contains each kind of source, by name."""
     folder = tmp_path_factory.mktemp("sources")
     torch.manual_seed(0)
     for name, model in (
@@ -126,12 +126,12 @@ def test_each_source_for_each_task(source, task, sources, caplog, capsys):
         with torch.no_grad():
             outputs = model(pixel_values)
         assert all(value.isfinite().all() for value in outputs.to_tuple() if isinstance(value, torch.Tensor))
-    # transformers' reports of new and unused weights.
+    # transformers must not report new and unused weights.
     assert "LOAD REPORT" not in caplog.text + capsys.readouterr().err
 
 
 @pytest.mark.parametrize("source", ["classifier", "semantic-fpn", "upernet", "backbone", "model"])
-def test_weights_are_those_that_were_saved(source, sources):
+def test_loaded_weights_equal_the_saved_ones(source, sources):
     model, _ = load_model(sources / source)
     expected = MODEL_CLASSES[type(model).__name__].from_pretrained(sources / source).state_dict()
     assert all(torch.equal(weight, expected[name]) for name, weight in model.state_dict().items())
@@ -158,12 +158,12 @@ def test_adapter_is_merged_into_its_base_model(sources, monkeypatch):
         assert (plain(pixel_values).pooler_output - pooled).abs().max() > 1e-3
     assert not any("lora" in name for name in model.state_dict())
     assert model.config.id2label == {0: "cat", 1: "dog"}
-    # The base model's, because the adapter has none.
+    # The image processor is the base model's, because the adapter has none.
     assert processor.size.shortest_edge == 24
 
 
-def test_labels_of_an_adapter_are_never_those_of_another_head(sources, tmp_path):
-    """Five of its own, as the base model has, and nothing that says what they are called."""
+def test_adapter_never_gets_the_labels_of_another_head(sources, tmp_path):
+    """The adapter has five labels, like the base model, but no names for them."""
     save_adapter(tmp_path / "adapter", sources / "classifier", [f"label {index}" for index in range(5)])
     assert load_pretrained(tmp_path / "adapter").config.id2label[4] == "label 4"
     (tmp_path / "adapter" / "label_names.json").unlink()
@@ -186,7 +186,7 @@ def test_adapter_is_fine_tuned_for_other_labels(sources):
     assert all(torch.equal(weight, expected[name]) for name, weight in model.twins.state_dict().items())
 
 
-def test_adapter_without_peft_is_a_sentence(sources, monkeypatch):
+def test_adapter_without_peft_gives_one_sentence(sources, monkeypatch):
     monkeypatch.setattr("hf_twins._utils.extras.find_spec", lambda module: None)
     with pytest.raises(ImportError, match=r'^\S+adapter is a PEFT adapter: .*pip install "hf_twins\[train\]"$'):
         load_model(sources / "adapter", CLASSIFICATION)
@@ -224,7 +224,7 @@ def test_adapter_that_does_not_fit_its_base_model_is_refused(sources, tmp_path):
     (folder / "adapter_config.json").write_text("{")
     with pytest.raises(OSError, match=rf"^cannot load {folder}: its adapter_config\.json is damaged"):
         load_model(folder)
-    # Its own head is not among the weights of an adapter that keeps the base model's, and a backbone has none.
+    # An adapter that keeps the base model's head has no head weights, and neither has a backbone.
     head_of_base = shutil.copytree(sources / "adapter-of-timm", tmp_path / "headless")
     config = json.loads((head_of_base / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = str(sources / "backbone")
@@ -237,7 +237,7 @@ def test_adapter_that_does_not_fit_its_base_model_is_refused(sources, tmp_path):
 
 @pytest.mark.parametrize("source", ["classifier", "backbone", "timm", "authors.pth"])
 @pytest.mark.parametrize("task", [CLASSIFICATION, SEGMENTATION])
-def test_new_head_is_for_training_alone(source, task, sources):
+def test_new_head_is_only_allowed_for_training(source, task, sources):
     labels = {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}
     model = load_pretrained(sources / source, task, allow_new_weights=True, **labels)
     assert isinstance(model, TASKS[task].model_class)
@@ -246,7 +246,7 @@ def test_new_head_is_for_training_alone(source, task, sources):
     assert all(torch.equal(weight, encoder[name]) for name, weight in model.twins.encoder.state_dict().items())
 
 
-def test_labels_that_the_checkpoint_does_not_have_are_new_weights(sources):
+def test_head_for_labels_that_the_checkpoint_lacks_is_new(sources):
     with pytest.raises(
         ValueError, match=r"classifier lacks 2 weights of TwinsForImageClassification, or .*classifier\.bias"
     ):
@@ -254,7 +254,7 @@ def test_labels_that_the_checkpoint_does_not_have_are_new_weights(sources):
 
 
 @pytest.mark.parametrize("allow_new_weights", [False, True])
-def test_weights_of_something_else_are_refused(allow_new_weights, sources, tmp_path):
+def test_weights_of_another_model_are_refused_by_the_loader(allow_new_weights, sources, tmp_path):
     folder = shutil.copytree(sources / "classifier", tmp_path / "broken")
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")
     ResNetForImageClassification(config).save_pretrained(tmp_path / "resnet")
@@ -291,13 +291,13 @@ def test_other_models_are_refused_by_name(kind, task, tmp_path):
     assert str(raised.value).startswith(str(tmp_path))
 
 
-def test_models_of_timm_that_are_no_twins_are_refused(tmp_path):
+def test_timm_models_other_than_twins_are_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet50", "num_classes": 10}))
     with pytest.raises(ValueError, match=rf"^{tmp_path}: timm's config.json must describe one of .*, got 'resnet50'"):
         load_model(tmp_path)
 
 
-def test_model_of_timm_without_a_classifier_is_no_classifier(tmp_path):
+def test_timm_model_without_a_classifier_is_not_a_classifier(tmp_path):
     save_timm(timm_model(num_classes=0), tmp_path)
     with pytest.raises(ValueError, match="has no labels, but an image classifier is needed"):
         load_model(tmp_path, CLASSIFICATION)
@@ -318,7 +318,7 @@ def test_model_of_timm_without_a_classifier_is_no_classifier(tmp_path):
     ],
 )
 @pytest.mark.parametrize("trust_remote_code", [False, True])
-def test_what_is_not_there_is_named(name, reason, trust_remote_code, tmp_path, monkeypatch):
+def test_missing_sources_are_named(name, reason, trust_remote_code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(OSError, match=rf"^cannot load {name}: {reason}") as raised:
         load_model(name, CLASSIFICATION, trust_remote_code=trust_remote_code, revision=40 * "0")
@@ -353,7 +353,7 @@ def test_damaged_files_are_named(sources, tmp_path):
         ("classifier", "preprocessor_config.json"),
     ],
 )
-def test_json_that_is_no_object_is_named(source, file, content, sources, tmp_path):
+def test_json_that_is_not_an_object_is_named(source, file, content, sources, tmp_path):
     folder = shutil.copytree(sources / source, tmp_path / "model")
     (folder / file).write_text(content)
     got = {"[]": r"\[\]", '"text"': "'text'", "3": "3", "null": "None"}[content]
@@ -373,7 +373,7 @@ def test_json_that_is_no_object_is_named(source, file, content, sources, tmp_pat
         ("adapter", "adapter_config.json", "base_model_name_or_path", 3, "a string"),
     ],
 )
-def test_field_of_another_type_is_named(source, file, field, value, expected, sources, tmp_path):
+def test_field_with_a_wrong_type_is_named(source, file, field, value, expected, sources, tmp_path):
     folder = shutil.copytree(sources / source, tmp_path / "model")
     fields = json.loads((folder / file).read_text())
     (folder / file).write_text(json.dumps(fields | {field: value}))
@@ -381,7 +381,7 @@ def test_field_of_another_type_is_named(source, file, field, value, expected, so
         load_model(folder)
 
 
-def test_labels_of_an_adapter_that_are_no_list_are_named(sources, tmp_path):
+def test_labels_of_an_adapter_that_are_not_a_list_are_named(sources, tmp_path):
     folder = shutil.copytree(sources / "adapter", tmp_path / "adapter")
     (folder / "label_names.json").write_text('{"0": "cat", "1": "dog"}')
     with pytest.raises(OSError, match=rf"^cannot load {folder}: its label_names\.json must hold a list, got "):
@@ -403,12 +403,12 @@ def test_weights_that_are_not_finite_are_refused(source, allow_new_weights, valu
         load_pretrained(folder, allow_new_weights=allow_new_weights)
 
 
-def test_task_must_be_one_of_them(sources):
+def test_task_must_be_known(sources):
     with pytest.raises(ValueError, match=r"task must be one of image-classification, .*, or None, got 'detection'"):
         load_model(sources / "classifier", "detection")
 
 
-def test_image_processor_is_of_the_class_that_was_saved(sources, tmp_path):
+def test_image_processor_has_the_saved_class(sources, tmp_path):
     folder = shutil.copytree(sources / "semantic-fpn", tmp_path / "model")
     SegformerImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
     _, processor = load_model(folder, SEGMENTATION)
@@ -420,7 +420,7 @@ def test_image_processor_is_of_the_class_that_was_saved(sources, tmp_path):
     assert load_image_processor(sources / "authors.pth").size.shortest_edge == 256
 
 
-def test_missing_image_processor_is_a_sentence(sources, tmp_path):
+def test_missing_image_processor_gives_one_sentence(sources, tmp_path):
     folder = shutil.copytree(sources / "classifier", tmp_path / "model")
     (folder / "preprocessor_config.json").unlink()
     reason = r"it has no image processor \(preprocessor_config\.json\); with save_pretrained, save there the one"
@@ -432,8 +432,8 @@ def test_missing_image_processor_is_a_sentence(sources, tmp_path):
         load_model(folder, CLASSIFICATION, image_processor="somebody/else")
 
 
-def test_image_processor_that_cannot_be_reached_is_not_missing(monkeypatch):
-    """Training would take the authors' in its place."""
+def test_unreachable_image_processor_is_not_treated_as_missing(monkeypatch):
+    """Training would use the authors' image processor instead."""
 
     def cannot_connect(name, file_name, _raise_exceptions_for_connection_errors=True, **options):
         if _raise_exceptions_for_connection_errors:
@@ -466,8 +466,8 @@ def test_fields_of_the_configuration_are_changed(sources):
 
 
 @pytest.mark.parametrize("source", ["classifier", "semantic-fpn", "model", "backbone"])
-def test_twins_model_that_brings_its_code(source, sources, tmp_path, monkeypatch):
-    """Loaded by the package, which transformers prefers; it never asks in a terminal."""
+def test_twins_model_with_its_own_code(source, sources, tmp_path, monkeypatch):
+    """transformers prefers the installed package, and so never asks the user for consent."""
     monkeypatch.setattr("builtins.input", lambda question: pytest.fail(question))
     folder = shutil.copytree(sources / source, tmp_path / "model")
     save_remote_code(folder)
@@ -519,7 +519,7 @@ def test_weights_of_a_larger_model_than_the_configuration_are_refused(task, tmp_
         load_model(tmp_path, task)
 
 
-def test_backbone_leaves_out_the_stages_that_it_does_not_build(tmp_path):
+def test_backbone_ignores_weights_of_stages_that_it_does_not_build(tmp_path):
     TwinsForImageClassification(tiny_config()).save_pretrained(tmp_path)
     TwinsImageProcessor().save_pretrained(tmp_path)
     model, _ = load_model(tmp_path, "backbone", out_features=["stage1", "stage2"])

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The models against timm's and against attention written out, and what they do with sizes, types and bad input."""
+"""The models, compared with timm's and with straightforward attention, and tested with sizes, dtypes and invalid input."""
 
 import copy
 import functools
@@ -65,7 +65,7 @@ from hf_twins.modeling_twins import (
 MODEL_CLASSES = [TwinsModel, TwinsForImageClassification, TwinsForSemanticSegmentation, TwinsBackbone]
 
 
-# Fast: small ones, as timm and as the authors save them, in test_checkpoints.py.
+# Fast tests with small models in timm's and the authors' formats are in test_checkpoints.py.
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TWINS_VARIANTS)
 def test_variant_computes_the_same_as_timm(name):
@@ -85,13 +85,13 @@ def test_variant_computes_the_same_as_timm(name):
             assert expected.abs().max() > 0.1
             torch.testing.assert_close(model(pixel_values).logits, expected, rtol=0, atol=1e-5)
             for feature_map, expected_map in zip(backbone(pixel_values).feature_maps, maps, strict=True):
-                # Relative to the map, whose values grow with depth.
+                # The tolerance is relative to the map, whose values grow with depth.
                 scale = expected_map.abs().max()
                 torch.testing.assert_close(feature_map / scale, expected_map / scale, rtol=0, atol=1e-5)
 
 
 def attention_over_windows(attention: TwinsLocalAttention, tokens: torch.Tensor, may_attend) -> torch.Tensor:
-    """Locally-grouped attention written out, window by window, head by head, on `(height, width, channels)`.
+    """Compute locally-grouped attention window by window and head by head, on `(height, width, channels)`.
 
     `may_attend(query, key)` says which positions (row, column) of the padded map see each other.
     """
@@ -164,7 +164,7 @@ def test_window_attention_equals_attention_written_out(window_padding, height_wi
 
 
 def test_window_padding_modes_differ_where_they_should():
-    # 18 x 22 tokens in windows of 3: only one side needs padding.
+    # With 18 x 22 tokens and windows of 3, only one side needs padding.
     pixel_values = torch.randn(1, 3, 36, 44)
     outputs = {}
     for window_padding in ("masked", "zeros", "authors_segmentation"):
@@ -177,7 +177,7 @@ def test_window_padding_modes_differ_where_they_should():
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("height_width", [(8, 8), (16, 24), (63, 97), (9, 130)], ids=str)
-def test_patch_padding_gives_maps_of_whole_patches(family, height_width):
+def test_patch_padding_gives_maps_of_complete_patches(family, height_width):
     height, width = height_width
     pixel_values = torch.randn(2, 3, height, width)
     for patch_padding, divide in ((False, lambda size, by: size // by), (True, lambda size, by: -(-size // by))):
@@ -198,7 +198,7 @@ def test_patch_padding_equals_padding_the_image():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_stage_norm_is_what_the_next_stage_consumes(family):
+def test_output_of_stage_norm_is_the_input_of_the_next_stage(family):
     backbone = randomize(TwinsBackbone(tiny_config(family, use_stage_norm=True, out_indices=[1, 2, 3])))
     feature_maps = backbone(torch.randn(1, 3, 32, 32)).feature_maps
     for index, norm in enumerate(stage.layernorm for stage in backbone.encoder.stages):
@@ -232,13 +232,13 @@ def test_sdpa_equals_eager(family, model_class, dtype, masked):
     torch.testing.assert_close(output, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item())
 
 
-def test_flash_attention_is_not_asked_for_masks_it_does_not_know(monkeypatch):
+def test_flash_attention_is_not_used_with_unsupported_masks(monkeypatch):
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     calls = []
 
     def flash_attention(module, query, key, value, attention_mask, **kwargs):
-        # The interface of the real one; its masks are for keys that are the queries.
+        # This has the interface of the real function, which supports masks only if queries and keys are the same tokens.
         assert attention_mask is None
         calls.append(query.shape)
         return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, None, **kwargs)
@@ -252,13 +252,13 @@ def test_flash_attention_is_not_asked_for_masks_it_does_not_know(monkeypatch):
     torch.testing.assert_close(model(pixel_values, pixel_mask).pooler_output, expected)
     assert not calls
     torch.testing.assert_close(model(pixel_values).pooler_output, expected_whole)
-    # Windows that need padding are masked, all others and all global attention are not.
+    # Only windows that need padding are masked; other windows and global attention are not.
     assert len(calls) == 3
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("model_class", [TwinsForImageClassification, TwinsForSemanticSegmentation])
-def test_any_size_from_the_smallest_and_no_state_left_behind(family, model_class):
+def test_any_size_from_the_minimum_works_without_leaving_state(family, model_class):
     model = randomize(model_class(tiny_config(family)))
     sizes = [(8, 8), (64, 8), (9, 15), (33, 65), (8, 8), (128, 40)]
     images = [torch.randn(1, 3, height, width) for height, width in sizes]
@@ -288,7 +288,7 @@ def test_any_number_of_channels(num_channels):
     assert TwinsForSemanticSegmentation(config)(pixel_values).logits.shape == (2, 5, 8, 8)
 
 
-def test_non_contiguous_input_gives_the_same():
+def test_non_contiguous_input_gives_the_same_output():
     model = randomize(TwinsModel(tiny_config()))
     pixel_values = torch.randn(2, 3, 29, 41)
     expected = model(pixel_values).pooler_output
@@ -310,13 +310,13 @@ def test_input_is_not_changed():
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("model_class", [TwinsForImageClassification, TwinsForSemanticSegmentation])
-def test_images_of_a_batch_do_not_see_each_other(family, model_class):
+def test_output_of_an_image_does_not_depend_on_others_in_the_batch(family, model_class):
     model = randomize(model_class(tiny_config(family)))
     pixel_values = torch.randn(3, 3, 29, 41)
     with torch.no_grad():
         together = model(pixel_values).logits
         alone = torch.cat([model(image).logits for image in pixel_values.split(1)])
-    # Logits of up to 10, from convolutions that sum in another order for one image than for three.
+    # Logits are up to 10, and convolutions sum in another order for one image than for three.
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=2e-5)
 
 
@@ -324,13 +324,13 @@ def test_images_of_a_batch_do_not_see_each_other(family, model_class):
 def test_hidden_states_are_images(model_class):
     model = model_class(tiny_config()).eval()
     outputs = model(torch.randn(2, 3, 29, 41), output_hidden_states=True)
-    # 29 x 41 pixels: 14 x 20, 7 x 10, 3 x 5 tokens.
+    # Images of 29 x 41 pixels have 14 x 20, 7 x 10 and 3 x 5 tokens.
     expected = [(2, 16, 14, 20), (2, 16, 14, 20), (2, 32, 7, 10), (2, 48, 3, 5)]
     assert [tuple(state.shape) for state in outputs.hidden_states] == expected
     assert model(torch.randn(1, 3, 29, 41)).hidden_states is None
 
 
-def test_selected_hidden_states_are_none_elsewhere():
+def test_hidden_states_that_are_not_selected_are_none():
     model = TwinsModel(tiny_config()).eval()
     pixel_values = torch.randn(1, 3, 29, 41)
     everything = model(pixel_values, output_hidden_states=True)
@@ -355,7 +355,7 @@ def test_hidden_states_and_attentions_have_gradients():
 def test_attentions_are_distributions_over_real_tokens():
     model = randomize(TwinsModel._from_config(tiny_config(), attn_implementation="eager"))
     attentions = model(torch.randn(2, 3, 29, 41), output_attentions=True).attentions
-    # 14 x 20, 7 x 10, 3 x 5 tokens in windows of 3 x 3; every 4 x 4, 2 x 2, 1 x 1 tokens a key.
+    # There are 14 x 20, 7 x 10 and 3 x 5 tokens in windows of 3 x 3, with a key for 4 x 4, 2 x 2 and 1 x 1 tokens.
     assert [tuple(attention.shape) for attention in attentions] == [
         (2 * 5 * 7, 1, 9, 9),
         (2, 1, 280, 3 * 5),
@@ -367,7 +367,7 @@ def test_attentions_are_distributions_over_real_tokens():
     ]
     for attention in attentions:
         torch.testing.assert_close(attention.sum(-1), torch.ones_like(attention[..., 0]))
-    # The last window of the first row of the second image: its columns 6, 7, 8 of 7, so one is real.
+    # The last window in the first row of the second image has the columns 6, 7 and 8, of which only one is on the image.
     last_column = attentions[0].view(2, 5, 7, 1, 9, 3, 3)[:, :, -1]
     assert (last_column[..., 2:] == 0).all()
     assert (last_column[..., :-1, 0] > 0).all()
@@ -401,7 +401,7 @@ def test_tuple_output_equals_dict_output(model_class, labels):
 @pytest.mark.parametrize(
     "out_features", [["stem"], ["stage1", "stage3"], ["stem", "stage1", "stage2", "stage3"]], ids=str
 )
-def test_backbone_returns_the_features_asked_for(out_features):
+def test_backbone_returns_the_requested_features(out_features):
     config = tiny_config(out_features=out_features)
     backbone = randomize(TwinsBackbone(config))
     assert config.out_indices == [config.stage_names.index(name) for name in out_features]
@@ -421,7 +421,7 @@ def test_backbone_returns_the_features_asked_for(out_features):
     [(["stem"], 0), (["stem", "stage1"], 1), (["stage2"], 2), (["stage1", "stage2"], 2), (["stage3"], 3)],
     ids=str,
 )
-def test_backbone_has_no_stage_after_the_last_one_asked_for(family, out_features, num_stages):
+def test_backbone_has_no_stage_after_the_last_requested_one(family, out_features, num_stages):
     whole = randomize(TwinsModel(tiny_config(family)))
     backbone = TwinsBackbone(tiny_config(family, out_features=out_features)).eval()
     assert len(backbone.encoder.stages) == num_stages
@@ -433,7 +433,7 @@ def test_backbone_has_no_stage_after_the_last_one_asked_for(family, out_features
     assert len(outputs.hidden_states) == num_stages + 1
     for hidden_state, same in zip(outputs.hidden_states, expected):
         assert torch.equal(hidden_state, same)
-    # The maps are no copies of what is computed, but that itself.
+    # The maps are the computed tensors themselves, not copies.
     names = tiny_config(family).stage_names
     assert [id(feature_map) for feature_map in outputs.feature_maps] == [
         id(outputs.hidden_states[names.index(name)]) for name in out_features
@@ -442,12 +442,12 @@ def test_backbone_has_no_stage_after_the_last_one_asked_for(family, out_features
         hidden_state.retain_grad()
     outputs.feature_maps[-1].sum().backward()
     assert all(hidden_state.grad is not None for hidden_state in outputs.hidden_states)
-    # Or DistributedDataParallel would wait for its gradient.
+    # Otherwise, DistributedDataParallel would wait for its gradient.
     assert all(parameter.grad is not None for parameter in backbone.parameters())
 
 
 def test_model_around_a_backbone_may_record_its_own_outputs():
-    # As transformers' models do that have `capture_outputs`: they install hooks on all models within, installed or not.
+    # transformers' models with `capture_outputs` install hooks on all inner models, even if they have some already.
     backbone = randomize(TwinsBackbone(tiny_config(out_features=["stage1", "stage2"])))
     pixel_values = torch.randn(1, 3, 29, 41)
     expected = backbone(pixel_values, output_hidden_states=True)
@@ -459,7 +459,7 @@ def test_model_around_a_backbone_may_record_its_own_outputs():
 
 
 @pytest.mark.parametrize("model_class", [TwinsModel, TwinsBackbone, TwinsForSemanticSegmentation])
-def test_copied_and_new_parts_keep_their_place_among_the_outputs(model_class):
+def test_copied_and_replaced_parts_keep_their_position_among_the_outputs(model_class):
     config = tiny_config(out_features=["stage1", "stage2"])
     config._attn_implementation = "eager"
     model = randomize(model_class(config))
@@ -467,7 +467,7 @@ def test_copied_and_new_parts_keep_their_place_among_the_outputs(model_class):
     flags = {"output_hidden_states": True, "output_attentions": True}
     expected = model(pixel_values, **flags)
     encoder = getattr(model, "twins", model).encoder
-    # As peft does with `modules_to_save`.
+    # PEFT does this with `modules_to_save`.
     encoder.stages[0] = copy.deepcopy(encoder.stages[0])
     encoder.patch_embeddings[0] = copy.deepcopy(encoder.patch_embeddings[0])
     embeddings = TwinsPatchEmbeddings(config, 1).eval()
@@ -482,7 +482,7 @@ def test_copied_and_new_parts_keep_their_place_among_the_outputs(model_class):
     )
 
 
-def test_result_is_the_same_without_gradients_where_modules_return_their_input():
+def test_result_is_the_same_without_gradients_if_modules_return_their_input():
     model = randomize(TwinsModel(tiny_config(mlp_ratios=[1, 1, 1])))
     for module in list(model.modules()):
         if isinstance(module, TwinsLayer):
@@ -495,7 +495,7 @@ def test_result_is_the_same_without_gradients_where_modules_return_their_input()
         torch.testing.assert_close(model(pixel_values).pooler_output, expected)
 
 
-def test_mask_without_content_is_not_read():
+def test_values_of_a_meta_mask_are_not_read():
     model = TwinsForImageClassification(tiny_config()).to("meta")
     pixel_values = torch.empty(2, 3, 29, 41, device="meta")
     assert model(pixel_values, torch.ones(2, 29, 41, device="meta")).logits.shape == (2, 5)
@@ -529,7 +529,7 @@ def test_backbone_without_the_last_stages_is_saved_and_loaded(tmp_path, out_feat
 
 @pytest.mark.slow
 def test_backbones_train_in_several_processes():
-    """Without `find_unused_parameters`: alone, in UperNet and in DETR."""
+    """Training works without `find_unused_parameters`, for a backbone alone, in UperNet and in DETR."""
     script = Path(distributed_backbones.__file__)
     process = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)],
@@ -559,7 +559,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(family, model_class, us
     checkpointed.twins.encoder.stages[0].layers[0].mlp.register_forward_hook(lambda *_: recomputed.append(True))
     for model in (plain, checkpointed):
         torch.manual_seed(1)
-        # Reentrant checkpoints pass gradients on only where their input has one.
+        # Reentrant checkpoints only propagate gradients if their input requires one.
         model(pixel_values.clone().requires_grad_(), pixel_mask, labels=labels).loss.backward()
     assert len(recomputed) == 2
     for (name, parameter), other in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
@@ -585,7 +585,7 @@ def test_gradient_checkpointing_can_be_switched_off():
         ("regression", 5, torch.rand(2, 5), nn.functional.mse_loss),
     ],
 )
-def test_problem_types_have_their_loss(problem_type, num_labels, labels, expected_loss):
+def test_every_problem_type_has_the_right_loss(problem_type, num_labels, labels, expected_loss):
     model = TwinsForImageClassification(tiny_config(num_labels=num_labels, problem_type=problem_type))
     outputs = model(torch.randn(2, 3, 16, 16), labels=labels)
     torch.testing.assert_close(outputs.loss, expected_loss(outputs.logits, labels))
@@ -687,14 +687,14 @@ def test_loss_of_an_empty_batch_is_nan(model_class):
     model = model_class(tiny_config())
     labels = torch.zeros((0,) if model_class is TwinsForImageClassification else (0, 16, 16), dtype=torch.long)
     loss = model(torch.randn(0, 3, 16, 16), labels=labels).loss
-    # As PyTorch's mean of nothing.
+    # PyTorch's mean of an empty tensor is NaN, too.
     assert loss.isnan()
     loss.backward()
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-# PyTorch says so whenever the mode is set.
+# PyTorch warns whenever this mode is set.
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature:UserWarning")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_masked_call_does_not_wait_for_the_device(family):
@@ -724,19 +724,19 @@ def test_masked_call_does_not_wait_for_the_device(family):
         TwinsMLP,
     ],
 )
-def test_layers_read_as_the_figure(part):
-    """What serves exporters, compilers, types and devices is in functions beside the layers."""
+def test_layers_read_like_the_figure(part):
+    """Code for exporters, compilers, dtypes and devices must be in separate functions, not in the layers."""
     forward = inspect.getsource(part if part is TwinsAttention else part.forward).lower()
     for word in ("export", "onnx", "compil", "dynamo", "trac", "dtype", "float", "device", "cuda", "cpu", "autocast"):
         assert word not in forward, word
 
 
-def test_input_in_another_type_than_the_weights_is_pytorchs_error():
+def test_input_with_another_dtype_than_the_weights_raises_the_error_of_pytorch():
     with pytest.raises(RuntimeError, match="type"):
         TwinsModel(tiny_config())(torch.randn(1, 3, 16, 16, dtype=torch.float64))
 
 
-def test_model_without_pooling_layer_gives_the_last_stage():
+def test_model_without_pooling_layer_returns_the_last_stage():
     model = randomize(TwinsModel(tiny_config()))
     bare = TwinsModel(tiny_config(), add_pooling_layer=False).eval()
     assert not [name for name in bare.state_dict() if not name.startswith("encoder.")]
@@ -751,7 +751,7 @@ def test_model_without_pooling_layer_gives_the_last_stage():
 
 
 def semantic_fpn(weights: dict[str, torch.Tensor], feature_maps: list[torch.Tensor]) -> torch.Tensor:
-    """The neck and head of `TwinsForSemanticSegmentation` written out, of three stages, in evaluation."""
+    """A straightforward implementation of the neck and head of `TwinsForSemanticSegmentation`, for three stages."""
 
     def conv(name: str, image: torch.Tensor, padding: int) -> torch.Tensor:
         return nn.functional.conv2d(image, weights[f"{name}.weight"], weights.get(f"{name}.bias"), padding=padding)
@@ -794,7 +794,7 @@ def test_segmentation_logits_equal_a_semantic_fpn_written_out(family, patch_padd
     with torch.no_grad():
         logits = model(pixel_values).logits
         expected = semantic_fpn(model.state_dict(), backbone(pixel_values).feature_maps)
-    # The size of the first stage's map, whose patches have a side of 2.
+    # Logits have the size of the first stage's map, whose patches have a side of 2.
     assert logits.shape == (2, 5, *((-(-size // 2) if patch_padding else size // 2) for size in height_width))
     assert expected.abs().max() > 0.1
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
@@ -827,7 +827,7 @@ def test_segmentation_model_trains_every_parameter():
         optimizer.zero_grad()
         loss.backward()
         for name, parameter in model.named_parameters():
-            # A bias of the keys changes no softmax.
+            # The bias of the keys does not affect the softmax, so it has no gradient.
             assert parameter.grad.abs().sum() > 0 or name.endswith("k_proj.bias"), name
         optimizer.step()
         losses.append(loss.item())
@@ -845,14 +845,15 @@ def test_segmentation_model_has_the_parameters_of_encoder_and_semantic_fpn(name,
     *_, hidden_size = variant.hidden_sizes
     encoder = variant.num_parameters - (hidden_size + 1) * 1000 - 2 * hidden_size
     neck = sum((hidden_size + 1) * 256 for hidden_size in variant.hidden_sizes) + 4 * (9 * 256 + 1) * 256
-    # Convolutions from 256 channels, one a level, and from 128 channels on levels 2 and 3; two of a batch norm each.
+    # There are convolutions from 256 channels, one for each level, and from 128 channels on levels 2 and 3. Each has two
+    # parameters of a batch norm per channel.
     head = 4 * (9 * 256 + 2) * 128 + 3 * (9 * 128 + 2) * 128 + (128 + 1) * 150
     assert sum(parameter.numel() for parameter in model.parameters()) == encoder + neck + head
     assert expected in (None, encoder + neck + head)
 
 
 @pytest.mark.parametrize("num_stages", [1, 2, 5])
-def test_segmentation_model_of_any_number_of_stages(num_stages):
+def test_segmentation_model_with_any_number_of_stages(num_stages):
     config = tiny_config(
         hidden_sizes=[16] * num_stages,
         num_attention_heads=[1] * num_stages,
@@ -865,7 +866,7 @@ def test_segmentation_model_of_any_number_of_stages(num_stages):
     assert logits.isfinite().all()
 
 
-def test_segmentation_widths_and_dropout_are_those_of_the_configuration():
+def test_segmentation_widths_and_dropout_follow_the_configuration():
     config = tiny_config(fpn_hidden_size=12, decoder_hidden_size=10, classifier_dropout_prob=0.5)
     model = randomize(TwinsForSemanticSegmentation(config))
     assert {conv.out_channels for conv in [*model.neck.lateral_convs, *model.neck.output_convs]} == {12}
@@ -874,13 +875,13 @@ def test_segmentation_widths_and_dropout_are_those_of_the_configuration():
     assert torch.equal(model(pixel_values).logits, model(pixel_values).logits)
     model.decode_head.dropout.train()
     assert not torch.equal(model(pixel_values).logits, model(pixel_values).logits)
-    # Whole channels at once: one of its map's is zero everywhere, or nowhere.
+    # Dropout acts on entire channels: each channel of the map is zero everywhere or nowhere.
     dropped = (model.decode_head.dropout(torch.ones(1, 1000, 3, 3)) == 0).flatten(2)
     assert (dropped.any(2) == dropped.all(2)).all()
     assert dropped.float().mean().item() == pytest.approx(0.5, abs=0.1)
 
 
-def test_segmentation_hidden_states_are_images_if_asked_for():
+def test_segmentation_returns_hidden_states_as_images_if_requested():
     model = TwinsForSemanticSegmentation(tiny_config()).eval()
     pixel_values = torch.randn(2, 3, 29, 41)
     assert model(pixel_values).hidden_states is None
@@ -893,7 +894,7 @@ def test_segmentation_hidden_states_are_images_if_asked_for():
     assert len(TwinsForSemanticSegmentation(tiny_config(output_hidden_states=True))(pixel_values).hidden_states) == 4
 
 
-def test_drop_path_drops_whole_images_and_keeps_the_mean():
+def test_drop_path_drops_entire_images_and_keeps_the_mean():
     drop_path = TwinsDropPath(0.25).train()
     hidden_states = torch.ones(4000, 4, 3)
     output = drop_path(hidden_states)
@@ -921,7 +922,7 @@ def test_dropout_acts_in_training_only():
 
 
 @pytest.mark.parametrize("model_class", [TwinsForImageClassification, TwinsForSemanticSegmentation])
-def test_initial_weights_are_the_authors(model_class):
+def test_weights_are_initialized_as_by_the_authors(model_class):
     model = model_class(TwinsConfig.from_variant("twins-svt-small"))
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
@@ -935,7 +936,7 @@ def test_initial_weights_are_the_authors(model_class):
             assert (module.bias == 0).all(), name
 
 
-def test_layer_norm_eps_leaves_those_after_convolutions_alone():
+def test_layer_norm_eps_does_not_affect_norms_after_convolutions():
     model = TwinsModel(tiny_config(layer_norm_eps=1e-3, use_stage_norm=True))
     for name, module in model.named_modules():
         if isinstance(module, nn.LayerNorm):
@@ -954,7 +955,7 @@ def test_position_encoding_follows_the_first_block():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_local_and_global_blocks_take_turns_in_svt_only(family):
+def test_local_and_global_blocks_alternate_only_in_svt(family):
     model = TwinsModel(tiny_config(family))
     for stage in model.encoder.stages:
         is_local = [isinstance(layer.attention, TwinsLocalAttention) for layer in stage.layers]
@@ -995,10 +996,10 @@ def test_gpu_equals_cpu(name):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("size", [(24, 24), (33, 47)], ids=["even", "odd"])
-def test_memory_that_is_used_again_changes_nothing(family, dtype, size):
-    """Without gradients, sums and activations are computed in place: outputs, hidden states and input stay what they are."""
+def test_reusing_memory_changes_nothing(family, dtype, size):
+    """Without gradients, sums and activations are computed in place, but outputs, hidden states and input must not change."""
     model = randomize(TwinsForImageClassification(tiny_config(family, use_stage_norm=True))).to(dtype)
-    # Neither contiguous nor the model's to write to.
+    # The input is not contiguous, and the model must not modify it.
     pixel_values = torch.randn(2, *size, 3, dtype=dtype).permute(0, 3, 1, 2)
     before = pixel_values.clone()
     expected = model(pixel_values, output_hidden_states=True)
@@ -1006,7 +1007,7 @@ def test_memory_that_is_used_again_changes_nothing(family, dtype, size):
     with torch.no_grad():
         actual = model(pixel_values, output_hidden_states=True)
     assert torch.equal(pixel_values, before)
-    # With gradients, what is bfloat16 attends in float32.
+    # With gradients, attention of bfloat16 tensors is computed in float32.
     tolerance = 1e-5 if dtype == torch.float32 else 4e-2
     pairs = zip((actual.logits, *actual.hidden_states), (expected.logits, *expected.hidden_states), strict=True)
     for tensor, expected_tensor in pairs:
@@ -1016,7 +1017,7 @@ def test_memory_that_is_used_again_changes_nothing(family, dtype, size):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("is_mixed", [True, False], ids=["autocast", "bfloat16"])
-def test_gradients_in_bfloat16_are_those_of_float32(is_mixed, family):
+def test_gradients_in_bfloat16_equal_those_in_float32(is_mixed, family):
     model = randomize(TwinsForImageClassification(tiny_config(family)))
     half = copy.deepcopy(model) if is_mixed else copy.deepcopy(model).bfloat16()
     pixel_values, labels = torch.randn(4, 3, 33, 47), torch.randint(model.config.num_labels, (4,))
@@ -1026,7 +1027,7 @@ def test_gradients_in_bfloat16_are_those_of_float32(is_mixed, family):
     assert outputs.logits.dtype == torch.bfloat16
     nn.functional.cross_entropy(outputs.logits.float(), labels).backward()
     for (name, parameter), in_half in zip(model.named_parameters(), half.parameters()):
-        # The keys' biases have no effect, and so no gradient but rounding.
+        # Biases of keys have no effect, so their gradients are only rounding errors.
         if not name.endswith("k_proj.bias"):
             error = (in_half.grad.float() - parameter.grad).norm() / parameter.grad.norm()
             assert error < 0.3, (name, error)
@@ -1034,7 +1035,7 @@ def test_gradients_in_bfloat16_are_those_of_float32(is_mixed, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tokens_have_three_dimensions(family):
-    """Inductor lays out what has four, before or after a convolution, as channels-last images: copies in every layer."""
+    """Inductor stores tensors of four dimensions around convolutions as channels-last images, which needs copies in every layer."""
     model = randomize(TwinsForImageClassification(tiny_config(family))).eval()
     graph = make_fx(lambda image: model(image).logits)(torch.randn(2, 3, 29, 41)).graph
     aten = torch.ops.aten
@@ -1045,8 +1046,8 @@ def test_tokens_have_three_dimensions(family):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_convolutions_take_tokens_for_channels_last_images(batch_size):
-    """Otherwise they answer in another layout, and what follows copies. Of one image, its stride in the batch decides."""
+def test_convolutions_treat_tokens_as_channels_last_images(batch_size):
+    """Otherwise, their output has another layout, and later layers copy it. For one image, its batch stride decides."""
     image = to_image(torch.randn(batch_size, 12, 8), (3, 4))
     assert image.stride() == (96, 1, 32, 8)
     with torch.no_grad():
@@ -1055,7 +1056,7 @@ def test_convolutions_take_tokens_for_channels_last_images(batch_size):
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-def test_compiled_model_is_not_taken_for_an_export():
+def test_compilation_is_not_mistaken_for_an_export():
     compiled = torch.compile(lambda x: x + is_exporting(), backend="eager", fullgraph=True)
     assert compiled(torch.zeros(1)).item() == 0
     for strict in (True, False):

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Numbers: half precision beside float64, gradients beside differences, one thread beside many, and training that goes on."""
+"""Numerics: half precision compared with float64, gradients with finite differences, one thread with several, long training."""
 
 import copy
 
@@ -32,13 +32,13 @@ from hf_twins import (
 
 @pytest.fixture(scope="module")
 def photographs() -> torch.Tensor:
-    """Two, as the models see them."""
+    """Two preprocessed photographs."""
     images = [load_sample_image(name).copy() for name in ("china.jpg", "flower.jpg")]
     return TwinsImageProcessor()(images, return_tensors="pt")["pixel_values"]
 
 
 def realistic(model: torch.nn.Module, pixel_values: torch.Tensor) -> torch.nn.Module:
-    """Random weights, and residuals that grow from block to block to what trained vision transformers have: hundreds."""
+    """Set random weights such that residuals grow with depth to hundreds, as in trained vision transformers."""
     randomize(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -49,8 +49,8 @@ def realistic(model: torch.nn.Module, pixel_values: torch.Tensor) -> torch.nn.Mo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", TWINS_VARIANTS)
-def test_half_precision_is_near_float64(variant, photographs):
-    """Relative L2 distance of the logits from float64's: 1e-6 in float32, 0.5 % in float16, 3 % in bfloat16."""
+def test_half_precision_is_close_to_float64(variant, photographs):
+    """The relative L2 distance of logits from float64 is at most 1e-6 in float32, 0.5 % in float16, and 3 % in bfloat16."""
     model = realistic(TwinsForImageClassification(TwinsConfig.from_variant(variant)), photographs).double()
     largest = []
     for stage in model.twins.encoder.stages:
@@ -69,15 +69,15 @@ def test_half_precision_is_near_float64(variant, photographs):
 @pytest.mark.parametrize("window_padding", ["masked", "zeros", "authors_segmentation"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("has_mask", [False, True], ids=["whole", "padded batch"])
-def test_gradients_are_those_of_differences(window_padding, attention, has_mask):
-    """Of the image and of every weight: windows, sub-sampled and plain global attention, windows that are padded."""
+def test_gradients_equal_finite_differences(window_padding, attention, has_mask):
+    """Gradients of the image and of every weight are compared, for windows, padded windows, and both kinds of global attention."""
     config = tiny_config(window_padding=window_padding, hidden_sizes=[4, 6, 8], num_attention_heads=[1, 2, 2])
     config.num_channels = 1
     model = randomize(TwinsModel._from_config(config, attn_implementation=attention)).double()
     pixel_mask = rectangle_mask([(14, 18), (10, 12)], 14, 18) if has_mask else None
     images = torch.rand(2, 1, 14, 18, dtype=torch.float64, requires_grad=True)
     parameters = dict(model.named_parameters())
-    # As one vector: one step of differences moves all of them.
+    # All weights form one vector, which one difference step changes.
     vector = torch.nn.utils.parameters_to_vector(parameters.values()).detach().requires_grad_()
 
     def pooled(images: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
@@ -90,8 +90,8 @@ def test_gradients_are_those_of_differences(window_padding, attention, has_mask)
 
 
 @pytest.mark.parametrize("family", ["svt", "pcpvt"])
-def test_results_depend_on_threads_no_more_than_by_rounding(family):
-    """The same number of threads gives the same bits, another the same but for the order of sums."""
+def test_number_of_threads_only_changes_rounding(family):
+    """The same number of threads gives identical results. Another number only changes the order of sums."""
     model = randomize(TwinsForImageClassification(tiny_config(family, hidden_sizes=[64, 96, 144])))
     images = torch.rand(3, 3, 64, 80)
     threads = torch.get_num_threads()
@@ -110,9 +110,9 @@ def test_results_depend_on_threads_no_more_than_by_rounding(family):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_training_for_long_stays_finite_and_learns(dtype):
-    """On digits, at a learning rate that is too high rather than too low."""
-    # The others differ less from what every training test computes in.
+def test_long_training_stays_finite_and_learns(dtype):
+    """The model is trained on digits, with a rather high learning rate."""
+    # Other dtypes are closer to float32, which all other training tests use.
     num_steps = 500 if dtype == torch.bfloat16 else 200
     torch.manual_seed(0)
     digits = load_digits()
@@ -142,8 +142,8 @@ def test_training_for_long_stays_finite_and_learns(dtype):
 
 
 @pytest.mark.parametrize("name", ["twins-svt-small", "twins-pcpvt-small"])
-def test_bfloat16_is_right_where_a_last_column_fills_no_patch(name):
-    """oneDNN's convolution is not, on CPUs with AMX: logits were off by 80 %."""
+def test_bfloat16_is_correct_if_the_last_column_is_an_incomplete_patch(name):
+    """oneDNN's convolution is wrong in this case on CPUs with AMX: logits were off by 80 %."""
     model = TwinsForImageClassification(TwinsConfig.from_variant(name)).eval()
     half = copy.deepcopy(model).bfloat16()
     pixel_values = torch.randn(1, 3, 64, 48)

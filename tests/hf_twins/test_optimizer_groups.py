@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Which parameters are decayed, and how fast each block learns."""
+"""Weight decay and learning rate of each parameter."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ from hf_twins import TwinsForImageClassification, parameter_groups
 
 
 def settings_by_name(model, **options) -> dict[str, tuple[float, float]]:
-    """Learning rate and weight decay of each trainable parameter."""
+    """The learning rate and weight decay of each trainable parameter."""
     groups = parameter_groups(model, learning_rate=1.0, weight_decay=0.05, **options)
     names = {parameter: name for name, parameter in model.named_parameters()}
     settings = [
@@ -47,7 +47,7 @@ def test_norms_biases_and_position_encodings_are_not_decayed(family):
 
 
 def test_learning_rate_falls_from_block_to_block():
-    # Blocks 2, 3 and 2 in three stages: seven, below the final norm and the head.
+    # There are 2, 3 and 2 blocks in three stages, so seven below the final norm and the head.
     settings = settings_by_name(TwinsForImageClassification(tiny_config()), layer_decay=0.5)
     for name, exponent in {
         "classifier.weight": 0,
@@ -109,8 +109,8 @@ def test_optimizer_takes_the_groups():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_fifty_steps_of_adamw_are_timms(family, tmp_path):
-    """Same weights, same batches, the weight decay that each package's own rules give: the same losses."""
+def test_fifty_steps_of_adamw_equal_those_of_timm(family, tmp_path):
+    """With the same weights and batches, and the weight decay by each package's own rules, losses must be equal."""
     reference = timm_model(family, num_classes=10)
     model = TwinsForImageClassification.from_pretrained(save_timm(reference, tmp_path), drop_path_rate=0.0)
     model.train()

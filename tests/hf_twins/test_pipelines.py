@@ -11,9 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Every task that Twins has in transformers' suite, by `pipeline()` on a saved folder: its answers are the model's own.
+"""`pipeline()` on a saved folder, for every task of Twins in transformers' suite: results equal those of the model.
 
-transformers' tests of pipelines are not in its source distribution, and need files of the Hub.
+transformers' tests of pipelines are not in its source distribution, and need files on the Hub.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ LABELS = ["sky", "roof", "wall", "tree", "flower"]
 
 @pytest.fixture
 def images() -> list[Image.Image]:
-    """Photographs: of odd and even sizes, upright and lying, one in shades of gray."""
+    """Photographs with odd and even sizes, in portrait and landscape format, one of them gray."""
     temple, flower = (Image.fromarray(image) for image in load_sample_images().images)
     return [
         temple.crop((200, 100, 303, 171)),
@@ -67,19 +67,19 @@ def as_both(images: list[Image.Image], folder: Path) -> list[Any]:
 
 def saved(images: list[Image.Image], folder: Path) -> list[tuple[str, Image.Image]]:
     for index, image in enumerate(images):
-        # Without loss.
+        # PNG is lossless.
         image.save(folder / f"{index}.png")
     return [(str(folder / f"{index}.png"), image) for index, image in enumerate(images)]
 
 
-# How the images are given, and how many go through the model at once.
+# The form of the input images, and the batch size.
 FORMS: dict[str, tuple[Callable[[list[Image.Image], Path], list[Any]], int]] = {
     "both, three at once": (as_both, 3),
     "images": (as_images, 1),
     "paths": (as_paths, 1),
     "images, two at once": (as_images, 2),
 }
-# Pipelines know nothing of families, and each loads its model from the folder.
+# Pipelines do not depend on the family, and load their model from the folder.
 FORM = pytest.mark.parametrize(
     "form", ["both, three at once", *(pytest.param(form, marks=pytest.mark.slow) for form in list(FORMS)[1:])]
 )
@@ -92,7 +92,7 @@ def answers_of(task: str, folder: Path, images: list[Image.Image], form: str, **
     pipe = pipeline(task, str(folder), batch_size=batch_size)
     answers = list(pipe(inputs, **kwargs))
     assert len(answers) == len(images)
-    # One by itself is what it is in the list, whether it comes as an image or as a path.
+    # The result for a single image or path is the same as in a list.
     alone = pipe(inputs[-1], **kwargs)
     assert str(type(alone)) == str(type(answers[-1]))
     return answers
@@ -122,7 +122,7 @@ def test_image_classification(tmp_path, images, family, form):
 @FAMILY
 def test_image_feature_extraction(tmp_path, images, family, form, pool):
     model = randomize(TwinsModel(tiny_config(family)))
-    # The backend without torchvision: the processor is found by its name in the folder.
+    # This is the backend without torchvision, which is found by its name in the folder.
     processor = TwinsImageProcessorPil(size={"shortest_edge": 41}, crop_size={"height": 37, "width": 43})
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -157,5 +157,5 @@ def test_image_segmentation(tmp_path, images, family, processor_name, form):
         assert {each["label"] for each in answer} == {LABELS[index] for index in classes.unique().tolist()}
         for each in answer:
             expected = classes.numpy() == LABELS.index(each["label"])
-            # Where two classes are as good as equal, either may win.
+            # If two classes have almost equal scores, either may be predicted.
             assert ((np.array(each["mask"]) > 0) == expected).mean() > 0.999

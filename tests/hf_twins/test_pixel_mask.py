@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A padded batch with its `pixel_mask` gives, for each image, what that image gives alone."""
+"""With a `pixel_mask`, the output for each image of a padded batch does not depend on the others."""
 
 import itertools
 
@@ -84,7 +84,7 @@ def test_feature_maps_equal_those_of_single_images(
 
 
 @pytest.mark.parametrize("name", ["twins-svt-small", "twins-pcpvt-small"])
-def test_published_variant_gives_what_single_images_give(name):
+def test_output_of_published_variants_does_not_depend_on_other_images(name):
     model = randomize(TwinsModel(TwinsConfig.from_variant(name)))
     images = [torch.randn(3, 97, 63), torch.randn(3, 224, 130), torch.randn(3, 32, 224)]
     pixel_values = torch.full((3, 3, 224, 224), float("nan"))
@@ -97,7 +97,7 @@ def test_published_variant_gives_what_single_images_give(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.long, torch.float32], ids=str)
-def test_mask_of_any_type_is_understood(dtype):
+def test_mask_of_any_dtype_is_accepted(dtype):
     model = randomize(TwinsModel(tiny_config()))
     pixel_values, pixel_mask = padded_batch([torch.randn(3, *size) for size in SIZES], "noise")
     with torch.no_grad():
@@ -106,7 +106,7 @@ def test_mask_of_any_type_is_understood(dtype):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_mask_of_whole_images_changes_nothing(family):
+def test_mask_without_padding_changes_nothing(family):
     model = randomize(TwinsModel(tiny_config(family)))
     pixel_values = torch.randn(2, 3, HEIGHT, WIDTH)
     with torch.no_grad():
@@ -139,7 +139,7 @@ def test_gradients_equal_those_of_single_images(family):
     model.zero_grad()
     for image, label in zip(images, labels):
         (model(image.unsqueeze(0), labels=label[None]).loss / len(images)).backward()
-    # Relative to the largest: a bias of the keys has none but rounding errors.
+    # The tolerance is relative to the largest gradient, because those of key biases are only rounding errors.
     scale = max(parameter.grad.abs().max() for parameter in model.parameters())
     for gradient, parameter in zip(together, model.parameters(), strict=True):
         torch.testing.assert_close(gradient / scale, parameter.grad / scale, rtol=0, atol=1e-5)
@@ -156,9 +156,9 @@ def test_segmentation_sees_zeros_outside_the_image(family, window_padding, patch
     with torch.no_grad():
         pixel_values, pixel_mask = padded_batch(images, "nan")
         logits = model(pixel_values, pixel_mask).logits
-        # What lies there changes nothing.
+        # The content of the padding changes nothing.
         assert torch.equal(model(*padded_batch(images, "noise")).logits, logits)
-        # The head gets each image's own feature maps, and zeros around them.
+        # The head gets the feature maps of each image, with zeros around them.
         backbone = TwinsBackbone(config).eval()
         backbone.encoder.load_state_dict(model.twins.encoder.state_dict())
         batch_maps = backbone(pixel_values, pixel_mask).feature_maps

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Heads of transformers hand their `pixel_mask` to the Twins backbone: an image in a padded batch is as if alone."""
+"""Heads of transformers pass their `pixel_mask` to the Twins backbone, so that outputs do not depend on padding."""
 
 import copy
 import threading
@@ -47,7 +47,7 @@ SMALL = {
     "encoder_attention_heads": 2,
     "decoder_attention_heads": 2,
 }
-# Of three levels, with strides from those of the tiny backbone.
+# Fields for three levels, with the strides of the tiny backbone.
 PYRAMID = {
     "encoder_hidden_dim": 32,
     "encoder_in_channels": [16, 32, 48],
@@ -85,7 +85,7 @@ def backbone_of(model) -> TwinsBackbone:
 
 
 def feature_maps(model, *args, **kwargs) -> tuple[torch.Tensor, ...]:
-    """Those that the backbone gives to the head."""
+    """The feature maps that the backbone passes to the head."""
     seen = []
     handle = backbone_of(model).register_forward_hook(lambda module, args, output: seen.append(output.feature_maps))
     with torch.no_grad():
@@ -95,12 +95,12 @@ def feature_maps(model, *args, **kwargs) -> tuple[torch.Tensor, ...]:
 
 
 def padded_batch() -> tuple[torch.Tensor, torch.Tensor]:
-    """Two images, of which the second is smaller, and noise beside it."""
+    """Two images, the second of which is smaller and padded with noise."""
     return torch.randn(2, 3, HEIGHT, WIDTH), rectangle_mask([(HEIGHT, WIDTH), SIZE], HEIGHT, WIDTH)
 
 
 def difference(together: tuple[torch.Tensor, ...], alone: tuple[torch.Tensor, ...]) -> float:
-    """The largest between an image's own maps and those in the batch, relative to the maps."""
+    """The largest difference between feature maps in the batch and without it, relative to the maps."""
     return max(
         ((batch_map[1, :, : own.shape[2], : own.shape[3]] - own[0]).abs().max() / own.abs().max()).item()
         for batch_map, own in zip(together, alone, strict=True)
@@ -109,7 +109,7 @@ def difference(together: tuple[torch.Tensor, ...], alone: tuple[torch.Tensor, ..
 
 @pytest.mark.parametrize("window_padding", ["masked", "zeros"])
 @pytest.mark.parametrize("name", HEADS)
-def test_padded_image_has_the_feature_maps_it_has_alone(name, window_padding):
+def test_feature_maps_do_not_depend_on_padding(name, window_padding):
     model = tiny_head(name, window_padding=window_padding)
     pixel_values, pixel_mask = padded_batch()
     alone = feature_maps(model, pixel_values[1:, :, : SIZE[0], : SIZE[1]])
@@ -123,13 +123,13 @@ def test_padded_image_has_the_feature_maps_it_has_alone(name, window_padding):
 
 
 @pytest.mark.parametrize("name", ["detr", "conditional-detr"])
-def test_padded_image_has_the_predictions_it_has_alone(name):
+def test_predictions_do_not_depend_on_padding(name):
     model = tiny_head(name)
     pixel_values, pixel_mask = padded_batch()
     pass_pixel_mask_to_backbone(model)
     with torch.no_grad():
         alone = model(pixel_values[1:, :, : SIZE[0], : SIZE[1]])
-        # By place, as DETR's arguments may be given.
+        # DETR's arguments may be positional.
         together = model(pixel_values, pixel_mask)
     for field in ("logits", "pred_boxes"):
         torch.testing.assert_close(together[field][1], alone[field][0], rtol=0, atol=1e-5)
@@ -156,7 +156,7 @@ def test_hooks_are_removed():
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in (model, backbone_of(model)))
 
 
-def test_mask_of_a_call_that_failed_is_forgotten():
+def test_mask_of_a_failed_call_is_discarded():
     model = tiny_head("upernet")
     pixel_values, pixel_mask = padded_batch()
     expected = feature_maps(model, pixel_values)
@@ -164,7 +164,7 @@ def test_mask_of_a_call_that_failed_is_forgotten():
     with pytest.raises(ValueError, match=r"pixel_mask must be a torch.Tensor of shape"):
         model(pixel_values, pixel_mask=pixel_mask[:, 1:])
     assert torch.equal(feature_maps(model, pixel_values)[0], expected[0])
-    # The backbone by itself, beside any call of the model.
+    # Call the backbone directly, without the model.
     with torch.no_grad():
         assert torch.equal(backbone_of(model)(pixel_values).feature_maps[0], expected[0])
 
@@ -177,7 +177,7 @@ def test_calls_within_a_call_keep_their_own_masks():
         pass_pixel_mask_to_backbone(model)
     expected, inner_expected = feature_maps(outer, batch[0], pixel_mask=batch[1]), feature_maps(inner, other)
     seen = []
-    # Before the outer backbone runs, another model does, without a mask.
+    # Another model runs without a mask before the outer backbone.
     handle = backbone_of(outer).encoder.register_forward_pre_hook(
         lambda module, args: seen.append(feature_maps(inner, other))
     )
@@ -213,7 +213,7 @@ def test_threads_keep_their_own_masks():
     assert all(torch.equal(*logits) for logits in zip(actual, expected))
 
 
-def test_nothing_of_it_is_saved(tmp_path):
+def test_hooks_do_not_affect_saved_files(tmp_path):
     model = tiny_head("detr")
     plain_names, plain_config = set(model.state_dict()), model.config.to_dict()
     pass_pixel_mask_to_backbone(model)
@@ -238,7 +238,7 @@ def test_copy_has_it_too():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
-def test_compiled_model_has_it_too():
+def test_compiled_model_passes_the_mask():
     model = tiny_head("detr")
     pass_pixel_mask_to_backbone(model)
     batch = padded_batch()

@@ -107,7 +107,7 @@ LOAD_EVERYTHING = """
 
 @pytest.mark.slow
 def test_published_model_loads_without_the_package(published, tmp_path):
-    """From a folder and from the Hub."""
+    """The model is loaded from a folder and from the Hub."""
     cases = [
         (source, str(tmp_path / name), str(tmp_path / f"{name}.pt"))
         for name, source in (("folder", str(published)), ("hub", "somebody/twins-tiny"))
@@ -178,7 +178,7 @@ def test_code_without_the_package_refuses_checkpoints_of_other_libraries(publish
     assert run_without_package(code, {"HF_HOME": str(tmp_path / "home")}).split() == ["refused"]
 
 
-def test_saved_model_with_its_code_holds_four_files_of_it(published):
+def test_saved_model_with_code_has_four_code_files(published):
     assert {file.name for file in published.glob("*.py")} == {
         "configuration_twins.py",
         "image_processing_pil_twins.py",
@@ -191,14 +191,14 @@ def test_processor_of_another_class_keeps_its_own_auto_map(tmp_path, monkeypatch
     class OwnImageProcessor(TwinsImageProcessor):
         pass
 
-    # As transformers does with the classes of remote code.
+    # transformers does this with classes of remote code.
     monkeypatch.setattr(OwnImageProcessor, "_auto_class", "AutoImageProcessor")
     auto_map = {"AutoImageProcessor": "own_file.OwnImageProcessor"}
     assert OwnImageProcessor(auto_map=auto_map).to_dict()["auto_map"] == auto_map
     assert "auto_map" not in OwnImageProcessor().to_dict()
 
 
-def test_package_uses_its_own_code_and_saves_no_map_to_code_it_does_not_save(published, tmp_path):
+def test_package_uses_its_own_code_and_saves_no_auto_map_without_the_code(published, tmp_path):
     model = AutoModelForImageClassification.from_pretrained(published)
     processor = AutoImageProcessor.from_pretrained(published)
     assert type(model) is TwinsForImageClassification
@@ -213,8 +213,8 @@ def test_package_uses_its_own_code_and_saves_no_map_to_code_it_does_not_save(pub
 
 
 def test_code_files_need_no_package_and_no_extra():
-    # transformers refuses remote code whose imports are not installed: these are what a user has anyway. It needs Pillow for
-    # every image processor.
+    # transformers refuses remote code whose imports are not installed. Every user has these packages: transformers needs
+    # Pillow for every image processor.
     for file in Path(hf_twins.__file__).parent.glob("*_twins.py"):
         for line in file.read_text().splitlines():
             if line.startswith(("import ", "from ")):
@@ -223,7 +223,7 @@ def test_code_files_need_no_package_and_no_extra():
                 assert root in {"", "torch", "transformers", "huggingface_hub", *sys.stdlib_module_names} or (
                     root in ("numpy", "PIL") and file.stem == "image_processing_twins"
                 ), line
-                # A relative import names one file: "from . import x" is not found.
+                # transformers only follows relative imports that name a file, unlike "from . import x".
                 assert not module.startswith(".") or (module.count(".") == 1 and len(module) > 1), line
 
 
@@ -239,7 +239,7 @@ def test_save_remote_code_keeps_the_rest_of_the_files(published):
     assert not list(published.glob("*.tmp"))
 
 
-def test_save_remote_code_wants_a_saved_twins_model(tmp_path):
+def test_save_remote_code_needs_a_saved_twins_model(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has no config\.json: save the model there first"):
         save_remote_code(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "swin"}')

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Saving and loading, compiling and exporting: what transformers' users do with every model."""
+"""Saving, loading, compiling and exporting, which transformers supports for every model."""
 
 import copy
 import json
@@ -79,7 +79,7 @@ def test_saved_model_computes_the_same(tmp_path, model_class, family, max_shard_
 
 @pytest.mark.parametrize("model_class", [TwinsForImageClassification, TwinsForSemanticSegmentation])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
-def test_model_loads_in_the_type_asked_for(tmp_path, model_class, dtype):
+def test_model_loads_in_the_requested_dtype(tmp_path, model_class, dtype):
     randomize(model_class(tiny_config())).save_pretrained(tmp_path)
     model = model_class.from_pretrained(tmp_path, dtype=dtype)
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
@@ -105,13 +105,13 @@ def test_classifier_is_a_checkpoint_of_a_segmentation_model(tmp_path, use_stage_
     classifier = randomize(TwinsForImageClassification(tiny_config(use_stage_norm=use_stage_norm)))
     classifier.save_pretrained(tmp_path)
     model, info = TwinsForSemanticSegmentation.from_pretrained(tmp_path, num_labels=7, output_loading_info=True)
-    # Only the new head is to be trained: of the classifier's own there is nothing to be told.
+    # Only the new head is reported as untrained; the unused classifier is not reported.
     assert info["missing_keys"] == {key for key in model.state_dict() if key.startswith(("neck.", "decode_head."))}
     assert not info["unexpected_keys"]
     assert not info["mismatched_keys"]
     for name, weight in model.twins.state_dict().items():
         assert torch.equal(weight, classifier.twins.state_dict()[name]), name
-    # Initialized as in a new model, and not left as the memory was.
+    # The weights are initialized as in a new model, and not uninitialized memory.
     layer = model.decode_head.scale_heads[1][0]
     assert layer.convolution.weight.std().item() == pytest.approx((2 / (128 * 3 * 3)) ** 0.5, rel=0.05)
     assert (layer.normalization.running_var == 1).all()
@@ -174,13 +174,13 @@ def test_model_without_memory_for_its_weights():
     assert all(parameter.is_meta for parameter in model.parameters())
 
 
-def test_every_tensor_of_the_state_is_a_parameter():
-    # Nothing that loading, sharding or casting could forget.
+def test_every_tensor_in_the_state_dict_is_a_parameter():
+    # Other tensors could be missed by loading, sharding or casting.
     assert not list(TwinsForImageClassification(tiny_config()).buffers())
 
 
 @pytest.mark.parametrize("model_class", MODEL_CLASSES)
-def test_fsdp_plan_shards_every_block_and_nothing_that_is_not_there(model_class):
+def test_fsdp_plan_shards_exactly_the_existing_blocks(model_class):
     model = model_class(tiny_config())
     modules = dict(model.named_modules())
     sharded = set()
@@ -196,7 +196,7 @@ def test_fsdp_plan_shards_every_block_and_nothing_that_is_not_there(model_class)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "model_class", "window_padding"),
-    # The other classes: test_exporters.py, by the same torch.export. Padding is the encoder's, which all have.
+    # test_exporters.py tests torch.export with the other classes. Padding is part of the encoder, which all classes share.
     [
         ("svt", TwinsForImageClassification, "masked"),
         ("pcpvt", TwinsBackbone, "masked"),
@@ -220,7 +220,7 @@ def test_exported_model_takes_any_batch_and_size(family, model_class, window_pad
             output = exported(pixel_values=pixel_values)[0]
         output = output[-1] if isinstance(output, (tuple, list)) else output
         expected = first_output(model, pixel_values)
-        # Logits of segmentation are up to 10, and its convolutions sum in an order that memory layouts decide.
+        # Segmentation logits are up to 10, and the summation order of convolutions depends on memory layouts.
         torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5 * max(1, expected.abs().max().item()))
 
 
@@ -230,7 +230,7 @@ def test_exported_model_takes_any_batch_and_size(family, model_class, window_pad
 @pytest.mark.parametrize("model_class", [TwinsForImageClassification, TwinsForSemanticSegmentation])
 def test_model_compiles_to_one_graph(fresh_compiler, family, masked, model_class):
     model = randomize(model_class(tiny_config(family, **TWO_STAGES)))
-    # All of torch.compile but the generation of machine code, which takes longest and knows nothing of models.
+    # This includes all of torch.compile except the generation of machine code, which is slow and independent of the model.
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True, dynamic=False, backend="aot_eager")
     pixel_values, labels = torch.randn(2, 3, 33, 47), torch.tensor([1, 2])
     if model_class is TwinsForSemanticSegmentation:
@@ -241,14 +241,14 @@ def test_model_compiles_to_one_graph(fresh_compiler, family, masked, model_class
     for output in outputs:
         output.loss.backward()
     for parameter, other in zip(model.parameters(), compiled.parameters(), strict=True):
-        # As a whole: a ReLU of the segmentation head may switch at an input that is 0 but for rounding.
+        # Compare norms, because a ReLU of the segmentation head may switch at an input that is 0 up to rounding.
         assert (other.grad - parameter.grad).norm() < 1e-2 * parameter.grad.norm() + 1e-5
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("watched", ["nothing", "hook", "adapter"])
-def test_compiled_training_takes_whatever_the_projections_are(watched, fresh_compiler):
-    """They are one product, unless somebody sees or replaces one of them."""
+def test_compiled_training_works_with_any_kind_of_projection(watched, fresh_compiler):
+    """Projections are computed as one product, unless one of them has a hook or was replaced."""
     torch.manual_seed(0)
     model = randomize(TwinsForImageClassification(tiny_config("svt", **TWO_STAGES))).train()
     pixel_values, labels = torch.randn(2, 3, 33, 47), torch.tensor([1, 2])
@@ -272,7 +272,7 @@ def test_compiled_training_takes_whatever_the_projections_are(watched, fresh_com
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_compiled_model_computes_the_same_at_any_size(fresh_compiler):
-    # Which has both kinds of attention. Sizes that are symbols take the compiler minutes.
+    # The model has both kinds of attention. Compiling with symbolic sizes takes minutes.
     model = randomize(TwinsForImageClassification(tiny_config("svt", **TWO_STAGES)))
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True, dynamic=True)
     with torch.no_grad():
@@ -282,7 +282,7 @@ def test_compiled_model_computes_the_same_at_any_size(fresh_compiler):
 
 
 @pytest.mark.slow
-def test_hidden_states_may_be_asked_for_first_after_compiling(fresh_compiler):
+def test_hidden_states_can_be_requested_first_after_compiling(fresh_compiler):
     model = TwinsModel(tiny_config(**TWO_STAGES)).eval()
     compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
     pixel_values = torch.randn(1, 3, 36, 36)
@@ -304,7 +304,7 @@ def test_auto_classes_know_twins(tmp_path):
 
 @pytest.fixture
 def repository(tmp_path):
-    """A folder as it would be on the Hub."""
+    """A folder like a repository on the Hub."""
     labels = {0: "zero", 1: "one", 2: "two", 3: "three", 4: "four"}
     config = tiny_config(num_labels=5, id2label=labels, label2id={name: index for index, name in labels.items()})
     randomize(TwinsForImageClassification(config)).save_pretrained(tmp_path)
@@ -346,7 +346,7 @@ SEGMENTATION_LABELS = dict(enumerate(["sky", "roof", "wall", "tree", "flower"]))
 
 @pytest.fixture
 def segmentation_folder(tmp_path):
-    """A saved model for segmentation; its processor is for a test to save."""
+    """A saved segmentation model; each test saves its own image processor."""
     randomize(TwinsForSemanticSegmentation(tiny_config(id2label=SEGMENTATION_LABELS))).save_pretrained(tmp_path)
     return tmp_path
 
@@ -367,7 +367,7 @@ def test_image_segmentation_pipeline(segmentation_folder, images, processor):
     model = TwinsForSemanticSegmentation.from_pretrained(segmentation_folder)
     labels = list(SEGMENTATION_LABELS.values())
     assert type(segmenter.model) is TwinsForSemanticSegmentation
-    # Neither side is a multiple of a patch or of the other.
+    # The sides are not multiples of a patch or of each other.
     odd = [images[0].crop((200, 100, 303, 171)), images[1].crop((100, 100, 167, 199))]
     for image, answers in zip(odd, segmenter(odd), strict=True):
         with torch.no_grad():
@@ -379,7 +379,7 @@ def test_image_segmentation_pipeline(segmentation_folder, images, processor):
         }
         for answer in answers:
             expected = classes.numpy() == labels.index(answer["label"])
-            # Where two classes are as good as equal, either may win.
+            # If two classes have almost equal scores, either may be predicted.
             assert ((np.array(answer["mask"]) > 0) == expected).mean() > 0.999
 
 
@@ -394,7 +394,7 @@ def test_image_segmentation_pipeline_refuses_a_processor_that_crops(segmentation
 
 @pytest.mark.parametrize("size", [{"shortest_edge": 32, "longest_edge": 128}, {"height": 32, "width": 40}], ids=str)
 def test_transformers_script_for_semantic_segmentation_trains_evaluates_and_saves(segmentation_folder, size, images):
-    """What run_semantic_segmentation.py does with a folder, its albumentations written out."""
+    """This does the same as run_semantic_segmentation.py, with its albumentations written out."""
     TwinsImageProcessor(size=size, do_center_crop=False).save_pretrained(segmentation_folder)
     label2id = {name: str(index) for index, name in SEGMENTATION_LABELS.items()}
     hub = {"cache_dir": None, "revision": "main", "token": None, "trust_remote_code": False}
@@ -411,7 +411,7 @@ def test_transformers_script_for_semantic_segmentation_trains_evaluates_and_save
     examples = []
     for image in images:
         pixels = np.array(image.convert("RGB"))[100 : 100 + height, 50 : 50 + width]
-        # Classes by brightness; 0 is the background, which is no class.
+        # Classes depend on brightness; 0 is the background, which is not a class.
         brightness = pixels.mean(2).astype(np.uint8) // 43
         labels = np.where(brightness == 0, 255, brightness.astype(np.int64) - 1)
         normalized = (pixels / 255 - np.array(image_processor.image_mean)) / np.array(image_processor.image_std)
@@ -421,7 +421,7 @@ def test_transformers_script_for_semantic_segmentation_trains_evaluates_and_save
                 "labels": torch.from_numpy(labels),
             }
         )
-        # The processor's own preparation is the same.
+        # The image processor itself prepares the images in the same way.
         inputs = image_processor(pixels, brightness, do_resize=False, return_tensors="pt")
         torch.testing.assert_close(inputs.pixel_values[0], examples[-1]["pixel_values"], rtol=0, atol=1e-5)
         assert torch.equal(inputs.labels[0], examples[-1]["labels"])
@@ -477,9 +477,9 @@ def test_upernet_on_a_twins_backbone_saves_and_reloads(tmp_path, window_padding)
     assert json.loads((tmp_path / "config.json").read_text())["backbone_config"]["window_padding"] == window_padding
     reloaded = UperNetForSemanticSegmentation.from_pretrained(tmp_path)
     assert type(reloaded.backbone) is TwinsBackbone
-    # Not bit by bit: what was loaded lies otherwise in memory, and convolutions on one thread round by that.
+    # Results are not identical, because rounding of convolutions depends on the memory layout of loaded weights.
     torch.testing.assert_close(first_output(reloaded, pixel_values), logits, rtol=0, atol=1e-5)
-    # Whatever else the head asks the backbone for.
+    # The head may also request other outputs of the backbone.
     with torch.no_grad():
         outputs = model(pixel_values, output_hidden_states=True)
     torch.testing.assert_close(outputs.logits, logits)

@@ -1,4 +1,4 @@
-"""The interpreter of pickles, beside PyTorch's loader for honest files, and under attack for others."""
+"""The interpreter of pickles, compared with PyTorch's loader for valid files, and attacked by malicious ones."""
 
 import argparse
 import collections
@@ -29,11 +29,11 @@ from hf_twins.checkpoints import StandIn, read_checkpoint, unpickling
 from hf_twins.checkpoints.unpickling import DamagedPickleError, Global, RefusedPickleError, load_pickle
 
 
-# Honest files
+# Valid files
 
 
 class Settings(dict):
-    """As Lightning's and mmengine's: attributes are items."""
+    """Like the classes of Lightning and mmengine, whose attributes are items."""
 
     __getattr__ = dict.__getitem__
 
@@ -146,7 +146,7 @@ HONEST = {
 }
 for _name in ("tensor with attributes", "parameter with attributes"):
     HONEST[_name].note = "kept by PyTorch"
-# What makes objects that are not called by their class's name.
+# Functions that create objects of another class.
 MADE_BY = {
     "numpy.ndarray": ("numpy._core.multiarray._reconstruct", "numpy._core.numeric._frombuffer"),
     "numpy.float64": ("numpy._core.multiarray.scalar",),
@@ -160,7 +160,7 @@ def assert_same(ours: Any, expected: Any, depth: int = 0) -> None:
     if isinstance(expected, torch.Tensor):
         assert ours.dtype == expected.dtype
         assert ours.stride() == expected.stride()
-        # Not of every type can two tensors be compared.
+        # Tensors of some dtypes cannot be compared.
         comparable = torch.float32 if expected.dtype in (torch.float8_e4m3fn, torch.uint16) else expected.dtype
         assert torch.equal(ours.to(comparable), expected.detach().to(comparable))
     elif isinstance(ours, StandIn):
@@ -190,13 +190,13 @@ def assert_same(ours: Any, expected: Any, depth: int = 0) -> None:
 
 
 @pytest.mark.parametrize("kind", HONEST)
-@pytest.mark.filterwarnings("ignore")  # of PyTorch, about its own files
-def test_honest_file_is_read_as_pytorch_reads_it(tmp_path, kind):
+@pytest.mark.filterwarnings("ignore")  # PyTorch's warnings about its own files
+def test_valid_file_is_read_as_by_pytorch(tmp_path, kind):
     content = {"content": HONEST[kind], "beside": torch.ones(2)}
     file = tmp_path / "checkpoint.pth"
     for protocol, zipped in ((2, True), (3, True), (4, True), (5, True), (2, False), (4, False)):
         torch.save(content, file, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
-        # PyTorch cannot read all that it writes in the older format.
+        # PyTorch cannot read everything that it writes in the older format.
         expected = content if not zipped and kind in ("uint16", "float8") else torch.load(file, weights_only=False)
         assert_same(read_checkpoint(file), expected)
 
@@ -204,7 +204,7 @@ def test_honest_file_is_read_as_pytorch_reads_it(tmp_path, kind):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        # By Python 3.13.0: pathlib's classes have moved.
+        # Written by Python 3.13.0, in which pathlib's classes have another module.
         (
             b"\x80\x02cargparse\nNamespace\nq\x00)\x81q\x01}q\x02X\n\x00\x00\x00output_dirq\x03cpathlib._local\nPosixPath\n"
             b"q\x04X\x07\x00\x00\x00outputsq\x05\x85q\x06Rq\x07sb.",
@@ -215,7 +215,7 @@ def test_honest_file_is_read_as_pytorch_reads_it(tmp_path, kind):
             b"output_dir\x94\x8c\x0epathlib._local\x94\x8c\tPosixPath\x94\x93\x94\x8c\x07outputs\x94\x85\x94R\x94sb.",
             "<argparse.Namespace>",
         ),
-        # By Python 2.7.18, whose text is bytes, and whose builtins have other names.
+        # Written by Python 2.7.18, where str is bytes, and builtins have other names.
         (
             b"\x80\x02ccollections\nOrderedDict\nq\x00]q\x01(]q\x02(U\x01aq\x03K\x01e]q\x04(U\x01bq\x05c__builtin__\nxrange\nq"
             b"\x06K\x00K\x03K\x01\x87q\x07Rq\x08ee\x85q\tRq\n.",
@@ -232,7 +232,7 @@ def test_pickles_of_other_versions_of_python_are_read(content, expected):
 
 
 class Call:
-    """What a hostile pickle has called when it is loaded by `pickle`."""
+    """A malicious object, which calls a function when it is loaded by `pickle`."""
 
     def __init__(self, *call: Any):
         self.call = call
@@ -242,13 +242,13 @@ class Call:
 
 
 def named(name: str, *arguments: Any) -> bytes:
-    """A pickle that calls what has this name, by the older and by the newer opcode for names."""
+    """A pickle that calls the function with this name, by the older and the newer opcode for names."""
     module, _, function = name.rpartition(".")
     content = pickle.dumps(arguments, protocol=2)[2:-1]
     return b"\x80\x02c" + f"{module}\n{function}\n".encode() + content + b"R."
 
 
-# What is refused, though it would do nothing here: an honest file has no use for it.
+# Names that are refused, although they would do nothing here, because a valid file does not need them.
 REFUSED = (
     "os.system",
     "posix.system",
@@ -309,7 +309,7 @@ REFUSED = (
     "venv.create",
     "ensurepip.bootstrap",
 )
-# What would run code or write files elsewhere, and is nothing but a name here.
+# Names that would run code or write files in other loaders, but are only names here.
 HARMLESS = (
     "torch.load",
     "torch.hub.load",
@@ -360,7 +360,7 @@ REBUILD = "ctorch._utils\n_rebuild_tensor_v2\n"
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        # What lets the attributes of a function be rewritten for the whole process.
+        # This would change the attributes of a function for the entire process.
         (opcodes(REBUILD, "}X\x0c\0\0\0__defaults__)sb"), "sets attributes of torch._utils._rebuild_tensor_v2"),
         (opcodes("ccollections\nOrderedDict\n", "}X\x01\0\0\0aK\x01sb"), "sets attributes of collections.OrderedDict"),
         (opcodes("ctorch\nsave\n", "X\x01\0\0\0aK\x01s"), "sets items of torch.save"),
@@ -397,7 +397,7 @@ REBUILD = "ctorch._utils\n_rebuild_tensor_v2\n"
         (named("collections.OrderedDict", {"a": 1}, 3)[:-2] + b"\x81b.", "do not fit"),
     ],
 )
-def test_opcodes_that_reach_out_are_refused(content, message):
+def test_opcodes_that_access_external_objects_are_refused(content, message):
     defaults = torch._utils._rebuild_tensor_v2.__defaults__
     with audited() as events, pytest.raises((DamagedPickleError, RefusedPickleError), match=message):
         load_pickle(content)
@@ -427,7 +427,7 @@ def deep(opcode: bytes, depth: int = 30_000) -> bytes:
         opcodes("}K\x01", b"\x85" * 50_000, "K\x01s"),
         opcodes("(" * 30_000),
         opcodes("]" * 30_000, "a" * 29_999),
-        # A list that is used again and again.
+        # A list that is used repeatedly.
         opcodes("]q\0(", "]" * 1000, "e0", ("ccollections\nOrderedDict\nh\0\x85R0" * 10_000), "N"),
     ],
     ids=lambda content: repr(content[:12]),
@@ -444,7 +444,7 @@ def test_memory_and_depth_are_bounded_by_the_file(content):
     assert peak < 40e6
 
 
-def test_keys_that_take_long_to_compare_are_stood_in_for():
+def test_keys_that_take_long_to_compare_become_stand_ins():
     content = {("a", 1): 1, "a" * 2000: 2, b"a" * 2000: 3, "a": 4}
     assert repr(load_pickle(pickle.dumps(content, 4))) == "{<tuple>: 1, <str>: 2, <bytes>: 3, 'a': 4}"
 
@@ -462,7 +462,7 @@ def test_opcodes_are_limited(monkeypatch):
 
 
 def test_files_are_read_in_threads_without_shared_state(tmp_path):
-    """One holds what may not be loaded, beside others with all that may."""
+    """One file has a forbidden name, and the others have all allowed ones."""
     contents = [{"args": argparse.Namespace(number=number), "w": torch.full((50,), number)} for number in range(7)]
     files = [tmp_path / f"{number}.pth" for number in range(8)]
     for file, content in zip(files, [*contents, {"args": Call(os.system, ("true",))}]):

@@ -23,11 +23,11 @@ from hf_twins import TWINS_VARIANTS, TwinsConfig, TwinsForImageClassification, p
 
 def model_without_weights(name: str) -> TwinsForImageClassification:
     with torch.device("meta"):
-        # Eager, because the counter knows matrix products but not every attention kernel.
+        # Attention is eager, because the counter supports matrix products but not every attention kernel.
         return TwinsForImageClassification._from_config(TwinsConfig.from_variant(name), attn_implementation="eager")
 
 
-# The authors' README: FLOPs (G) and parameters (M) of UperNet for ADE20K, of 512 x 512 pixels.
+# FLOPs (G) and parameters (M) of UperNet for ADE20K with 512 x 512 pixels, from the authors' README.
 PUBLISHED_UPERNET = {
     "twins-pcpvt-small": (234, 54.6),
     "twins-pcpvt-base": (250, 74.3),
@@ -85,7 +85,7 @@ def test_upernet_has_the_published_parameters_and_flops(name):
     config = UperNetConfig(backbone_config=backbone_config, num_labels=150)
     with torch.device("meta"):
         model = UperNetForSemanticSegmentation._from_config(config, attn_implementation="eager")
-    # Theirs still have the classifier's norm and 1000-class head, which they never use.
+    # The authors' models still have the classifier's norm and 1000-class head, which are never used.
     unused = 1002 * variant.hidden_sizes[-1] + 1000
     assert (model.num_parameters() + unused) / 1e6 == pytest.approx(num_parameters, rel=0.01)
     assert giga_multiply_adds(model, 512) == pytest.approx(flops, rel=0.01)

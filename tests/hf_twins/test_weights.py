@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Files of weights: what their first bytes say, damaged and hostile archives, and the weights in what scripts save."""
+"""Weights files: recognition by the first bytes, damaged and malicious archives, and weights in checkpoints of scripts."""
 
 import gzip
 import io
@@ -47,7 +47,7 @@ def saved(content: Any = WEIGHTS, **options: Any) -> bytes:
 def repacked(
     change: Callable[[dict[str, bytes]], Any] = lambda members: None, compression: dict[str, int] | int = 0
 ) -> bytes:
-    """A file of `torch.save`, unpacked and packed again."""
+    """Unpack a file of `torch.save`, and pack it again."""
     with zipfile.ZipFile(io.BytesIO(saved())) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     change(members)
@@ -87,7 +87,7 @@ def script_file() -> bytes:
 
 
 def overlapping() -> bytes:
-    """A zip archive in which the second storage is said to lie where the first one does."""
+    """A zip archive whose directory gives the second storage the same offset as the first one."""
     content = bytearray(saved())
     directory = content.rindex(b"PK\1\2", 0, content.rindex(b"data/1"))
     first = content.rindex(b"PK\1\2", 0, content.rindex(b"data/0"))
@@ -169,8 +169,8 @@ OTHER_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
 
 @pytest.mark.parametrize("kind", OTHER_FILES)
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of torch.jit
-def test_first_bytes_say_what_a_file_is(tmp_path, kind, suffix):
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # warnings of torch.jit
+def test_first_bytes_tell_what_a_file_is(tmp_path, kind, suffix):
     write, message = OTHER_FILES[kind]
     file = tmp_path / f"weights{suffix}"
     file.write_bytes(write())
@@ -185,7 +185,7 @@ def assert_same_weights(weights: dict[str, torch.Tensor], expected: dict[str, to
     assert all(torch.equal(weights[name], weight) for name, weight in expected.items())
 
 
-def test_content_and_not_the_suffix_says_how_a_file_is_read(tmp_path):
+def test_content_and_not_the_suffix_determines_how_a_file_is_read(tmp_path):
     save_file(WEIGHTS, tmp_path / "weights.pth")
     assert_same_weights(read_weights(tmp_path / "weights.pth"))
     for zipped in (True, False):
@@ -228,8 +228,8 @@ def test_changed_weights_are_not_written_to_the_file(tmp_path, zipped):
     ids=["expanded", "sparse", "meta", "zero wide", "conjugate"],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_head_that_claims_a_thousand_million_classes_is_refused(tmp_path, weight, kind, zipped):
-    """Before anything is made of it that has as many."""
+def test_head_that_claims_a_billion_classes_is_refused(tmp_path, weight, kind, zipped):
+    """It is refused before anything of this size is created."""
     torch.save({"head.weight": weight}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
     with pytest.raises(ValueError, match=rf"got head\.weight \({kind}\)"):
         read_weights(tmp_path / "a.pth")
@@ -244,7 +244,7 @@ def test_weights_that_share_a_little_memory_are_refused(tmp_path):
         read_weights(tmp_path / "many.pth")
 
 
-# What is around weights
+# Wrappers around weights
 
 
 MODEL = {
@@ -311,7 +311,7 @@ LOSS = {"criterion.weight": torch.ones(4)}
         ({"model": StandIn("timm.models.twins.Twins"), "state_dict": MODEL}, MODEL, []),
     ],
 )
-def test_prefix_is_what_is_before_the_first_weights(content, expected, left_out):
+def test_prefix_precedes_the_name_of_the_first_weights(content, expected, left_out):
     weights, names = unwrap_weights(content, "a.pth")
     assert {name: weight.shape for name, weight in weights.items()} == {
         name: weight.shape for name, weight in expected.items()
@@ -327,7 +327,7 @@ def test_prefix_is_what_is_before_the_first_weights(content, expected, left_out)
         under("") | under("ema_model.module."),
     ],
 )
-def test_averaged_weights_are_told_by_key_or_prefix(content):
+def test_averaged_weights_are_recognized_by_key_or_prefix(content):
     weights, _ = unwrap_weights(content, "a.pth", averaged=True)
     assert weights.keys() == MODEL.keys()
 
@@ -352,7 +352,7 @@ def in_itself() -> dict[str, Any]:
         ({"model": StandIn("torch.nn.Module"), "ema": MODEL}, r"holds torch\.nn\.Module under 'model'"),
         ({"state_dict": None, "model": MODEL}, "holds NoneType under 'state_dict', where the weights should be"),
         ({"state_dict": "a", "model_ema": MODEL}, "holds str under 'state_dict'"),
-        # A classifier of the training script's own is no part of the backbone, and must not get lost.
+        # A separate classifier of the training script is not part of the backbone, and must not be dropped silently.
         (
             under("backbone.", {name: MODEL[name] for name in list(MODEL)[:2]}) | {"head.weight": torch.ones(4, 2)},
             r"begin with 'backbone\.', and beside it head\.weight, which may be layers of it: save the model alone",
@@ -369,18 +369,18 @@ def in_itself() -> dict[str, Any]:
         ({"model": []}, "holds list under 'model'"),
     ],
 )
-def test_weights_that_are_not_the_only_ones_are_refused_by_name(content, message):
+def test_several_sets_of_weights_are_refused_by_name(content, message):
     with pytest.raises(ValueError, match=message) as error:
         unwrap_weights(content, "a.pth")
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_averaged_weights_that_are_not_there_are_named():
+def test_missing_averaged_weights_are_named():
     with pytest.raises(ValueError, match="holds no averaged weights"):
         unwrap_weights({"model": MODEL}, "a.pth", averaged=True)
 
 
-def test_what_is_left_out_is_said(tmp_path, monkeypatch):
+def test_weights_left_out_are_logged(tmp_path, monkeypatch):
     said: list[str] = []
     monkeypatch.setattr(logger, "warning", said.append)
     torch.save({"state_dict": under("model.") | LOSS}, tmp_path / "a.ckpt")
@@ -406,7 +406,7 @@ def measured(read: Callable[[], Any], results: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("zipped", [True, False])
 def test_large_file_takes_no_more_time_and_memory_than_in_pytorch(tmp_path, zipped):
-    """A hundred million numbers; the memory is that of a process, which the file is mapped into or read to."""
+    """The file has a hundred million numbers. The memory of a process includes memory-mapped files."""
     file = tmp_path / "weights.pth"
     weights = {f"{number}.weight": torch.full((1000, 1000), float(number)) for number in range(100)}
     torch.save({"model": weights}, file, _use_new_zipfile_serialization=zipped)
@@ -423,6 +423,6 @@ def test_large_file_takes_no_more_time_and_memory_than_in_pytorch(tmp_path, zipp
         megabytes.append(min(measure[1] for measure in measures))
         assert {measure[2] for measure in measures} == {100}
     print(f"zip: {zipped}, seconds {seconds}, MB {megabytes}")
-    # Others may work beside it.
+    # The limits are generous, because other processes may be running.
     assert seconds[0] < 2 * seconds[1] + 0.2
     assert megabytes[0] < 1.2 * megabytes[1] + 20

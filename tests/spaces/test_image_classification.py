@@ -115,7 +115,7 @@ def test_model_of_another_task_is_refused(tmp_path):
         shelf.get("another")
 
 
-def test_classify_needs_a_picture_alone(client, tmp_path):
+def test_classify_needs_a_image_alone(client, tmp_path):
     for index in DIGITS:
         digit_image(index).save(tmp_path / "digit.png")
         label, *_ = client.predict(handle_file(tmp_path / "digit.png"), api_name="/classify")
@@ -155,7 +155,7 @@ def test_explain_shows_the_maps_of_the_model(client, local_models, digit):
     assert np.corrcoef(brightness, received.flatten().numpy())[0, 1] > 0.8
 
 
-def test_opacity_goes_from_the_picture_to_the_map(client, digit):
+def test_opacity_goes_from_the_image_to_the_map(client, digit):
     _, seen, _ = client.predict(handle_file(digit), api_name="/classify")
     shown = {
         opacity: pixels(client.predict(handle_file(digit), opacity=opacity, api_name="/explain")[0])
@@ -251,7 +251,7 @@ def test_bad_arguments_get_a_sentence(client, digit, arguments, message):
     assert re.search(message, fails(client, handle_file(digit), **arguments, api_name="/explain"))
 
 
-def test_no_picture_gets_a_sentence(client):
+def test_no_image_gets_a_sentence(client):
     assert "There is no image yet" in fails(client, None, api_name="/classify")
     assert "There is no image in these files" in fails(client, [], api_name="/classify_batch")
 

@@ -150,7 +150,7 @@ def test_resolution_scales_what_the_model_sees(model, resolution, side):
     assert model.prepare(PIL.Image.new("RGB", (60, 40)), resolution).shape == (3, side, side)
 
 
-def test_picture_too_long_for_a_model_that_crops_nothing_is_refused():
+def test_image_too_long_for_a_model_that_crops_nothing_is_refused():
     model, processor = make()
     processor.do_center_crop = False
     processor.size = {"shortest_edge": 512}

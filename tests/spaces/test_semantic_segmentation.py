@@ -106,7 +106,7 @@ def test_segment_gives_what_the_model_gives(client, scenes, segment_locally, tmp
         assert details.startswith(f"{MODEL}: input of ")
 
 
-def test_opacity_goes_from_the_picture_to_the_mask(client, scenes, tmp_path):
+def test_opacity_goes_from_the_image_to_the_mask(client, scenes, tmp_path):
     image, _ = scenes[0]
     image.save(tmp_path / "scene.png")
     clear, _, mask, _ = client.predict(handle_file(tmp_path / "scene.png"), opacity=0, api_name="/segment")
@@ -147,7 +147,7 @@ def test_bad_files_get_a_sentence_and_the_server_goes_on(server, client, tmp_pat
     assert client.predict(handle_file(tmp_path / "digit.png"), api_name="/segment")[1]["data"]
 
 
-def test_pictures_of_all_sizes_are_segmented(client, tmp_path):
+def test_images_of_all_sizes_are_segmented(client, tmp_path):
     for size in ((1, 1), (300, 20), (333, 257)):
         Image.effect_noise(size, 80).save(tmp_path / "noise.png")
         *_, mask, _ = client.predict(handle_file(tmp_path / "noise.png"), resolution=150, api_name="/segment")

@@ -84,7 +84,7 @@ def test_palette_with_transparency_is_composited_on_white(scene):
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
-def test_turned_pictures_are_upright(scene, image_format):
+def test_turned_images_are_upright(scene, image_format):
     exif = PIL.Image.Exif()
     # The camera lay on its side: to be turned by 90 degrees clockwise.
     exif[0x0112] = 6
@@ -92,7 +92,7 @@ def test_turned_pictures_are_upright(scene, image_format):
     assert difference(read_upload(file), scene) < 8
 
 
-def test_turned_picture_of_16_bits_is_upright(scene):
+def test_turned_image_of_16_bits_is_upright(scene):
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
     turned = np.asarray(scene.convert("L").transpose(PIL.Image.Transpose.ROTATE_90)).astype(np.uint16) * 257
@@ -109,7 +109,7 @@ def test_single_pixel_is_read():
     assert read_upload(sent(PIL.Image.new("RGB", (1, 1), "red"), "PNG")).size == (1, 1)
 
 
-def test_large_picture_is_made_smaller(scene):
+def test_large_image_is_made_smaller(scene):
     image = read_upload(sent(scene.resize((4000, 3000)), "JPEG"))
     assert image.size == (uploads.MAX_SIDE, uploads.MAX_SIDE * 3 // 4)
 
@@ -136,7 +136,7 @@ def test_what_cannot_be_used_is_refused_with_a_sentence(file, message):
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"])
-def test_truncated_picture_is_refused_with_a_sentence(image_format):
+def test_truncated_image_is_refused_with_a_sentence(image_format):
     content = sent(PIL.Image.effect_noise((200, 200), 80).convert("RGB"), image_format).getvalue()
     with pytest.raises(UploadError, match=r"broken or incomplete|not a supported image"):
         read_upload(io.BytesIO(content[: len(content) // 2]))
@@ -149,7 +149,7 @@ def test_fractions_are_refused_with_a_sentence():
     assert gray.getpixel((0, 0)) == (128, 128, 128)
 
 
-def test_pictures_of_32_bits_may_have_a_quarter_of_the_pixels(monkeypatch):
+def test_images_of_32_bits_may_have_a_quarter_of_the_pixels(monkeypatch):
     """They take four bytes a pixel, from a file that may have some hundred thousand."""
     monkeypatch.setattr(uploads, "MAX_PIXELS", 400)
     assert read_upload(sent(PIL.Image.new("L", (20, 20)), "TIFF")).size == (20, 20)
@@ -159,7 +159,7 @@ def test_pictures_of_32_bits_may_have_a_quarter_of_the_pixels(monkeypatch):
             read_upload(sent(PIL.Image.new(mode, (20, 20)), "TIFF"))
 
 
-def test_pictures_of_many_scans_are_refused_alone_and_in_an_archive(scene, tmp_path):
+def test_images_of_many_scans_are_refused_alone_and_in_an_archive(scene, tmp_path):
     """Each scan takes a pass over all pixels, and a few bytes."""
     progressive = many_scans(saved(scene, "JPEG", progressive=True), 1000)
     with pytest.raises(UploadError, match=r"a JPEG of 10\d\d scans, more than the 50 allowed"):
@@ -188,7 +188,7 @@ def write_zip(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
-def test_pictures_of_files_and_archives_are_listed_and_read(scene, tmp_path):
+def test_images_of_files_and_archives_are_listed_and_read(scene, tmp_path):
     png = sent(scene, "PNG").getvalue()
     archive = write_zip(
         tmp_path / "all.zip",
@@ -255,7 +255,7 @@ def test_encrypted_archive_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("count", "message"), [(0, "no image"), (201, "201 images: send at most 200")])
-def test_number_of_pictures_is_limited(tmp_path, count, message):
+def test_number_of_images_is_limited(tmp_path, count, message):
     archive = write_zip(tmp_path / "many.zip", {f"{index}.png": b"" for index in range(count)})
     with pytest.raises(UploadError, match=message):
         list_images([archive])

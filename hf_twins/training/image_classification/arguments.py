@@ -13,8 +13,8 @@
 # limitations under the License.
 """Options of the scripts, and the recipes that set them all at once.
 
-A recipe is a set of defaults: `--recipe fine-tune --learning_rate 1e-3` is that recipe with another learning rate. Names are
-those of transformers' and accelerate's own examples where these have one.
+A recipe is a set of defaults: `--recipe fine-tune --learning_rate 1e-3` is that recipe with another learning rate. Options
+have the names that transformers' and Accelerate's own examples use, if there is one.
 """
 
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ from typing import ClassVar
 from hf_twins.training.trainer import RecipeArguments
 
 
-# What `--recipe` takes by name.
+# The recipes that `--recipe` accepts by name.
 RECIPES = Path(__file__).parents[1] / "recipes" / "image_classification"
 
 
@@ -76,7 +76,7 @@ class ModelArguments(TrainedModelArguments):
 
     @property
     def source(self) -> str:
-        """The folder or Hub id of the model, or the variant that it is."""
+        """The folder or Hub id of the model, or the name of a published variant."""
         return str(self.model_name_or_path or self.config_name)
 
 
@@ -165,5 +165,5 @@ class ClassificationRecipe(RecipeArguments):
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"--label_smoothing must be at least 0 and below 1, got {self.label_smoothing}.")
 
-    def options_for_whole_weights(self) -> list[str]:
-        return super().options_for_whole_weights() + (["--lora_rank"] if self.lora_rank > 0 else [])
+    def options_needing_full_weights(self) -> list[str]:
+        return super().options_needing_full_weights() + (["--lora_rank"] if self.lora_rank > 0 else [])

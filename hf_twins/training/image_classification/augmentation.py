@@ -13,9 +13,10 @@
 # limitations under the License.
 """RandAugment (https://huggingface.co/papers/1909.13719) as timm has it, with which the authors trained.
 
-timm's `rand-m9-mstd0.5-inc1`, https://github.com/huggingface/pytorch-image-models/blob/main/timm/data/auto_augment.py: other
-operations than torchvision's, of other strength, each applied or not, and bicubic, which torchvision has for Pillow's images
-alone.
+This is timm's `rand-m9-mstd0.5-inc1`:
+https://github.com/huggingface/pytorch-image-models/blob/main/timm/data/auto_augment.py. Unlike torchvision's version, it
+applies each drawn operation with a probability of 0.5, has other operations and strengths, and resamples with bicubic
+interpolation, which torchvision supports for Pillow images only.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,11 +29,11 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 
-# Of ten.
+# On a scale from 0 to 10.
 MAGNITUDE, MAGNITUDE_DEVIATION = 9.0, 0.5
 PROBABILITY = 0.5
 Fill = int | tuple[int, ...]
-# What an operation makes of an image, its strength, from 0 to 1 and to either side, and the color of what it uncovers.
+# An operation takes an image, a strength from 0 to 1, a sign, and the color for uncovered areas, and returns an image.
 Operation = Callable[[PIL.Image.Image, float, int, Fill], PIL.Image.Image]
 
 
@@ -50,13 +51,13 @@ def rotate(image: PIL.Image.Image, level: float, sign: int, fill: Fill) -> PIL.I
 
 
 def solarize_add(image: PIL.Image.Image, level: float, sign: int, fill: Fill) -> PIL.Image.Image:
-    """Dark pixels made lighter."""
+    """Brighten the dark pixels."""
     added = min(128, int(110 * level))
     table = [min(255, value + added) if value < 128 else value for value in range(256)]
     return image.point(len(image.getbands()) * table)
 
 
-# By timm's names.
+# The keys are timm's names.
 OPERATIONS: dict[str, Operation] = {
     "AutoContrast": lambda image, level, sign, fill: ImageOps.autocontrast(image),
     "Equalize": lambda image, level, sign, fill: ImageOps.equalize(image),
@@ -81,13 +82,13 @@ OPERATIONS: dict[str, Operation] = {
 
 
 class RandAugment(v2.Transform):
-    """Two random operations, each applied to every second image, of random strength.
+    """Draw random operations, and apply each with a probability of 0.5 and a random strength.
 
-    Images are of `uint8`, with one channel or three.
+    Images are `uint8`, with one or three channels.
 
     Args:
-        fill: value from 0 to 255 of each channel where an operation uncovers something.
-        num_operations: how many are drawn.
+        fill: value of each channel, from 0 to 255, for areas that an operation uncovers.
+        num_operations: number of operations to draw.
     """
 
     def __init__(self, fill: Sequence[int], num_operations: int = 2):

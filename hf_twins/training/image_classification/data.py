@@ -13,9 +13,8 @@
 # limitations under the License.
 """Images and labels for training and evaluation, from wherever they are, each image the same whenever it is asked for.
 
-What is random about an image, its crop and the rest of the augmentation, depends on nothing but the seed, the epoch and the
-image's place in the dataset: not on how many workers prepare it, nor on what came before. So training that was resumed
-sees what it would have seen.
+The random augmentation of an image depends only on the seed, the epoch and the image's index in the dataset, not on the
+number of workers or on earlier images. So a resumed run sees the same images as an uninterrupted one.
 """
 
 import itertools
@@ -63,19 +62,19 @@ from hf_twins.training.trainer import mixed_seed
 
 
 logger = logging.getLogger(__name__)
-# What images with so many channels are to Pillow.
+# Pillow's mode by the number of channels.
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def load_images(arguments: DataArguments, seed: int, output_dir: Path | None = None) -> dict[str, Any]:
-    """The dataset as `train`, a stream if that is asked for, and `validation`.
+    """Load the dataset as `train`, a stream if requested, and `validation`.
 
     Both have the columns `image` and `label`, a `ClassLabel`. Images that cannot be decoded, and rows without an image or a
-    label, are left out, counted and named; of a stream, while it is read.
+    label, are left out, counted and named in a warning. In a stream, this happens while it is read.
 
     Raises:
-        ValueError: if there is no dataset, or it lacks what is needed, or what is written to `output_dir` could replace some of
-            it. The message says what.
+        ValueError: if there is no dataset, or it lacks required parts, or files written to `output_dir` could replace some
+            of it. The message says which.
     """
     splits = {name: with_columns(split, arguments) for name, split in load_splits(arguments, output_dir).items()}
     splits = with_label_names(splits, arguments.class_names_file)
@@ -110,7 +109,7 @@ def load_images(arguments: DataArguments, seed: int, output_dir: Path | None = N
 
 
 def load_splits(arguments: DataArguments, output_dir: Path | None = None) -> dict[str, Any]:
-    """`train` and, if it is there, `validation`, with whatever columns they have."""
+    """Load `train` and, if there is one, `validation`, with all of their columns."""
     if (arguments.dataset_name is None) == (arguments.train_dir is None):
         raise ValueError("Give either --dataset_name or --train_dir.")
     splits: dict[str, Any] = {}
@@ -124,17 +123,17 @@ def load_splits(arguments: DataArguments, output_dir: Path | None = None) -> dic
 
 
 def with_columns(split: Any, arguments: ImageArguments) -> Any:
-    """The same dataset with the columns `image` and `label`."""
+    """Return the dataset with only the columns `image` and `label`."""
     image = arguments.image_column_name or only_column(split.features, "image", (Image, Array3D))
     label = arguments.label_column_name or only_column(split.features, "label", (ClassLabel, Value))
     return renamed_columns(split, image, label)
 
 
 def without_corrupt_images(split: Dataset, name: str) -> Dataset:
-    """The images that can be decoded; the others are counted and named. The answer is kept by `datasets`' cache.
+    """Leave out images that cannot be decoded, and count and name them. `datasets` caches the result.
 
     Raises:
-        ValueError: if images are arrays of other numbers than [`to_bytes`] takes.
+        ValueError: if images are arrays that [`to_bytes`] does not accept.
     """
     if not isinstance(split.features["image"], Image):
         check_arrays(split, name)
@@ -156,7 +155,7 @@ def without_corrupt_images(split: Dataset, name: str) -> Dataset:
 
 
 def check_arrays(split: Dataset, name: str) -> None:
-    """Raise a ValueError if arrays are no images, and say if their fractions are scaled."""
+    """Raise a ValueError if arrays cannot be used as images, and log if they are scaled to 0 to 255."""
     feature = split.features["image"]
     if feature.dtype == "uint8":
         return
@@ -170,14 +169,14 @@ def check_arrays(split: Dataset, name: str) -> None:
 
 
 def to_bytes(image: Any) -> np.ndarray:
-    """An array of whole numbers from 0 to 255 or, as of images of fractions, from 0 to 1, as one of `uint8`.
+    """Convert an array of whole numbers from 0 to 255, or of fractions from 0 to 1, to `uint8`.
 
     Raises:
-        ValueError: if it has other numbers.
+        ValueError: if the array has other values.
     """
     array = np.asarray(image)
     is_fraction = array.dtype.kind == "f"
-    # Also false for NaN.
+    # The comparisons are also false for NaN.
     if array.dtype.kind not in "iuf" or not (array.min() >= 0 and array.max() <= (1 if is_fraction else 255)):
         found = f"{array.dtype} from {array.min()} to {array.max()}"
         raise ValueError(
@@ -188,11 +187,11 @@ def to_bytes(image: Any) -> np.ndarray:
 
 @dataclass
 class Preparation:
-    """Prepares an example for the model: `pixel_values` `(num_channels, height, width)`, and `labels`.
+    """Prepares an example for the model: `pixel_values` of shape `(num_channels, height, width)`, and `labels`.
 
     Args:
-        transform: transform of an image, or of an array `(height, width, num_channels)` of `uint8`, to a tensor.
-        num_channels: channels of the model.
+        transform: transform of an image, or of a `uint8` array `(height, width, num_channels)`, to a tensor.
+        num_channels: number of input channels of the model.
         seed: random seed of the transform.
     """
 
@@ -201,7 +200,7 @@ class Preparation:
     seed: int = 0
 
     def __call__(self, example: dict[str, Any], *place: int) -> dict[str, Any]:
-        """What is random about it depends on the seed and the place alone."""
+        """Prepare an example, with random numbers that depend only on the seed and `place`."""
         image = example["image"]
         if not isinstance(image, PIL.Image.Image):
             image = to_bytes(image)
@@ -218,21 +217,21 @@ class Preparation:
 
 
 class StreamedImages(torch.utils.data.IterableDataset):
-    """This process's share of a stream of images, in another order each epoch.
+    """This process's share of a stream of images, in a different order each epoch.
 
-    An epoch has as many full batches in every process, so that none waits for another: a stream that ends before is read
-    again.
+    Every process gets the same number of full batches per epoch, so that none waits for another. A stream that ends
+    earlier is read again.
 
     Args:
         stream: dataset with the columns `image` and `label`.
         preparation: prepares an example.
-        num_images: images of an epoch in all processes together; by default, as many as the dataset declares.
-        batch_size: images of a batch in each process.
-        buffer_size: images that the next one is drawn from.
+        num_images: number of images per epoch over all processes; by default, the number that the dataset declares.
+        batch_size: number of images per batch in each process.
+        buffer_size: number of images in the shuffle buffer.
         process_index, num_processes: which share of the stream this is.
 
     Raises:
-        ValueError: if it is not known how many images make an epoch, or they are fewer than a batch.
+        ValueError: if the number of images per epoch is unknown, or less than a batch.
     """
 
     def __init__(
@@ -258,7 +257,7 @@ class StreamedImages(torch.utils.data.IterableDataset):
             )
         self.preparation, self.batch_size, self.process_index, self.epoch = preparation, batch_size, process_index, 0
         if isinstance(stream.features["image"], Image):
-            # Decoded here, so that one bad image is no end of the stream.
+            # Images are decoded here, so that a corrupt one does not end the stream.
             stream = stream.cast_column("image", Image(decode=False))
         self.stream = split_dataset_by_node(stream, rank=process_index, world_size=num_processes)
         self.buffer_size = buffer_size
@@ -282,8 +281,8 @@ class StreamedImages(torch.utils.data.IterableDataset):
         said: Counter[str] = Counter()
         for repetition in itertools.count():
             is_empty = True
-            # The stream of epoch 1 is not what epoch 0 has when it is read again. Its own `set_epoch` is shared with the other
-            # workers, which may not have begun.
+            # The repetition is part of the seed, so that epoch 0 read again differs from epoch 1. The stream's own
+            # `set_epoch` is not used, because it is shared with other workers, which may not have started yet.
             seed = mixed_seed(self.preparation.seed, self.epoch, repetition)
             for example in self.stream.shuffle(seed=seed, buffer_size=self.buffer_size):
                 image, label, fault = example["image"], example["label"], None
@@ -295,7 +294,7 @@ class StreamedImages(torch.utils.data.IterableDataset):
                 elif isinstance(image, dict):
                     applied: Counter[str] = Counter()
                     image = decode_image(image, applied)
-                    # How many there will be is not known: each is said at its first image.
+                    # The total is unknown in a stream, so each rule is logged at its first image.
                     log_applied_rules(applied - said, "images or more of the stream")
                     said |= applied
                     fault = "it cannot be decoded" if image is None else None
@@ -310,16 +309,16 @@ class StreamedImages(torch.utils.data.IterableDataset):
 
 
 def stream_loader(images: StreamedImages, num_workers: int, device: torch.device) -> Any:
-    """The batches of a stream, on the device."""
+    """Create a loader for the batches of a stream, which puts them on the device."""
     loader = DataLoader(
         images,
         batch_size=images.batch_size,
         collate_fn=collate,
-        # More would have nothing to read.
+        # More workers than shards would have nothing to read.
         num_workers=min(num_workers, images.stream.num_shards),
         generator=torch.Generator(),
     )
-    # The stream is this process's share already: Accelerate is not to divide it again.
+    # The stream is already this process's share: Accelerate must not divide it again.
     return prepare_data_loader(loader, device, num_processes=1, process_index=0, put_on_device=True)
 
 
@@ -331,10 +330,10 @@ def collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 def stacked(images: list[torch.Tensor]) -> torch.Tensor:
-    """Images as a batch.
+    """Stack images to a batch.
 
     Raises:
-        ValueError: if they are not of one size.
+        ValueError: if their sizes differ.
     """
     sizes = dict.fromkeys(" x ".join(map(str, image.shape[-2:])) for image in images)
     if len(sizes) > 1:
@@ -346,10 +345,10 @@ def stacked(images: list[torch.Tensor]) -> torch.Tensor:
 
 
 def evaluated_size(processor: Any) -> tuple[int, int]:
-    """Height and width of any image as an image processor makes it.
+    """Height and width of all images that an image processor prepares.
 
     Raises:
-        ValueError: if these depend on the image, or it shows the model anything but random crops of the image at one size.
+        ValueError: if they depend on the image, or random crops of images cannot match what the processor prepares.
     """
     size, crop = processor.size, processor.crop_size
     is_squeezed = size.height is not None and size.width is not None
@@ -376,7 +375,7 @@ def given_sides(size: Any) -> dict[str, int]:
 
 
 class RandomResizedCrop(v2.RandomResizedCrop):
-    """A random crop at the image processor's size, as distorted as its images, give or take a third.
+    """A random crop resized to the image processor's size, with its aspect ratio varied by up to a third.
 
     Args:
         processor: the image processor.
@@ -392,7 +391,7 @@ class RandomResizedCrop(v2.RandomResizedCrop):
         super().__init__(self.sides, (min_scale, 1.0), interpolation=interpolation_of(processor))
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        # Evaluation keeps the shape of what it crops, or squeezes images of all shapes into its size.
+        # In evaluation, the processor either keeps the aspect ratio and crops, or resizes without keeping it.
         height, width = v2.query_size(flat_inputs)
         aspect = self.sides[1] / self.sides[0]
         if self.is_squeezed:
@@ -403,11 +402,11 @@ class RandomResizedCrop(v2.RandomResizedCrop):
 
 
 def training_transform(arguments: ClassificationRecipe, processor: Any, num_channels: int = 3) -> v2.Transform:
-    """Random crop and augmentation, to the size and the pixel values of the checkpoint's image processor.
+    """Create the random crop and augmentation, with the size and the pixel values of the checkpoint's image processor.
 
     Raises:
-        ValueError: if the image processor does not crop or squeeze all images to one size, or it or the number of channels does
-            not go with the augmentation.
+        ValueError: if the image processor does not crop or resize all images to one size, or the augmentation does not
+            support the image processor or the number of channels.
     """
     if num_channels not in (1, 3) and (arguments.rand_augment or arguments.color_jitter > 0):
         raise ValueError(
@@ -430,29 +429,29 @@ def training_transform(arguments: ClassificationRecipe, processor: Any, num_chan
                 "--random_erasing fills in noise for normalized pixels, but the image processor does not normalize: "
                 "leave it out, or give another one, with --image_processor_name."
             )
-        # As timm does it for the authors: torchvision's own rectangles are slightly smaller.
+        # The rectangles of timm, which the authors use, are slightly larger than torchvision's defaults.
         steps.append(v2.RandomErasing(arguments.random_erasing, (0.02, 1 / 3), (0.3, 1 / 0.3), value="random"))
     return v2.Compose([*steps, v2.ToPureTensor()])
 
 
 def mean_color(processor: Any, num_channels: int) -> list[int]:
-    """The value of each channel, from 0 to 255, of which an image processor makes its mean."""
+    """The mean color of an image processor as a value from 0 to 255 for each channel."""
     if processor.image_mean is None:
         return [128] * num_channels
     factor = processor.rescale_factor if processor.do_rescale else 1
-    # One number is for all channels.
+    # A single number applies to all channels.
     values = np.broadcast_to(np.asarray(processor.image_mean, dtype=float) / factor, num_channels)
     return [round(value) for value in values.clip(0, 255).tolist()]
 
 
 def check_preparation(preparation: Preparation) -> None:
-    """Raise a ValueError if an image processor can prepare no image at all, as with a mean of other channels or a division by zero."""
+    """Raise a ValueError if an image processor cannot prepare any image, such as with a mean for other channels or a std of 0."""
     gradient = PIL.Image.linear_gradient("L").convert("RGB")
     try:
         values = preparation({"image": gradient, "label": NO_LABEL})["pixel_values"]
         is_image = bool(values.isfinite().all()) and len(values.unique()) > 1
         fault = None if is_image else "all pixel values are the same, or some are no numbers"
-    # Whatever it raises, it would of every image.
+    # Any error here would occur with every image.
     except Exception as error:
         fault = f"it raises {error!r}"
     if fault is not None:
@@ -463,12 +462,12 @@ def check_preparation(preparation: Preparation) -> None:
 
 
 def evaluation_transform(processor: Any) -> Any:
-    """Apply the checkpoint's image processor to an image, or an array `(height, width, num_channels)`, without padding."""
+    """Create the transform of an image, or an array `(height, width, num_channels)`, by the image processor, without padding."""
 
     def transform(image: Any) -> torch.Tensor:
-        # Of five channels and more it could not tell where they are.
+        # With five or more channels, the processor cannot infer which axis they are on.
         layout = {"input_data_format": "channels_last"} if isinstance(image, np.ndarray) else {}
-        # Padding belongs to batches, with a mask that says where it is.
+        # Padding only makes sense for a batch, together with a mask.
         return processor(image, do_pad=False, return_tensors="pt", **layout)["pixel_values"][0]
 
     return transform

@@ -13,8 +13,8 @@
 # limitations under the License.
 """Images and labels in folders: in a sub-folder for each label, beside a table of metadata, or in .parquet or .tar files.
 
-`datasets` never sees a folder, but paths and numbers: it would guess splits from words in the names of files and folders, take
-the last folder of a path for its label, and patterns for names.
+`datasets` gets paths and label numbers, never a folder: given a folder, it would guess splits from words in the names of
+files and folders, take the last folder of a path as the label, and interpret names as patterns.
 """
 
 import functools
@@ -55,24 +55,24 @@ from hf_twins._utils.shards import check_tar
 
 
 logger = logging.getLogger(__name__)
-# The times and sizes of the files, no column but a part of the fingerprint.
+# The times and sizes of the files. This is not a column, but is part of the fingerprint.
 VERSIONS = "versions"
-# Says of each row of a table which split it is.
+# Name of the column with the split of each row of a table.
 SPLIT_COLUMN = "split"
-# At most so many are the parts of a stream, which workers and processes divide among them.
+# Maximum number of shards of a stream, which workers and processes divide among themselves.
 NUM_SHARDS = 1024
 BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
 
 
 @dataclass(frozen=True)
 class FolderPart:
-    """A folder of images, or those of its .parquet or .tar files that are one split.
+    """A folder of images, or its .parquet or .tar files that form one split.
 
     Attributes:
         folder: the folder.
         files: the .parquet or .tar files.
-        split: the rows of the tables that are meant, by their column `SPLIT_COLUMN`; all if None.
-        known: the listing of the folder, where there is one already.
+        split: the value of `SPLIT_COLUMN` in the rows of the tables to use; None for all rows.
+        known: the listing of the folder, if it was already listed.
     """
 
     folder: Path
@@ -82,26 +82,26 @@ class FolderPart:
 
     @functools.cached_property
     def listing(self) -> Listing:
-        """What is in the folder: listed once, which takes seconds of a million images."""
+        """The listing of the folder, made once, since it takes seconds for a million images."""
         return self.known or list_folder(self.folder)
 
     def check_output(self, output_dir: str | Path) -> None:
-        """Raise a ValueError if what is written to `output_dir` could replace images, or become some of the next run."""
+        """Raise a ValueError if files written to `output_dir` could replace images, or be read as images by the next run."""
         check_is_apart(output_dir, self.files or [self.listing])
 
     def load(self, streaming: bool = False) -> Any:
-        """The images and whatever columns there are beside them.
+        """Load the images and all other columns.
 
         Raises:
-            ValueError: if there are no images, or a table does not fit them.
+            ValueError: if there are no images, or a table does not match them.
         """
         if self.files:
             for file in self.files:
-                # `datasets` takes the beginning of a broken one for all of it.
+                # `datasets` silently reads only the intact beginning of a damaged archive.
                 if file.suffix.lower() == ".tar":
                     check_tar(file)
             builder = BUILDERS[self.files[0].suffix.lower()]
-            # A name may have characters of a pattern.
+            # Names may contain pattern characters.
             files = [glob.escape(str(file.absolute())) for file in self.files]
             images = load_dataset(builder, data_files={"train": files}, split="train", streaming=streaming)
             if self.split is None:
@@ -121,7 +121,7 @@ class FolderPart:
         else:
             files, numbers, names = list_labeled_images(self.listing)
             folder = self.folder.absolute()
-            # Not by `/`, which takes ten times as long.
+            # Joining by `pathlib` takes ten times as long.
             columns = {"image": [f"{folder}{os.sep}{file}" for file in files], "label": numbers}
             features = Features({"image": Image(), "label": ClassLabel(names=names)})
         return from_columns(columns, features, streaming)
@@ -133,17 +133,17 @@ def load_folders(
     streaming: bool = False,
     output_dir: str | Path | None = None,
 ) -> dict[str, Any]:
-    """The training images, `train`, and, if there are any, the evaluation images, `validation`.
+    """Load the training images as `train` and, if there are any, the evaluation images as `validation`.
 
     Args:
-        train_dir: folder of the training images and, if its names divide it into splits, of the evaluation images.
-        validation_dir: another folder of images to evaluate on.
+        train_dir: folder of the training images and, if names in it denote splits, of the evaluation images.
+        validation_dir: separate folder of evaluation images.
         streaming: whether `train` is a stream.
-        output_dir: folder that is written to.
+        output_dir: folder that the run writes to.
 
     Raises:
-        ValueError: if there is nothing to train on, or the images to evaluate on are among those to train on, or what is written
-            to `output_dir` could replace any of them.
+        ValueError: if there are no training images, or the evaluation images are among them, or files written to
+            `output_dir` could replace any of them.
     """
     parts = folder_parts(train_dir)
     train = training_part(train_dir, parts)
@@ -163,15 +163,15 @@ def load_folders(
 
 
 def load_folder(folder: str, streaming: bool = False) -> Any:
-    """The images of a folder to train on."""
+    """Load the training images of a folder."""
     return training_part(folder, folder_parts(folder)).load(streaming)
 
 
 def folder_parts(folder: str) -> dict[str, FolderPart]:
-    """The splits `train`, `validation` and `test` of a folder, by the names of its folders or files, or all of it as `all`.
+    """Divide a folder into `train`, `validation` and `test` by the names in it, or return all of it as `all`.
 
     Raises:
-        ValueError: if it is no folder, or its names do not tell the splits apart.
+        ValueError: if it is not a folder, or the names do not distinguish the splits clearly.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -205,7 +205,7 @@ def folder_parts(folder: str) -> dict[str, FolderPart]:
 
 
 def read_split_column(file: Path) -> list[Any]:
-    """The column `SPLIT_COLUMN` of a .parquet file; empty if it has none, or one of other values than texts."""
+    """Read the column `SPLIT_COLUMN` of a .parquet file; empty if there is none, or its values are not text."""
     try:
         schema = pa.parquet.read_schema(file)
         is_there = SPLIT_COLUMN in schema.names and is_text_type(schema.field(SPLIT_COLUMN).type)
@@ -219,7 +219,7 @@ def split_column(table: pa.Table, folder: Path) -> list[Any]:
     if SPLIT_COLUMN in table.column_names:
         return table[SPLIT_COLUMN].to_pylist() if is_text_type(table.schema.field(SPLIT_COLUMN).type) else []
     folders = [Path(path).relative_to(folder.absolute()).parts[0] for path in table["image"].to_pylist()]
-    # One folder is no division, and words in the names of labels' folders are none either.
+    # A single folder does not divide the images, nor do label folders whose names merely contain words for splits.
     is_divided = len({*map(said_split, folders)}) > 1 and all(name.lower() in SPLIT_WORDS for name in {*folders})
     return folders if is_divided else []
 
@@ -229,16 +229,16 @@ def is_text_type(kind: pa.DataType) -> bool:
 
 
 def said_split(text: Any) -> str | None:
-    """The split that a value of a table says, or None."""
+    """The split that a value of a table denotes, or None."""
     said = said_splits(str(text))
     return said.pop() if len(said) == 1 else None
 
 
 def row_splits(texts: list[Any], folder: Path) -> list[str]:
-    """The splits that the values of a table say; none if they say none.
+    """The splits that the values of a table denote; empty if no value denotes one.
 
     Raises:
-        ValueError: if only some of them say one.
+        ValueError: if only some of the values denote a split.
     """
     values = {text: said_split(text) for text in dict.fromkeys(texts)}
     others = [text for text, split in values.items() if split is None]
@@ -251,7 +251,7 @@ def row_splits(texts: list[Any], folder: Path) -> list[str]:
 
 
 def check_are_apart(train: FolderPart, validation: FolderPart) -> None:
-    """Raise a ValueError if the images to evaluate on lie in a folder to train on; warn of it if some are the same."""
+    """Raise a ValueError if the evaluation images are in the training folder; warn if some images are in both."""
     folder, other = train.folder.resolve(), validation.folder.resolve()
     if not train.files and folder in other.parents:
         raise ValueError(
@@ -265,7 +265,7 @@ def check_are_apart(train: FolderPart, validation: FolderPart) -> None:
         is_same = folder == other and train.split == validation.split
         shared = set()
         if folder != other:
-            # Labels may be links.
+            # Label folders may be links.
             shared = {path.resolve() for path in visible_folders(folder)} & {
                 path.resolve() for path in visible_folders(other)
             }
@@ -276,10 +276,10 @@ def check_are_apart(train: FolderPart, validation: FolderPart) -> None:
 
 
 def training_part(folder: str, parts: dict[str, FolderPart]) -> FolderPart:
-    """All of a folder, or what its names say is there to train on.
+    """The training part of a folder, which is all of it if it is not divided into splits.
 
     Raises:
-        ValueError: if there is nothing to train on.
+        ValueError: if there is no training part.
     """
     if "all" not in parts and "train" not in parts:
         raise ValueError(
@@ -289,10 +289,10 @@ def training_part(folder: str, parts: dict[str, FolderPart]) -> FolderPart:
 
 
 def evaluation_part(folder: str, parts: dict[str, FolderPart], split: str | None = None) -> FolderPart:
-    """The part of a folder to evaluate on: the requested split, else its validation part, or its test part.
+    """The part of a folder to evaluate on: the requested split or, by default, its validation or test part.
 
     Raises:
-        ValueError: if the split is not there.
+        ValueError: if the requested split does not exist.
     """
     if split is not None and split not in parts:
         found = "is not divided into splits" if "all" in parts else f"has the splits {', '.join(parts)}"
@@ -304,17 +304,18 @@ def evaluation_part(folder: str, parts: dict[str, FolderPart], split: str | None
 
 
 def from_columns(columns: dict[str, list[Any]], features: Features, streaming: bool) -> Any:
-    """A dataset of these columns, in `datasets`' cache, where what is found out about its images stays, too."""
+    """Create a dataset of these columns, stored in `datasets`' cache together with the results of checking its images."""
     if streaming:
-        # `datasets` shuffles shards, and rows within a buffer: sorted by label, a shard would have one label alone.
+        # `datasets` shuffles shards, and rows within a buffer. Each shard must have several labels, though rows are
+        # sorted by label.
         num_rows = len(columns["image"])
         is_mixed = num_rows > NUM_SHARDS
         order = np.random.default_rng(0).permutation(num_rows) if is_mixed else np.arange(num_rows)
         shards = [shard.tolist() for shard in np.array_split(order, min(num_rows, NUM_SHARDS))]
-        # Lists are divided into shards, and tuples are not.
+        # `datasets` divides lists into shards, but not tuples.
         parts = {name: [[column[row] for row in shard] for shard in shards] for name, column in columns.items()}
         return IterableDataset.from_generator(rows, features, gen_kwargs=parts)
-    # A file that was changed is not the one that was checked.
+    # A file that was changed must be checked again.
     status = [Path(file).stat() for file in columns["image"]]
     versions = tuple((each.st_mtime_ns, each.st_size) for each in status)
     values = {name: (tuple(column),) for name, column in columns.items()}
@@ -322,7 +323,7 @@ def from_columns(columns: dict[str, list[Any]], features: Features, streaming: b
 
 
 def rows(**columns: Any) -> Iterator[dict[str, Any]]:
-    """The rows of shards, whose columns are sequences of values for each shard."""
+    """Yield the rows of shards, whose columns are sequences of values for each shard."""
     columns.pop(VERSIONS, None)
     for shard in zip(*columns.values()):
         for values in zip(*shard):
@@ -330,22 +331,22 @@ def rows(**columns: Any) -> Iterator[dict[str, Any]]:
 
 
 def read_metadata(file: Path, listing: Listing, is_said: bool = True) -> pa.Table:
-    """The rows of a table of metadata whose images are there, with the paths of the images in a column `image`.
+    """Read the rows of a metadata table whose images exist, with the paths of the images in a column `image`.
 
     Args:
         file: the table.
-        listing: what is in its folder.
-        is_said: whether what is left out is logged.
+        listing: listing of the table's folder.
+        is_said: whether to log which rows and images are left out.
 
     Raises:
-        ValueError: if it cannot be read, has no column with the names of the files, names files outside its folder or none that is
-            there, or says different things of one image.
+        ValueError: if the table cannot be read, has no column of file names, names files outside its folder, names no
+            existing file, or has different rows for one image.
     """
     try:
         if file.suffix.lower() == ".csv":
             table = read_csv(file)
         elif file.suffix.lower() == ".jsonl":
-            # Notepad begins files with a byte-order mark.
+            # Windows Notepad starts files with a byte-order mark.
             table = pa.json.read_json(pa.BufferReader(file.read_bytes().removeprefix(b"\xef\xbb\xbf")))
         else:
             table = pa.parquet.read_table(file)
@@ -366,7 +367,7 @@ def read_metadata(file: Path, listing: Listing, is_said: bool = True) -> pa.Tabl
     for index, name in enumerate(table[names[0]].to_pylist()):
         path = os.path.normpath(str(name)).replace(os.sep, "/")
         if path not in found:
-            # Windows divides folders by backslashes.
+            # Paths written on Windows have backslashes.
             path = os.path.normpath(str(name).replace("\\", "/")).replace(os.sep, "/")
         if Path(path).is_absolute() or path == ".." or path.startswith("../"):
             raise ValueError(f"{file} must name files in its folder or below, got {name}.")
@@ -402,10 +403,10 @@ def read_metadata(file: Path, listing: Listing, is_said: bool = True) -> pa.Tabl
 
 
 def read_csv(file: Path) -> pa.Table:
-    """The table with numbers as numbers, and as texts where these say more: `01` is not `1`, and `NA` alone may be a label.
+    """Read a CSV file, with columns of numbers as numbers unless text says more: `01` is not `1`, and `NA` may be a label.
 
     Raises:
-        ValueError: if it is not UTF-8.
+        ValueError: if the file is not UTF-8.
     """
     content = file.read_bytes()
     try:

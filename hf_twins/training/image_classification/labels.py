@@ -29,7 +29,7 @@ from hf_twins.training.data import image_names
 
 
 logger = logging.getLogger(__name__)
-# As `datasets` marks that an image has no label.
+# The number by which `datasets` marks a missing label.
 NO_LABEL = -1
 
 
@@ -39,7 +39,7 @@ class Labels:
 
     Attributes:
         names: the names of the labels.
-        numbers: the place among them of each row's label, `(num_rows,)`, or `NO_LABEL`.
+        numbers: for each row, the index of its label in `names`, or `NO_LABEL`; `(num_rows,)`.
     """
 
     names: list[str]
@@ -49,16 +49,18 @@ class Labels:
 def with_label_names(
     splits: Mapping[str, Any], class_names_file: str | None = None, allow_unused: bool = False
 ) -> dict[str, Any]:
-    """The splits with labels as a `ClassLabel`, the same in all of them; of datasets, without the rows that have no image or label.
+    """Convert the labels of all splits to one `ClassLabel`, and leave out rows without an image or label.
+
+    A stream keeps such rows.
 
     Args:
-        splits: the splits, with the columns `image` and `label`, the first of them what a model is trained on.
-        class_names_file: file of the labels' names. They belong to labels of these names or, where the labels are numbers, to
-            those numbers.
+        splits: the splits, with the columns `image` and `label`; the first one is the training split.
+        class_names_file: file of label names. The labels are matched to them by name or, if the labels are numbers, by
+            their number.
         allow_unused: whether the file may have names that no label of the dataset has.
 
     Raises:
-        ValueError: if the labels are neither names nor numbers, their names do not fit, or a split has none.
+        ValueError: if the labels are neither names nor numbers, their names do not match, or a split has no labels.
     """
     for split in splits.values():
         check_label_type(split.features["label"])
@@ -69,7 +71,7 @@ def with_label_names(
         if name not in labels and isinstance(split.features["label"], ClassLabel):
             known[name] = [label_name(label) for label in split.features["label"].names]
     names = choose_names(splits, known, class_names_file, allow_unused)
-    # Names in one split and numbers in another would be no less mixed than in one.
+    # All splits are matched at once: names in one split and numbers in another must be refused, too.
     all_known = list(dict.fromkeys(label for each in known.values() for label in each))
     match_names(all_known, names, class_names_file, " and ".join(known))
     result = {}
@@ -94,7 +96,7 @@ def check_label_type(feature: Any) -> None:
 
 
 def read_labels(split: Dataset) -> Labels:
-    """The labels of all rows. Null, empty texts, and numbers below 0 of a `ClassLabel` are none."""
+    """Read the labels of all rows. Null, empty text, and negative numbers of a `ClassLabel` are missing labels."""
     feature = split.features["label"]
     column = pa.chunked_array(
         [batch.column("label") for batch in split.select_columns(["label"]).with_format("arrow").iter(10_000)],
@@ -112,7 +114,7 @@ def read_labels(split: Dataset) -> Labels:
 
 
 def text_of(value: Any) -> str | None:
-    """A label as text; tables with gaps have whole numbers as fractions."""
+    """Convert a label to text. A float may be a whole number, because columns with missing values are read as floats."""
     if isinstance(value, float):
         if np.isnan(value):
             return None
@@ -124,14 +126,14 @@ def text_of(value: Any) -> str | None:
 
 
 def with_signs(labels: dict[str, Labels], splits: Mapping[str, Any]) -> dict[str, Labels]:
-    """Numbers of -1 are no label either, unless the labels are -1 and 1."""
+    """Treat -1 as a missing label, unless the labels are -1 and 1."""
     numbered = [name for name in labels if not isinstance(splits[name].features["label"], ClassLabel)]
     if {label for name in numbered for label in labels[name].names} == {"-1", "1"}:
         return labels
     for name in numbered:
         if "-1" in labels[name].names and splits[name].features["label"].dtype not in ("string", "large_string"):
             place = labels[name].names.index("-1")
-            # Sorted, it is the first.
+            # Names are sorted, so that -1 is the first.
             numbers = labels[name].numbers
             labels[name] = Labels(
                 [label for label in labels[name].names if label != "-1"],
@@ -143,7 +145,7 @@ def with_signs(labels: dict[str, Labels], splits: Mapping[str, Any]) -> dict[str
 def choose_names(
     splits: Mapping[str, Any], known: Mapping[str, list[str]], class_names_file: str | None, allow_unused: bool
 ) -> list[str]:
-    """The names of the file or, without one, those of the first split, which must have all that the others have."""
+    """The names in the file or, without one, those of the first split, which must include those of all other splits."""
     first, *others = splits
     if class_names_file is None:
         if set(known) != set(splits):
@@ -157,7 +159,7 @@ def choose_names(
     if not allow_unused and set(known) == set(splits):
         used = {names[place] for name in known for place in match_names(known[name], names, class_names_file, name)}
         unused = [name for name in names if name not in used]
-        # Which numbers there are is declared by folders and by a `ClassLabel` alone.
+        # Only folders and a `ClassLabel` declare how many labels there are.
         is_declared = all(isinstance(split.features["label"], ClassLabel) for split in splits.values())
         if unused and is_declared:
             raise ValueError(
@@ -170,10 +172,10 @@ def choose_names(
 
 
 def match_names(labels: Sequence[str], names: Sequence[str], class_names_file: str | None, split: str) -> list[int]:
-    """The place of each label among the names: that of its name or, where all labels are numbers and none is a name, its number.
+    """The index of each label in `names`: that of its name or, if all labels are numbers and none is a name, its number.
 
     Raises:
-        ValueError: if a label is neither, or some are names and others numbers.
+        ValueError: if a label is neither, or some labels are names and others numbers.
     """
     places = {name: place for place, name in enumerate(names)}
     unknown = [label for label in labels if label not in places]
@@ -195,7 +197,7 @@ def match_names(labels: Sequence[str], names: Sequence[str], class_names_file: s
 
 
 def with_numbers(split: Dataset, labels: Labels, names: list[str], target: Any, title: str) -> Dataset:
-    """The rows with an image and a label, numbered by `target`, the places of the split's names among `names`."""
+    """Keep the rows with an image and a label, and number the labels by `target`, which maps the split's names to `names`."""
     has_label = labels.numbers != NO_LABEL
     if not has_label.any():
         raise ValueError(f"No image of {title} has a label: give another --label_column_name, or another split.")
@@ -217,13 +219,13 @@ def with_numbers(split: Dataset, labels: Labels, names: list[str], target: Any, 
 
 
 def missing_images(split: Dataset) -> np.ndarray:
-    """Which rows have no image, `(num_rows,)`, bool. No image is read for it."""
+    """Which rows have no image, `(num_rows,)`, bool; found without reading any image."""
     missing = []
     for batch in split.select_columns(["image"]).with_format("arrow").iter(1000):
         column = batch.column("image").combine_chunks()
         is_missing = column.is_null()
         if pa.types.is_struct(column.type):
-            # As `datasets` stores them. A missing field of a missing image is missing, too.
+            # `datasets` stores images as structs. The fields of a missing struct count as missing, too.
             fields = [pa.compute.struct_field(column, name).is_null() for name in ("bytes", "path")]
             is_missing = pa.compute.and_(*fields)
         missing.append(np.asarray(is_missing))
@@ -233,7 +235,7 @@ def missing_images(split: Dataset) -> np.ndarray:
 def stream_with_numbers(
     split: IterableDataset, names: list[str], target: Any, class_names_file: str | None
 ) -> IterableDataset:
-    """A stream whose labels are numbered while it is read; `NO_LABEL` where there is none."""
+    """Number the labels of a stream while it is read; missing labels become `NO_LABEL`."""
     feature = split.features["label"]
     if isinstance(feature, ClassLabel) and feature.names == names:
         return split
@@ -247,7 +249,7 @@ def stream_with_numbers(
         if text is None or (text == "-1" and not isinstance(label, str)):
             return {"label": NO_LABEL}
         if text not in places:
-            # With those before it: names and numbers are not mixed.
+            # Matched together with all earlier labels, so that a mix of names and numbers is refused.
             places[text] = match_names([*places, text], names, class_names_file, "the stream")[-1]
         return {"label": places[text]}
 

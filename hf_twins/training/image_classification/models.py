@@ -47,12 +47,12 @@ from hf_twins.training.trainer import mixed_seed, twins_config
 
 
 logger = logging.getLogger(__name__)
-# Every linear layer of a block.
+# All linear layers of a block.
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"]
 
 
 def check_output_dir(arguments: ModelArguments, recipe: ClassificationRecipe, output_dir: Path) -> None:
-    """Raise a ValueError if an adapter would be written beside its base model, which the merged model would replace."""
+    """Raise a ValueError if the merged model would replace the base model, which the adapter needs."""
     if (
         recipe.lora_rank > 0
         and Path(arguments.source).exists()
@@ -66,10 +66,10 @@ def check_output_dir(arguments: ModelArguments, recipe: ClassificationRecipe, ou
 def create_model(
     arguments: ModelArguments, recipe: ClassificationRecipe, labels: Sequence[str]
 ) -> tuple[PreTrainedModel | PeftModel, TwinsImageProcessor]:
-    """The model with a head for `labels`, of which the recipe's part is trainable, and its image processor.
+    """Create the model with a head for `labels`, of which only the recipe's part is trainable, and its image processor.
 
     Raises:
-        OSError: if there is no such model.
+        OSError: if the model is not found.
         ValueError: if the arguments contradict each other.
     """
     if (arguments.model_name_or_path is None) == (arguments.config_name is None):
@@ -81,7 +81,7 @@ def create_model(
     if drop_path_rate is not None:
         fields["drop_path_rate"] = drop_path_rate
     if arguments.model_name_or_path is not None:
-        # The trained head is replaced where it has other labels.
+        # The trained head is replaced if its labels differ.
         model = load_pretrained(
             arguments.source,
             "image-classification",
@@ -108,11 +108,11 @@ def create_model(
 
 
 def load_trained(arguments: TrainedModelArguments) -> tuple[Any, TwinsImageProcessor]:
-    """The trained classifier that the arguments name, and its image processor, to predict with.
+    """Load the trained classifier that the arguments name, and its image processor.
 
     Raises:
-        OSError: if there is no such model, or no image processor with it.
-        ValueError: if it is no classifier, or code would be run that is not pinned to a commit.
+        OSError: if the model or its image processor is not found.
+        ValueError: if the model is not a classifier, or would run code that is not pinned to a commit.
     """
     model, processor = load_model(
         arguments.source,
@@ -126,10 +126,10 @@ def load_trained(arguments: TrainedModelArguments) -> tuple[Any, TwinsImageProce
 
 
 def create_processor(arguments: TrainedModelArguments, num_channels: int) -> TwinsImageProcessor:
-    """The image processor to train with: the checkpoint's or, where it has none, the one that the authors evaluate with."""
+    """Create the image processor: the checkpoint's or, if it has none, the one that the authors evaluate with."""
     processor: Any = TwinsImageProcessor()
     if arguments.image_processor_name is not None:
-        # The revision is the model's: another repository has others.
+        # The revision belongs to the model's repository, not to this one.
         processor = load_image_processor(arguments.image_processor_name)
     elif arguments.source not in TWINS_VARIANTS:
         try:
@@ -140,10 +140,10 @@ def create_processor(arguments: TrainedModelArguments, num_channels: int) -> Twi
 
 
 def adapt_processor(processor: Any, image_size: int | None, num_channels: int) -> TwinsImageProcessor:
-    """An image processor for images of so many channels; at another size, the crop shows the same share of an image.
+    """Adapt an image processor to a number of channels and a size; the crop shows the same share of an image as before.
 
     Raises:
-        ValueError: if there is another size, and the processor neither crops images nor squeezes them into one.
+        ValueError: if `image_size` is given, and the processor does not make all images the same size.
     """
     changes: dict[str, Any] = {}
     if image_size is not None:
@@ -167,7 +167,7 @@ def adapt_processor(processor: Any, image_size: int | None, num_channels: int) -
 class BatchMixer:
     """Mixup (https://huggingface.co/papers/1710.09412) and CutMix (https://huggingface.co/papers/1905.04899) of a batch.
 
-    In the step and not in the loader, so that what is mixed how depends on nothing but the seed and the step.
+    It is applied in the training step and not in the loader, so that the mix depends only on the seed and the step.
     """
 
     def __init__(self, arguments: ClassificationRecipe, num_labels: int, seed: int):
@@ -179,7 +179,7 @@ class BatchMixer:
             self.transforms.append(v2.CutMix(alpha=arguments.cutmix_alpha, num_classes=num_labels))
 
     def __call__(self, batch: dict[str, torch.Tensor], step: Sequence[int]) -> dict[str, torch.Tensor]:
-        """The batch with `labels` of shape `(batch_size, num_labels)`, where anything is to be mixed."""
+        """Mix a batch, whose `labels` become `(batch_size, num_labels)`; unchanged if neither is enabled."""
         if not self.transforms:
             return batch
         with torch.random.fork_rng(devices=[]):
@@ -189,11 +189,11 @@ class BatchMixer:
 
 
 class ClassificationLoss:
-    """Cross entropy of logits and labels, which are numbers or, where images were mixed, shares.
+    """Cross entropy of logits and labels, which are numbers or, for mixed images, shares of the labels.
 
     Args:
         label_smoothing: share of the target that is spread over all labels.
-        class_weights: `(num_labels,)`, weights of the labels in the loss.
+        class_weights: weights of the labels in the loss, `(num_labels,)`.
     """
 
     def __init__(self, label_smoothing: float = 0.0, class_weights: torch.Tensor | None = None):
@@ -202,7 +202,7 @@ class ClassificationLoss:
     def __call__(
         self, logits: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """The mean over the batch, or the share that it has in the mean over `num_items` images."""
+        """The mean over the batch or, if `num_items` is given, the batch's part of the mean over `num_items` images."""
         weights = None if self.class_weights is None else self.class_weights.to(logits.device)
         losses = nn.functional.cross_entropy(
             logits.float(), labels, weight=weights, label_smoothing=self.label_smoothing, reduction="none"
@@ -211,23 +211,23 @@ class ClassificationLoss:
 
 
 def balancing_weights(labels: Sequence[int], num_labels: int) -> torch.Tensor:
-    """A weight for each label that makes all of them count the same; 0 for those without an image."""
+    """Weights that make all labels count equally; 0 for labels without an image."""
     shares = torch.bincount(torch.as_tensor(labels), minlength=num_labels) / len(labels)
     return torch.where(shares > 0, 1 / (shares * (shares > 0).sum()), 0.0)
 
 
 def loss_weights(recipe: ClassificationRecipe, labels: Sequence[int], num_labels: int) -> torch.Tensor | None:
-    """The weight of each label in the loss, if the recipe wants one; `labels` are those of the training images."""
+    """The weight of each label in the loss, if the recipe uses them; `labels` are those of the training images."""
     if recipe.class_weights not in ("none", "loss", "sampling"):
         raise ValueError(f"--class_weights must be none, loss or sampling, got {recipe.class_weights}.")
     return balancing_weights(labels, num_labels) if recipe.class_weights == "loss" else None
 
 
 def labels_of_stream(recipe: ClassificationRecipe) -> list[int]:
-    """None: they are not known before they are read.
+    """Return an empty list, because the labels of a stream are unknown before it is read.
 
     Raises:
-        ValueError: if the recipe wants to know them.
+        ValueError: if the recipe needs the labels.
     """
     if recipe.class_weights != "none":
         raise ValueError(f"--class_weights {recipe.class_weights} counts labels, which a stream cannot: leave it out.")
@@ -235,7 +235,7 @@ def labels_of_stream(recipe: ClassificationRecipe) -> list[int]:
 
 
 def sampling_weights(recipe: ClassificationRecipe, labels: Sequence[int], num_labels: int) -> torch.Tensor | None:
-    """The weight of each image in the sampling, if the recipe wants one."""
+    """The weight of each image in the sampling, if the recipe uses them."""
     if recipe.class_weights != "sampling":
         return None
     return balancing_weights(labels, num_labels)[torch.as_tensor(labels)]
@@ -247,14 +247,14 @@ from transformers import pipeline
 # Needs PEFT: pip install "hf_twins[train]"
 model, processor = hf_twins.load_model({folder}, "image-classification")
 classify = pipeline("image-classification", model=model, image_processor=processor)
-print(classify("picture.jpg"))"""
+print(classify("image.jpg"))"""
 
 
 def save_adapter(model: PeftModel, processor: TwinsImageProcessor, folder: Path) -> None:
-    """The adapter alone, with its image processor and the names of its labels: the base model's may be others."""
+    """Save only the adapter, with its image processor and label names, which may differ from the base model's."""
     adapter = model.peft_config["default"]
     if adapter.base_model_name_or_path and Path(adapter.base_model_name_or_path).exists():
-        # So that it is found from any folder.
+        # An absolute path is found from any working directory.
         adapter.base_model_name_or_path = str(Path(adapter.base_model_name_or_path).resolve())
     save_pretrained(model, processor, folder)
     labels = label_names(model.config)
@@ -277,16 +277,16 @@ def save_model(
     output_dir: Path,
     weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """The model and its processor, as a folder to load or to publish; of an adapter, also itself.
+    """Save the model and its image processor to a folder. An adapter is saved both merged into its base model and alone.
 
     Args:
         model: trained model.
-        processor: its image processor.
-        output_dir: the folder.
-        weights: the model's weights, if it is sharded and has only parts of them.
+        processor: image processor of the model.
+        output_dir: the model folder.
+        weights: full weights of the model, if it is sharded.
     """
     if isinstance(model, PeftModel):
         save_adapter(model, processor, output_dir / "adapter")
-        # Merged into a copy: the model may still be trained.
+        # Merge into a copy, because the model may be trained further.
         model = copy.deepcopy(model).merge_and_unload()
     save_pretrained(model, processor, output_dir, weights)

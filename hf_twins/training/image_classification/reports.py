@@ -26,7 +26,7 @@ from hf_twins._utils.cards import usage_code
 from hf_twins.training.reports import draw_curves, write_report_and_card
 
 
-# Of the curves.
+# Panels of the figure with the training curves.
 PANELS = {
     "loss": {"loss": "training", "eval_loss": "evaluation"},
     "accuracy": {"eval_accuracy": "evaluation, top-1", "eval_top5_accuracy": "evaluation, top-5"},
@@ -34,7 +34,7 @@ PANELS = {
 
 
 def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Top-1 and, with more than five labels, top-5 accuracy, as shares."""
+    """Top-1 and, with more than five labels, top-5 accuracy, as fractions."""
     metrics = {"accuracy": float(np.mean(logits.argmax(-1) == labels))}
     num_labels = logits.shape[-1]
     if num_labels > 5:
@@ -43,7 +43,7 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, 
 
 
 def summary(results: dict[str, Any], num_images: int) -> str:
-    """The result of a run in a sentence."""
+    """The result of a run in one sentence."""
     return f"Accuracy on {num_images} evaluation images: {results['eval_accuracy']:.1%}."
 
 
@@ -63,7 +63,7 @@ def write_report(
         logits: logits of the evaluation images, `(num_images, num_labels)`.
         labels: labels of the evaluation images, `(num_images,)`.
         history: entries with `epoch` and any of `loss`, `eval_loss`, `eval_accuracy`, `learning_rate`.
-        settings: what the run was told, with `recipe`, `start` and `dataset` among it.
+        settings: settings of the run, including `recipe`, `start` and `dataset`.
     """
     metrics = classification_metrics(logits, labels)
     predictions = logits.argmax(-1)
@@ -95,10 +95,10 @@ def write_report(
     )
 
 
-# Names may have dollar signs, which are no formulas.
+# Dollar signs in names must not be parsed as formulas.
 @matplotlib.rc_context({"text.parse_math": False})
 def draw_confusion_matrix(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
-    """Rows are what images show, columns what they were taken for; each row in shares of its images."""
+    """Draw the confusion matrix, with true labels in rows and predicted labels in columns, as shares of each row."""
     size = min(max(5.0, 0.35 * len(names)), 30.0)
     figure = Figure(figsize=(size + 1, size), layout="constrained")
     axes = figure.subplots()

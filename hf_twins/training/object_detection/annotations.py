@@ -13,8 +13,8 @@
 # limitations under the License.
 """Files in COCO's format, checked before anything is trained: what pycocotools and COCO's evaluation would stumble over.
 
-https://cocodataset.org/#format-data. Faults of the file as a whole are refused. Annotations that cannot be used are left out,
-by what [`find_fault`] says of them.
+https://cocodataset.org/#format-data. Faults of the entire file raise an error. Single annotations that cannot be used are
+left out, as [`find_fault`] decides.
 """
 
 import json
@@ -30,27 +30,27 @@ import PIL.Image
 
 logger = logging.getLogger(__name__)
 NUM_NAMED = 10
-# What the lists of a file of annotations cannot do without; of single annotations, `find_fault` says what is wrong.
+# Required fields of the entries in each list of an annotation file. `find_fault` checks single annotations further.
 FIELDS: dict[str, set[str]] = {
     "images": {"id", "file_name", "height", "width"},
     "categories": {"id", "name"},
     "annotations": set(),
 }
-# In no image that is read are there coordinates beyond.
+# Larger than any coordinate in an image that can be read.
 MAX_NUMBER = 2**31
 
 
 def first_names(names: Sequence[object]) -> str:
-    """The first names of a list for a message, which may be long."""
+    """The first names of a list, quoted for a message."""
     return ", ".join(map(str, names[:NUM_NAMED])) + (", ..." if len(names) > NUM_NAMED else "")
 
 
 def read_annotations(file: str, folder: str) -> dict[str, Any]:
-    """The content of a file, with images whose sizes are whole numbers and whose names are those of files in the folder.
+    """Read an annotation file, and check that its images have integer sizes and names of files in the folder.
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: if it cannot be used as a whole; the message says why.
+        ValueError: if the file cannot be used; the message says why.
     """
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8-sig"))
@@ -83,7 +83,7 @@ def check_categories(file: str, categories: list[dict[str, Any]]) -> None:
 
 
 def checked_images(file: str, folder: str, images: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The images, with whole numbers as sizes and names that can be opened."""
+    """Check the entries of the images, and return them with integer sizes and file names that can be opened."""
     outside, checked = [], []
     real_folders: dict[Path, Path] = {}
     for image in images:
@@ -117,17 +117,17 @@ def check_unique(file: str, what: str, keys: Iterable[Any]) -> None:
 
 
 def portable_name(folder: str, name: str) -> str:
-    """A name with slashes, if Windows wrote it with backslashes."""
+    """Replace the backslashes of a name that was written on Windows by slashes."""
     return name.replace("\\", "/") if "\\" in name and not Path(folder, name).exists() else name
 
 
 def is_inside(name: str, folder: Path, real_folders: dict[Path, Path]) -> bool:
-    """Whether a file is in the folder, whatever `..` and links there are in its path.
+    """Whether a file is in the folder, with `..` and links in its path resolved.
 
     Args:
         name: name of the file, relative to the folder or absolute.
         folder: the folder.
-        real_folders: folders with their links resolved; kept, since there may be a hundred thousand images.
+        real_folders: cache of folders with their links resolved, since there may be a hundred thousand images.
     """
     if "\0" in name or ".." in PurePosixPath(name.replace("\\", "/")).parts:
         return False
@@ -140,7 +140,7 @@ def is_inside(name: str, folder: Path, real_folders: dict[Path, Path]) -> bool:
 
 
 def check_boxes(file: str, content: dict[str, Any]) -> None:
-    """Refuse boxes that are most likely not left, top, width and height in pixels, and warn of those beyond their image."""
+    """Refuse boxes that are probably not left, top, width and height in pixels, and warn of boxes beyond their image."""
     sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
     rows = [
         (*annotation["bbox"], *sizes[annotation["image_id"]])
@@ -151,7 +151,7 @@ def check_boxes(file: str, content: dict[str, Any]) -> None:
         return
     left, top, width, height, *image_size = np.array(rows, dtype=np.float64).T
     image_width, image_height = image_size
-    # Those of no area are left out later.
+    # Boxes without area are left out later.
     are_relative = (
         (np.maximum.reduce([left, top, width, height]) <= 1) & (width > 0) & (height > 0) & (image_width > 2)
     )
@@ -166,7 +166,7 @@ def check_boxes(file: str, content: dict[str, Any]) -> None:
             f"{are_relative.sum()} of {len(rows)} boxes of {file} are in the first pixel of their image, such as {relative}: are "
             "they relative to the image?"
         )
-    # Boxes that are rounded may reach a pixel farther.
+    # Rounded boxes may reach one pixel beyond the image.
     is_beyond = (left + width > image_width + 1) | (top + height > image_height + 1) | (left < -1) | (top < -1)
     are_corners = (width > left) & (height > top) & (width <= image_width + 1) & (height <= image_height + 1)
     if is_beyond.any() and are_corners.all() and (left >= 0).all() and (top >= 0).all():
@@ -201,10 +201,10 @@ def find_fault(
     """Say why an annotation cannot be used; None if it can.
 
     Args:
-        annotation: COCO's entry.
-        labels: the label of each category id.
-        sizes: height and width of each image id.
-        needs_masks: whether its segmentation is used.
+        annotation: entry in COCO's format.
+        labels: maps category ids to labels.
+        sizes: maps image ids to height and width.
+        needs_masks: whether the segmentation is used.
     """
     if not is_key(annotation.get("category_id")) or annotation["category_id"] not in labels:
         return "an unknown category"
@@ -231,7 +231,7 @@ def find_fault(
 
 
 def segmentation_fault(segmentation: Any, height: int, width: int) -> str | None:
-    """Say why pycocotools could not make a mask of this height and width of polygons or run lengths; None if it could."""
+    """Say why pycocotools cannot convert polygons or run lengths to a mask of this size; None if it can."""
     if isinstance(segmentation, dict):
         if segmentation.get("size") != [height, width]:
             return "run lengths of another size than the image's"
@@ -250,7 +250,7 @@ def segmentation_fault(segmentation: Any, height: int, width: int) -> str | None
             return "a segmentation that is no list of polygons, each a list of numbers"
         if len(polygon) < 6 or len(polygon) % 2 or not all(map(is_number, polygon)):
             return "polygons that are not x and y of at least three corners"
-        # pycocotools takes memory for every pixel of their sides, also of those outside the image.
+        # pycocotools allocates memory for every pixel along the sides of polygons, also outside the image.
         for side, coordinates in ((width, polygon[::2]), (height, polygon[1::2])):
             if min(coordinates) < -side or max(coordinates) > 2 * side:
                 return "polygons far outside the image"
@@ -258,17 +258,17 @@ def segmentation_fault(segmentation: Any, height: int, width: int) -> str | None
 
 
 def polygon_area(polygon: Sequence[float]) -> float:
-    """The area of a polygon in pixels, by the shoelace formula; negative if its corners go the other way round."""
+    """The signed area of a polygon in pixels, by the shoelace formula; the sign depends on the order of the corners."""
     corners = list(zip(polygon[::2], polygon[1::2]))
     following = [*corners[1:], corners[0]]
     return sum(x * next_y - next_x * y for (x, y), (next_x, next_y) in zip(corners, following)) / 2
 
 
 def decompressed_counts(text: str) -> list[int] | None:
-    """The run lengths of COCO's compressed form, `rleFrString` in pycocotools; None if this is none.
+    """Decode COCO's compressed run lengths, as `rleFrString` of pycocotools does; None if the text is invalid.
 
-    Each number is in groups of five bits, the lowest first, in characters from 0 on; the third and later ones are differences
-    from the last but one.
+    Each number is encoded in groups of five bits, lowest bits first, as characters counted from "0". From the fourth
+    number on, it is the difference from the number two places before.
     """
     counts: list[int] = []
     number = shift = 0

@@ -24,7 +24,7 @@ from hf_twins.training.orientation import EXIF_HELP, ExifOption
 from hf_twins.training.trainer import RecipeArguments
 
 
-# What `--recipe` takes by name.
+# The recipes that `--recipe` accepts by name.
 RECIPES = Path(__file__).parents[1] / "recipes" / "object_detection"
 
 

@@ -14,7 +14,7 @@
 """Images and their objects in COCO's format, read and augmented.
 
 https://cocodataset.org/#format-data: a folder of images, and a JSON file with `images`, `categories` and `annotations`.
-Random augmentation depends on the seed, the epoch and the index of the image alone.
+Random augmentation depends only on the seed, the epoch and the index of the image.
 """
 
 import hashlib
@@ -68,9 +68,9 @@ class CocoImages:
 
     Args:
         folder: folder of the images.
-        images: COCO's entries, with `id`, `file_name`, `height` and `width`.
+        images: entries in COCO's format, with `id`, `file_name`, `height` and `width`.
         names: names of the categories, in the order of their ids; an object's label is an index into them.
-        annotations: COCO's entries by the id of their image, each with a `label`, `area` and `iscrowd`.
+        annotations: maps image ids to entries in COCO's format, each with a `label`, `area` and `iscrowd`.
         exif, convention: see [`~hf_twins.training.orientation.turn_as_annotated`].
     """
 
@@ -82,14 +82,14 @@ class CocoImages:
     convention: str | None = None
 
     def objects(self, image_id: int) -> list[dict[str, Any]]:
-        """The annotations of single objects, without those of crowds."""
+        """The annotations of an image's single objects, without crowds."""
         return [each for each in self.annotations.get(image_id, []) if not each["iscrowd"]]
 
     def open(self, index: int) -> PIL.Image.Image:
-        """Read an image of the dataset in RGB, turned as its annotations are.
+        """Read an image of the dataset in RGB, turned to match its annotations.
 
         Raises:
-            ImageError: if its size is not the annotated one, or it is unknown which way up it is annotated.
+            ImageError: if its size does not match the annotation, or the EXIF convention of the annotation is unknown.
         """
         image = self.images[index]
         path, size = self.folder / image["file_name"], (image["width"], image["height"])
@@ -101,7 +101,7 @@ class CocoImages:
         return len(self.images)
 
     def fingerprint(self) -> str:
-        """What tells these images and their objects from others, wherever the folder is.
+        """A fingerprint of the images and their objects, which does not depend on where the folder is.
 
         Raises:
             OSError: if an image cannot be read.
@@ -152,7 +152,7 @@ def load_splits(arguments: DataArguments, seed: int, needs_masks: bool = False) 
         if limit is not None:
             splits[name] = splits[name].select(list(range(min(limit, len(splits[name].images)))))
     splits = without_corrupt_images(splits, arguments.check_images)
-    # As in the authors' toolbox.
+    # Images without objects are left out of training, as in the authors' toolbox.
     shown = [index for index, image in enumerate(splits["train"].images) if splits["train"].objects(image["id"])]
     if len(shown) < len(splits["train"].images):
         logger.warning(f"{len(splits['train'].images) - len(shown)} images of train show no object and are left out.")
@@ -164,7 +164,7 @@ def load_splits(arguments: DataArguments, seed: int, needs_masks: bool = False) 
 
 
 def load_coco(folder: str, file: str, needs_masks: bool = False, exif: ExifOption = "auto") -> CocoImages:
-    """Load the images and annotations of a JSON file; annotations that cannot be used are left out, counted and named."""
+    """Load the images and annotations of a JSON file. Unusable annotations are left out, counted and named."""
     if not Path(folder).is_dir():
         raise ValueError(f"{folder} must be a folder of images.")
     content = read_annotations(file, folder)
@@ -197,7 +197,7 @@ def box_area(annotation: dict[str, Any]) -> float:
 
 
 def without_corrupt_images(splits: dict[str, CocoImages], is_decoded: bool) -> dict[str, CocoImages]:
-    """Leave out images that are missing or, if asked to decode them, broken or not as annotated; count and name them."""
+    """Leave out images that are missing or, if `is_decoded`, corrupt or not of the annotated size; count and name them."""
     applied: dict[str, Counter[str]] = {name: Counter() for name in splits}
     checks = {
         name: [
@@ -224,7 +224,7 @@ def without_corrupt_images(splits: dict[str, CocoImages], is_decoded: bool) -> d
 def check_image(
     split: CocoImages, image: dict[str, Any], is_decoded: bool, applied: Counter[str]
 ) -> tuple[str, str | None]:
-    """The fault of an image, or "", and the EXIF convention that its size implies."""
+    """Return the fault of an image, or "", and the EXIF convention that its size implies."""
     path, size = split.folder / image["file_name"], (image["width"], image["height"])
     if not path.exists():
         return "not there", None
@@ -260,10 +260,10 @@ def run_lengths(segmentation: Any, height: int, width: int) -> dict[str, Any]:
 
 
 class EvaluationImages(torch.utils.data.Dataset):
-    """The images of a dataset, prepared by the image processor as for everybody who loads the model.
+    """The images of a dataset, prepared by the image processor as in inference.
 
     An example has the `pixel_values` `(3, height, width)`, and `labels` with the `image_id`, the index of the image in the
-    dataset, and its `orig_size` `(2,)`, height and width in the file.
+    dataset, and its `orig_size` `(2,)`, the height and width in the file.
 
     Args:
         split: images of the dataset.
@@ -284,10 +284,10 @@ class EvaluationImages(torch.utils.data.Dataset):
 
 
 class TrainingImages(torch.utils.data.Dataset):
-    """Images and objects of a dataset, augmented; indexed by epoch and index in the dataset.
+    """Augmented images and objects of a dataset. The key is an epoch and an index in the dataset.
 
     An example has the `pixel_values` `(3, height, width)`, and `labels` with the `class_labels` `(num_objects,)` and `boxes`
-    `(num_objects, 4)`, left, top, right and bottom in pixels of them; if asked for, also the `masks`
+    `(num_objects, 4)`, left, top, right and bottom in pixels of `pixel_values`; with `needs_masks`, also the `masks`
     `(num_objects, height, width)`.
 
     Args:
@@ -356,9 +356,9 @@ class RandomSizedCrop(v2.Transform):
 
 
 def training_transform(recipe: DetectionRecipe, processor: Any) -> v2.Transform:
-    """Random flips and scales, to the size and the pixel values of the image processor.
+    """Create random flips and scales, with the size and the pixel values of the image processor.
 
-    The processor itself takes COCO's annotations, not boxes and masks that were already cropped.
+    The processor itself cannot be used, because it accepts COCO's annotations, but not cropped boxes and masks.
     """
     return v2.Compose(
         [
@@ -381,9 +381,9 @@ def fixed_scale(processor: Any) -> v2.Transform:
 
 
 def random_scale(recipe: DetectionRecipe, processor: Any) -> v2.Transform:
-    """Random scales of the authors' 3x schedule, which are DETR's: one of eleven, for half of the images after a crop.
+    """Create the random scales of DETR and the authors' 3x schedule: one of eleven, after a crop for half of the images.
 
-    The authors' sizes are for a shorter side of 800 pixels, and are scaled to that of the recipe.
+    The authors' sizes are for a shorter side of 800 pixels. They are scaled to the recipe's shorter side.
     """
 
     def scaled(*sizes: int) -> list[int]:
@@ -402,7 +402,7 @@ def random_scale(recipe: DetectionRecipe, processor: Any) -> v2.Transform:
 
 
 def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Pad images at the right and the bottom to one size, with their `pixel_mask`."""
+    """Pad images at the right and the bottom to one size, and add their `pixel_mask`."""
     images = [example["pixel_values"] for example in examples]
     height, width = (max(image.shape[side] for image in images) for side in (1, 2))
     pixel_values = torch.zeros(len(images), 3, height, width)
@@ -417,7 +417,8 @@ def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
 def collate_for_detr(examples: list[dict[str, Any]]) -> dict[str, Any]:
     """Same as `collate`, with the boxes for transformers detectors: center and size, relative to the image.
 
-    Not relative to the padded batch, as DETR's image processor has it: predicted boxes are scaled to the size of the image.
+    DETR's image processor makes boxes relative to the padded batch instead, although predicted boxes are scaled to the size
+    of the image.
     """
     relative = []
     for example in examples:

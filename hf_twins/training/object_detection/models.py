@@ -57,8 +57,8 @@ class DetectorClasses:
         config_class: class of the configuration.
         model_class: class of the model.
         processor_class: class of the image processor.
-        first_stage: index of the first stage whose feature map the detector takes.
-        is_square: whether images are made square, because the detector's encoder does not know padding.
+        first_stage: index of the first stage whose feature map the detector uses.
+        is_square: whether images are resized to squares, because the detector's encoder does not support padding.
     """
 
     config_class: type[PreTrainedConfig]
@@ -110,7 +110,7 @@ def create_detector(
         fields["feat_strides"] = stage_strides(backbone_config)
     model: Any = classes.model_class(create_config(classes.config_class, fields, arguments.detector_config))
     if classes.model_class is not TwinsForObjectDetection:
-        # The losses are means over a batch's objects.
+        # The losses are means over the objects of a batch, so the Trainer must average over accumulated batches.
         model.accepts_loss_kwargs = False
         pass_pixel_mask_to_backbone(model)
     if trained is not None:
@@ -161,7 +161,7 @@ def load_backbone(
     config.validate_architecture()
     if arguments.model_name_or_path is None:
         return config, None
-    # New are the stage norms that the recipe asks for.
+    # The stage norms that the recipe may add have no trained weights.
     trained = load_pretrained(name, "backbone", revision=arguments.model_revision, allow_new_weights=True, **fields)
     return config, trained
 

@@ -32,8 +32,8 @@ from hf_twins.training.object_detection.data import CocoImages, binary_mask
 from hf_twins.training.reports import draw_curves, write_report_and_card
 
 
-# COCO's average precisions by torchmetrics' names: the mean over overlaps from 0.5 to 0.95 unless the name says one, and by
-# the area of the objects, below 32 x 32 pixels, up to 96 x 96, and above.
+# torchmetrics' names of COCO's average precisions: the mean over overlaps from 0.5 to 0.95 unless the name gives one, also
+# for objects with an area below 32 x 32 pixels, up to 96 x 96, and above.
 METRICS = {
     "map": "ap",
     "map_50": "ap50",
@@ -46,7 +46,7 @@ PANELS = {
     "loss": {"loss": "training"},
     "average precision": {"eval_ap": "boxes", "eval_ap50": "boxes, overlap 0.5", "eval_mask_ap": "masks"},
 }
-# Colors of the categories, repeated after ten: matplotlib's.
+# matplotlib's ten default colors, for the categories in turn.
 COLORS = [
     "#1f77b4",
     "#ff7f0e",
@@ -70,28 +70,28 @@ def average_precision(
 
     Args:
         split: images and their objects.
-        predictions: by the index of their image, a dictionary with `boxes` `(num_objects, 4)`, left, top, right and bottom in
-            pixels, `scores` and `labels` `(num_objects,)`, and, maybe, `masks`, a list of COCO's run lengths.
+        predictions: maps the index of an image to a dictionary with `boxes` `(num_objects, 4)`, left, top, right and bottom
+            in pixels, `scores` and `labels` `(num_objects,)`, and optionally `masks`, a list of COCO's run lengths.
 
     Returns:
-        The metrics, those of masks with the prefix `mask_`, and for each category its `ap` and `mask_ap`. Metrics that no
-        object counts for are left out.
+        The metrics, those of masks with the prefix `mask_`, and the `ap` and `mask_ap` of each category. Metrics for which
+        there are no objects are left out.
     """
-    # Takes seconds, which those who only draw predictions need not wait.
+    # This import takes seconds, so it must not delay code that only draws predictions.
     from torchmetrics.detection import MeanAveragePrecision
 
     has_masks = any("masks" in prediction for prediction in predictions.values())
-    # Prefixes of torchmetrics' names and of ours.
+    # Maps the prefixes of torchmetrics' names to those in the report.
     prefixes = {"bbox_": "", "segm_": "mask_"} if has_masks else {"": ""}
     metric = MeanAveragePrecision(
         "xywh",
         ("bbox", "segm") if has_masks else ("bbox",),
-        # COCO's: torchmetrics' own are rounded to single precision, which moves the average by up to 0.001.
+        # torchmetrics' default thresholds are rounded to single precision, which changes the average by up to 0.001.
         iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
         rec_thresholds=np.linspace(0.0, 1.0, 101).tolist(),
         extended_summary=True,
     )
-    # The hundred best count, as for COCO; some detectors have more.
+    # As in COCO, only the best hundred detections count. Some detectors return more, which is no reason to warn.
     metric.warn_on_many_detections = False
     for index, prediction in predictions.items():
         metric.update([detections(prediction, has_masks)], [targets(split, index, has_masks)])
@@ -102,7 +102,7 @@ def average_precision(
     for prefix, ours in prefixes.items():
         values = {ours + METRICS[name]: float(results[prefix + name]) for name in METRICS}
         metrics |= {name: value for name, value in values.items() if value >= 0}
-        # Overlaps, recalls, categories, areas (all of them first), numbers of detections (most of them last). By
+        # The axes are overlaps, recalls, categories, areas (index 0: all) and numbers of detections (index -1: 100). With
         # `class_metrics=True`, torchmetrics would evaluate every category again.
         precisions = results[f"{prefix}precision"][:, :, :, 0, -1].unbind(2)
         for label, precision in zip(results["classes"].reshape(-1).tolist(), precisions):
@@ -112,7 +112,7 @@ def average_precision(
 
 
 def detections(prediction: dict[str, Any], has_masks: bool) -> dict[str, torch.Tensor]:
-    """The predictions for an image, as torchmetrics takes them."""
+    """Convert the predictions for an image to the input format of torchmetrics."""
     detected = {
         "boxes": box_convert(prediction["boxes"].float(), "xyxy", "xywh"),
         "scores": prediction["scores"].float(),
@@ -124,10 +124,10 @@ def detections(prediction: dict[str, Any], has_masks: bool) -> dict[str, torch.T
 
 
 def targets(split: CocoImages, index: int, has_masks: bool) -> dict[str, torch.Tensor]:
-    """The objects of an image, crowds included, as torchmetrics takes them."""
+    """Convert the objects of an image, including crowds, to the input format of torchmetrics."""
     image = split.images[index]
     objects = split.annotations.get(image["id"], [])
-    # In double precision, as in the file.
+    # Boxes have double precision, as in the file.
     boxes = torch.tensor([each["bbox"] for each in objects], dtype=torch.float64).reshape(-1, 4)
     target = {
         "boxes": boxes,
@@ -152,12 +152,12 @@ def mask_run_lengths(mask: torch.Tensor) -> dict[str, Any]:
 
 
 def draw_objects(image: PIL.Image.Image, objects: dict[str, torch.Tensor], names: Sequence[str]) -> torch.Tensor:
-    """Draw objects onto an image: boxes, labels and, where they are given, scores and masks.
+    """Draw objects onto an image: boxes, labels and, if given, scores and masks.
 
     Args:
         image: an RGB image.
-        objects: `boxes` `(num_objects, 4)`, left, top, right and bottom in pixels, `labels` `(num_objects,)`, and, maybe,
-            `scores` `(num_objects,)` and `masks` `(num_objects, height, width)`.
+        objects: `boxes` `(num_objects, 4)`, left, top, right and bottom in pixels, `labels` `(num_objects,)`, and
+            optionally `scores` `(num_objects,)` and `masks` `(num_objects, height, width)`.
         names: names of the labels.
 
     Returns:
@@ -166,7 +166,7 @@ def draw_objects(image: PIL.Image.Image, objects: dict[str, torch.Tensor], names
     drawn = functional.pil_to_tensor(image)
     if len(objects["boxes"]) == 0:
         return drawn
-    # The best last, over the others.
+    # The objects with the highest scores are drawn last, on top of the others.
     objects = {name: value.flip(0) for name, value in objects.items()}
     labels = objects["labels"].tolist()
     colors: Any = [COLORS[label % len(COLORS)] for label in labels]
@@ -190,7 +190,7 @@ def draw_objects(image: PIL.Image.Image, objects: dict[str, torch.Tensor], names
 
 
 def draw_predictions(split: CocoImages, predictions: dict[int, dict[str, Any]], path: Path) -> None:
-    """Draw the first images of a split: their objects above, and below what was detected with a score of 0.5 or more."""
+    """Draw the first images of a split: their objects above, and the detections with a score of at least 0.5 below."""
     rows: list[list[torch.Tensor]] = [[], []]
     for index in sorted(predictions)[:NUM_IMAGES]:
         image, prediction = split.open(index), predictions[index]
@@ -201,7 +201,7 @@ def draw_predictions(split: CocoImages, predictions: dict[int, dict[str, Any]], 
             kept["masks"] = stacked_masks(masks)
         for row, objects in zip(rows, (true_objects(split, index, "masks" in prediction), kept)):
             row.append(draw_objects(*scaled(image, objects, IMAGE_SIDE / max(image.size)), split.names))
-    # Padded with gray at the right and the bottom.
+    # Images are padded with gray at the right and the bottom.
     cells = [
         functional.pad(image, [0, 0, IMAGE_SIDE - image.shape[2], IMAGE_SIDE - image.shape[1]], fill=128)
         for row in rows
@@ -212,7 +212,7 @@ def draw_predictions(split: CocoImages, predictions: dict[int, dict[str, Any]], 
 
 
 def true_objects(split: CocoImages, index: int, has_masks: bool) -> dict[str, torch.Tensor]:
-    """The single objects of an image, without crowds, to be drawn."""
+    """The single objects of an image, without crowds, in the format of `draw_objects`."""
     image = split.images[index]
     objects = split.objects(image["id"])
     boxes = torch.tensor([each["bbox"] for each in objects], dtype=torch.float32).reshape(-1, 4)
@@ -229,7 +229,7 @@ def true_objects(split: CocoImages, index: int, has_masks: bool) -> dict[str, to
 def scaled(
     image: PIL.Image.Image, objects: dict[str, torch.Tensor], scale: float
 ) -> tuple[PIL.Image.Image, dict[str, torch.Tensor]]:
-    """An image and its objects at another size, at which labels can be read."""
+    """Resize an image and its objects, so that labels are readable."""
     size = [round(image.height * scale), round(image.width * scale)]
     objects = objects | {"boxes": objects["boxes"] * scale}
     if "masks" in objects:
@@ -251,7 +251,7 @@ def write_report(
         metrics: average precisions by name.
         per_category: average precisions by category.
         history: entries with `epoch` and any of `loss`, `eval_ap`, `eval_ap50`, `eval_mask_ap`.
-        settings: settings of the run, with `detector`, `recipe`, `start` and `dataset` among them.
+        settings: settings of the run, including `detector`, `recipe`, `start` and `dataset`.
     """
     draw_curves(history, PANELS, output_dir / "curves.png")
     write_report_and_card(

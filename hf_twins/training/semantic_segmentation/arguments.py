@@ -13,8 +13,8 @@
 # limitations under the License.
 """Options of the scripts, and the recipes that set them all at once.
 
-A recipe is a set of defaults: `--recipe fine-tune --learning_rate 1e-3` is that recipe with another learning rate. Names are
-those of transformers' own examples where these have one.
+A recipe is a set of defaults: `--recipe fine-tune --learning_rate 1e-3` is that recipe with another learning rate. Options
+have the names that transformers' own examples use, if there is one.
 """
 
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ from hf_twins.training.orientation import EXIF_HELP, ExifOption
 from hf_twins.training.trainer import RecipeArguments
 
 
-# What `--recipe` takes by name.
+# The recipes that `--recipe` accepts by name.
 RECIPES = Path(__file__).parents[1] / "recipes" / "semantic_segmentation"
 
 

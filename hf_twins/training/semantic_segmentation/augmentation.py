@@ -23,18 +23,18 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 
-# In masks: no class.
+# Number of pixels without a class in masks.
 IGNORE_INDEX = 255
-# Crops to draw for one that is not nearly all of one class.
+# Maximum number of crops to draw until one is not dominated by a single class.
 NUM_TRIES = 10
 
 
 class RandomClassCrop(v2.Transform):
-    """A random crop in which no class has too large a share, if one is found; whole sides where they are shorter than `size`.
+    """A random crop that no class dominates, if one is found. Sides shorter than `size` are not cropped.
 
     Args:
-        size: side in pixels.
-        max_class_share: largest share that one class may have of the pixels with a class.
+        size: side of the crop in pixels.
+        max_class_share: largest share of one class among the pixels that have a class.
     """
 
     def __init__(self, size: int, max_class_share: float):
@@ -48,7 +48,7 @@ class RandomClassCrop(v2.Transform):
             top, left = (
                 int(torch.randint(side - part + 1, ())) for side, part in zip(mask.shape[-2:], (height, width))
             )
-            # The last one is taken as it is.
+            # The last crop is used unconditionally.
             if tries == NUM_TRIES or self.max_class_share >= 1:
                 break
             crop = mask[..., top : top + height, left : left + width]
@@ -62,10 +62,10 @@ class RandomClassCrop(v2.Transform):
 
 
 class PadToSquare(v2.Transform):
-    """Padding at the right and the bottom, of 0 and, in masks, of no class.
+    """Pad at the right and the bottom, images with 0 and masks with `IGNORE_INDEX`.
 
     Args:
-        size: side in pixels.
+        size: side of the result in pixels.
     """
 
     def __init__(self, size: int):
@@ -79,15 +79,15 @@ class PadToSquare(v2.Transform):
 
 
 class PhotometricDistortion(v2.Transform):
-    """Changes brightness, contrast, saturation and hue of an image of `uint8`, each in every second one.
+    """Change brightness, contrast, saturation and hue of a `uint8` image, each with a probability of 0.5.
 
-    As `PhotoMetricDistortion` of mmsegmentation, which torchvision's transforms of the same names are not: brightness is added,
-    contrast is a factor of the pixels, and the saturation that of HSV, which leaves the brightest channel as it is.
+    This is `PhotoMetricDistortion` of mmsegmentation. Unlike torchvision's transforms of these names, it adds the brightness,
+    multiplies pixels by the contrast, and changes the saturation in HSV, which keeps the brightest channel.
     """
 
     BRIGHTNESS = 32
     FACTORS = (0.5, 1.5)
-    # Of 180, which are the whole circle.
+    # Maximum change of the hue, on a scale where 180 is the full circle.
     HUE = 18
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class PhotometricDistortion(v2.Transform):
                 pixels = pixels * value
             else:
                 brightest, darkest = pixels.amax(-3, keepdim=True), pixels.amin(-3, keepdim=True)
-                # A saturation of 1 is where the darkest channel is 0.
+                # This factor makes the saturation 1, where the darkest channel is 0.
                 most = brightest / (brightest - darkest).clamp(min=1)
                 pixels = (brightest - most.clamp(max=value) * (brightest - pixels)).round()
             image = pixels.clamp(0, 255).to(torch.uint8)

@@ -14,8 +14,8 @@
 """Images and masks for training and evaluation, from wherever they are, each crop the same whenever it is asked for.
 
 A mask has the number of a class for each pixel, and `IGNORE_INDEX` where there is none. The augmentation is
-mmsegmentation's for ADE20K (https://github.com/open-mmlab/mmsegmentation, configs/_base_/datasets/ade20k.py); what is random
-about it depends on nothing but the seed, the epoch and the image's place in the dataset.
+mmsegmentation's for ADE20K (https://github.com/open-mmlab/mmsegmentation, configs/_base_/datasets/ade20k.py). Its random
+choices depend only on the seed, the epoch and the image's index in the dataset.
 """
 
 import logging
@@ -75,9 +75,9 @@ from hf_twins.training.trainer import mixed_seed
 
 
 logger = logging.getLogger(__name__)
-# Formats that keep the numbers of classes: JPEG and WebP blur them.
+# Formats that keep class numbers exactly. JPEG and WebP may blur them.
 MASK_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm")
-# Classes without names. More are hardly ever classes, but the levels of masks that were resized smoothly, or numbers of objects.
+# Maximum number of classes without names. More numbers usually mean masks that were resized smoothly, or object ids.
 MAX_UNNAMED = 50
 LOSSY = "in formats that may blur the numbers of classes, which need a lossless one such as PNG"
 WITHOUT_IMAGE = "masks without an image of the same name"
@@ -85,10 +85,10 @@ WITHOUT_MASK = "images without a mask of the same name, a lossless one such as P
 
 
 class ImageMaskPairs(torch.utils.data.Dataset):
-    """Pairs of `image` and `label`, the mask, that are decoded when they are asked for, the image turned as its mask is.
+    """Pairs of an `image` and a `label`, its mask, decoded on access. The image is turned to match the mask.
 
     Args:
-        split: the pairs, undecoded.
+        split: the pairs, not yet decoded.
         exif, convention: see [`~hf_twins.training.orientation.turn_as_annotated`].
     """
 
@@ -109,7 +109,7 @@ class ImageMaskPairs(torch.utils.data.Dataset):
             raise ImageError(f"{name} and its mask do not fit: {error}.") from error
 
     def fingerprint(self) -> str:
-        """What tells these pairs from others, see [`~hf_twins._utils.fingerprints.dataset_fingerprint`]."""
+        """A fingerprint of the pairs, see [`~hf_twins._utils.fingerprints.dataset_fingerprint`]."""
         return dataset_fingerprint(self.split)
 
     def select(self, indices: Iterable[int]) -> "ImageMaskPairs":
@@ -119,10 +119,10 @@ class ImageMaskPairs(torch.utils.data.Dataset):
 def matched_pair(
     image: PIL.Image.Image, mask: PIL.Image.Image, exif: ExifOption = "auto", convention: str | None = None
 ) -> dict[str, PIL.Image.Image]:
-    """An image and its mask, both as they are stored, turned to fit each other.
+    """Turn an image and its mask, both given as stored, to match each other.
 
     Raises:
-        ImageError: if they do not.
+        ImageError: if they cannot match.
     """
     if orientation(mask) != 1:
         if orientation(mask) != orientation(image):
@@ -142,19 +142,19 @@ def load_pairs(
     class_names: Sequence[str] | None = None,
     output_dir: Path | None = None,
 ) -> tuple[dict[str, ImageMaskPairs], list[str]]:
-    """The dataset as `train` and `validation`, and the names of its classes.
+    """Load the dataset as `train` and `validation`, and the names of its classes.
 
-    Pairs that cannot be decoded, of two sizes, or without the number of a class, are left out, counted and named.
+    Pairs that cannot be decoded, have different sizes, or have no pixel with a class are left out, counted and named.
 
     Args:
-        arguments: where the data is.
-        seed: random seed of the images that are held out.
-        class_names: those that the model knows; taken if the data has no names, and as many classes.
-        output_dir: folder that is written to.
+        arguments: options of the dataset.
+        seed: random seed for choosing the images that are held out.
+        class_names: class names of the model, used if the data has the same number of classes but no names.
+        output_dir: folder that the run writes to.
 
     Raises:
-        ValueError: if there is no dataset, or it lacks what is needed, or what is written to `output_dir` could replace some of
-            it. The message says what.
+        ValueError: if there is no dataset, or it lacks required parts, or files written to `output_dir` could replace some
+            of it. The message says which.
     """
     splits = load_splits(arguments, output_dir)
     if "validation" not in splits:
@@ -176,10 +176,10 @@ def load_pairs(
 
 
 def inferred_names(used: Collection[int], class_names: Sequence[str] | None) -> list[str]:
-    """The names of classes of which nothing is known but the numbers in use, in masks.
+    """Infer class names from the numbers that the masks use.
 
     Raises:
-        ValueError: if most likely these are not the numbers of classes.
+        ValueError: if these are probably not class numbers.
     """
     num_classes = max(used) + 1
     numbers = ", ".join(map(str, sorted(used)))
@@ -219,7 +219,7 @@ def warn_of_unused_classes(used: Collection[int], names: Sequence[str]) -> None:
 
 
 def load_splits(arguments: DataArguments, output_dir: Path | None = None) -> dict[str, Dataset]:
-    """`train` and, if it is there, `validation`."""
+    """Load `train` and, if there is one, `validation`."""
     if (arguments.dataset_name is None) == (arguments.train_dir is None):
         raise ValueError("Give either --dataset_name or --train_dir.")
     if arguments.dataset_name is None:
@@ -238,11 +238,11 @@ def load_splits(arguments: DataArguments, output_dir: Path | None = None) -> dic
 
 
 def load_folder(folder: str, output_dir: Path | None = None) -> Dataset:
-    """The images of `images/`, each with the mask of the same name in `annotations/`; those without one are left out.
+    """Load the images in `images/` with the masks of the same names in `annotations/`; images without a mask are left out.
 
     Raises:
-        ValueError: if there is no such folder, or nothing in it, or two images have one mask or one image two, or what is
-            written to `output_dir` could replace some of them.
+        ValueError: if a folder is missing or empty, or names are ambiguous because several images or masks share one, or
+            files written to `output_dir` could replace some of them.
     """
     images, annotations = Path(folder, "images"), Path(folder, "annotations")
     if not images.is_dir() or not annotations.is_dir():
@@ -276,13 +276,13 @@ def load_folder(folder: str, output_dir: Path | None = None) -> Dataset:
         )
     for listing in listings:
         listing.warn()
-    # Absolute, so that they are known as files by whoever compares the data of two runs.
+    # Paths are absolute, so that a comparison of the data of two runs recognizes them as files.
     columns = {name: [str(pair[place].absolute()) for pair in pairs] for place, name in enumerate(("image", "label"))}
     return Dataset.from_dict(columns, features=Features({"image": Image(), "label": Image()}))
 
 
 def by_stem(files: Iterable[Path]) -> dict[str, list[Path]]:
-    """Files by their names without the extension, in the order of their names."""
+    """Group files by their name without the extension, sorted by name."""
     found: dict[str, list[Path]] = {}
     for file in sorted(files):
         found.setdefault(file.stem, []).append(file)
@@ -301,10 +301,10 @@ def named_classes(arguments: DataArguments) -> list[str] | None:
 
 
 def class_numbers(mask: PIL.Image.Image, do_reduce_labels: bool) -> np.ndarray:
-    """The class of each pixel of a mask, `(height, width)`, int64.
+    """Return the class of each pixel of a mask, `(height, width)`, int64.
 
     Raises:
-        ValueError: if the mask has more than one number a pixel, or numbers that are not whole or not from 0 to 255.
+        ValueError: if the mask has several channels, or values that are not whole numbers from 0 to 255.
     """
     numbers = np.asarray(mask)
     if numbers.ndim != 2:
@@ -328,10 +328,10 @@ def checked_pairs(
     names: Sequence[str] | None = None,
     exif: ExifOption = "auto",
 ) -> tuple[dict[str, ImageMaskPairs], set[int]]:
-    """The pairs that can be used, and the numbers of the classes in them; the others are counted and named.
+    """Return the usable pairs and the class numbers in their masks; count and name the others.
 
     Raises:
-        ValueError: if a mask has the number of a class that is not among `names`, or no pair of a split can be used.
+        ValueError: if a mask has a class number without a name in `names`, or no pair of a split can be used.
     """
     checks = {name: checked_split(undecoded(split), name, do_reduce_labels, exif) for name, split in splits.items()}
     convention = common_convention(decided for check in checks.values() for decided in check["convention"])
@@ -361,7 +361,7 @@ def checked_pairs(
 
 
 def checked_split(split: Dataset, name: str, do_reduce_labels: bool, exif: ExifOption) -> Dataset:
-    """What `checked_pair` says of each pair; the answer is kept by `datasets`' cache."""
+    """Apply `checked_pair` to each pair. `datasets` caches the result."""
     text, texts = Value("string"), List(Value("string"))
     features = {"fault": text, "unknown": text, "convention": text, "numbers": List(Value("int64")), "applied": texts}
     return split.map(
@@ -373,11 +373,11 @@ def checked_split(split: Dataset, name: str, do_reduce_labels: bool, exif: ExifO
 
 
 def checked_pair(pair: dict[str, Any], do_reduce_labels: bool, exif: ExifOption = "auto") -> dict[str, Any]:
-    """What is wrong with a pair, or nothing, and what there is to know about it.
+    """Check a pair of image and mask.
 
     Returns:
-        A dictionary with the `fault`; one that it has if no `convention` of the EXIF orientation is known, as `unknown`; the
-        `convention` that its sizes tell; the `numbers` of classes in its mask; the rules that were `applied` to its image.
+        A dictionary with the `fault`; the fault if the EXIF convention of the dataset remains unknown, as `unknown`; the
+        `convention` that the sizes imply; the class `numbers` in the mask; and the rules that were `applied` to the image.
     """
     result: dict[str, Any] = {"fault": "", "unknown": "", "convention": None, "numbers": [], "applied": []}
     applied: Counter[str] = Counter()
@@ -421,10 +421,10 @@ def file_of(split: Dataset, index: int) -> str:
 
 
 def training_transform(recipe: SegmentationRecipe, processor: Any) -> v2.Transform:
-    """Random size, crop, flip and colors, to the size and the pixel values of the image processor.
+    """Create random scales, crops, flips and colors, with the size and the pixel values of the image processor.
 
     Raises:
-        ValueError: if the scales are none, or the image processor cannot be trained with.
+        ValueError: if the scales are invalid, or the image processor is unsuitable for training.
     """
     if not 0 < recipe.min_scale <= recipe.max_scale:
         raise ValueError(
@@ -445,7 +445,7 @@ def training_transform(recipe: SegmentationRecipe, processor: Any) -> v2.Transfo
     ]
     if recipe.photometric_distortion:
         steps.append(PhotometricDistortion())
-    # Padded last, so that the padding is 0 to the model.
+    # Padding comes last, so that the model sees it as 0.
     steps += [ProcessorPixels(processor), PadToSquare(size)]
     return v2.Compose([*steps, v2.ToDtype({tv_tensors.Mask: torch.int64, "others": None})])
 
@@ -456,7 +456,7 @@ class Preparation:
 
     Args:
         transform: transform of an image and its mask, both tensors.
-        do_reduce_labels: whether classes are counted from 1 in masks.
+        do_reduce_labels: whether class numbers in masks start at 1.
         seed: random seed of the transform.
     """
 
@@ -465,7 +465,7 @@ class Preparation:
     seed: int = 0
 
     def __call__(self, pair: dict[str, Any], *place: int) -> dict[str, torch.Tensor]:
-        """What is random about it depends on the seed and the place alone."""
+        """Prepare a pair, with random numbers that depend only on the seed and `place`."""
         image = v2.functional.to_image(convert_image(pair["image"]))
         mask = tv_tensors.Mask(class_numbers(pair["label"], self.do_reduce_labels).astype(np.uint8))
         with torch.random.fork_rng(devices=[]):

@@ -30,20 +30,20 @@ from hf_twins._utils.labels import distinct_names
 
 
 def class_shares(mask: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-    """The share of the image of each class in it, largest first."""
+    """The share of the image that each class in it covers, largest first."""
     distinct = distinct_names(names)
     return {distinct[index]: area / mask.size for index, area in class_areas(mask, len(names)).items()}
 
 
 def visible_shares(mask: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-    """The shares that are not 0.0 % when they are rounded."""
+    """The shares that do not round to 0.0 %."""
     return {name: share for name, share in class_shares(mask, names).items() if share >= 0.0005}
 
 
 def legend_entries(masks: Sequence[np.ndarray], names: Sequence[str], limit: int) -> list[Patch]:
-    """The colors of the classes in the masks, largest first, with their shares of the last mask; at most `limit`.
+    """Legend entries for the classes in the masks, largest first, with their shares of the last mask; at most `limit`.
 
-    Classes whose share would be printed as 0.0 % are left out.
+    Classes whose share rounds to 0.0 % are left out.
     """
     colors = label_colors(names) / 255
     number = {name: index for index, name in enumerate(distinct_names(names))}
@@ -70,12 +70,12 @@ def draw_prediction(
     names: Sequence[str],
     path: Path,
 ) -> None:
-    """An image with its mask over it, beside a legend of the classes that are there."""
+    """Draw an image with its mask on top, next to a legend of the classes in the mask."""
     draw_rows([(image, prediction, None)], names, path)
 
 
 def label_regions(axes: Axes, mask: np.ndarray, names: Sequence[str]) -> None:
-    """Write the name of its class into the middle of each region that has at least a hundredth of the image."""
+    """Write the class name into the middle of each region that covers at least a hundredth of the image."""
     for index in class_areas(mask, len(names)):
         if is_background(names[index]):
             continue
@@ -83,28 +83,28 @@ def label_regions(axes: Axes, mask: np.ndarray, names: Sequence[str]) -> None:
         for region, area in enumerate(np.bincount(regions.ravel())[1:], start=1):
             if area < 0.01 * mask.size:
                 continue
-            # The pixel farthest from the region's border, to which the image's belongs.
+            # The name goes to the pixel farthest from the region's border; the image's border counts as well.
             distance = ndimage.distance_transform_edt(np.pad(regions == region, 1))[1:-1, 1:-1]
             row, column = np.unravel_index(distance.argmax(), mask.shape)
             text = axes.text(column, row, names[index], fontsize=7, color="white", ha="center", va="center")
             text.set_path_effects([withStroke(linewidth=2, foreground="black")])
 
 
-# Names may have dollar signs, which are no formulas.
+# Dollar signs in names must not be parsed as formulas.
 @matplotlib.rc_context({"text.parse_math": False})
 def draw_rows(
     rows: Sequence[tuple[PIL.Image.Image, np.ndarray, np.ndarray | None]], names: Sequence[str], path: Path
 ) -> None:
-    """Images, one a row, with the predicted mask over them and, where it is known, the true one before it.
+    """Draw one image per row, with the true mask, if known, and the predicted mask on top.
 
     Args:
-        rows: image, prediction, truth.
+        rows: triples of image, prediction, and truth or None.
         names: names of the classes.
-        path: PNG file that is written.
+        path: PNG file to write.
     """
     has_truth = any(truth is not None for _, _, truth in rows)
     height = 3.2 if len(rows) > 1 else 4.5
-    # As wide as the widest image wants to be, and never a strip.
+    # Columns are as wide as the widest image needs, within limits that keep images from becoming narrow strips.
     width = height * float(np.clip(max(image.width / image.height for image, _, _ in rows), 0.7, 2.5))
     figure = Figure(figsize=((2 + has_truth) * width + 2.6, height * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), 2 + has_truth, squeeze=False)

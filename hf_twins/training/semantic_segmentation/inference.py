@@ -13,9 +13,9 @@
 # limitations under the License.
 """Segmentation of an image: whole or in windows, at one size or at several, mirrored too.
 
-As mmsegmentation does it (https://github.com/open-mmlab/mmsegmentation, `EncoderDecoder.whole_inference` and
-`slide_inference`, `SegTTAModel`), so that published results can be measured again: logits at the size of the model's input,
-then at that of the image, and of several inputs the mean of the probabilities.
+The steps are mmsegmentation's (https://github.com/open-mmlab/mmsegmentation, `EncoderDecoder.whole_inference` and
+`slide_inference`, `SegTTAModel`), so that published results can be reproduced: logits are resized to the model's input,
+then to the image, and the probabilities of several inputs are averaged.
 """
 
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ from torch import nn
 from hf_twins._utils.images import convert_image
 
 
-# Of the published multi-scale results; with flip.
+# Scales of the published multi-scale results, which also use flip.
 MULTI_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 
@@ -71,12 +71,12 @@ def resized(logits: torch.Tensor, size: Any) -> torch.Tensor:
 
 
 def whole_logits(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
-    """`(batch_size, num_labels, height, width)` of the whole input, at its size, in float32."""
+    """Logits of the whole input, resized to its size: `(batch_size, num_labels, height, width)`, float32."""
     return resized(model(pixel_values).logits.float(), pixel_values.shape[2:])
 
 
 def sliding_logits(model: Any, pixel_values: torch.Tensor, crop_size: int, stride: int) -> torch.Tensor:
-    """The mean over the windows that see a pixel; the last ones are moved back so that none is smaller than the others."""
+    """Logits averaged over all windows that cover a pixel. The last windows are moved back, so that all have one size."""
     height, width = pixel_values.shape[2:]
     total: Any = 0
     count = pixel_values.new_zeros(1, 1, height, width, dtype=torch.float32)
@@ -90,14 +90,14 @@ def sliding_logits(model: Any, pixel_values: torch.Tensor, crop_size: int, strid
 
 
 def window_starts(side: int, crop_size: int, stride: int) -> list[int]:
-    """Where windows begin, `stride` apart, the last one at the end."""
+    """The first pixels of windows that are `stride` apart, with the last window at the end of the side."""
     last = max(side - crop_size, 0)
     return [*range(0, last, stride), last]
 
 
 @torch.inference_mode()
 def segment(model: Any, processor: Any, image: PIL.Image.Image, how: InferenceArguments) -> torch.Tensor:
-    """The probability of each class at each pixel.
+    """Compute the probability of each class at each pixel.
 
     Args:
         model: segmentation model, in evaluation mode.
@@ -106,10 +106,10 @@ def segment(model: Any, processor: Any, image: PIL.Image.Image, how: InferenceAr
         how: inference options.
 
     Returns:
-        `(num_labels, height, width)`, of the image's own size, float32.
+        Probabilities `(num_labels, height, width)` at the size of the image, float32.
 
     Raises:
-        ValueError: if the image processor does not resize, and there are other scales than 1.
+        ValueError: if the image processor does not resize, and a scale other than 1 is requested.
     """
     if not processor.do_resize and how.scales != [1.0]:
         raise ValueError("--scales need an image processor that resizes, with do_resize=True.")
@@ -118,7 +118,7 @@ def segment(model: Any, processor: Any, image: PIL.Image.Image, how: InferenceAr
     probabilities: Any = 0
     for scale in how.scales:
         scaled = {name: round(scale * value) for name, value in size.items()}
-        # An image alone needs no padding, whose logits would have to be cut off.
+        # A single image needs no padding, and without it no logits have to be cut off.
         inputs = processor(image, size=scaled, do_pad=False, return_tensors="pt")
         pixel_values = inputs["pixel_values"].to(model.device)
         for is_flipped in (False, True) if how.flip else (False,):

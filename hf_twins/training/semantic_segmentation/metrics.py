@@ -13,8 +13,8 @@
 # limitations under the License.
 """How well images are segmented: intersection over union (IoU) and accuracy, from counts of pixels.
 
-As mmsegmentation's `IoUMetric` and transformers' examples count: over all images together, without the pixels that have no
-class. A class that is neither there nor predicted has no IoU, and is not in the mean.
+As in mmsegmentation's `IoUMetric` and transformers' examples, pixels are counted over all images together, except those
+without a class. A class that neither occurs nor is predicted has no IoU, and is left out of the mean.
 """
 
 import json
@@ -34,15 +34,15 @@ from hf_twins.training.semantic_segmentation.inference import MULTI_SCALES, Infe
 
 
 def confusion_matrix(truth: torch.Tensor, prediction: torch.Tensor, num_labels: int) -> torch.Tensor:
-    """Number of pixels of each class (rows) that were taken for each (columns), int64.
+    """Count the pixels of each true class (rows) by predicted class (columns), int64.
 
     Args:
-        truth: class of each pixel, `IGNORE_INDEX` where there is none.
+        truth: class of each pixel, `IGNORE_INDEX` for none.
         prediction: predicted class of each pixel, in the same shape.
         num_labels: number of classes.
 
     Raises:
-        ValueError: if the truth has other classes.
+        ValueError: if the truth has a class that is not below `num_labels`.
     """
     is_labeled = truth != IGNORE_INDEX
     truth, prediction = truth[is_labeled], prediction[is_labeled]
@@ -54,19 +54,19 @@ def confusion_matrix(truth: torch.Tensor, prediction: torch.Tensor, num_labels: 
 
 
 def class_iou(matrix: torch.Tensor) -> torch.Tensor:
-    """IoU of each class; NaN for those that are neither there nor predicted."""
+    """IoU of each class; NaN for classes that neither occur nor are predicted."""
     matrix = matrix.double()
     return matrix.diag() / (matrix.sum(0) + matrix.sum(1) - matrix.diag())
 
 
 def class_accuracy(matrix: torch.Tensor) -> torch.Tensor:
-    """Share of each class's pixels that are taken for it; NaN for those that are not there."""
+    """Share of each class's pixels that are predicted correctly; NaN for classes that do not occur."""
     matrix = matrix.double()
     return matrix.diag() / matrix.sum(1)
 
 
 def segmentation_metrics(matrix: torch.Tensor) -> dict[str, float]:
-    """Shares: `mean_iou` and `mean_accuracy` over classes, and `overall_accuracy` over pixels."""
+    """Metrics as fractions: `mean_iou` and `mean_accuracy` over classes, and `overall_accuracy` over pixels."""
     return {
         "mean_iou": float(class_iou(matrix).nanmean()),
         "mean_accuracy": float(class_accuracy(matrix).nanmean()),
@@ -81,14 +81,14 @@ def evaluate_pairs(
     how: InferenceArguments,
     accelerator: Accelerator | None = None,
 ) -> torch.Tensor:
-    """The confusion matrix of all pairs, at the size of the images.
+    """Compute the confusion matrix of all pairs, at the size of the images.
 
     Args:
         model: segmentation model; its mode is restored afterwards.
-        processor: its image processor, whose `do_reduce_labels` is that of the masks.
+        processor: image processor of the model, whose `do_reduce_labels` applies to the masks.
         pairs: images and masks.
         how: inference options.
-        accelerator: the processes that share the work; each holds the whole model.
+        accelerator: Accelerator of the processes that share the work; each holds the complete model.
     """
     num_labels = int(model.config.num_labels or 0)
     matrix = torch.zeros(num_labels, num_labels, dtype=torch.long, device=model.device)
@@ -107,9 +107,9 @@ def evaluate_pairs(
 
 
 def published_miou(name_or_path: str, config: Any, how: InferenceArguments) -> tuple[float, str] | None:
-    """The published mIoU in percent of a converted checkpoint, measured this way, and who published it.
+    """The published mIoU in percent of a converted checkpoint, for this kind of inference, and who published it.
 
-    None if there is none. What a checkpoint was converted from is in its `conversion.json`.
+    Returns None if there is none. The source of a converted checkpoint is recorded in its `conversion.json`.
     """
     is_multi_scale = tuple(how.scales) == MULTI_SCALES and how.flip
     is_single_scale = tuple(how.scales) == (1.0,) and not how.flip
@@ -125,7 +125,7 @@ def published_miou(name_or_path: str, config: Any, how: InferenceArguments) -> t
             return miou, "the authors"
     name = "ade20k_miou_multi_scale_flip" if is_multi_scale else "ade20k_miou"
     for each in published_checkpoints().values():
-        # Classifiers have none.
+        # Classifiers have no mIoU.
         if each["url"] == report["source"] and name in each:
             return each[name], "OpenMMLab"
     return None

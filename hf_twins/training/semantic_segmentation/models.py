@@ -40,12 +40,12 @@ from hf_twins.training.trainer import twins_config
 
 
 logger = logging.getLogger(__name__)
-# Short side in pixels of the published models' crops and images; the long side is limited to four of it.
+# Shorter side in pixels of the published models' crops and images; the longer side is at most four times as long.
 IMAGE_SIZE = 512
 
 
 def checkpoint_config(arguments: ModelArguments) -> dict[str, Any]:
-    """The fields of the checkpoint's `config.json`; none of a variant, or of a file of weights alone.
+    """The fields of the checkpoint's `config.json`; empty for a variant, or for a file of weights.
 
     Raises:
         ValueError: if the arguments contradict each other.
@@ -60,7 +60,7 @@ def checkpoint_config(arguments: ModelArguments) -> dict[str, Any]:
     try:
         fields, _ = PreTrainedConfig.get_config_dict(name, revision=arguments.model_revision)
     except OSError:
-        # Loading it will say what is wrong, or know the file.
+        # Loading the model raises the right error, or accepts the file.
         return {}
     if fields.get("model_type") == "upernet" and arguments.head == "semantic-fpn":
         raise ValueError(f"{name} is an UperNet: --head semantic-fpn needs another checkpoint.")
@@ -68,7 +68,7 @@ def checkpoint_config(arguments: ModelArguments) -> dict[str, Any]:
 
 
 def segmentation_labels(fields: dict[str, Any]) -> list[str] | None:
-    """The classes that a segmentation checkpoint knows; None if it is another, or none."""
+    """The class names of a segmentation checkpoint; None for any other checkpoint, or without one."""
     is_segmenter = any(str(name).endswith("ForSemanticSegmentation") for name in fields.get("architectures") or [])
     labels = fields.get("id2label")
     return list(labels.values()) if is_segmenter and labels else None
@@ -84,7 +84,7 @@ def backbone_config(arguments: ModelArguments, fields: dict[str, Any]) -> TwinsC
 def create_model(
     arguments: ModelArguments, fields: dict[str, Any], labels: Sequence[str], drop_path_rate: float | None
 ) -> PreTrainedModel:
-    """The model with a head for `labels`.
+    """Create the model with a head for `labels`.
 
     Args:
         arguments: model options.
@@ -93,8 +93,8 @@ def create_model(
         drop_path_rate: the backbone's rate; the checkpoint's if None.
 
     Raises:
-        OSError: if there is no such model.
-        ValueError: if it cannot be built so.
+        OSError: if the model is not found.
+        ValueError: if the model cannot be built with these options.
     """
     names = label_fields(labels)
     asked = {
@@ -108,7 +108,7 @@ def create_model(
     if arguments.head == "upernet" and not is_upernet:
         model = upernet_on_backbone(arguments, names, changes)
     elif arguments.config_name is None:
-        # The trained head is replaced where it has other labels.
+        # The trained head is replaced if its labels differ.
         model = load_pretrained(
             str(arguments.model_name_or_path),
             "semantic-segmentation",
@@ -127,13 +127,14 @@ def create_model(
         if hasattr(model.config, name):
             setattr(model.config, name, IGNORE_INDEX)
     if model.config.model_type == "upernet":
-        # Its loss is always a mean over a batch's pixels, but it takes any keyword, from which Trainer concludes otherwise.
+        # UperNet's loss is always a mean over the pixels of a batch. The Trainer assumes otherwise, because its forward
+        # accepts any keyword.
         model.accepts_loss_kwargs = False
     return model
 
 
 def new_upernet(name: str, revision: str, names: dict[str, Any], changes: dict[str, Any]) -> PreTrainedModel:
-    """An UperNet of random weights, as a folder's or repository's configuration has it."""
+    """Create an UperNet with random weights, from the configuration of a folder or repository."""
     config = UperNetConfig.from_pretrained(name, revision=revision, **names)
     backbone: Any = config.backbone_config
     if not isinstance(backbone, TwinsConfig):
@@ -143,7 +144,7 @@ def new_upernet(name: str, revision: str, names: dict[str, Any], changes: dict[s
 
 
 def upernet_on_backbone(arguments: ModelArguments, names: dict[str, Any], changes: dict[str, Any]) -> PreTrainedModel:
-    """A new UperNet on all stages of a backbone, trained or not."""
+    """Create a new UperNet on all stages of a backbone, which may be trained."""
     name, revision = str(arguments.model_name_or_path or arguments.config_name), arguments.model_revision
     if arguments.model_name_or_path is not None:
         trained = load_pretrained(name, "backbone", revision=revision, allow_new_weights=True, **changes)
@@ -157,12 +158,13 @@ def upernet_on_backbone(arguments: ModelArguments, names: dict[str, Any], change
 
 
 def create_processor(arguments: ModelArguments, fields: dict[str, Any], do_reduce_labels: bool) -> TwinsImageProcessor:
-    """The image processor of a segmentation checkpoint, as a [`TwinsImageProcessor`] whatever its class.
+    """Create the image processor, a [`TwinsImageProcessor`], from that of the checkpoint.
 
-    Of another checkpoint, its image mean and standard deviation, at the size of the published models.
+    If the checkpoint is not a segmentation model, only its image mean and standard deviation are kept, and the size is
+    that of the published models.
 
     Raises:
-        ValueError: if the processor does not keep the shape of images.
+        ValueError: if the processor does not keep the aspect ratio of images.
     """
     name = str(arguments.model_name_or_path or arguments.config_name)
     processor: Any = None
@@ -184,7 +186,7 @@ def create_processor(arguments: ModelArguments, fields: dict[str, Any], do_reduc
 
 
 def segmentation_processor(**fields: Any) -> TwinsImageProcessor:
-    """Prepares images as for the published models, but for `fields`."""
+    """Create an image processor that prepares images as for the published models, except for `fields`."""
     return TwinsImageProcessor(
         size={"shortest_edge": IMAGE_SIZE, "longest_edge": 4 * IMAGE_SIZE},
         resample=PILImageResampling.BILINEAR,

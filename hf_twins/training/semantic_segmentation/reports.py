@@ -33,7 +33,7 @@ from hf_twins.training.semantic_segmentation.inference import InferenceArguments
 from hf_twins.training.semantic_segmentation.metrics import class_accuracy, class_iou, segmentation_metrics
 
 
-# Of the curves.
+# Panels of the figure with the training curves.
 PANELS = {
     "loss": {"loss": "training"},
     "share": {"eval_mean_iou": "mean IoU", "eval_overall_accuracy": "pixels that are right"},
@@ -42,7 +42,7 @@ NUM_IMAGES = 4
 
 
 def per_class(matrix: torch.Tensor, names: Sequence[str]) -> dict[str, dict[str, float | int | None]]:
-    """IoU, accuracy and number of pixels of each class; None where a class is not there."""
+    """IoU, accuracy and number of pixels of each class; None where a value is undefined."""
     rows = zip(
         distinct_names(names), class_iou(matrix).tolist(), class_accuracy(matrix).tolist(), matrix.sum(1).tolist()
     )
@@ -68,9 +68,9 @@ def write_report(
     Args:
         output_dir: the model folder.
         names: names of the classes.
-        matrix: what `evaluate_pairs` counted.
+        matrix: confusion matrix from `evaluate_pairs`.
         history: entries with `epoch` and any of `loss`, `eval_mean_iou`, `eval_overall_accuracy`.
-        settings: what the run was told, with `recipe`, `start` and `dataset` among it.
+        settings: settings of the run, including `recipe`, `start` and `dataset`.
     """
     draw_class_iou(matrix, names, output_dir / "class_iou.png")
     draw_curves(history, PANELS, output_dir / "curves.png")
@@ -97,7 +97,7 @@ def write_report(
 
 
 def draw_predictions(model: Any, processor: Any, pairs: ImageMaskPairs, how: InferenceArguments, path: Path) -> None:
-    """A few images, with the truth and what the model says."""
+    """Draw a few images with their true and predicted masks."""
     model.eval()
     rows = []
     for index in range(min(NUM_IMAGES, len(pairs))):
@@ -109,15 +109,15 @@ def draw_predictions(model: Any, processor: Any, pairs: ImageMaskPairs, how: Inf
     draw_rows(rows, label_names(model.config), path)
 
 
-# Names may have dollar signs, which are no formulas.
+# Dollar signs in names must not be parsed as formulas.
 @matplotlib.rc_context({"text.parse_math": False})
 def draw_class_iou(matrix: torch.Tensor, names: Sequence[str], path: Path) -> None:
-    """A bar for each class that is there or predicted, the best one on top, and their mean."""
+    """Draw a bar for the IoU of each class that occurs or is predicted, the best one on top, and their mean."""
     iou = class_iou(matrix).numpy()
     order = [index for index in np.argsort(iou, kind="stable") if not np.isnan(iou[index])]
     figure = Figure(figsize=(7, min(max(2.0, 0.2 * len(order) + 1), 40.0)), layout="constrained")
     axes = figure.subplots()
-    # Bars of one name would be one bar.
+    # Bars with equal names would be merged.
     names = distinct_names(names)
     bars = axes.barh([names[index] for index in order], iou[order], color="tab:blue")
     axes.bar_label(bars, fmt="%.2f", fontsize=7, padding=2)

@@ -26,7 +26,7 @@ from hf_twins.training.reports import write_report_and_card
 
 @pytest.mark.parametrize("location", ["ORG/NAME", 'a"b', "a\\nb", "a\nb", "it's", "größe {0}"])
 @pytest.mark.parametrize("architecture", ["TwinsForImageClassification", "TwinsBackbone", "TwinsForObjectDetection"])
-def test_code_is_python_whatever_the_folder_is_called(architecture, location):
+def test_usage_code_is_valid_python_for_any_folder_name(architecture, location):
     constants = [
         node.value
         for node in ast.walk(ast.parse(usage_code(architecture, location)))
@@ -55,7 +55,7 @@ def save_card(folder: Path, **fields: object) -> Path:
         ("alone/file.pth", None, None, {}),
     ],
 )
-def test_card_names_what_a_model_comes_from(base, dataset, license_id, expected, tmp_path, monkeypatch):
+def test_card_names_the_origin_of_a_model(base, dataset, license_id, expected, tmp_path, monkeypatch):
     save_card(tmp_path / "base", license="apache-2.0", license_link="https://example.org", base_model="somebody/else")
     save_card(tmp_path / "folder", license="other", license_name="mine", base_model="timm/twins")
     for name in ("alone", "damaged"):
@@ -71,7 +71,7 @@ def test_card_names_what_a_model_comes_from(base, dataset, license_id, expected,
     assert fields == expected
 
 
-def test_hub_that_cannot_be_reached_leaves_out_what_is_not_known(tmp_path):
+def test_card_leaves_out_unknown_fields_if_the_hub_is_unreachable(tmp_path):
     with serve_hub() as hub, hub.in_process(tmp_path / "home"):
         hub.stop()
         assert origin_fields("org/base", None) == {"base_model": "org/base"}
@@ -110,7 +110,7 @@ def test_card_of_a_trained_model_has_license_base_model_data_sets_and_code(tmp_p
 def test_card_is_generated_until_it_is_edited():
     text = str(model_card(ModelCardData(license="mit"), "Title", "What it is.", "import hf_twins"))
     assert is_generated(text)
-    # As git may check it out on Windows, and as it is after its code was changed to load from the Hub.
+    # Git may change line endings on Windows, and publishing changes the code to load from the Hub.
     assert is_generated(text.replace("\n", "\r\n"))
     changed = text.replace("Title", "Other title")
     assert not is_generated(changed)

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Code of another repository is run at a commit that was read, or not at all."""
+"""Code of another repository is only run at a given commit."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ from hf_twins.loading import load_pretrained
 
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-# A model that leaves its version, and that of the module that it imports, in a file.
+# Code of a model that writes its version, and that of the module that it imports, to a file.
 MODEL_CODE = """
 from pathlib import Path
 from torch import nn
@@ -66,7 +66,7 @@ def write_code(folder: Path, trace: Path, version: str) -> Path:
 
 
 def write_model(folder: Path, **auto_map: object) -> Path:
-    """A folder with the weights of the model of `MODEL_CODE`, whose code is elsewhere."""
+    """Write a folder with the weights of the model in `MODEL_CODE`, but without its code."""
     write_json(folder / "config.json", {"model_type": "stranger", "auto_map": auto_map or AUTO_MAP})
     weights = {"classifier.weight": torch.zeros(2, 2), "classifier.bias": torch.zeros(2)}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -85,7 +85,7 @@ def trace(tmp_path) -> Path:
 
 @pytest.fixture
 def commit(hub, tmp_path, trace) -> str:
-    """The first commit of a repository of code, which has another one on `main`."""
+    """The first commit of a code repository, whose `main` branch has a newer one."""
     first = upload("me/code", write_code(tmp_path / "code", trace, "first"))
     upload("me/code", write_code(tmp_path / "code", trace, "second"))
     return first
@@ -105,7 +105,7 @@ def test_evaluation_of_a_folder_refuses_code_of_another_repository(commit, trace
 
 
 @pytest.mark.parametrize("where", ["folder", "hub"])
-def test_code_of_another_repository_is_that_of_its_commit(where, commit, trace, tmp_path):
+def test_code_of_another_repository_is_run_at_its_commit(where, commit, trace, tmp_path):
     folder = write_model(tmp_path / "model")
     name, revision = (str(folder), "main") if where == "folder" else ("me/model", upload("me/model", folder))
     model = load_pretrained(
@@ -116,7 +116,7 @@ def test_code_of_another_repository_is_that_of_its_commit(where, commit, trace, 
 
 
 @pytest.mark.parametrize("name", ["me/code--code", "code"])
-def test_code_of_the_model_itself_needs_its_commit_alone(name, hub, trace, tmp_path):
+def test_code_in_the_model_repository_needs_only_its_commit(name, hub, trace, tmp_path):
     """`repo--module` may name the model's own repository, as transformers writes it."""
     folder = write_code(tmp_path / "code", trace, "first")
     write_model(folder, AutoConfig=f"{name}.Config", AutoModelForImageClassification=f"{name}.Model")
@@ -140,8 +140,8 @@ def test_code_in_the_folder_needs_no_commit(trace, tmp_path):
 
 
 @pytest.mark.parametrize("file", ["config.4.0.0.json", "adapter_config.json"])
-def test_code_that_no_auto_map_of_the_folder_names_is_not_run(file, commit, trace, tmp_path):
-    """The configuration of another version of transformers, and the model that an adapter was trained on."""
+def test_code_not_named_by_an_auto_map_of_the_folder_is_not_run(file, commit, trace, tmp_path):
+    """Such code is named in the configuration of another transformers version, or by an adapter's base model."""
     model = write_model(tmp_path / "model")
     folder = tmp_path / "start"
     if file == "adapter_config.json":
@@ -149,7 +149,7 @@ def test_code_that_no_auto_map_of_the_folder_names_is_not_run(file, commit, trac
     else:
         write_json(folder / "config.json", {"model_type": "stranger", "configuration_files": [file]})
         write_json(folder / file, {"model_type": "stranger", "auto_map": AUTO_MAP})
-    # The code of an adapter's model is not even looked for.
+    # transformers does not even look for the code of an adapter's base model.
     message = (
         "holds a model of type 'stranger', not one"
         if file == "adapter_config.json"
@@ -198,7 +198,7 @@ def test_every_entry_of_another_repository_needs_a_commit(where, file, content, 
 
 
 @pytest.mark.parametrize("revision", ["main", "", COMMIT[:39], COMMIT + "0", COMMIT.upper(), f"{COMMIT}\n"])
-def test_what_is_no_commit_is_refused(revision, tmp_path):
+def test_revision_that_is_not_a_commit_is_refused(revision, tmp_path):
     write_model(tmp_path / "model")
     with pytest.raises(ValueError, match=r"code_revision must be .*40 hexadecimal digits.*, got "):
         pinned_code_revision(str(tmp_path / "model"), "main", revision)
@@ -206,7 +206,7 @@ def test_what_is_no_commit_is_refused(revision, tmp_path):
         pinned_code_revision("me/model", revision, COMMIT)
 
 
-def test_one_commit_cannot_be_of_two_repositories(tmp_path):
+def test_code_of_two_repositories_cannot_be_pinned_by_one_commit(tmp_path):
     auto_map = {"AutoConfig": "a/b--m.C", "AutoModel": "c/d--m.C"}
     write_json(tmp_path / "config.json", {"auto_map": auto_map})
     with pytest.raises(ValueError, match=r"takes code from several repositories, a/b and c/d, .* one commit"):

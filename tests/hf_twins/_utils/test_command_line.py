@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The command line of the scripts: recipes, headings, and one sentence for each mistake."""
+"""The command line of the scripts: recipes, headings, and one-sentence error messages."""
 
 import errno
 import logging
@@ -73,7 +73,7 @@ def error_of(capsys, *classes: type, arguments: list[str], recipes: Path | None 
     return line
 
 
-def test_recipe_is_a_name_or_a_file_and_gives_way_to_the_command_line(recipes, tmp_path):
+def test_recipe_is_a_name_or_a_file_and_the_command_line_overrides_it(recipes, tmp_path):
     assert parse(recipes).max_steps == 3
     assert parse(recipes, "--recipe", "long").max_steps == 30
     assert parse(recipes, "--recipe=long").learning_rate == 1
@@ -85,7 +85,7 @@ def test_recipe_is_a_name_or_a_file_and_gives_way_to_the_command_line(recipes, t
     assert values.max_steps == -1
 
 
-def test_recipe_can_give_what_is_required(recipes):
+def test_recipe_can_set_required_options(recipes):
     @dataclass
     class RequiredArguments:
         batch_size: int = field(metadata={"help": "Images of a batch."})
@@ -130,18 +130,18 @@ def test_mistake_in_a_recipe_is_named_with_its_file(recipes, tmp_path, capsys, c
     assert str(own) in error
 
 
-def test_unknown_recipe_is_refused_with_those_that_exist(recipes, capsys):
+def test_unknown_recipe_is_refused_and_existing_ones_are_named(recipes, capsys):
     arguments = ["--train_dir", "x", "--output_dir", "y", "--recipe", "shrot"]
     error = error_of(capsys, DataArguments, LoopArguments, arguments=arguments, recipes=recipes)
     assert error.endswith("--recipe must be one of long, short, or a TOML file, got 'shrot'")
 
 
-def test_everything_that_is_missing_is_named_at_once(capsys):
+def test_all_missing_options_are_named_at_once(capsys):
     error = error_of(capsys, DataArguments, LoopArguments, arguments=[])
     assert error.endswith("missing: --output_dir, --train_dir or --dataset_name (see --help)")
 
 
-def test_unknown_options_are_named_with_the_nearest(capsys):
+def test_unknown_options_are_named_with_the_most_similar_option(capsys):
     error = error_of(
         capsys, DataArguments, LoopArguments, arguments=["--outputdir", "x", "--zzz=1", "--max_step", "1"]
     )
@@ -152,7 +152,7 @@ def test_unknown_options_are_named_with_the_nearest(capsys):
     assert "unexpected arguments: more" in error_of(capsys, DataArguments, LoopArguments, arguments=arguments)
 
 
-def test_hyphens_are_underscores():
+def test_options_can_be_written_with_hyphens():
     arguments = ["--train-dir", "x-y", "--output-dir=a-b", "--max-steps", "2", "--no-shuffle"]
     data, loop = parse_arguments(DataArguments, LoopArguments, arguments=arguments)
     assert (data.train_dir, loop.output_dir, loop.max_steps, loop.shuffle) == ("x-y", "a-b", 2, False)
@@ -162,7 +162,7 @@ def test_hyphens_are_underscores():
     assert parser.parse_args(["--push-to-hub", "--", "--a-b"]).file == "--a-b"
 
 
-def test_help_has_headings_defaults_recipes_and_what_is_required(recipes, capsys):
+def test_help_shows_headings_defaults_recipes_and_required_options(recipes, capsys):
     with pytest.raises(SystemExit) as stopped:
         parse_arguments(DataArguments, LoopArguments, recipes=recipes, arguments=["--help", "--recipe", "long"])
     assert stopped.value.code == 0
@@ -177,7 +177,7 @@ def test_help_has_headings_defaults_recipes_and_what_is_required(recipes, capsys
     assert "--output-dir" not in text
 
 
-def test_environment_limits_the_steps(recipes, monkeypatch, capsys, caplog):
+def test_environment_variable_limits_the_number_of_steps(recipes, monkeypatch, capsys, caplog):
     monkeypatch.setenv(MAX_STEPS_VARIABLE, "2")
     with caplog.at_level(logging.WARNING):
         assert parse(recipes, "--recipe", "long").max_steps == 2
@@ -190,8 +190,8 @@ def test_environment_limits_the_steps(recipes, monkeypatch, capsys, caplog):
     assert "HF_TWINS_MAX_STEPS must be a number of training steps, got 'few'" in capsys.readouterr().err
 
 
-def test_recipes_of_the_package_are_those_of_the_authors():
-    """The numbers that the published results were trained with, beside which a mistake would not be noticed."""
+def test_recipes_match_those_of_the_authors():
+    """These values were used for the published results, and mistakes in them would not be noticed otherwise."""
     expected = {
         classification.RECIPES / "imagenet-from-scratch.toml": {"num_train_epochs": 300, "learning_rate": 5e-4},
         segmentation.RECIPES / "ade20k-semantic-fpn.toml": {"max_steps": 80_000, "learning_rate": 1e-4},
@@ -256,7 +256,7 @@ def test_other_errors_keep_their_traceback():
 @pytest.mark.slow
 def test_interrupted_script_ends_in_one_line(tmp_path):
     script = tmp_path / "script.py"
-    # By a signal it would depend on the shell, which lets programs in the background ignore it.
+    # A real signal would depend on the shell, which makes background processes ignore it.
     script.write_text("import hf_twins._utils.command_line\nraise KeyboardInterrupt\n")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert done.stderr.endswith("\nstopped by Ctrl-C\n")

@@ -33,7 +33,7 @@ def test_each_class_has_its_color_and_background_is_black():
     assert np.array_equal(named[1:], colors[1:])
 
 
-def test_lab_is_that_of_the_standard():
+def test_cielab_conversion_follows_the_standard():
     red, green, gray = _to_lab(np.array([(255, 0, 0), (0, 255, 0), (119, 119, 119)]))
     np.testing.assert_allclose(red, [53.24, 80.09, 67.20], atol=0.05)
     np.testing.assert_allclose(green, [87.73, -86.18, 83.18], atol=0.05)
@@ -42,20 +42,20 @@ def test_lab_is_that_of_the_standard():
 
 @pytest.mark.parametrize(("count", "least"), [(2, 80), (10, 50), (20, 35), (150, 12)])
 def test_colors_are_far_apart(count, least):
-    """As seen: 2.3 is a difference that one just notices."""
+    """The distance is perceptual: 2.3 is just noticeable."""
     colors = _to_lab(np.concatenate([label_colors(NAMES[:count]), [GRAY]]))
     distances = np.linalg.norm(colors[:, None] - colors, axis=-1) + 1e9 * np.eye(count + 1)
     assert distances.min() >= least
 
 
-def test_overlay_shows_each_class_in_its_color_and_what_has_none_in_gray():
+def test_overlay_shows_classes_in_their_colors_and_pixels_without_a_class_in_gray():
     mask = np.repeat(np.array([[0, 1, 255]], dtype=np.uint8), 5, axis=1).repeat(3, axis=0)
     image = Image.new("RGB", (15, 3), (10, 20, 30))
     pixels = np.asarray(overlay_mask(image, mask, NAMES))[1]
     colors = np.array([*label_colors(NAMES)[:2], GRAY])
-    # In the middle of a region, half of both.
+    # Inside a region, image and class color are mixed in equal parts.
     np.testing.assert_allclose(pixels[[2, 7, 12]], (colors + np.array([10, 20, 30])) / 2, atol=1)
-    # At borders, the color of the legend.
+    # Borders have the color of the legend.
     np.testing.assert_array_equal(pixels[[4, 5, 9, 10]], colors[[0, 1, 1, 2]])
     assert overlay_mask(image, mask, NAMES, opacity=0).tobytes() == image.tobytes()
 
@@ -69,7 +69,7 @@ def test_overlay_leaves_the_background_visible():
 
 
 @pytest.mark.parametrize("num_labels", [2, 256, 300])
-def test_mask_image_holds_the_numbers_of_the_classes(num_labels, tmp_path):
+def test_mask_image_contains_class_numbers(num_labels, tmp_path):
     mask = np.arange(num_labels).reshape(2, -1)
     mask_image(mask, [str(index) for index in range(num_labels)]).save(tmp_path / "mask.png")
     with Image.open(tmp_path / "mask.png") as read:
@@ -77,7 +77,7 @@ def test_mask_image_holds_the_numbers_of_the_classes(num_labels, tmp_path):
         assert np.array_equal(np.asarray(read), mask)
 
 
-def test_areas_are_those_of_classes_that_are_there_largest_first():
+def test_areas_of_existing_classes_are_sorted_by_size():
     assert list(class_areas(np.array([[2, 2, 2], [0, 0, 255]]), 4).items()) == [(2, 3), (0, 2)]
 
 
@@ -85,7 +85,7 @@ def test_areas_are_those_of_classes_that_are_there_largest_first():
     "values", [{}, {"do_normalize": False}, {"do_rescale": False}, {"rescale_factor": 1 / 127.5}], ids=str
 )
 @pytest.mark.parametrize("num_channels", [1, 3])
-def test_input_is_shown_as_the_image_that_it_was(num_channels, values):
+def test_denormalize_restores_the_input_image(num_channels, values):
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 256, (8, 8, num_channels), dtype=np.uint8)
     means = [0.4, 0.5, 0.6][:num_channels]

@@ -23,7 +23,7 @@ from hf_twins._utils.extras import EXTRAS, exit_with_sentence_if_extra_is_missin
 
 
 ROOT = Path(__file__).resolve().parents[3]
-# What PyTorch, transformers and its image processors install.
+# Modules that PyTorch, transformers and its image processors install.
 ALWAYS_THERE = {"numpy", "pillow", "safetensors", "torchvision", "tqdm"}
 
 
@@ -55,7 +55,7 @@ def test_modules_of_an_extra_are_those_that_it_installs(extra):
         ("import none_such", "ModuleNotFoundError: No module named 'none_such'\n"),
     ],
 )
-def test_only_a_missing_module_of_an_extra_ends_a_script_with_a_sentence(statement, said, monkeypatch, capsys):
+def test_only_a_missing_module_of_an_extra_ends_a_script_with_one_sentence(statement, said, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "timm", None)
     monkeypatch.delitem(sys.modules, "timm.models", raising=False)
     try:

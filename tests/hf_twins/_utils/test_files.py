@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""One name, written by two processes at once, or by one that is killed: whole, by one of them, and nothing beside it."""
+"""Files that two processes write at once, or whose writer is killed, are complete, and no partial files remain."""
 
 import os
 import signal
@@ -38,7 +38,7 @@ spec = importlib.util.spec_from_file_location("files", {files.__file__!r})
 files = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(files)
 """
-# Writes a first half, waits for a word, and writes the second.
+# Writes the first half, waits for input, and writes the second half.
 PROGRAM = (
     LOAD
     + """
@@ -75,7 +75,7 @@ def content(output: Path) -> str:
 
 
 @KINDS
-def test_second_of_two_writers_is_told_and_the_first_is_whole(is_folder, tmp_path):
+def test_second_of_two_writers_gets_an_error_and_the_output_of_the_first_is_complete(is_folder, tmp_path):
     output = tmp_path / "new" / "output[1]"
     first, second = (start(output, is_folder, text) for text in "ab")
     assert not output.exists()
@@ -89,7 +89,7 @@ def test_second_of_two_writers_is_told_and_the_first_is_whole(is_folder, tmp_pat
 
 
 @KINDS
-def test_what_a_killed_writer_left_is_removed_and_a_living_ones_is_not(is_folder, tmp_path):
+def test_partial_files_of_killed_writers_are_removed_but_not_those_of_running_ones(is_folder, tmp_path):
     output = tmp_path / "output"
     killed, living = (start(output, is_folder, text) for text in "ab")
     killed.kill()
@@ -103,7 +103,7 @@ def test_what_a_killed_writer_left_is_removed_and_a_living_ones_is_not(is_folder
     assert content(output) == "bb"
 
 
-def test_folder_that_is_empty_is_taken_and_others_may_read_what_is_in_it(tmp_path):
+def test_empty_output_folder_is_used_and_files_have_default_permissions(tmp_path):
     (tmp_path / "output").mkdir()
     (tmp_path / "other").mkdir()
     with new_output(tmp_path / "output") as partial:
@@ -112,7 +112,7 @@ def test_folder_that_is_empty_is_taken_and_others_may_read_what_is_in_it(tmp_pat
     assert (tmp_path / "output").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
-def test_where_nothing_can_be_locked_it_is_written_and_nothing_of_others_removed(tmp_path, monkeypatch):
+def test_without_locks_output_is_written_and_no_partial_files_are_removed(tmp_path, monkeypatch):
     (tmp_path / ".output.partial-0").mkdir()
 
     def refuse(*arguments):
@@ -124,10 +124,10 @@ def test_where_nothing_can_be_locked_it_is_written_and_nothing_of_others_removed
     assert sorted(path.name for path in tmp_path.iterdir()) == [".output.partial-0", "output"]
 
 
-def test_folder_is_free_when_its_run_has_ended_or_was_killed(tmp_path):
+def test_folder_is_unlocked_when_its_run_has_ended_or_was_killed(tmp_path):
     with exclusive_folder(tmp_path / "new"):
         pass
-    # Nothing was written into it.
+    # Nothing was written to the folder.
     assert not (tmp_path / "new").exists()
 
     program = (
@@ -151,9 +151,9 @@ with files.exclusive_folder(Path(sys.argv[1])):
     assert (tmp_path / "file").exists()
 
 
-# Of Python 3.12 and newer.
+# Python 3.12 and later warn about forking.
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
-def test_processes_that_load_data_do_not_keep_a_folder(tmp_path):
+def test_data_loading_processes_do_not_keep_a_folder_locked(tmp_path):
     started, start = os.pipe()
     with exclusive_folder(tmp_path):
         loader = os.fork()
@@ -186,7 +186,7 @@ def test_processes_that_load_data_do_not_keep_a_folder(tmp_path):
         (".", "images", True, False),
         ("images", "user/name", True, False),
         ("images", None, True, False),
-        # Links in the images lead to them.
+        # Links among the images lead to these folders.
         ("elsewhere/label/run", "images", True, True),
         ("elsewhere/label", "images", False, False),
         ("elsewhere/files", "images", False, True),
@@ -212,7 +212,7 @@ def test_output_is_apart_from_input(output, source, is_recursive, is_refused, tm
     else:
         files.check_is_apart(output, [None, source], is_recursive)
     if source is not None and Path(source).is_dir():
-        # The same in two steps: at once, and with the listing.
+        # The result must be the same in two steps: a quick check, and a check with the listing.
         calls = (
             lambda: files.check_is_apart(output, [source], is_recursive, follow_links=False),
             lambda: files.check_is_apart(output, [list_folder(source, is_recursive)], is_recursive),
@@ -226,7 +226,7 @@ def test_output_is_apart_from_input(output, source, is_recursive, is_refused, tm
         assert bool(refusals) == is_refused
 
 
-def test_two_runs_that_write_one_file_share_no_partial_file(tmp_path):
+def test_two_runs_that_write_the_same_file_use_different_partial_files(tmp_path):
     output = tmp_path / "output"
 
     def write_while_another_does(partial: Path) -> None:
@@ -241,7 +241,7 @@ def test_two_runs_that_write_one_file_share_no_partial_file(tmp_path):
     assert list(tmp_path.iterdir()) == [output]
 
 
-def test_first_file_of_a_run_removes_what_killed_runs_left_and_nothing_else(tmp_path):
+def test_first_file_of_a_run_removes_only_partial_files_of_killed_runs(tmp_path):
     left, living = (tmp_path / f".{name}.partial-0123abcd" for name in ("other", "living"))
     others = [tmp_path / name for name in (".notes.partial-of-mine", "file.partial")]
     for file in (left, living, *others):
@@ -251,7 +251,7 @@ def test_first_file_of_a_run_removes_what_killed_runs_left_and_nothing_else(tmp_
     assert sorted(tmp_path.iterdir()) == sorted([living, *others, tmp_path / "output"])
 
 
-def test_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
+def test_failed_write_keeps_the_old_file(tmp_path):
     output = tmp_path / "output"
     output.write_text("old")
 
@@ -265,5 +265,5 @@ def test_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
     assert list(tmp_path.iterdir()) == [output]
     write_atomically(output, lambda partial: partial.write_text("new"))
     (tmp_path / "other").touch()
-    # Whoever may read other files may read this one.
+    # The file has the same permissions as other new files.
     assert output.stat().st_mode == (tmp_path / "other").stat().st_mode

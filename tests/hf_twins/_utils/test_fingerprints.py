@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What tells the inputs of one run from those of another: nothing else does, and no copy is another."""
+"""Fingerprints of models and data: they change with the content, and only with the content."""
 
 import errno
 import os
@@ -46,7 +46,7 @@ def write_folder(folder: Path, content: bytes = b"0" * 10) -> Path:
     return folder
 
 
-def test_files_fingerprint_of_a_copy_is_the_same_whatever_the_times(tmp_path, monkeypatch):
+def test_files_fingerprint_of_a_copy_is_the_same_regardless_of_times(tmp_path, monkeypatch):
     folder = write_folder(tmp_path / "folder")
     expected = files_fingerprint(folder, NAMES)
     shutil.copytree(folder, tmp_path / "copy")
@@ -67,7 +67,7 @@ def test_files_fingerprint_of_a_copy_is_the_same_whatever_the_times(tmp_path, mo
     ],
     ids=["bytes", "size", "empty", "fewer", "order", "name"],
 )
-def test_files_fingerprint_differs_where_names_or_content_do(change, tmp_path):
+def test_files_fingerprint_depends_on_names_and_content(change, tmp_path):
     folder = write_folder(tmp_path)
     expected = files_fingerprint(folder, NAMES)
     changed = change(folder)
@@ -75,7 +75,7 @@ def test_files_fingerprint_differs_where_names_or_content_do(change, tmp_path):
 
 
 @pytest.mark.parametrize("size", [1, NUM_BYTES, NUM_BYTES + 1, 2 * NUM_BYTES, 5 * NUM_BYTES])
-def test_files_fingerprint_sees_the_first_and_the_last_byte(size, tmp_path):
+def test_files_fingerprint_depends_on_the_first_and_the_last_byte(size, tmp_path):
     file = tmp_path / "file"
     digests = set()
     for content in (b"0" * size, b"1" + b"0" * (size - 1), b"0" * (size - 1) + b"2"):
@@ -84,7 +84,7 @@ def test_files_fingerprint_sees_the_first_and_the_last_byte(size, tmp_path):
     assert len(digests) == 3
 
 
-def test_digest_of_a_file_is_of_all_of_it(tmp_path):
+def test_digest_of_a_file_covers_the_entire_file(tmp_path):
     file = tmp_path / "file"
     digests = set()
     for middle in (b"0", b"1"):
@@ -93,7 +93,7 @@ def test_digest_of_a_file_is_of_all_of_it(tmp_path):
     assert len(digests) == 2
 
 
-def test_file_that_is_gone_is_named_at_once(tmp_path):
+def test_missing_file_is_named_without_retries(tmp_path):
     started = time.perf_counter()
     for read in (lambda: files_fingerprint(tmp_path, ["none.png"]), lambda: file_digest(tmp_path / "none.png")):
         with pytest.raises(ReadError, match=r"none\.png does not exist\.$"):
@@ -101,7 +101,7 @@ def test_file_that_is_gone_is_named_at_once(tmp_path):
     assert time.perf_counter() - started < 0.3
 
 
-def test_file_is_read_again_after_an_error_of_the_system(tmp_path, monkeypatch):
+def test_file_is_read_again_after_a_system_error(tmp_path, monkeypatch):
     folder = write_folder(tmp_path)
     expected = files_fingerprint(folder, NAMES)
     monkeypatch.setattr(files_module, "READING_PAUSES", (0.0, 0.0))
@@ -132,7 +132,7 @@ def fingerprint_of(processor: TwinsImageProcessor | None = None, **changes) -> s
     return model_fingerprint(TwinsForImageClassification(tiny_config(**changes)), processor or TwinsImageProcessor())
 
 
-def test_model_fingerprint_stays_through_saving_and_the_name_it_is_loaded_by(tmp_path):
+def test_model_fingerprint_does_not_depend_on_saving_and_the_name_of_the_source(tmp_path):
     model = TwinsForImageClassification(tiny_config()).eval()
     expected = model_fingerprint(model, TwinsImageProcessor())
     for name in ("one", "two"):
@@ -179,7 +179,7 @@ def yield_rows(**columns):
 
 
 @pytest.mark.parametrize("is_stream", [False, True], ids=["split", "stream"])
-def test_fingerprint_of_images_in_a_folder_that_was_copied_is_the_same(is_stream, tmp_path):
+def test_fingerprint_of_images_in_a_copied_folder_is_the_same(is_stream, tmp_path):
     def load(folder: Path):
         columns = image_rows(folder)
         if is_stream:
@@ -194,7 +194,7 @@ def test_fingerprint_of_images_in_a_folder_that_was_copied_is_the_same(is_stream
     assert dataset_fingerprint(load(copy)) != expected
 
 
-def test_fingerprint_of_tables_is_of_their_rows(tmp_path):
+def test_fingerprint_of_tables_depends_on_their_rows(tmp_path):
     rows = {"image": [{"bytes": b"1", "path": "a.png"}, {"bytes": b"2", "path": None}], "label": [0, 1]}
     split = Dataset.from_dict(rows, FEATURES)
     moved = Dataset.from_dict(rows | {"image": [{"bytes": b"1", "path": "/x/a.png"}, rows["image"][1]]}, FEATURES)
@@ -204,7 +204,7 @@ def test_fingerprint_of_tables_is_of_their_rows(tmp_path):
     assert len({dataset_fingerprint(each) for each in [split, *changed]}) == 5
 
 
-def test_fingerprint_of_a_split_of_the_hub_is_of_its_commit(tmp_path):
+def test_fingerprint_of_a_split_on_the_hub_depends_on_its_commit(tmp_path):
     split = Dataset.from_dict({"label": [0, 1, 2]}, split=NamedSplit("train"))
 
     def cached(cache: str, commit: str, config: str = "default") -> Dataset:
@@ -222,7 +222,7 @@ def test_fingerprint_of_a_split_of_the_hub_is_of_its_commit(tmp_path):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_fingerprint_tells_columns_apart_that_were_renamed(streaming, tmp_path):
+def test_fingerprint_distinguishes_renamed_columns(streaming, tmp_path):
     rows = {"image": [{"bytes": b"1", "path": None}, {"bytes": b"2", "path": None}], "fine": [0, 1], "coarse": [0, 0]}
     rows["crop"] = [{"bytes": b"3", "path": None}, {"bytes": b"2", "path": None}]
     features = Features({"image": Image(), "fine": Value("int64"), "coarse": Value("int64"), "crop": Image()})
@@ -243,7 +243,7 @@ def test_fingerprint_tells_columns_apart_that_were_renamed(streaming, tmp_path):
     assert digests[0] == digests[-1]
 
 
-def test_fingerprint_of_a_stream_of_files_is_of_the_files(tmp_path):
+def test_fingerprint_of_a_stream_depends_on_its_files(tmp_path):
     def stream(folder: Path) -> IterableDataset:
         file = str(folder / "rows.parquet")
         return load_dataset("parquet", data_files={"train": [file]}, split="train", streaming=True)

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What is taken from a folder of images, and what is left out, is said."""
+"""Which images of a folder are used, and which files are left out with a warning."""
 
 import os
 from pathlib import Path
@@ -31,7 +31,7 @@ from hf_twins._utils.image_folders import (
 
 
 def touch(folder: Path, *names: str) -> Path:
-    """Empty files: the lister goes by their names."""
+    """Create empty files, since listing only uses their names."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
@@ -43,7 +43,7 @@ def labels(folder: Path) -> dict[str, str]:
     return {file: names[number] for file, number in zip(files, numbers)}
 
 
-def test_images_of_a_folder_are_found_by_their_extensions_in_their_order(tmp_path, caplog):
+def test_images_of_a_folder_are_found_by_extension_and_sorted(tmp_path, caplog):
     touch(tmp_path, "b.png", "a/c.JPG", "a/note.txt", "x.pdf", ".d.webp", "Thumbs.db", ".DS_Store")
     (tmp_path / "link").symlink_to(tmp_path / "a")
     names = [str(file.relative_to(tmp_path)) for file in list_images(tmp_path)]
@@ -77,12 +77,12 @@ def test_images_of_a_folder_are_found_by_their_extensions_in_their_order(tmp_pat
         "-1",
     ],
 )
-def test_label_is_the_first_folder_whatever_it_is_called(label, tmp_path):
+def test_label_is_the_first_folder_whatever_its_name(label, tmp_path):
     expected = {f"{label}/1.png": label, f"{label}/2021/train/x test 3.PNG": label, "dog/val.jpeg": "dog"}
     assert labels(touch(tmp_path, *expected)) == expected
 
 
-def test_links_are_followed_and_circles_are_not(tmp_path, caplog):
+def test_links_are_followed_except_circular_ones(tmp_path, caplog):
     root = touch(tmp_path / "root", "cat/1.png")
     touch(tmp_path / "elsewhere", "2.png", "deep/3.png")
     (root / "dog").symlink_to(tmp_path / "elsewhere")
@@ -96,7 +96,7 @@ def test_links_are_followed_and_circles_are_not(tmp_path, caplog):
     assert "2 links that lead nowhere (cat/gone.png, self)" in caplog.text
 
 
-def test_link_to_a_folder_that_another_link_leads_to_is_no_circle(tmp_path):
+def test_two_links_to_the_same_folder_are_not_circular(tmp_path):
     touch(tmp_path / "elsewhere", "1.png")
     (tmp_path / "root").mkdir()
     for label in ("cat", "dog"):
@@ -104,7 +104,7 @@ def test_link_to_a_folder_that_another_link_leads_to_is_no_circle(tmp_path):
     assert labels(tmp_path / "root") == {"cat/1.png": "cat", "dog/1.png": "dog"}
 
 
-def test_what_is_no_image_of_a_label_is_counted_and_named(tmp_path, caplog):
+def test_files_that_are_not_labeled_images_are_counted_and_named(tmp_path, caplog):
     touch(tmp_path, "cat/1.png", "dog/2.png", "3.png", "4.jpg", "cat/.ipynb_checkpoints/1-checkpoint.png")
     touch(tmp_path, "__MACOSX/cat/._1.png", ".git/x", "dog/._2.png", "dog/photo.heic", "dog/photo", "empty/notes.md")
     os.mkfifo(tmp_path / "cat" / "pipe.png")
@@ -119,14 +119,14 @@ def test_what_is_no_image_of_a_label_is_counted_and_named(tmp_path, caplog):
         assert part in caplog.text
 
 
-def test_name_that_is_not_utf8_is_left_out_alone(tmp_path, caplog):
+def test_only_the_image_whose_name_is_not_utf8_is_left_out(tmp_path, caplog):
     touch(tmp_path, "cat/1.png", "dog/2.png", os.fsdecode(b"cat/caf\xe9.png"), os.fsdecode(b"k\xf6ter/3.png"))
     assert labels(tmp_path) == {"cat/1.png": "cat", "dog/2.png": "dog"}
     assert r"2 images whose names are not UTF-8: rename them (cat/caf\xe9.png, k\xf6ter/3.png)" in caplog.text
     assert len(list_folder(tmp_path).files) == 4
 
 
-def test_accents_of_macos_are_the_same_label(tmp_path):
+def test_accents_as_macos_stores_them_give_the_same_label(tmp_path):
     touch(tmp_path, "cafe\N{COMBINING ACUTE ACCENT}/1.png", "dog/2.png")
     assert set(labels(tmp_path).values()) == {"caf\N{LATIN SMALL LETTER E WITH ACUTE}", "dog"}
 
@@ -140,7 +140,7 @@ def test_folders_with_one_folder_around_them_are_named(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("names", [["1.png", "2.png"], ["cats.zip"], [".hidden/1.png"]])
-def test_folder_without_labels_is_refused_by_what_it_has(names, tmp_path):
+def test_folder_without_labels_is_refused_and_its_content_is_named(names, tmp_path):
     expected = {
         "1.png": "2 images directly in it, not in a label folder (1.png, 2.png)",
         "cats.zip": "1 without the extension of an image (cats.zip). Unpack cats.zip first.",
@@ -160,14 +160,14 @@ def test_folder_without_labels_is_refused_by_what_it_has(names, tmp_path):
         (["Training/cat/1.png", "Testing/cat/1.png"], ["test", "train"]),
         (["train/cat/1.png", "dev/cat/1.png"], ["train", "validation"]),
         (["train/cat/1.png", "eval/cat/1.png"], ["train", "validation"]),
-        # Without images of labels, no splits: Kaggle's tests.
+        # A test folder without label folders, as on Kaggle, is not a split.
         (["train/cat/1.png", "test/1.png"], ["train"]),
         (["train/cat/1.png", "val/notes.txt"], ["train"]),
-        # Without images, no labels.
+        # Folders without images are not labels.
         (["train/cat/1.png", "val/cat/1.png", "annotations/1.xml", "logs/run/1.log"], ["train", "validation"]),
         (["train/metadata.csv", "test/metadata.csv"], ["train", "test"]),
         (["train/0.parquet", "val/0.parquet"], ["train", "validation"]),
-        # Labels, because there is another folder, or none in train.
+        # These are labels, because there is another folder, or train has no folders.
         (["train/cat/1.png", "val/cat/1.png", "dog/1.png"], []),
         (["train/1.png", "val/1.png"], []),
         (["val/cat/1.png", "test/cat/1.png"], []),
@@ -175,12 +175,12 @@ def test_folder_without_labels_is_refused_by_what_it_has(names, tmp_path):
         (["train/.ipynb_checkpoints/1.png", "val/cat/1.png"], []),
     ],
 )
-def test_folders_are_splits_if_all_are_called_so_and_train_has_labels(names, splits, tmp_path):
+def test_folders_are_splits_if_all_have_such_names_and_train_has_labels(names, splits, tmp_path):
     touch(tmp_path, *names, ".cache/1.png")
     assert sorted(split_folders(tmp_path)) == sorted(splits)
 
 
-def test_folders_that_are_no_part_of_the_splits_are_named(tmp_path, caplog):
+def test_folders_that_are_not_part_of_the_splits_are_named(tmp_path, caplog):
     touch(tmp_path, "train/cat/1.png", "train/dog/1.png", "test/1.png", "val/notes.txt", "logs/1.log")
     assert list(split_folders(tmp_path)) == ["train"]
     assert f"Left out of {tmp_path} because they have no images: logs." in caplog.messages
@@ -194,7 +194,7 @@ def test_folders_whose_names_have_words_of_splits_are_refused_as_labels(names, t
         ValueError, match=f"if they are splits, give {tmp_path}/{names[0]}; if they are labels, rename"
     ):
         labels(tmp_path)
-    # As they come with Intel's images of scenes, beside another.
+    # These are the folders of Intel's images of scenes, next to another folder.
     touch(tmp_path, "seg_pred/seg_pred/1.png")
     assert set(labels(tmp_path).values()) == {*names, "seg_pred"}
 
@@ -218,13 +218,13 @@ def test_labels_that_could_be_splits_are_named(names, message, tmp_path, caplog)
     assert message.format(tmp_path) in caplog.text
 
 
-def test_folder_of_tables_is_named(tmp_path):
+def test_folder_with_tables_in_a_subfolder_is_named(tmp_path):
     touch(tmp_path, "README.md", "data/train-00000-of-00001.parquet")
     with pytest.raises(ValueError, match=rf"Give {tmp_path}/data, which has \.parquet files\.$"):
         labels(tmp_path)
 
 
-def test_metadata_is_found_in_any_case_and_of_other_formats_refused(tmp_path):
+def test_metadata_is_found_in_any_case_and_other_formats_are_refused(tmp_path):
     assert metadata_file(touch(tmp_path, "cat/1.png")) is None
     assert metadata_file(touch(tmp_path, "Metadata.CSV")) == tmp_path / "Metadata.CSV"
     with pytest.raises(ValueError, match=r"must have one table of metadata, got .*Metadata.CSV, .*metadata.jsonl"):
@@ -233,7 +233,7 @@ def test_metadata_is_found_in_any_case_and_of_other_formats_refused(tmp_path):
         metadata_file(touch(tmp_path, "metadata.tsv"))
 
 
-def test_folders_that_only_could_be_splits_are_named(tmp_path, caplog):
+def test_folders_that_might_be_splits_are_named(tmp_path, caplog):
     assert set(labels(touch(tmp_path, "train/1.png", "test/1.png")).values()) == {"train", "test"}
     assert split_folders(tmp_path) == {}
     assert (
@@ -261,7 +261,7 @@ def test_folders_that_only_could_be_splits_are_named(tmp_path, caplog):
         ),
     ],
 )
-def test_files_are_the_splits_that_their_names_say(names, splits):
+def test_names_of_files_determine_the_splits(names, splits):
     files = [Path(name) for name in names]
     if isinstance(splits, str):
         with pytest.raises(ValueError, match="split") as error:
@@ -271,14 +271,14 @@ def test_files_are_the_splits_that_their_names_say(names, splits):
         assert {name: len(part) for name, part in split_files(files).items()} == splits
 
 
-def test_long_lists_are_cut_and_names_stay_on_a_line():
+def test_long_lists_are_truncated_and_names_stay_on_one_line():
     assert listed(["a\nb\x1b[31m", *map(str, range(11))]) == r"a\nb\x1b[31m, 0, 1, 2, 3, 4, 5, 6, 7, 8, and 2 more"
 
 
 @pytest.mark.parametrize(
     ("name", "found"), [("inner/a.png", "1 sub-folders, which are not searched"), ("a.txt", "1 without the")]
 )
-def test_folder_without_images_is_refused_by_what_is_there(name, found, tmp_path):
+def test_folder_without_images_is_refused_and_its_content_is_named(name, found, tmp_path):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
     with pytest.raises(ValueError, match=f"--images must be an image or a folder of images, got .* with {found}"):

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Tests of what all examples that open pictures do with them."""
+"""Reading of images, which all examples share."""
 
 import errno
 import inspect
@@ -55,7 +55,7 @@ from hf_twins.export import run_exported
 from hf_twins.image_processing_twins import to_eight_bits
 
 
-# What imports little, and the slow ones of each kind that import more.
+# Scripts that import little, and the slow scripts of each kind that import more.
 ALONE = [str(Path(hf_twins.__file__).parent / "export" / "run_exported.py")]
 SCRIPTS = [
     "hf_twins._utils.images",
@@ -67,12 +67,12 @@ SCRIPTS = [
 ]
 
 
-# Imports each script in a fork of itself, and opens a picture there; prints the scripts after which that left the trace.
+# Imports each script in a forked process and opens an image there; prints the scripts for which Ghostscript was run.
 OPEN_AFTER_EACH = """
 import ast, contextlib, importlib, os, runpy, sys
 import datasets, PIL.Image
 
-search_path, preload, picture, trace, scripts = ast.literal_eval(sys.argv[1])
+search_path, preload, image, trace, scripts = ast.literal_eval(sys.argv[1])
 sys.path[:0] = search_path
 for module in preload:
     importlib.import_module(module)
@@ -81,9 +81,9 @@ for script in scripts:
         # A file of its own is run by its path: importing the package takes seconds.
         (runpy.run_path if os.path.isfile(script) else importlib.import_module)(script)
         with contextlib.suppress(OSError):
-            PIL.Image.open(picture).load()
+            PIL.Image.open(image).load()
         with contextlib.suppress(OSError):
-            datasets.Image().decode_example({"path": picture, "bytes": None})
+            datasets.Image().decode_example({"path": image, "bytes": None})
         os._exit(0)
     assert os.waitpid(process, 0)[1] == 0, script
     if os.path.exists(trace):
@@ -93,22 +93,22 @@ for script in scripts:
 
 
 def scripts_that_run_ghostscript(folder: Path, scripts: list[str], preload: Sequence[str] = ()) -> list[str]:
-    """Those that let a picture that is PostScript run Ghostscript, each imported alone."""
-    picture, programs = leave_trace_for_ghostscript(folder)
+    """The scripts, each imported separately, after which opening a PostScript image runs Ghostscript."""
+    image, programs = leave_trace_for_ghostscript(folder)
     environment = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"}
-    arguments = repr((sys.path, [*preload], str(picture), str(folder / "trace"), scripts))
+    arguments = repr((sys.path, [*preload], str(image), str(folder / "trace"), scripts))
     command = [sys.executable, "-c", OPEN_AFTER_EACH, arguments]
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     return done.stdout.splitlines()
 
 
-def test_runner_of_exports_runs_no_picture_as_a_program(tmp_path):
-    # The other one shows that what is forbidden is there to be forbidden.
+def test_runner_of_exports_never_runs_images_as_programs(tmp_path):
+    # "json" shows that Pillow runs Ghostscript if no script forbids it.
     assert scripts_that_run_ghostscript(tmp_path, ["json", *ALONE]) == ["json"]
 
 
 @pytest.mark.slow
-def test_no_script_runs_a_picture_as_a_program(tmp_path):
+def test_scripts_never_run_images_as_programs(tmp_path):
     preload = ["sklearn.metrics", "transformers.trainer", "torchvision.transforms.v2"]
     assert scripts_that_run_ghostscript(tmp_path, ["json", *SCRIPTS], preload) == ["json"]
 
@@ -123,24 +123,24 @@ def test_length_is_limited(width, tmp_path):
     assert len(long_png()) < 1000
 
 
-def test_picture_is_the_way_up_that_datasets_has_it(tmp_path):
-    """As a camera that was held on its side stores it; `datasets` decodes what is trained on and evaluated."""
+def test_image_has_the_same_orientation_as_in_datasets(tmp_path):
+    """The image is stored as by a camera held sideways; `datasets` decodes training and evaluation images."""
     stored = Image.fromarray(np.arange(32 * 48 * 3, dtype=np.uint8).reshape(32, 48, 3))
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     stored.save(tmp_path / "turned.png", exif=exif)
     upright = datasets.Image().decode_example({"path": str(tmp_path / "turned.png"), "bytes": None})
     assert upright.size == (32, 48)
-    for picture in (
+    for image in (
         open_image(tmp_path / "turned.png"),
         decode_image({"path": str(tmp_path / "turned.png"), "bytes": None}),
     ):
-        assert np.array_equal(picture, upright)
+        assert np.array_equal(image, upright)
     assert np.array_equal(open_image(tmp_path / "turned.png", is_upright=False), stored)
 
 
-def test_pictures_are_told_by_their_names():
-    """Pillow writes PDF, and cannot read it."""
+def test_images_are_recognized_by_their_names():
+    """Pillow can write PDF files, but cannot read them."""
     assert all(map(is_image_file, ("a.png", "b/c.JPG", "d.webp")))
     assert not any(map(is_image_file, ("a.pdf", "b.txt", "c")))
 
@@ -150,7 +150,7 @@ EIGHT = [0, 0, 0, 1, 1, 128, 255]
 
 
 def image_of_mode(mode: str) -> Image.Image:
-    """Three rows of colors, transparent in the middle where the mode can be."""
+    """Create an image with three rows of colors, the middle one transparent if the mode supports it."""
     pixels = np.zeros((3, 4, 4), np.uint8)
     pixels[..., :3] = [[[255, 0, 0]], [[0, 128, 0]], [[30, 60, 250]]]
     pixels[..., 3] = [[255], [0], [128]]
@@ -174,7 +174,7 @@ def image_of_mode(mode: str) -> Image.Image:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """Composited by arithmetic of its own."""
+    """Composite an image on white, independently of the implementation under test."""
     pixels = np.asarray(image.convert("RGBA")).astype(float)
     share = pixels[..., 3:] / 255
     return Image.fromarray(np.rint(pixels[..., :3] * share + 255 * (1 - share)).astype(np.uint8))
@@ -185,8 +185,8 @@ MODES += ["I", "I;16", "I;16B", "I;16L", "F"]
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_mode_has_the_same_pixels_everywhere(mode, tmp_path):
-    """Scripts and Spaces, both image processors, detectors' input and the program beside an export."""
+def test_all_readers_return_the_same_pixels_for_every_mode(mode, tmp_path):
+    """Compare scripts, Spaces, both image processors, the input of detectors, and the program in exports."""
     image = image_of_mode(mode)
     assert image.mode == mode
     converted = convert_image(image)
@@ -212,7 +212,7 @@ def test_every_mode_has_the_same_pixels_everywhere(mode, tmp_path):
         assert pixels[..., 0].tolist() == [[0, 128, 255], [64, 26, 230]]
 
 
-def test_copy_of_the_rules_beside_an_export_is_the_same():
+def test_copy_of_the_conversion_rules_in_exports_is_identical():
     for function in (convert_image, to_eight_bits, images.ImageError):
         assert inspect.getsource(function) == inspect.getsource(getattr(run_exported, function.__name__))
 
@@ -221,7 +221,7 @@ def test_sixteen_bits_are_divided_by_257_and_rounded():
     for dtype in (np.uint16, np.int32):
         gray = Image.fromarray(np.array([DEEP], dtype=dtype))
         assert np.asarray(convert_image(gray, "L"))[0].tolist() == EIGHT
-    # More than a strip.
+    # The image has more than one strip.
     tall = np.linspace(0, 65535, 3 * 2**20, dtype=np.uint16).reshape(-1, 3)
     assert np.array_equal(np.asarray(convert_image(Image.fromarray(tall), "L")), (tall.astype(int) + 128) // 257)
 
@@ -238,7 +238,7 @@ def test_sixteen_bits_are_divided_by_257_and_rounded():
     ],
     ids=["negative", "beyond 16 bits", "255", "negative fraction", "NaN", "infinite"],
 )
-def test_numbers_without_a_known_white_are_refused_by_name(values, message, tmp_path, capsys):
+def test_values_without_a_known_maximum_are_refused_by_name(values, message, tmp_path, capsys):
     image = Image.fromarray(values)
     for convert in (convert_image, hf_twins.TwinsImageProcessor(), hf_twins.TwinsImageProcessorPil()):
         with pytest.raises(ValueError, match=message):
@@ -251,7 +251,7 @@ def test_numbers_without_a_known_white_are_refused_by_name(values, message, tmp_
     assert decode_image({"path": str(tmp_path / "deep.tif"), "bytes": None}) is None
 
 
-def test_unsigned_integers_are_refused_by_the_numbers_that_they_are(tmp_path):
+def test_error_shows_unsigned_integers_with_their_true_values(tmp_path):
     file = tmp_path / "deep.tif"
     signed = saved(Image.fromarray(np.uint32([[7, 2**31 + 5]]).view(np.int32)), "TIFF")
     tag = [struct.pack("<HHIH", 339, 3, 1, sample_format) for sample_format in (2, 1)]
@@ -264,7 +264,7 @@ def test_unsigned_integers_are_refused_by_the_numbers_that_they_are(tmp_path):
 
 @pytest.mark.parametrize("deep", [False, True], ids=["gray", "color"])
 def test_transparent_color_of_16_bits_is_white(deep, tmp_path):
-    """PNG's tRNS chunk, which Pillow hands on with 16 bits."""
+    """The color is in PNG's tRNS chunk, which Pillow returns with 16 bits."""
     values = [[1000, 2000, 3000], [40000, 5, 60000]] if deep else [[1000], [40000]]
     raw = np.array(values, ">u2").tobytes()
     chunks = {b"tRNS": raw[: len(raw) // 2], b"IDAT": zlib.compress(b"\0" + raw)}
@@ -274,12 +274,12 @@ def test_transparent_color_of_16_bits_is_white(deep, tmp_path):
     assert pixels[0, 1].tolist() == ([156, 0, 234] if deep else [156, 156, 156])
 
 
-# Pillow warns of the sizes that it does not refuse yet.
+# Pillow warns about large sizes before it refuses even larger ones.
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_what_is_no_image_is_refused_by_name_by_every_reader(tmp_path):
-    """Without waiting for a pipe, or for hours."""
+def test_every_reader_refuses_unusable_files_by_name(tmp_path):
+    """Readers must not wait for a pipe, or decode for hours."""
     for name, sentence in write_no_images(tmp_path).items():
-        # What says nothing about an image is no reason to leave it out.
+        # An error unrelated to the image is not a reason to leave it out.
         is_gone = name == "gone.png"
         with pytest.raises(ReadError if is_gone else ImageError, match=rf"^{tmp_path}/{name} .*{sentence}"):
             read_image(tmp_path / name)
@@ -292,8 +292,8 @@ def test_what_is_no_image_is_refused_by_name_by_every_reader(tmp_path):
             read_upload(tmp_path / name)
 
 
-def test_scans_are_those_of_the_image_alone(tmp_path):
-    """Not of its preview, its profile or the video behind it, whose bytes may look like markers."""
+def test_only_scans_of_the_image_itself_are_counted(tmp_path):
+    """Bytes of a preview, a profile or a video after the image may look like markers."""
     noise = Image.effect_noise((64, 64), 80)
     exif = Image.Exif()
     exif[ExifTags.Base.MakerNote] = 60 * b"\xff\xda"
@@ -301,17 +301,17 @@ def test_scans_are_those_of_the_image_alone(tmp_path):
     (tmp_path / "motion.jpg").write_bytes(content + 60 * b"\xff\xda")
     assert read_image(tmp_path / "motion.jpg").size == (64, 64)
     assert images.count_scans(content) == 6
-    # 128 strips, each of which is a JPEG.
+    # The TIFF has 128 strips, each of which is a JPEG.
     Image.effect_noise((64, 1024), 80).save(tmp_path / "strips.tif", compression="jpeg", strip_size=64 * 8)
     assert (tmp_path / "strips.tif").read_bytes().count(b"\xff\xda") > images.MAX_JPEG_SCANS
     assert read_image(tmp_path / "strips.tif").size == (64, 1024)
 
 
-# Of the broken metadata.
+# Pillow warns about the corrupt metadata.
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("number", range(10))
-def test_orientation_is_that_of_exif(number, tmp_path):
-    """With and without a preview; numbers that EXIF does not know, and broken metadata, turn nothing."""
+def test_orientation_is_read_from_exif(number, tmp_path):
+    """Images with and without a preview are turned, but not if the number is invalid or the metadata is corrupt."""
     stored = Image.fromarray(np.arange(32 * 48 * 3, dtype=np.uint8).reshape(32, 48, 3))
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = number
@@ -334,7 +334,7 @@ def test_orientation_is_that_of_exif(number, tmp_path):
     assert read_image(tmp_path / "broken.jpg").size == (48, 32)
 
 
-def test_rules_that_were_applied_are_said_once_with_their_count(tmp_path, caplog):
+def test_applied_rules_are_logged_once_with_their_count(tmp_path, caplog):
     deep = Image.fromarray(np.full((4, 4), 40000, np.uint16))
     files = {
         "deep.png": saved(deep, "PNG"),
@@ -361,7 +361,7 @@ def test_rules_that_were_applied_are_said_once_with_their_count(tmp_path, caplog
 
 @pytest.mark.parametrize("image_format", ["JPEG", "WEBP", "PNG", "TIFF"])
 def test_color_profiles_are_ignored(image_format, tmp_path):
-    """As by torchvision and `datasets`, with which models are trained."""
+    """torchvision and `datasets`, with which models are trained, ignore them, too."""
     red = Image.new("RGB", (4, 4), "red")
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     (tmp_path / "plain").write_bytes(saved(red, image_format))
@@ -369,9 +369,9 @@ def test_color_profiles_are_ignored(image_format, tmp_path):
     assert np.array_equal(read_image(tmp_path / "plain"), read_image(tmp_path / "profile"))
 
 
-def test_inverted_cmyk_of_adobe_is_read_as_it_looks(tmp_path):
+def test_inverted_cmyk_of_adobe_is_read_correctly(tmp_path):
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "red.jpg")
-    # Pillow writes, as Photoshop does, numbers inverted, and says so by the marker of Adobe.
+    # Like Photoshop, Pillow writes inverted values, and marks them by Adobe's marker.
     assert b"Adobe" in (tmp_path / "red.jpg").read_bytes()
     assert np.abs(np.asarray(read_image(tmp_path / "red.jpg"))[0, 0].astype(int) - [255, 0, 0]).max() < 6
 
@@ -397,7 +397,7 @@ def test_large_images_are_reduced_and_too_large_ones_refused(tmp_path):
     ],
     ids=lambda value: errno.errorcode[value] if isinstance(value, int) and value > 4 else "",
 )
-def test_errors_of_the_system_are_tried_again_and_never_taken_for_a_broken_image(
+def test_system_errors_are_retried_and_never_mistaken_for_corrupt_images(
     number, tries, message, tmp_path, monkeypatch
 ):
     file = tmp_path / "image.png"
@@ -422,7 +422,7 @@ def test_errors_of_the_system_are_tried_again_and_never_taken_for_a_broken_image
     assert read_image(file, applied=applied).size == (8, 8)
 
 
-def test_image_is_read_where_the_second_try_succeeds(tmp_path, monkeypatch):
+def test_image_is_read_if_the_second_try_succeeds(tmp_path, monkeypatch):
     file = tmp_path / "image.gif"
     Image.new("L", (8, 8)).save(file, save_all=True, append_images=[Image.new("L", (8, 8), 1)])
     faults = [errno.EIO, errno.EIO]

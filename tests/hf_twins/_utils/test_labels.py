@@ -25,7 +25,7 @@ NAMES = [f"name {index}" for index in range(12)]
 def test_names_are_in_the_order_of_their_ids():
     fields = label_fields(NAMES)
     assert fields["label2id"]["name 11"] == 11
-    # As JSON has them that was sorted as text.
+    # JSON files may have keys sorted as text.
     config = TwinsConfig(id2label={str(index): NAMES[index] for index in (0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9)})
     assert label_names(config) == NAMES
 
@@ -35,7 +35,7 @@ def test_ids_with_gaps_are_refused():
         label_names(TwinsConfig(id2label={0: "a", 2: "b", 5: "c"}))
 
 
-def test_equal_names_are_told_apart_by_number():
+def test_equal_names_are_distinguished_by_their_numbers():
     assert distinct_names(["crane", "dog", "crane"]) == ["crane (0)", "dog", "crane (2)"]
 
 
@@ -70,7 +70,7 @@ def test_names_are_the_lines_of_a_file(content, names, tmp_path):
         ("cat\ndog".encode("utf-16"), "must be UTF-8 text"),
     ],
 )
-def test_file_that_has_no_names_is_refused(content, message, tmp_path):
+def test_file_without_valid_names_is_refused(content, message, tmp_path):
     (tmp_path / "names.txt").write_bytes(content)
     with pytest.raises(ValueError, match=f"names.txt {message}"):
         read_label_names(tmp_path / "names.txt")

@@ -35,7 +35,7 @@ def test_log_has_lines_without_control_characters(capsys, monkeypatch):
     assert any("3/3" in line for line in lines)
 
 
-def test_log_has_nothing_of_what_is_short(capsys):
+def test_short_tasks_are_not_logged(capsys):
     for _ in progress_bar(range(100_000), desc="Reading"):
         pass
     assert capsys.readouterr().err == ""

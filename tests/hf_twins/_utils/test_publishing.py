@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What training scripts and Spaces publish with; the conversion's tests are in tests/conversion/test_publishing.py."""
+"""Publishing by training scripts and Spaces; that of conversions is tested in tests/conversion/test_publishing.py."""
 
 import assemble
 import pytest
@@ -56,7 +56,7 @@ def test_private_run_or_space_is_not_published_publicly(hub, run, tmp_path):
     assert hub.repository("somebody/new").private
 
 
-def test_run_that_is_published_again_replaces_its_card_and_its_weights(hub, run):
+def test_publishing_a_run_again_replaces_its_card_and_weights(hub, run):
     push_folder(run, "somebody/twins", is_private=False)
     assert '"somebody/twins"' in ModelCard.load("somebody/twins").text
     (run / "model.safetensors").rename(run / "model-00001-of-00001.safetensors")
@@ -79,7 +79,7 @@ def test_old_files_that_would_be_loaded_are_removed(hub, run, capsys):
     assert f"removes   {', '.join(old)} from somebody/twins" in capsys.readouterr().out
 
 
-def test_card_that_its_owner_has_edited_is_kept_until_told_otherwise(hub, run, capsys):
+def test_edited_card_is_kept_unless_its_replacement_is_requested(hub, run, capsys):
     publish_folder(HfApi(), run, "somebody/twins")
     card = ModelCard.load("somebody/twins")
     card.data.license = "apache-2.0"

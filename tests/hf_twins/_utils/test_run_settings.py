@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The record of what the files in an output folder depend on."""
+"""The record of the settings that the files in an output folder depend on."""
 
 import pytest
 
@@ -39,7 +39,7 @@ def test_run_with_the_same_settings_resumes(tmp_path):
     ],
     ids=["values", "new setting", "model", "images"],
 )
-def test_another_run_is_refused_and_what_differs_is_named(changes, differences, tmp_path):
+def test_different_run_is_refused_and_the_differences_are_named(changes, differences, tmp_path):
     folder = tmp_path / "run"
     record_settings(folder, SETTINGS)
     message = rf"run holds the files of a run with {differences}: give another --output_dir, or remove it\.$"
@@ -48,7 +48,7 @@ def test_another_run_is_refused_and_what_differs_is_named(changes, differences, 
     assert read_settings(folder) == SETTINGS
 
 
-def test_setting_that_is_no_longer_there_is_named(tmp_path):
+def test_removed_setting_is_named(tmp_path):
     record_settings(tmp_path, SETTINGS)
     with pytest.raises(ValueError, match="shard_size 3, now None: "):
         record_settings(tmp_path, {name: value for name, value in SETTINGS.items() if name != "shard_size"})
@@ -64,7 +64,7 @@ def test_setting_that_is_no_longer_there_is_named(tmp_path):
         ("[]", r"settings\.json must hold"),
     ],
 )
-def test_what_is_no_record_is_named(content, message, tmp_path):
+def test_invalid_record_is_named(content, message, tmp_path):
     if content is not None:
         (tmp_path / "settings.json").write_bytes(content.encode() if isinstance(content, str) else content)
         with pytest.raises(ValueError, match=message):

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Shards: read to their end or not at all, their images told from others, and their output files whole."""
+"""Shards: damaged ones are refused, their images have fingerprints, and their output files are complete."""
 
 import errno
 import gzip
@@ -74,7 +74,7 @@ def examples_of(shard: shards.Shard) -> list[dict]:
     return list(ShardImages(shard, lambda image: torch.zeros(1)))
 
 
-def test_output_is_finished_with_its_digest_which_sha256sum_reads(tmp_path):
+def test_output_is_complete_with_its_digest_which_sha256sum_reads(tmp_path):
     output = tmp_path / "rows.parquet"
     assert not is_finished(output)
     write_output(output, lambda partial: partial.write_bytes(b"rows"))
@@ -85,7 +85,7 @@ def test_output_is_finished_with_its_digest_which_sha256sum_reads(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["rows.parquet", "rows.parquet.sha256"])
-def test_every_damaged_byte_of_an_output_is_noticed_by_name(name, tmp_path, caplog):
+def test_every_damaged_byte_of_an_output_is_detected(name, tmp_path, caplog):
     output = tmp_path / "rows.parquet"
     write_output(output, lambda partial: partial.write_bytes(b"rows"))
     whole = (tmp_path / name).read_bytes()
@@ -113,7 +113,7 @@ def test_output_of_a_run_that_was_killed_before_its_digest_does_not_count(tmp_pa
     [([0, 2], [2, 1], 2), ([0, 1], [2], 2), ([], [], 2), ([0, 1, 1], [2, 1], 2), ([], [], 0), ([0], [2], 0)],
     ids=["one lost", "worker lost", "all lost", "one twice", "nothing", "one of two"],
 )
-def test_images_that_got_lost_between_processes_are_noticed(places, counts, num_workers):
+def test_images_lost_between_processes_are_detected(places, counts, num_workers):
     check_is_complete([0, 1, 2], [2, 1], 2, FileShard("folder", NAMES))
     check_is_complete([], [0], 0, TarShard("empty.tar"))
     with pytest.raises(ReadError, match="Images of folder were lost between data loading processes"):
@@ -121,7 +121,7 @@ def test_images_that_got_lost_between_processes_are_noticed(places, counts, num_
 
 
 @pytest.mark.parametrize("write", [write_images, write_tar, write_table], ids=["folder", "tar", "parquet"])
-def test_fingerprint_of_a_copy_is_the_same_and_of_changed_images_another(write, tmp_path):
+def test_fingerprint_of_a_copy_is_the_same_but_changed_images_differ(write, tmp_path):
     (tmp_path / "one").mkdir()
     written = write(tmp_path / "one" / "images" if write is write_images else tmp_path / "one")
     folder = written if written.is_dir() else written.parent
@@ -134,14 +134,14 @@ def test_fingerprint_of_a_copy_is_the_same_and_of_changed_images_another(write, 
     content = changed.read_bytes()
     changed.write_bytes(content[:9] + bytes([content[9] ^ 1]) + content[10:])
     assert copied[0].fingerprint() != first.fingerprint()
-    # Names tell as much as they can, so that a broken archive can be replaced.
+    # Only names are compared, so that a damaged archive can be replaced.
     assert shards_fingerprint(copied) == shards_fingerprint(find_shards(str(folder), 2))
     changed.rename(changed.with_stem("another"))
     assert shards_fingerprint(find_shards(str(copy), 2)) != shards_fingerprint(copied)
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ENOENT, errno.EACCES])
-def test_image_that_the_system_cannot_read_is_a_failure_and_no_row(number, tmp_path, monkeypatch):
+def test_image_that_the_system_cannot_read_is_a_failure_and_not_a_row(number, tmp_path, monkeypatch):
     folder = write_images(tmp_path / "images")
     fail_to_read("2.png", number, monkeypatch)
     *rows, end = examples_of(FileShard(str(folder), NAMES))
@@ -152,7 +152,7 @@ def test_image_that_the_system_cannot_read_is_a_failure_and_no_row(number, tmp_p
 
 @pytest.mark.parametrize("write", [write_tar, write_table], ids=["tar", "parquet"])
 @pytest.mark.parametrize("num_faults", [1, 9], ids=["once", "always"])
-def test_archive_is_read_on_after_an_error_of_the_system(write, num_faults, tmp_path, monkeypatch):
+def test_reading_an_archive_continues_after_a_system_error(write, num_faults, tmp_path, monkeypatch):
     archive = str(write(tmp_path))
     shard = TarShard(archive) if write is write_tar else ParquetShard(archive, (0, 1), 0, "image")
     expected = [example.get("path") for example in examples_of(shard)]
@@ -179,7 +179,7 @@ def test_archive_is_read_on_after_an_error_of_the_system(write, num_faults, tmp_
 
 
 @pytest.mark.parametrize("write", [write_tar, write_table], ids=["tar", "parquet"])
-def test_archive_that_is_broken_is_named(write, tmp_path):
+def test_damaged_archive_is_named(write, tmp_path):
     archive = write(tmp_path)
     whole = archive.read_bytes()
     shard = TarShard(str(archive)) if write is write_tar else ParquetShard(str(archive), (0, 1), 0, "image")
@@ -194,7 +194,7 @@ def test_archive_that_is_broken_is_named(write, tmp_path):
 
 
 def damaged_tars(archive: Path) -> dict[str, bytes]:
-    """What is left of a .tar file whose end, or whose third header, is lost."""
+    """The bytes of a .tar file that was truncated, or whose third header is damaged."""
     whole = archive.read_bytes()
     with tarfile.open(archive) as opened:
         start = opened.getmembers()[2].offset
@@ -205,7 +205,7 @@ def damaged_tars(archive: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("damage", ["header", "between", "in header"])
 @pytest.mark.parametrize("is_compressed", [False, True], ids=["plain", "gzip"])
-def test_tar_that_lost_members_is_broken(damage, is_compressed, tmp_path):
+def test_tar_with_lost_members_is_refused(damage, is_compressed, tmp_path):
     archive = write_tar(tmp_path)
     content = damaged_tars(archive)[damage]
     compress = gzip.compress if is_compressed else bytes
@@ -220,7 +220,7 @@ def test_tar_that_lost_members_is_broken(damage, is_compressed, tmp_path):
         check_tar(archive)
 
 
-def test_archives_are_found_in_any_case_and_what_is_beside_them_is_named(tmp_path, caplog):
+def test_archives_are_found_in_any_case_and_other_files_are_named(tmp_path, caplog):
     write_tar(tmp_path).rename(tmp_path / "A.TAR")
     (tmp_path / "._A.TAR").write_bytes(b"\0\5\x16\7")
     Image.new("L", (8, 8)).save(tmp_path / "beside.png")

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Trained weights for images with other channels, whatever they are loaded from and by."""
+"""Adapting trained weights to another number of channels, for all formats and classes."""
 
 import pytest
 import timm
@@ -48,7 +48,7 @@ def timm_twins() -> torch.nn.Module:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory, timm_twins):
-    """The same weights as timm, the authors, and transformers save them, and on a Hub."""
+    """The same weights in the formats of timm, the authors and transformers, and on a Hub."""
     folder = tmp_path_factory.mktemp("sources")
     save_timm(timm_twins, folder / "timm")
     torch.save(timm_twins.state_dict(), folder / "authors.pth")
@@ -65,7 +65,7 @@ def sources(tmp_path_factory, timm_twins):
 
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("num_channels", [1, 3, 5])
-def test_every_channel_has_its_share_of_the_sum(source, num_channels, sources, timm_twins):
+def test_every_channel_gets_an_equal_share_of_the_weights(source, num_channels, sources, timm_twins):
     model = TwinsForImageClassification.from_pretrained(sources[source], num_channels=num_channels)
     assert model.config.num_channels == num_channels
     original = timm_twins.state_dict()["patch_embeds.0.proj.weight"]
@@ -123,11 +123,11 @@ def test_auto_classes_adapt(auto_class, source, sources, timm_twins):
         weight = model.get_input_embeddings().weight
         torch.testing.assert_close(weight, original.sum(1, keepdim=True), rtol=0, atol=1e-6)
         assert model.config.num_channels == 1
-    # Which is the caller's.
+    # The configuration belongs to the caller.
     assert config.num_channels == 1
 
 
-def test_gray_model_becomes_one_for_colors(sources, tmp_path):
+def test_gray_model_is_adapted_to_color_images(sources, tmp_path):
     gray = TwinsForImageClassification.from_pretrained(sources["ours"], num_channels=1)
     gray.save_pretrained(tmp_path)
     assert torch.equal(
@@ -149,7 +149,7 @@ def test_load_model_adapts_the_image_processor_too(source, sources):
     assert model(**inputs).logits.shape == (1, 5)
 
 
-def test_image_processor_is_adapted_once_and_numbers_are_for_all_channels():
+def test_image_processor_is_adapted_once_and_single_numbers_apply_to_all_channels():
     processor = TwinsImageProcessor(image_mean=0.5, image_std=[0.1, 0.2, 0.3])
     gray = adapt_channels(processor, 1)
     assert (gray.image_mean, gray.image_std, gray.do_convert_rgb) == (0.5, pytest.approx([0.2]), False)
@@ -176,6 +176,6 @@ def test_upernet_adapts(tmp_path):
 
 @pytest.mark.parametrize("source", ["timm", "ours"])
 @pytest.mark.parametrize("num_channels", [0, -1, "one", 1.5])
-def test_number_of_channels_that_is_none_is_named(source, num_channels, sources):
+def test_invalid_number_of_channels_is_named(source, num_channels, sources):
     with pytest.raises(Exception, match="num_channels"):
         TwinsForImageClassification.from_pretrained(sources[source], num_channels=num_channels)

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Image processors in timm's terms: a picture file goes through both pipelines, and what timm has no words for is named."""
+"""Conversion of image processors to timm: both preprocess image files alike, and unsupported settings are named."""
 
 import json
 
@@ -33,9 +33,9 @@ def square(side: int) -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def picture_files(tmp_path_factory):
-    """Photographs of several shapes; of the first, the middle of the resized image is half a pixel off."""
-    folder = tmp_path_factory.mktemp("pictures")
+def image_files(tmp_path_factory):
+    """Photographs of several shapes; the center of the first one after resizing is at half a pixel."""
+    folder = tmp_path_factory.mktemp("images")
     china = Image.fromarray(load_sample_image("china.jpg"))
     for name, image in {
         "landscape": china,
@@ -84,21 +84,21 @@ def picture_files(tmp_path_factory):
         pytest.param({"do_convert_rgb": False, "image_mean": [0.5], "image_std": [0.2]}, id="gray"),
     ],
 )
-def test_picture_files_become_the_same_in_timm(fields, picture_files):
+def test_image_files_are_preprocessed_as_in_timm(fields, image_files):
     num_channels = 1 if fields.get("do_convert_rgb") is False else 3
     processor = TwinsImageProcessor(**fields)
     config = json.loads(json.dumps(revert_timm_preprocessing(processor, num_channels)))
     assert config["input_size"][0] == num_channels
     transform = create_transform(**resolve_data_config(pretrained_cfg=config))
-    # Back again, which is what `from_pretrained` makes of timm's folder.
+    # Convert back, as `from_pretrained` does for timm's folders.
     again = TwinsImageProcessorPil(**convert_timm_preprocessing({"pretrained_cfg": config}))
-    for file in picture_files.glob("*_gray.png" if num_channels == 1 else "*[!y].png"):
+    for file in image_files.glob("*_gray.png" if num_channels == 1 else "*[!y].png"):
         with Image.open(file) as image:
             expected = transform(image)
             for pil in (TwinsImageProcessorPil(**fields), again):
                 actual = pil(image, return_tensors="pt").pixel_values[0]
                 assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
-            # torchvision has no such filters, and where it enlarges, its nearest pixel may be the other neighbor.
+            # torchvision lacks these filters, and may choose another nearest pixel when it enlarges.
             if fields.get("resample") in (4, 5) or (fields.get("resample") == 0 and file.stem == "small"):
                 continue
             actual = processor(image, return_tensors="pt").pixel_values[0]
@@ -121,12 +121,12 @@ def test_picture_files_become_the_same_in_timm(fields, picture_files):
         ({"rescale_factor": 0.0}, "rescale_factor=0.0"),
     ],
 )
-def test_what_timm_has_no_words_for_is_named(fields, message):
+def test_settings_that_timm_cannot_express_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
         revert_timm_preprocessing(TwinsImageProcessor(**fields), 3)
 
 
-def test_colors_for_a_model_of_one_channel_are_named():
+def test_conversion_to_rgb_for_a_model_with_one_channel_is_named():
     with pytest.raises(ValueError, match=r"do_convert_rgb=True.*gives this model 1 channels"):
         revert_timm_preprocessing(TwinsImageProcessor(image_mean=[0.5], image_std=[0.5]), 1)
 
@@ -135,7 +135,7 @@ def test_colors_for_a_model_of_one_channel_are_named():
     ("num_channels", "config"),
     [
         (1, {"pretrained_cfg": {"input_size": [1, 64, 64], "mean": [0.5], "std": [0.2]}}),
-        # Of a model that was created for one channel, from a configuration for three.
+        # The model was created for one channel, from a configuration for three.
         (1, {"pretrained_cfg": {"mean": [0.4, 0.5, 0.6], "std": [0.2] * 3}, "model_args": {"in_chans": 1}}),
         (4, {"pretrained_cfg": {"input_size": [4, 64, 64]}}),
     ],
@@ -151,7 +151,7 @@ def test_images_of_other_channels_are_not_converted_to_colors(num_channels, conf
         assert processor.image_std == pytest.approx([0.2])
 
 
-def test_dropouts_of_timm_are_taken_or_named():
+def test_dropouts_of_timm_are_converted_or_named():
     arguments = {
         "attn_drop_rate": 0.1,
         "drop_path_rate": 0.2,
@@ -165,7 +165,7 @@ def test_dropouts_of_timm_are_taken_or_named():
     assert unread_timm_fields(config) == ["model_args.drop_rate", "model_args.proj_drop_rate"]
 
 
-def test_fields_of_timm_without_a_place_are_named():
+def test_fields_of_timm_that_cannot_be_converted_are_named():
     pretrained_cfg = {
         "tag": "mine",
         "origin_url": "https://x",

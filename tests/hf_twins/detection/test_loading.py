@@ -56,7 +56,7 @@ def test_pipelines_and_auto_classes_load_what_was_saved(name, start, tmp_path, c
     for found in pipeline("object-detection", str(tmp_path), threshold=0.0)(2 * [image], batch_size=2):
         scores, boxes = zip(*((each["score"], list(each["box"].values())) for each in found))
         assert len(scores) == len(expected["scores"])
-        # In any order: scores may be equal. The pipeline rounds boxes down.
+        # The order may differ, because scores may be equal. The pipeline rounds boxes down.
         same_score = (expected["scores"][:, None] - torch.tensor(scores)).abs() < 1e-5
         same_box = (expected["boxes"][:, None] - torch.tensor(boxes)).abs().amax(-1) < 1.001
         assert (same_score & same_box).any(1).all()
@@ -136,7 +136,7 @@ def change(file: Path, **fields: object) -> None:
 
 
 @pytest.mark.parametrize("name", ["retinanet", "detr"])
-def test_what_does_not_fit_is_one_sentence(name, start, tmp_path):
+def test_mismatched_weights_give_one_sentence(name, start, tmp_path):
     folder = tmp_path / "detector"
     saved(name, start, folder)
     config, weights = (folder / "config.json").read_text(), load_file(folder / "model.safetensors")
@@ -187,7 +187,7 @@ def test_what_does_not_fit_is_one_sentence(name, start, tmp_path):
         ("twins-svt-small", "this is the name of an architecture"),
     ],
 )
-def test_what_is_not_there_is_named(name, reason, tmp_path, monkeypatch):
+def test_missing_sources_are_named(name, reason, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(OSError, match=rf"^cannot load {name}: {reason}") as raised:
         load_detector(name)

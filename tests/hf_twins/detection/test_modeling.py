@@ -39,7 +39,7 @@ def test_pyramid_has_the_papers_strides_and_anchors(detector, start):
     assert [tuple(feature_map.shape) for feature_map in maps] == [
         (2, 24, 128 // stride, 256 // stride) for stride in strides
     ]
-    # Of the paper's pyramid with half its strides: the authors' multiples of them, and three octaves of RetinaNet's.
+    # The authors use multiples of half the paper's strides, and three octaves for RetinaNet.
     model = small_detector(detector, start).model.detector
     sizes = (model.anchor_generator if detector == "retinanet" else model.rpn.anchor_generator).sizes
     scale, octaves = (4, 3) if detector == "retinanet" else (8, 1)
@@ -78,7 +78,7 @@ def test_boxes_of_labels_are_those_that_losses_are_computed_with(start):
 
 
 @pytest.mark.parametrize("name", FIRST_STAGE)
-def test_images_that_are_no_multiple_of_the_strides_are_padded_by_the_model(name, start):
+def test_model_pads_images_to_multiples_of_the_strides(name, start):
     model = small_detector(name, start, score_threshold=0.0).model.eval()
     randomize(find_backbone(model))
     pixel_values = torch.randn(1, 3, 50, 70)

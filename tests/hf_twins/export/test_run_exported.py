@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The program that each export brings along: its preprocessing is the image processor's, its faults are sentences."""
+"""The program in each export: it preprocesses like the image processor, and its errors are one sentence."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ from hf_twins.export import run_exported
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """An export of a model whose logits are the means of the channels."""
+    """An export of a model whose logits are the mean values of the channels."""
     means = helper.make_node("ReduceMean", ["pixel_values", "axes"], ["logits"], keepdims=0)
     pixel_values = helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", 3, "height", "width"])
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])
@@ -86,7 +86,7 @@ def test_preprocessing_gives_the_processors_pixels(tmp_path, settings, mode):
         np.testing.assert_array_equal(preprocessing(image), expected)
 
 
-def test_rules_that_were_applied_are_said_once_with_their_count(folder, tmp_path, capsys):
+def test_applied_rules_are_logged_once_with_their_count(folder, tmp_path, capsys):
     deep = Image.fromarray(np.full((300, 300), 65535, np.uint16))
     clear = Image.new("RGBA", (300, 300))
     exif = Image.Exif()
@@ -103,7 +103,7 @@ def test_rules_that_were_applied_are_said_once_with_their_count(folder, tmp_path
     files = [str(tmp_path / name) for name in [*images, "turned.png"]]
     run_exported.main([*files, "--model_dir", str(folder), "--json"])
     printed = capsys.readouterr()
-    # All of them are white.
+    # All images are white.
     assert len({line.partition("labels")[2] for line in printed.out.splitlines()}) == 1
     assert [line.split()[1] for line in printed.err.splitlines()] == ["1", "2", "1"]
     assert "note: 2 images have a range other than 0 to 255 and are scaled to it." in printed.err
@@ -123,7 +123,7 @@ def test_unusable_images_are_skipped(folder, tmp_path, capsys):
 @pytest.mark.parametrize("value", ["0", "-3"])
 def test_numbers_below_one_are_refused(folder, option, value, capsys):
     with pytest.raises(SystemExit):
-        run_exported.main(["picture.png", "--model_dir", str(folder), option, value])
+        run_exported.main(["image.png", "--model_dir", str(folder), option, value])
     assert f"argument {option}: must be at least 1, got {value}" in capsys.readouterr().err
 
 
@@ -144,12 +144,12 @@ def test_damaged_file_is_named(folder, tmp_path, name, message):
         run_exported.main([str(tmp_path / "black.png"), "--model_dir", str(copied)])
 
 
-def test_faults_are_one_sentence(folder, tmp_path, monkeypatch):
+def test_errors_are_one_sentence(folder, tmp_path, monkeypatch):
     options = ["--model_dir", str(folder)]
     with pytest.raises(SystemExit, match="must be an export folder with config"):
-        run_exported.main(["picture.png", "--model_dir", str(tmp_path)])
-    with pytest.raises(SystemExit, match=r"error: picture.png cannot be used: .*No such file or directory"):
-        run_exported.main(["picture.png", *options])
+        run_exported.main(["image.png", "--model_dir", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"error: image.png cannot be used: .*No such file or directory"):
+        run_exported.main(["image.png", *options])
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(SystemExit, match=r"error: .*text.png cannot be used: cannot identify image file"):
         run_exported.main([str(tmp_path / "text.png"), *options])
@@ -163,7 +163,7 @@ def test_faults_are_one_sentence(folder, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
         run_exported.load_runtime(folder, threads=0)
     with pytest.raises(SystemExit, match="bf16 is only for OpenVINO models, got one for onnx"):
-        run_exported.main(["picture.png", *options, "--inference_precision", "bf16"])
+        run_exported.main(["image.png", *options, "--inference_precision", "bf16"])
     with pytest.raises(ValueError, match=r"the shape \(batch_size, 3, height, width\), got \(1, 1, 8, 8\)"):
         run_exported.load_runtime(folder)(np.zeros((1, 1, 8, 8), np.float32))
     with pytest.raises(ValueError, match="must be at least 4 pixels high and wide"):
@@ -172,4 +172,4 @@ def test_faults_are_one_sentence(folder, tmp_path, monkeypatch):
         run_exported.Preprocessing({"do_pad": True})
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(SystemExit, match="error: this model needs onnxruntime: pip install onnxruntime"):
-        run_exported.main(["picture.png", *options])
+        run_exported.main(["image.png", *options])

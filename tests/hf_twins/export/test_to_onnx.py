@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""ONNX: an opset that cannot be had is refused."""
+"""Export to ONNX: impossible opsets are refused."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ from hf_twins.export.source import Source
 
 
 class Means(nn.Module):
-    """Exported in a second; to opset 17 its ReduceMean cannot be converted, as the models' cannot."""
+    """A model that exports in a second; like that of Twins, its ReduceMean cannot be converted to opset 17."""
 
     output_names = ["logits"]
 
@@ -41,7 +41,7 @@ def source(monkeypatch) -> Source:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("opset_version", [17, 99])
-def test_opset_that_cannot_be_had_is_refused(source, tmp_path, capfd, opset_version):
+def test_impossible_opset_is_refused(source, tmp_path, capfd, opset_version):
     with pytest.raises(ValueError, match=f"--opset_version {opset_version} is not possible: PyTorch .* with 18, or"):
         to_onnx.export_onnx(source, tmp_path / "onnx", opset_version=opset_version)
     assert not list(tmp_path.iterdir())
@@ -49,7 +49,7 @@ def test_opset_that_cannot_be_had_is_refused(source, tmp_path, capfd, opset_vers
 
 
 @pytest.mark.parametrize("opset_version", [18, 23])
-def test_opset_is_the_one_that_was_asked_for(source, tmp_path, opset_version):
+def test_opset_is_the_requested_one(source, tmp_path, opset_version):
     import onnx
 
     to_onnx.save_onnx(source, tmp_path / "model.onnx", opset_version)

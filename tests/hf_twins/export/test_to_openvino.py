@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""OpenVINO, translated from PyTorch's graph: every head at every size, by the names of its outputs."""
+"""Export to OpenVINO: every head at every size, with named outputs."""
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_images_for_calibration_are_checked(tmp_path):
 
 
 @pytest.mark.parametrize("export", [export_onnx, export_openvino, export_torch])
-def test_dtype_that_is_not_written_is_refused(export, tmp_path):
+def test_unsupported_dtype_is_refused(export, tmp_path):
     model = ExportableModel(TwinsForImageClassification(tiny_config("pcpvt", **FIELDS)))
     with pytest.raises(ValueError, match=r"dtype must be float32 or .*, got 'float64'"):
         export(Source(model, None, (32, 32)), tmp_path / "out", dtype="float64")
@@ -79,7 +79,7 @@ def test_every_head_computes_the_same_at_any_size(family, model_class):
     assert [port.get_names() for port in model.inputs] == [{"pixel_values"}]
     assert [port.get_names() for port in model.outputs] == [{name} for name in source.model.output_names]
     compiled = import_openvino().Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    # Beyond what every export is verified with: one window, and none that is full.
+    # In addition to the sizes that every export is verified with: one window, and an incomplete one.
     for shape in [*verification_shapes(source), (1, 8, 8), (3, 18, 21), (2, 33, 57), (1, 27, 41)]:
         pixel_values = source.random_images(*shape)
         with torch.inference_mode():

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The average of the weights, beside timm's."""
+"""The average of the weights, compared with timm's."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def assert_same(actual: nn.Module, expected: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.9, 0.9999])
-def test_average_is_warmed_up_as_timms_also_after_it_was_resumed(decay, tmp_path):
+def test_warm_up_of_the_average_matches_timm_also_after_resuming(decay, tmp_path):
     torch.manual_seed(0)
     trained, averaged = model(), model()
     ours, timms = WeightAverage(trained, decay), ModelEmaV3(trained, decay, use_warmup=True)
@@ -55,7 +55,7 @@ def test_average_is_warmed_up_as_timms_also_after_it_was_resumed(decay, tmp_path
         assert_same(averaged, timms.module)
 
 
-def test_average_is_lent_to_the_model_and_taken_back():
+def test_average_is_applied_to_the_model_temporarily():
     trained, averaged = model(), model()
     average = WeightAverage(trained, 0.9)
     for _ in range(3):

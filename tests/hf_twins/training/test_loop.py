@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Schedules of any length, options that cannot be, and the end of a training."""
+"""Schedules of any length, invalid options, and the end of training."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -79,7 +79,7 @@ def test_arguments_that_a_schedule_does_not_take_are_named(name, options, learni
         scheduler(name, options, 0, 5, learning_rate)
 
 
-def test_warm_up_leaves_a_step():
+def test_warm_up_leaves_at_least_one_step():
     assert [number_of_warmup_steps(given, 10) for given in (0, 0.05, 0.25, 0.99, 1, 3.5, 1000)] == [
         0,
         1,
@@ -103,14 +103,14 @@ def test_warm_up_leaves_a_step():
         *[("checkpointing_steps", "0"), ("checkpointing_steps", "often")],
     ],
 )
-def test_option_that_training_cannot_have_is_named(name, value):
+def test_invalid_option_of_training_is_named(name, value):
     given = {"max_steps": -1, "num_train_epochs": 0.01, "learning_rate": 0.0, "checkpointing_steps": "5"}
     check_training_options(SimpleNamespace(**given), ClassificationRecipe())
     with pytest.raises(ValueError, match=f"^--{name} must be .*, got {value}"):
         check_training_options(ClassificationRecipe(), SimpleNamespace(**given | {name: value}))
 
 
-def test_training_is_over_when_its_steps_are_done_or_it_gets_no_better():
+def test_training_ends_after_its_steps_or_without_improvement():
     assert not has_stopped_improving([0.5, 0.5, 0.5], 0)
     assert not has_stopped_improving([0.5, 0.6, 0.6], 2)
     assert has_stopped_improving([0.5, 0.6, 0.6, 0.4], 2)

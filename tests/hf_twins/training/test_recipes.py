@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The recipes are those of the pages' tables, where each option stands beside its source."""
+"""The recipes match the tables on the pages, which name the source of each option."""
 
 import re
 import tomllib
@@ -44,7 +44,7 @@ RECIPES = [
 
 
 def table_of(task: Any, recipe: str) -> dict[str, Any]:
-    """The values in the column of a recipe, by the names of the options."""
+    """The values in the column of a recipe, by option."""
     page = (EXAMPLES / task.RECIPES.name / "README.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in page.splitlines() if line[:1] == "|"]
     start = next(index for index, row in enumerate(rows) if row[0] == "option" and f"`{recipe}`" in row)
@@ -60,7 +60,7 @@ def table_of(task: Any, recipe: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("task", "recipe"), RECIPES, ids=lambda value: value if isinstance(value, str) else "")
-def test_table_of_the_page_is_the_recipe(task, recipe):
+def test_table_on_the_page_matches_the_recipe(task, recipe):
     written = tomllib.loads((task.RECIPES / f"{recipe}.toml").read_text(encoding="utf-8"))
     defaults = {
         each.name: each.default_factory() if each.default is MISSING else each.default
@@ -72,7 +72,7 @@ def test_table_of_the_page_is_the_recipe(task, recipe):
     assert table == {name: written.get(name, defaults[name]) for name in table}
     assert written.keys() <= table.keys()
     own = {each.name for each in fields(OPTIONS[task])} - {each.name for each in fields(RecipeArguments)}
-    # What the recipe leaves off has no line.
+    # Options that the recipe leaves off have no line in the table.
     assert {name for name in own if defaults[name] or name in written} - {"class_weights"} <= table.keys()
 
 
@@ -94,7 +94,7 @@ def test_drop_path_follows_the_architecture():
 @pytest.mark.parametrize(
     "rates", ['{"twins-svt-base": 0.3}', '{"other": 1.0}', '{"other": 0.1, "svt": 0.2}', "0.3", "base=0.3"]
 )
-def test_rates_that_name_no_variant_are_refused(rates):
+def test_drop_path_rates_of_unknown_variants_are_refused(rates):
     with pytest.raises(
         ValueError, match="--drop_path_rates must be a JSON object with a number from 0 to 1 for `other`"
     ):

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What identifies a run: which options, labels and images must match when it is resumed."""
+"""The identity of a run: the options, labels and images that must match when it is resumed."""
 
 import copy
 import dataclasses
@@ -72,7 +72,7 @@ CLASSES = {
         TrainingArguments,
     ),
 }
-# Of each kind, some that must match: what the table says is compared with itself otherwise.
+# Some options of each kind that must match, since the table is otherwise only compared with itself.
 MUST_MATCH = {
     *("learning_rate", "seed", "per_device_train_batch_size", "gradient_accumulation_steps", "lr_scheduler_type"),
     *("weight_decay", "warmup_steps", "ema_decay", "drop_path_rate", "horizontal_flip", "early_stopping_patience"),
@@ -89,7 +89,7 @@ IDENTITY = {
 
 
 def changed(value):
-    """Another value than this, of its type where it has one."""
+    """A different value, of the same type if there is one."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):
@@ -113,18 +113,18 @@ def test_each_option_of_a_script_must_match_may_grow_or_has_a_reason(script, mon
             others[place] = copy.copy(part)
             setattr(others[place], field.name, changed(getattr(part, field.name)))
             differing, grown = compare_identities(before, IDENTITY | {"options": option_values(others)})
-            # Setting --streaming makes another option count.
+            # With --streaming, another option must match, too.
             named = [text for text in differing + grown if text.startswith(f"--{field.name} ")]
             verdicts[field.name] = "differs" if named and differing else "grows" if grown else "may differ"
             expected = "may differ" if field.name in reasons else "grows" if field.name in MAY_GROW else "differs"
             if field.name in NO_LIMIT:
-                # The default is no limit, of which nothing is larger.
+                # The default is no limit, and no value is larger.
                 expected = "differs"
             assert verdicts[field.name] == expected, field.name
     assert {name for name in MUST_MATCH if verdicts.get(name, "differs") != "differs"} == set()
 
 
-def test_tables_of_options_name_options_of_scripts_alone_and_are_those_of_the_page():
+def test_tables_of_options_name_only_existing_options_and_match_the_page():
     options = {field.name for classes in CLASSES.values() for each in classes for field in dataclasses.fields(each)}
     named = [name for names in MAY_DIFFER.values() for name in names] + [*MAY_GROW]
     assert len(set(named)) == len(named)
@@ -138,14 +138,14 @@ def test_tables_of_options_name_options_of_scripts_alone_and_are_those_of_the_pa
     assert text.count("| may differ |") == len(MAY_DIFFER)
 
 
-def test_workers_of_a_stream_and_checkpoints_to_choose_from_must_match():
+def test_workers_of_a_stream_and_candidates_for_the_best_checkpoint_must_match():
     assert may_differ("dataloader_num_workers", {"streaming": False})
     assert not may_differ("dataloader_num_workers", {"streaming": True})
     assert may_differ("save_steps", {"load_best_model_at_end": False})
     assert not may_differ("save_steps", {"load_best_model_at_end": True})
 
 
-def test_secrets_and_folders_are_no_part_of_what_is_recorded(tmp_path):
+def test_secrets_and_folders_are_not_recorded(tmp_path):
     (args,) = parse_arguments(
         TrainingArguments, arguments=["--output_dir", str(tmp_path), "--hub_token", "hf_secret", "--run_name", "x"]
     )
@@ -182,7 +182,7 @@ def test_option_of_a_future_version_must_have_its_default():
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
-def test_what_differs_is_named_with_both_values(changes, differing, grown):
+def test_differences_are_named_with_both_values(changes, differing, grown):
     assert compare_identities(IDENTITY, IDENTITY | changes) == (differing, grown)
 
 
@@ -191,7 +191,7 @@ def write_labels(folder: Path) -> Path:
 
 
 def identity_of(folder: Path, **changes) -> dict:
-    """That of a run on the images in a folder."""
+    """The identity of a run on the images in a folder."""
     torch.manual_seed(changes.pop("seed", 0))
     names = changes.pop("names", ["cat", "dog"])
     splits = load_images(classification.DataArguments(train_dir=str(folder), train_val_split=0.25), 0)
@@ -201,7 +201,7 @@ def identity_of(folder: Path, **changes) -> dict:
 
 
 def repaint(folder: Path) -> None:
-    """Other pixels in a file of the same size and time."""
+    """Change pixels in a file without changing its size and time."""
     file = folder / "cat" / "0.png"
     status = file.stat()
     content = bytearray(file.read_bytes())
@@ -213,7 +213,7 @@ def repaint(folder: Path) -> None:
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def test_identity_is_of_content_and_not_of_places_and_times(tmp_path):
+def test_identity_depends_on_content_and_not_on_paths_and_times(tmp_path):
     expected = identity_of(write_labels(tmp_path / "images"))
     copied = shutil.copytree(tmp_path / "images", tmp_path / "elsewhere" / "copy", copy_function=shutil.copyfile)
     assert identity_of(copied) == expected
@@ -232,7 +232,7 @@ def test_identity_is_of_content_and_not_of_places_and_times(tmp_path):
         ({"names": ["dog", "cat"]}, ["label 0 cat, now dog", "label 1 dog, now cat"]),
     ],
 )
-def test_other_model_processor_or_order_of_labels_is_another_run(changes, named, tmp_path):
+def test_different_model_processor_or_order_of_labels_is_another_run(changes, named, tmp_path):
     folder = write_labels(tmp_path / "images")
     assert compare_identities(identity_of(folder), identity_of(folder, **changes)) == (named, [])
 
@@ -273,6 +273,6 @@ def segmentation_folder(folder: str) -> Dataset:
     return load_folder(folder)
 
 
-def test_option_that_is_none_any_more_is_not_compared():
+def test_removed_option_is_not_compared():
     before = IDENTITY | {"options": IDENTITY["options"] | {"removed_option": False}}
     assert compare_identities(before, IDENTITY) == ([], [])

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The files of a run: damaged checkpoints, resumed and replaced runs, and which files are the run's own."""
+"""The files of a run: damaged checkpoints, resumed and replaced runs, and the files that belong to the run."""
 
 import dataclasses
 import json
@@ -54,7 +54,7 @@ IDENTITY = {
 
 
 def write_checkpoint(folder: Path, **identity) -> Path:
-    """A checkpoint of a run in the folder that it is in."""
+    """Write a checkpoint of a run whose output folder is the parent of `folder`."""
     run = read_run(folder.parent) or Run(folder.parent, IDENTITY | identity)
     run.start_checkpoint(folder.name).mkdir(parents=True)
     for name in ("model.safetensors", "optimizer.bin", "state.json"):
@@ -65,7 +65,7 @@ def write_checkpoint(folder: Path, **identity) -> Path:
 
 @pytest.mark.parametrize("kind", ["checkpoint-4", "step_4"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
-def test_damage_of_each_file_of_a_checkpoint_is_named_and_the_one_before_taken(kind, damage, tmp_path, caplog):
+def test_damaged_checkpoint_is_named_and_the_previous_one_is_used(kind, damage, tmp_path, caplog):
     prefix = kind.removesuffix("4")
     older = write_checkpoint(tmp_path / f"{prefix}2")
     whole = write_checkpoint(tmp_path / kind)
@@ -93,7 +93,7 @@ def test_damage_of_each_file_of_a_checkpoint_is_named_and_the_one_before_taken(k
     assert find_checkpoint(str(whole), tmp_path, prefix) == whole
 
 
-def test_without_a_whole_checkpoint_a_run_starts_from_the_beginning(tmp_path, caplog):
+def test_run_without_a_complete_checkpoint_starts_from_the_beginning(tmp_path, caplog):
     assert find_checkpoint(None, tmp_path, "step_") is None
     (tmp_path / "step_3").mkdir()
     (tmp_path / "step_3" / "state.json").write_text("{}")
@@ -103,14 +103,14 @@ def test_without_a_whole_checkpoint_a_run_starts_from_the_beginning(tmp_path, ca
         find_checkpoint(str(tmp_path / "none"), tmp_path, "step_")
 
 
-def test_checkpoint_that_is_saved_again_is_kept_until_the_new_one_is_whole(tmp_path):
+def test_replaced_checkpoint_is_kept_until_the_new_one_is_complete(tmp_path):
     write_checkpoint(tmp_path / "checkpoint-4")
     run = read_run(tmp_path)
     run.start_checkpoint("checkpoint-4").mkdir()
     (tmp_path / "checkpoint-4" / "model.safetensors").write_text("half")
     assert find_checkpoint("latest", tmp_path, "checkpoint-") == tmp_path / "checkpoint-4.replaced"
     check_output_dir(tmp_path, resumes=True, overwrites=False)
-    # Killed before the folder was made again.
+    # The run was killed before it created the folder again.
     shutil.rmtree(tmp_path / "checkpoint-4")
     check_output_dir(tmp_path, resumes=True, overwrites=False)
     run.start_checkpoint("checkpoint-4").mkdir()
@@ -120,13 +120,13 @@ def test_checkpoint_that_is_saved_again_is_kept_until_the_new_one_is_whole(tmp_p
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-4", "run.json"}
 
 
-def test_rotation_removes_the_oldest_of_the_run_alone(tmp_path):
+def test_rotation_removes_only_the_oldest_checkpoints_of_the_run(tmp_path):
     (tmp_path / "step_1").mkdir()
     for step in (2, 4, 10):
         write_checkpoint(tmp_path / f"step_{step}")
     (tmp_path / "step_2" / "notes.txt").write_text("mine")
     run = read_run(tmp_path)
-    # Begun again from step 4: that of step 10 is of the time before.
+    # The run was resumed from step 4, so the checkpoint of step 10 is older.
     (run.start_checkpoint("step_6")).mkdir()
     (tmp_path / "step_6" / "state.json").write_text("{}")
     run.finish_checkpoint("step_6", limit=2, best="step_4")
@@ -146,7 +146,7 @@ class Options(RecipeArguments):
 
 
 def begin(output_dir: Path, checkpoint: Path | None = None, **options) -> Run:
-    """What a script does before it trains, on next to nothing."""
+    """Do what a script does before it trains, with minimal data."""
     torch.manual_seed(0)
     arguments = Options(output_dir=str(output_dir), **options)
     check_output_dir(output_dir, arguments.resume_from_checkpoint is not None, arguments.overwrite_output_dir)
@@ -164,7 +164,7 @@ def begin(output_dir: Path, checkpoint: Path | None = None, **options) -> Run:
 
 
 def finished_run(folder: Path) -> Run:
-    """A run with a checkpoint and a model, among what is somebody's own."""
+    """A run with a checkpoint and a model, in a folder with other files of the user."""
     folder.mkdir()
     for name in (".env", "id_rsa", "notes.txt"):
         (folder / name).write_text("mine")
@@ -175,7 +175,7 @@ def finished_run(folder: Path) -> Run:
     return run
 
 
-def test_folder_of_a_run_is_used_again_only_if_told(tmp_path):
+def test_folder_of_a_run_is_reused_only_if_requested(tmp_path):
     finished_run(tmp_path / "run")
     with pytest.raises(
         ValueError, match=r"has the files of a run: resume it with --resume_from_checkpoint latest, replace"
@@ -185,14 +185,14 @@ def test_folder_of_a_run_is_used_again_only_if_told(tmp_path):
         begin(tmp_path / "run", resume_from_checkpoint="latest", overwrite_output_dir=True)
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     run = begin(tmp_path / "run", overwrite_output_dir=True, seed=2)
-    # A run that fails before it has anything to save costs nothing: the other can still be resumed.
+    # If the new run fails before it saves anything, the old run can still be resumed.
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
     begin(tmp_path / "run", tmp_path / "run" / "step_2", resume_from_checkpoint="latest")
     run.start_writing()
     assert read_run(tmp_path / "run") == run
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".env", "id_rsa", "notes.txt", "run.json"]
     assert run.checkpoints == []
-    # Nothing is lost of a run that has not written anything.
+    # Replacing a run that has not written anything removes nothing.
     begin(tmp_path / "run", seed=3)
 
 
@@ -201,7 +201,7 @@ def test_folder_of_a_run_is_used_again_only_if_told(tmp_path):
     ["model.safetensors", "README.md", "adapter", "adapter_model.safetensors", "checkpoint-7", "pytorch_model.bin"],
 )
 @pytest.mark.parametrize("options", [{}, {"overwrite_output_dir": True}, {"resume_from_checkpoint": "latest"}])
-def test_files_that_no_run_has_named_are_refused(name, options, tmp_path):
+def test_files_that_no_run_lists_are_refused(name, options, tmp_path):
     (tmp_path / name).mkdir() if "." not in name else (tmp_path / name).write_text("mine")
     with pytest.raises(ValueError, match=rf"{name}, which no run lists as its own in run.json: move what you want to"):
         begin(tmp_path, **options)
@@ -217,9 +217,9 @@ def test_model_that_training_starts_from_is_not_removed(start, tmp_path):
     assert find_damage(tmp_path / "run" / "step_2") is None
 
 
-def test_other_run_is_not_resumed_and_nothing_is_written(tmp_path):
+def test_different_run_is_not_resumed_and_nothing_is_written(tmp_path):
     checkpoint = finished_run(tmp_path / "run").output_dir / "step_2"
-    # Also where it was copied to, alone.
+    # The same holds for a checkpoint that was copied to another folder.
     copied = shutil.copytree(checkpoint, tmp_path / "copied")
     identity = json.loads((tmp_path / "run" / "run.json").read_text())
     for place in (checkpoint, copied):
@@ -233,7 +233,7 @@ def test_other_run_is_not_resumed_and_nothing_is_written(tmp_path):
     assert json.loads((tmp_path / "run" / "run.json").read_text()) == identity
 
 
-def test_longer_run_is_resumed_and_says_what_that_means(tmp_path, caplog):
+def test_longer_run_is_resumed_with_a_warning(tmp_path, caplog):
     checkpoint = finished_run(tmp_path / "run").output_dir / "step_2"
     run = begin(tmp_path / "run", checkpoint, resume_from_checkpoint="latest", num_train_epochs=4)
     assert (
@@ -247,7 +247,7 @@ def test_longer_run_is_resumed_and_says_what_that_means(tmp_path, caplog):
     "name", ["../outside", "/etc/outside", "a/../../outside", "..\\outside", "C:\\outside", "", "."]
 )
 @pytest.mark.parametrize("kind", ["files", "checkpoints"])
-def test_names_outside_of_the_folder_are_refused(kind, name, tmp_path):
+def test_names_outside_the_folder_are_refused(kind, name, tmp_path):
     (tmp_path / "outside").write_text("mine")
     folder = tmp_path / "run"
     folder.mkdir()
@@ -260,7 +260,7 @@ def test_names_outside_of_the_folder_are_refused(kind, name, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "null", "{", '{"identity": []}', '{"identity": {"options": {}}}'])
-def test_damaged_record_of_a_run_is_a_sentence(content, tmp_path):
+def test_damaged_record_of_a_run_gives_one_sentence(content, tmp_path):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(ValueError, match=r"run\.json (is damaged|must hold the identity of a run)"):
         begin(tmp_path)
@@ -287,7 +287,7 @@ def test_overwriting_follows_no_links(tmp_path):
     assert not (folder / "config.json").is_symlink()
 
 
-def test_first_checkpoint_of_a_run_takes_the_place_of_the_one_that_it_replaces(tmp_path):
+def test_first_checkpoint_of_a_run_replaces_the_previous_run(tmp_path):
     finished_run(tmp_path / "run")
     run = begin(tmp_path / "run", overwrite_output_dir=True, seed=2)
     run.start_checkpoint("step_1")
@@ -305,7 +305,7 @@ def test_run_is_not_mixed_with_the_one_in_the_output_folder(tmp_path):
     with pytest.raises(ValueError, match=r"b is from a run that differs in --seed 2, now 1\."):
         begin(tmp_path / "b", checkpoint, resume_from_checkpoint=str(checkpoint))
     assert (tmp_path / "b" / "run.json").read_bytes() == before
-    # Into an empty folder, and into that of the same run when it was longer.
+    # The output folder is empty, or that of the same run when it was longer.
     begin(tmp_path / "c", checkpoint, resume_from_checkpoint=str(checkpoint), num_train_epochs=4)
     begin(tmp_path / "c", checkpoint, resume_from_checkpoint=str(checkpoint))
 
@@ -321,13 +321,13 @@ def test_run_of_another_script_is_named_as_such(tmp_path, monkeypatch):
         begin(tmp_path / "run", tmp_path / "run" / "step_2", resume_from_checkpoint="latest", seed=2)
 
 
-def test_latest_is_the_newest_and_not_the_one_of_the_highest_number(tmp_path):
+def test_latest_checkpoint_is_the_newest_and_not_that_of_the_highest_step(tmp_path):
     finished_run(tmp_path / "run")
     for step in (4, 8, 12):
         write_checkpoint(tmp_path / "run" / f"step_{step}")
     run = begin(tmp_path / "run", tmp_path / "run" / "step_4", resume_from_checkpoint="step_4")
     assert find_checkpoint("latest", tmp_path / "run", "step_") == tmp_path / "run" / "step_4"
-    # Killed while it writes: the one of that number is of the training before.
+    # The run was killed while writing, so the checkpoint with this number belongs to the earlier training.
     run.start_checkpoint("step_8").mkdir()
     assert find_checkpoint("latest", tmp_path / "run", "step_") == tmp_path / "run" / "step_4"
     (tmp_path / "run" / "step_8" / "state.json").write_text("{}")
@@ -336,7 +336,7 @@ def test_latest_is_the_newest_and_not_the_one_of_the_highest_number(tmp_path):
     assert read_run(tmp_path / "run").checkpoints == ["step_4", "step_8"]
 
 
-def test_model_alone_is_not_resumed(tmp_path):
+def test_checkpoint_with_only_a_model_is_not_resumed(tmp_path):
     checkpoint = write_checkpoint(tmp_path / "checkpoint-2")
     (checkpoint / "trainer_state.json").write_text("{}")
     write_checksums(checkpoint)
@@ -347,7 +347,7 @@ def test_model_alone_is_not_resumed(tmp_path):
     assert find_checkpoint("latest", tmp_path, "checkpoint-") == checkpoint
 
 
-def test_files_of_other_scripts_are_somebodys_own(tmp_path):
+def test_files_of_other_scripts_are_kept(tmp_path):
     names = ("results.png", "predictions.png", "class_iou.png", "eval_results.json")
     run = finished_run(tmp_path / "run")
     for name in names:
@@ -356,7 +356,7 @@ def test_files_of_other_scripts_are_somebodys_own(tmp_path):
     begin(tmp_path / "run", tmp_path / "run" / "step_2", resume_from_checkpoint="latest")
     begin(tmp_path / "run", overwrite_output_dir=True).start_writing()
     assert all((tmp_path / "run" / name).read_text() == "mine" for name in names)
-    # What is going to be written is refused.
+    # Files that the run is going to write are refused.
     (tmp_path / "run" / "curves.png").write_text("mine")
     (tmp_path / "run" / "run.json").unlink()
     with pytest.raises(ValueError, match=r"has curves\.png, which no run lists as its own"):
@@ -380,7 +380,7 @@ def test_links_are_not_written_through(name, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{", "{}", None])
-def test_record_of_a_run_that_is_resumed_is_rebuilt_from_its_checkpoints(content, tmp_path):
+def test_record_of_a_resumed_run_is_rebuilt_from_its_checkpoints(content, tmp_path):
     run = finished_run(tmp_path / "run")
     write_checkpoint(tmp_path / "run" / "step_10")
     expected = read_run(run.output_dir)
@@ -396,7 +396,7 @@ def test_record_of_a_run_that_is_resumed_is_rebuilt_from_its_checkpoints(content
 
 
 @pytest.mark.parametrize("kind", ["a file", "a link that leads nowhere"])
-def test_output_that_cannot_be_a_folder_is_a_sentence(kind, tmp_path):
+def test_output_that_cannot_be_a_folder_gives_one_sentence(kind, tmp_path):
     path = tmp_path / "run"
     path.write_text("mine") if kind == "a file" else path.symlink_to(tmp_path / "nowhere")
     for folder in (path, path / "below"):
@@ -408,7 +408,7 @@ def test_output_that_cannot_be_a_folder_is_a_sentence(kind, tmp_path):
             pass
 
 
-def test_of_several_processes_the_first_alone_compares_and_writes(tmp_path, monkeypatch):
+def test_only_the_first_of_several_processes_compares_and_writes(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     finished = begin(tmp_path)
     assert not (tmp_path / "run.json").exists()

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The Trainer of recipes evaluates all images, and refuses what would have no effect or end a run after its training."""
+"""The Trainer of recipes evaluates all images, and refuses options without effect, or that make a run fail after training."""
 
 import shutil
 from dataclasses import fields
@@ -47,7 +47,7 @@ def trainer_arguments(output_dir: Path, options: str = "") -> TrainingArguments:
 
 @pytest.fixture
 def trainer(tmp_path) -> Any:
-    """A trainer of ten examples, five of which are evaluated, with the options that are given."""
+    """A function that creates a trainer with the given options, for ten examples, five of which are evaluated."""
 
     def create(options: str) -> RecipeTrainer:
         examples = [{"pixel_values": torch.zeros(1)}] * 10
@@ -65,8 +65,8 @@ def trainer(tmp_path) -> Any:
 
 
 @pytest.mark.parametrize("name", OFF)
-def test_option_that_has_no_effect_is_refused(name, tmp_path):
-    """And before the training where it would end the run after it."""
+def test_option_without_effect_is_refused(name, tmp_path):
+    """Options that would make a run fail after training are refused before it."""
     args = trainer_arguments(tmp_path)
     refuse_options(args, RecipeArguments())
     kind = {each.name: each for each in fields(TrainingArguments)}[name]
@@ -92,7 +92,7 @@ def test_options_that_contradict_others_are_refused(options, message, tmp_path):
         refuse_options(trainer_arguments(tmp_path, options), RecipeArguments(scale_learning_rate=True))
 
 
-def test_batch_size_that_is_found_goes_with_recipes_that_do_not_follow_it(tmp_path):
+def test_auto_find_batch_size_works_if_the_learning_rate_is_not_scaled(tmp_path):
     args = trainer_arguments(tmp_path, "--auto_find_batch_size")
     refuse_options(args, RecipeArguments())
     refuse_options(args, DetectionRecipe(decay_epochs=[]))
@@ -100,7 +100,7 @@ def test_batch_size_that_is_found_goes_with_recipes_that_do_not_follow_it(tmp_pa
         refuse_options(args, DetectionRecipe(decay_epochs=[8, 11]))
 
 
-def test_last_batch_is_dropped_in_training_alone(trainer):
+def test_last_batch_is_dropped_only_in_training(trainer):
     sizes = "--per_device_train_batch_size 4 --per_device_eval_batch_size 4 --dataloader_drop_last true"
     created = trainer(sizes)
     assert len(created.get_train_dataloader()) == 2
@@ -109,7 +109,7 @@ def test_last_batch_is_dropped_in_training_alone(trainer):
     assert created.args.dataloader_drop_last
 
 
-def test_batch_that_is_dropped_and_the_only_one_is_named(trainer):
+def test_dropping_the_only_batch_is_refused(trainer):
     with pytest.raises(
         ValueError, match=r"^--dataloader_drop_last leaves no batch of 10 training images: give a small"
     ):
@@ -121,7 +121,7 @@ def test_batch_that_is_dropped_and_the_only_one_is_named(trainer):
     ("options", "leaves_out"),
     [("", True), ("--load_best_model_at_end true", False), ("--save_strategy best", False)],
 )
-def test_last_evaluation_is_left_out_where_no_checkpoint_depends_on_it(trainer, options, leaves_out):
+def test_last_evaluation_is_skipped_unless_a_checkpoint_depends_on_it(trainer, options, leaves_out):
     created = trainer(f"{options} --metric_for_best_model accuracy")
     assert any(isinstance(each, NoLastEvaluation) for each in created.callback_handler.callbacks) is leaves_out
 
@@ -130,7 +130,7 @@ IDENTITY = {"options": {"seed": 1, "num_train_epochs": 2}, "labels": [], "data":
 
 
 def write_run(folder: Path, **options: int) -> Path:
-    """Two checkpoints, of which the first is the better one; returns the second."""
+    """Write two checkpoints, of which the first is better; return the second."""
     folder.mkdir()
     run = Run(folder, IDENTITY | {"options": IDENTITY["options"] | options})
     for step in (2, 4):
@@ -143,7 +143,7 @@ def write_run(folder: Path, **options: int) -> Path:
     return checkpoint
 
 
-def test_best_checkpoint_of_a_copy_is_its_own(tmp_path):
+def test_best_checkpoint_of_a_copied_run_is_in_the_copy(tmp_path):
     original, output = tmp_path / "x", tmp_path / "z"
     checkpoint = write_run(original)
     assert best_checkpoint(original / "checkpoint-2", original) == original / "checkpoint-2"
@@ -159,8 +159,8 @@ def test_best_checkpoint_of_a_copy_is_its_own(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["gone", "damaged", "of another run"])
-def test_best_checkpoint_that_is_not_there_is_a_sentence(change, tmp_path):
-    # Resumed alone, in an empty folder.
+def test_missing_best_checkpoint_gives_one_sentence(change, tmp_path):
+    # The checkpoint alone is resumed in an empty folder.
     checkpoint = shutil.copytree(write_run(tmp_path / "x"), tmp_path / "copy" / "checkpoint-4")
     assert best_checkpoint(checkpoint, tmp_path / "z") == tmp_path / "x" / "checkpoint-2"
     if change == "damaged":

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""RandAugment and random erasing, beside timm's, with which the authors trained."""
+"""RandAugment and random erasing, compared with timm's, with which the authors trained."""
 
 import random
 from collections import Counter
@@ -34,17 +34,17 @@ from hf_twins.training.image_classification.data import training_transform
 FILL = (124, 116, 104)
 
 
-def test_operations_are_those_of_timms_policy():
+def test_operations_match_the_policy_of_timm():
     assert list(OPERATIONS) == auto_augment._RAND_INCREASING_TRANSFORMS
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_operation_gives_timms_pixels(name, mode, sign, monkeypatch):
+def test_operation_gives_the_same_pixels_as_timm(name, mode, sign, monkeypatch):
     fill = FILL if mode == "RGB" else FILL[0]
     image = PIL.Image.fromarray(load_sample_image("china.jpg")[150:210, 150:240]).convert(mode)
-    # By which timm decides whether to negate.
+    # timm decides by this number whether to negate.
     monkeypatch.setattr(random, "random", lambda: 1.0 if sign < 0 else 0.0)
     hparams = {"img_mean": fill, "interpolation": PIL.Image.Resampling.BICUBIC}
     for magnitude in (0.0, 4.3, 9.0, 10.0):
@@ -54,7 +54,7 @@ def test_operation_gives_timms_pixels(name, mode, sign, monkeypatch):
 
 
 def test_operations_are_drawn_as_timm_draws_them():
-    """Two of all, each applied in half of the cases, of a magnitude around 9 and at most 10, to both sides."""
+    """Two operations are drawn, each applied with probability 0.5, with a magnitude around 9, at most 10, and either sign."""
     torch.manual_seed(0)
     augment = RandAugment(FILL)
     drawn = [augment.make_params([])["drawn"] for _ in range(4000)]
@@ -81,8 +81,8 @@ def test_images_stay_bytes_of_their_shape(num_channels):
     assert 5 < sum(torch.equal(result, image) for result in results) < 40
 
 
-def test_steps_of_the_authors_recipe_are_timms():
-    """`create_transform` as the authors call it, in their datasets.py, beside the recipe's."""
+def test_transforms_of_the_authors_recipe_match_timm():
+    """The recipe's transforms are compared with those of `create_transform` as the authors call it in their datasets.py."""
     theirs = create_transform(
         *(224, True),
         color_jitter=0.4,
@@ -111,8 +111,8 @@ def test_steps_of_the_authors_recipe_are_timms():
     assert np.log(erasing.ratio) == pytest.approx(reference.log_aspect_ratio)
 
 
-def test_erased_are_rectangles_of_noise_as_timms():
-    """Normal numbers for each pixel and channel, on as large a share of the images."""
+def test_random_erasing_matches_timm():
+    """Erased rectangles have normal noise for each pixel and channel, and cover the same share of images as in timm."""
     torch.manual_seed(0)
     random.seed(0)
     erasing = next(

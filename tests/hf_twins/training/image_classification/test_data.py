@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What models are trained and evaluated with: arrays in the place of images, and what an image processor makes of both."""
+"""Preparation of images and arrays for training and evaluation by an image processor."""
 
 import numpy as np
 import PIL.Image
@@ -87,7 +87,7 @@ VALUES = {
 @pytest.mark.parametrize("num_channels", [1, 3, 5])
 @pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
-def test_training_and_evaluation_see_the_same_pixels_as_the_processor_makes(sizes, values, num_channels):
+def test_training_and_evaluation_see_the_pixels_of_the_processor(sizes, values, num_channels):
     processor = adapt_processor(TwinsImageProcessor(**sizes | values), None, num_channels)
     array = np.tile(np.arange(10, 60, 10, dtype=np.uint8)[:num_channels], (30, 45, 1))
     recipe = ClassificationRecipe(min_crop_scale=0.5)
@@ -103,20 +103,20 @@ def test_training_and_evaluation_see_the_same_pixels_as_the_processor_makes(size
         torch.testing.assert_close(trained, expected, rtol=0, atol=1e-5)
 
 
-def test_crops_are_as_much_out_of_shape_as_in_evaluation():
-    """On a picture of columns and rows of one slope each, the slopes of what is seen tell how it was scaled."""
+def test_aspect_ratio_of_crops_matches_evaluation():
+    """The image has constant slopes along columns and rows, so that slopes in the result show how it was scaled."""
     rows, columns = np.mgrid[0:80, 0:240]
-    picture = PIL.Image.fromarray(np.stack([rows, columns, 0 * rows], axis=-1).astype(np.uint8))
+    image = PIL.Image.fromarray(np.stack([rows, columns, 0 * rows], axis=-1).astype(np.uint8))
     for sizes in SIZES.values():
         processor = TwinsImageProcessor(**sizes, do_normalize=False, do_rescale=True, rescale_factor=1.0)
         slopes = []
         for seed in range(20):
             transform = training_transform(ClassificationRecipe(horizontal_flip=0.0), processor)
-            seen = Preparation(transform, 3, seed)({"image": picture, "label": 0}, 0)["pixel_values"]
+            seen = Preparation(transform, 3, seed)({"image": image, "label": 0}, 0)["pixel_values"]
             down = float(seen[0, -2, 5] - seen[0, 1, 5]) / (seen.shape[1] - 3)
             across = float(seen[1, 5, -2] - seen[1, 5, 1]) / (seen.shape[2] - 3)
             slopes.append(across / down)
-        evaluated = evaluation_transform(processor)(picture)
+        evaluated = evaluation_transform(processor)(image)
         down = float(evaluated[0, -2, 5] - evaluated[0, 1, 5]) / (evaluated.shape[1] - 3)
         across = float(evaluated[1, 5, -2] - evaluated[1, 5, 1]) / (evaluated.shape[2] - 3)
         assert 0.55 < min(slopes) / (across / down) < max(slopes) / (across / down) < 1.7, sizes
@@ -150,7 +150,7 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("fields", UNUSABLE.values(), ids=UNUSABLE)
-def test_processor_that_can_prepare_no_image_is_refused(fields):
+def test_processor_that_cannot_prepare_any_image_is_refused(fields):
     for num_channels in (1, 3):
         processor = adapt_processor(TwinsImageProcessor(), None, num_channels)
         check_preparation(Preparation(evaluation_transform(processor), num_channels))
@@ -170,7 +170,7 @@ def test_processor_that_can_prepare_no_image_is_refused(fields):
     ],
     ids=["plain", "not rescaled", "other factor"],
 )
-def test_mean_color_is_what_the_processor_makes_zero(fields, color):
+def test_mean_color_becomes_zero_after_preprocessing(fields, color):
     assert mean_color(TwinsImageProcessor(**fields), 3) == color
 
 
@@ -191,17 +191,17 @@ def test_share_out_of_its_range_is_named(name, value):
         ClassificationRecipe(**{name: value})
 
 
-def test_noise_of_erasing_needs_normalized_pixels():
+def test_random_erasing_needs_normalized_pixels():
     with pytest.raises(ValueError, match="--random_erasing fills in noise for normalized pixels"):
         training_transform(ClassificationRecipe(random_erasing=0.1), TwinsImageProcessor(do_normalize=False))
 
 
-def test_images_of_several_sizes_are_no_batch():
+def test_images_of_several_sizes_cannot_form_a_batch():
     with pytest.raises(ValueError, match="must have one height and width, got 4 x 6, 6 x 4: the image processor must"):
         stacked([torch.zeros(3, 4, 6), torch.zeros(3, 6, 4), torch.zeros(3, 4, 6)])
 
 
-def test_other_size_scales_what_the_processor_does():
+def test_image_size_scales_the_settings_of_the_processor():
     squeezed = TwinsImageProcessor(size={"height": 40, "width": 40}, do_center_crop=False)
     assert evaluation_transform(adapt_processor(squeezed, 64, 3))(PIL.Image.new("RGB", (90, 50))).shape[1:] == (64, 64)
     cropped = TwinsImageProcessor(size={"height": 20, "width": 30}, crop_size={"height": 10, "width": 15})

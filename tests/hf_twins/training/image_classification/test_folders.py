@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Which images of a folder are trained on, which evaluated on, and which labels they have."""
+"""The training and evaluation images in a folder, and their labels."""
 
 import io
 import json
@@ -34,7 +34,7 @@ from hf_twins.training.image_classification.folders import evaluation_part, fold
 
 
 def write(folder: Path, *names: str) -> Path:
-    """Images whose brightness is the number of the last digit in their name."""
+    """Write images whose brightness is the last digit in their name."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         brightness = int(next((digit for digit in reversed(name) if digit.isdecimal()), "0"))
@@ -43,7 +43,7 @@ def write(folder: Path, *names: str) -> Path:
 
 
 def write_table(file: Path, rows: int, **columns: list) -> Path:
-    """A .parquet file of images and labels, of which file it is in."""
+    """Write a .parquet file of images and labels, with a column that names the file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     png = io.BytesIO()
     PILImage.new("L", (9, 8)).save(png, "PNG")
@@ -65,7 +65,7 @@ def evaluated(folder: Path, split: str | None = None) -> Any:
     return evaluation_part(str(folder), folder_parts(str(folder)), split).load()
 
 
-def test_splits_of_folders_are_trained_and_evaluated_on(tmp_path, caplog):
+def test_splits_of_folders_are_used_for_training_and_evaluation(tmp_path, caplog):
     for split, count in (("Train", 4), ("val", 2), ("test", 3)):
         write(tmp_path / split, *(f"{label}/{index}.png" for label in ("cat", "dog") for index in range(count)))
     splits = load(tmp_path)
@@ -121,21 +121,21 @@ def test_images_to_evaluate_on_are_not_trained_on(tmp_path, caplog):
         load(tmp_path, validation_dir=str(tmp_path / "link"))
     load(tmp_path / "val", validation_dir=str(tmp_path / "val"))
     assert f"The evaluation images are the training images, all of {tmp_path}/val." in caplog.messages
-    # The splits of one folder lie beside each other.
+    # Splits of one folder are next to each other.
     write(tmp_path / "split", *(f"{name}/1.png" for name in ("train/cat", "train/dog", "val/cat", "val/dog")))
     splits = load(tmp_path / "split", validation_dir=str(tmp_path / "split" / "val"))
     assert {name: len(split) for name, split in splits.items()} == {"train": 2, "validation": 2}
 
 
-def test_label_whose_images_all_are_broken_is_named(tmp_path, caplog):
+def test_label_with_only_corrupt_images_is_named(tmp_path, caplog):
     write(tmp_path, "cat/1.png", "dog/2.png")
     (tmp_path / "cow").mkdir()
-    (tmp_path / "cow" / "3.png").write_text("no picture")
+    (tmp_path / "cow" / "3.png").write_text("no image")
     load(tmp_path, validation_dir=str(tmp_path))
     assert "1 labels have no training images: cow." in caplog.messages
 
 
-def test_what_is_beside_tables_is_named(tmp_path, caplog):
+def test_files_next_to_tables_are_named(tmp_path, caplog):
     write(write_table(tmp_path / "0.parquet", 8), "cat/1.png")
     (tmp_path / "1.tar").touch()
     assert len(load_folder(str(tmp_path))) == 8
@@ -143,7 +143,7 @@ def test_what_is_beside_tables_is_named(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_tar_that_was_cut_between_two_images_is_refused(streaming, tmp_path):
+def test_tar_truncated_between_two_images_is_refused(streaming, tmp_path):
     write(tmp_path / "images", "1.png", "2.png")
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         for name in ("1.png", "2.png"):
@@ -157,7 +157,7 @@ def test_tar_that_was_cut_between_two_images_is_refused(streaming, tmp_path):
         load_folder(str(tmp_path), streaming)
 
 
-def test_tar_files_are_the_splits_that_their_names_say(tmp_path):
+def test_names_of_tar_files_determine_the_splits(tmp_path):
     for name, count in (("data-train-000.tar", 4), ("data-train-[1].tar", 4), ("data-test-000.tar", 2)):
         with tarfile.open(tmp_path / name, "w") as archive:
             for index in range(count):
@@ -182,7 +182,7 @@ def test_names_with_patterns_and_splits_are_all_read(streaming, tmp_path):
     labels = split.features["label"].names
     assert labels == ["100%", "img[1]", "x test"]
     assert Counter(labels[row["label"]] for row in split) == dict.fromkeys(labels, 3)
-    # Each image is that of its path.
+    # The content of each image matches its path.
     assert sorted(row["image"].getpixel((0, 0)) for row in split) == sorted([1, 2, 3] * 3)
 
 
@@ -194,7 +194,7 @@ def test_long_stream_is_read_in_shards_of_all_labels(tmp_path, monkeypatch):
     labels = [row["label"] for row in stream]
     assert Counter(labels) == {0: 8, 1: 8}
     assert labels != sorted(labels)
-    # The same in every process.
+    # The shards are the same in every process.
     assert labels == [row["label"] for row in load_folder(str(tmp_path), streaming=True)]
 
 
@@ -202,7 +202,7 @@ def test_folder_that_was_changed_is_read_again(tmp_path):
     write(tmp_path, "cat/1.png", "dog/2.png")
     first = load(tmp_path, validation_dir=str(tmp_path))["train"]
     assert load(tmp_path, validation_dir=str(tmp_path))["train"]._fingerprint == first._fingerprint
-    (tmp_path / "cat" / "1.png").write_text("no picture")
+    (tmp_path / "cat" / "1.png").write_text("no image")
     assert len(load(tmp_path, validation_dir=str(tmp_path))["train"]) == 1
 
 
@@ -260,14 +260,14 @@ def test_metadata_keeps_its_meaning(kind, streaming, tmp_path, caplog):
         (b"file_name,kind\n1.png,caf\xe9\n", "must be UTF-8 text: save it as such"),
     ],
 )
-def test_metadata_that_cannot_be_meant_is_refused(text, message, tmp_path):
+def test_ambiguous_or_invalid_metadata_is_refused(text, message, tmp_path):
     write(tmp_path, "1.png")
     (tmp_path / "metadata.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=message):
         load_folder(str(tmp_path))
 
 
-def test_images_that_metadata_names_and_are_not_there_are_named(tmp_path, caplog):
+def test_missing_images_named_in_metadata_are_listed(tmp_path, caplog):
     write(tmp_path, "1.png", "2.png")
     (tmp_path / "metadata.csv").write_text("file_name,label\n1.png,0\n2.png,1\n3.png,1\n")
     assert len(load_folder(str(tmp_path))) == 2
@@ -276,7 +276,7 @@ def test_images_that_metadata_names_and_are_not_there_are_named(tmp_path, caplog
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("kind", ["folders", "column"])
-def test_rows_of_metadata_are_the_split_that_they_say(kind, streaming, tmp_path, caplog):
+def test_split_column_of_metadata_determines_the_splits(kind, streaming, tmp_path, caplog):
     lines = ["file_name,label,split" if kind == "column" else "file_name,label"]
     for index, split in enumerate(["train", "train", "test"] * 2):
         name = f"images/{index}.png" if kind == "column" else f"{split}/{index}.png"
@@ -291,7 +291,7 @@ def test_rows_of_metadata_are_the_split_that_they_say(kind, streaming, tmp_path,
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["whole", "stream"])
-def test_rows_of_parquet_are_the_split_that_they_say(streaming, tmp_path):
+def test_split_column_of_parquet_determines_the_splits(streaming, tmp_path):
     write_table(tmp_path / "0.parquet", 6)
     table = pq.read_table(tmp_path / "0.parquet")
     for values, expected in (
@@ -313,7 +313,7 @@ def test_rows_of_parquet_are_the_split_that_they_say(streaming, tmp_path):
             assert {name: len([*split]) for name, split in splits.items()} == expected
 
 
-def test_images_of_tables_and_links_to_evaluate_on_are_named(tmp_path, caplog):
+def test_evaluation_images_that_are_training_images_are_named(tmp_path, caplog):
     tables = write_table(tmp_path / "tables" / "0.parquet", 40)
     load(tables, validation_dir=str(tables))
     assert f"The evaluation images are the training images, all of {tables}." in caplog.messages
@@ -356,7 +356,7 @@ def test_metadata_is_read_as_it_is_written(text, expected, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("kind", ["file", "zip", "missing", "home"])
-def test_what_is_no_folder_is_refused(kind, tmp_path, monkeypatch):
+def test_path_that_is_not_a_folder_is_refused(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cats.zip").touch()
     (tmp_path / "1.png").touch()
@@ -366,7 +366,7 @@ def test_what_is_no_folder_is_refused(kind, tmp_path, monkeypatch):
     assert ("Unpack cats.zip first" in str(error.value)) == (kind == "zip")
 
 
-def test_folder_of_images_is_no_data_set_name(tmp_path):
+def test_folder_of_images_is_refused_as_a_dataset_name(tmp_path):
     write(tmp_path / "images", "bullet train/1.png", "dog/2.png")
     with pytest.raises(
         ValueError, match="images is a folder of images: give it as --train_dir instead of --dataset_name"
@@ -378,7 +378,7 @@ def test_folder_of_images_is_no_data_set_name(tmp_path):
     check_is_no_image_folder("someone/images", "--train_dir")
 
 
-def test_splits_of_a_data_set_are_those_that_their_names_say(tmp_path, caplog):
+def test_names_of_dataset_splits_determine_their_use(tmp_path, caplog):
     for split, count in (("train", 4), ("test", 2), ("dev", 6)):
         write_table(tmp_path / "data" / f"{split}-00000-of-00001.parquet", count)
     card = {
@@ -404,7 +404,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize(("names", "table"), LAYOUTS.values(), ids=LAYOUTS)
 def test_folder_is_listed_once_for_images_and_links(names, table, tmp_path, monkeypatch):
-    """Of a million images, a listing takes seconds."""
+    """Listing a million images takes seconds."""
     folder, output = tmp_path / "images", tmp_path / "elsewhere"
     write(folder, *names)
     write(output, "x.png")
@@ -427,6 +427,6 @@ def test_folder_is_listed_once_for_images_and_links(names, table, tmp_path, monk
     listed.clear()
     splits = folders.load_folders(str(folder), output_dir=tmp_path / "run")
     assert sum(map(len, splits.values())) >= len(names)
-    # The first label of a folder of splits is looked into, to see whether these are splits.
+    # The first label folder is also listed, to decide whether folders are splits.
     assert all(count == 1 or "train/cat" in path or "val/cat" in path for path, count in listed.items()), listed
     assert len(listed) == len(names) + 1

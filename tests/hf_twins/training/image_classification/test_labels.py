@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Labels are those that the dataset says, by name or by number, and an image without one is left out by name."""
+"""Labels of a dataset, by name or by number; images without a label are left out and named."""
 
 import io
 from pathlib import Path
@@ -31,15 +31,15 @@ from hf_twins.training.image_classification.folders import load_folder
 from hf_twins.training.image_classification.labels import with_label_names
 
 
-def png(brightness: int = 0) -> bytes:
+def make_png(brightness: int = 0) -> bytes:
     file = io.BytesIO()
     PILImage.new("L", (9, 8), brightness).save(file, "PNG")
     return file.getvalue()
 
 
 def table(labels: list[Any], feature: Any, **columns: Any) -> Dataset:
-    """Images that are as bright as the number of their row."""
-    images = [{"bytes": png(row), "path": f"{row}.png"} for row in range(len(labels))]
+    """A dataset of images whose brightness is the number of their row."""
+    images = [{"bytes": make_png(row), "path": f"{row}.png"} for row in range(len(labels))]
     features = Features({"image": Image(), "label": feature} | {name: each for name, (_, each) in columns.items()})
     values = {name: each for name, (each, _) in columns.items()}
     return Dataset.from_dict({"image": images, "label": labels} | values, features=features)
@@ -71,18 +71,18 @@ COLUMNS = {
 @pytest.mark.parametrize("kind", COLUMNS)
 def test_column_is_found_or_asked_for(kind):
     columns, expected = COLUMNS[kind]
-    features = Features({"picture": Image()} | columns)
+    features = Features({"photo": Image()} | columns)
     if expected is not None:
         assert only_column(features, "label", (ClassLabel, Value)) == expected
         return
     with pytest.raises(
-        ValueError, match=r"Which column is the label\? Set --label_column_name to one of picture, "
+        ValueError, match=r"Which column is the label\? Set --label_column_name to one of photo, "
     ) as error:
         only_column(features, "label", (ClassLabel, Value))
     assert all(name in str(error.value) for name in columns)
 
 
-def test_image_of_one_type_is_not_taken_because_there_are_two_of_another():
+def test_column_is_not_chosen_if_another_type_is_ambiguous():
     features = Features({"before": Image(), "after": Image(), "pixels": Array3D((2, 2, 3), "uint8")})
     with pytest.raises(
         ValueError, match=r"Which column is the image\? Set --image_column_name to one of before, after, pixels"
@@ -125,14 +125,14 @@ def test_image_without_a_label_is_left_out_and_named(kind, caplog):
         ([-1, -1], Value("int64"), "No image of train has a label"),
     ],
 )
-def test_column_that_has_no_labels_is_refused(values, feature, message):
+def test_column_without_labels_is_refused(values, feature, message):
     with pytest.raises(ValueError, match=message):
         with_label_names({"train": table(values, feature)})
 
 
 @pytest.mark.parametrize("check_images", [True, False])
 def test_row_without_an_image_is_left_out_and_named(check_images, tmp_path, caplog):
-    images = [png(0), None, png(2), png(3)]
+    images = [make_png(0), None, make_png(2), make_png(3)]
     images = [None if image is None else {"bytes": image, "path": None} for image in images]
     images.append({"bytes": None, "path": None})
     features = Features({"image": Image(), "label": ClassLabel(names=["a", "b"])})
@@ -145,29 +145,29 @@ def test_row_without_an_image_is_left_out_and_named(check_images, tmp_path, capl
         assert f"2 images of {name} have no image and are left out: image 1, image 4." in caplog.messages
 
 
-def test_arrays_and_what_other_programs_wrote_are_images(tmp_path):
+def test_arrays_and_columns_of_other_programs_are_read_as_images(tmp_path):
     features = Features({"image": Array3D((2, 2, 3), "uint8"), "label": ClassLabel(names=["a", "b"])})
     pixels = np.zeros((2, 2, 3), dtype=np.uint8)
     arrays = Dataset.from_dict({"image": [pixels, None, pixels], "label": [0, 1, 1]}, features=features)
     assert with_label_names({"train": arrays})["train"]["label"][:] == [0, 1]
-    for column in ([png(0), png(1), None], [{"bytes": png(0)}, {"bytes": png(1)}, None]):
+    for column in ([make_png(0), make_png(1), None], [{"bytes": make_png(0)}, {"bytes": make_png(1)}, None]):
         file = tmp_path / "a.parquet"
-        pq.write_table(pa.table({"picture": column, "label": ["a", "b", "a"]}), file)
-        splits = load(tmp_path, image_column_name="picture")
+        pq.write_table(pa.table({"photo": column, "label": ["a", "b", "a"]}), file)
+        splits = load(tmp_path, image_column_name="photo")
         assert named(splits["train"]) == {0: "a", 1: "b"}
-    pq.write_table(pa.table({"picture": ["/etc/passwd", "b.png"], "label": ["a", "b"]}), file)
-    with pytest.raises(ValueError, match="--image_column_name must be a column of images, got picture, a column of "):
-        load(tmp_path, image_column_name="picture")
+    pq.write_table(pa.table({"photo": ["/etc/passwd", "b.png"], "label": ["a", "b"]}), file)
+    with pytest.raises(ValueError, match="--image_column_name must be a column of images, got photo, a column of "):
+        load(tmp_path, image_column_name="photo")
     with pytest.raises(ValueError, match="must be two columns, got label for both"):
         load(tmp_path, image_column_name="label", label_column_name="label")
 
 
-def test_stream_leaves_out_what_has_no_image_or_label(tmp_path, caplog):
+def test_stream_leaves_out_rows_without_an_image_or_label(tmp_path, caplog):
     values = [0, -1, None, 1]
-    one = table(values, ClassLabel(names=["a", "b"])).rename_columns({"image": "picture", "label": "kind"})
+    one = table(values, ClassLabel(names=["a", "b"])).rename_columns({"image": "photo", "label": "kind"})
     one.to_parquet(tmp_path / "a.parquet")
-    features = Features({"picture": Image(), "kind": ClassLabel(names=["a", "b"])})
-    Dataset.from_dict({"picture": [None, png(7), b"broken"], "kind": [0, 1, 1]}, features=features).to_parquet(
+    features = Features({"photo": Image(), "kind": ClassLabel(names=["a", "b"])})
+    Dataset.from_dict({"photo": [None, make_png(7), b"broken"], "kind": [0, 1, 1]}, features=features).to_parquet(
         tmp_path / "b.parquet"
     )
     stream = with_label_names({"train": with_columns(load_folder(str(tmp_path), streaming=True), DataArguments())})[
@@ -211,7 +211,7 @@ def test_names_of_a_file_belong_to_the_labels_of_their_name_or_number(kind, tmp_
     images = tmp_path / "images"
     for row, label in enumerate(labels):
         (images / label).mkdir(parents=True)
-        (images / label / "1.png").write_bytes(png(row))
+        (images / label / "1.png").write_bytes(make_png(row))
     options = {"class_names_file": write_names(tmp_path, text)}
     if expected is None:
         with pytest.raises(ValueError, match="got 3 for 2: no image has "):
@@ -244,10 +244,10 @@ def test_names_of_a_file_belong_to_the_labels_of_their_name_or_number(kind, tmp_
         (["Cat", "dog"], "cat\ndog\n", "got no name for Cat of train"),
     ],
 )
-def test_names_that_do_not_fit_are_refused(labels, text, message, tmp_path):
+def test_mismatched_label_names_are_refused(labels, text, message, tmp_path):
     for label in labels:
         (tmp_path / "images" / label).mkdir(parents=True)
-        (tmp_path / "images" / label / "1.png").write_bytes(png())
+        (tmp_path / "images" / label / "1.png").write_bytes(make_png())
     with pytest.raises(ValueError, match=message):
         load(tmp_path / "images", class_names_file=write_names(tmp_path, text))
 
@@ -264,7 +264,7 @@ def test_names_and_numbers_are_not_mixed(tmp_path):
         list(with_label_names({"train": stream}, names, allow_unused=True)["train"])
 
 
-def test_names_of_numbers_without_images_are_named(tmp_path, caplog):
+def test_names_of_labels_without_images_are_listed(tmp_path, caplog):
     table([0, 2, 0, 2], Value("int64")).to_parquet(tmp_path / "a.parquet")
     names = write_names(tmp_path, "a\nb\nc")
     assert named(load(tmp_path, class_names_file=names)["train"]) == {0: "a", 1: "c", 2: "a", 3: "c"}
@@ -273,11 +273,11 @@ def test_names_of_numbers_without_images_are_named(tmp_path, caplog):
         load(tmp_path, class_names_file=write_names(tmp_path, "a\nb"))
 
 
-def test_labels_of_evaluation_images_are_those_of_training():
+def test_evaluation_uses_the_label_numbers_of_training():
     train = table(["a", "b"], Value("string"))
     splits = with_label_names({"train": train, "validation": table([1, 0, 1], ClassLabel(names=["a", "b"]))})
     assert splits["validation"]["label"][:] == [1, 0, 1]
-    # In another order, and of another type.
+    # The labels have another order and another type.
     splits = with_label_names({"train": train, "validation": table([1, 0], ClassLabel(names=["b", "a"]))})
     assert named(splits["validation"]) == {0: "a", 1: "b"}
     with pytest.raises(ValueError, match="Evaluation images have labels that training images lack: c"):

@@ -44,7 +44,7 @@ from hf_twins.training.object_detection.reports import average_precision
 
 
 @pytest.mark.usefixtures("accelerators_keep_their_random_numbers")
-def test_image_depends_on_seed_epoch_and_place_alone(scenes, start):
+def test_image_depends_only_on_seed_epoch_and_index(scenes, start):
     processor = small_detector("detr", start).processor
     split = load_coco(str(scenes), str(scenes / "annotations.json"), needs_masks=True)
     recipe = DetectionRecipe(shortest_edge=64, longest_edge=96, multi_scale=True)
@@ -74,14 +74,14 @@ def test_boxes_and_masks_follow_their_image(multi_scale, scenes, start):
             labels = example["labels"]
             assert labels["masks"].shape == (len(labels["boxes"]), height, width)
             for box, mask in zip(labels["boxes"], labels["masks"]):
-                # A digit that was cut may have less ink than its cut box has room for.
+                # The ink of a cropped digit may not fill its cropped box.
                 if mask.any():
                     num_objects += 1
                     ink = masks_to_boxes(mask[None])[0] + torch.tensor([0, 0, 1, 1])
-                    # Of twice resized masks, the nearest pixel may be some away.
+                    # After resizing masks twice, the nearest pixel may be a few pixels away.
                     assert (ink - box)[:2].min() >= -5
                     assert (ink - box)[2:].max() <= 5
-                    # Digits are brighter than what is behind them.
+                    # Digits are brighter than the background.
                     image = example["pixel_values"].mean(0)
                     assert image[mask.bool()].mean() > image.mean()
     assert num_objects > 60
@@ -106,7 +106,7 @@ def test_images_are_evaluated_and_trained_on_as_the_processor_prepares_them(name
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_training_and_evaluation_see_the_same_sizes_and_pixels(name):
-    """Of a plain picture of every shape, also of those whose longest side is the limit."""
+    """Plain images of various shapes are compared, including those limited by the longest side."""
     recipe = DetectionRecipe(shortest_edge=64, longest_edge=96, horizontal_flip=0.0)
     processor = create_processor(DETECTORS[name], recipe)
     transform = training_transform(recipe, processor)
@@ -119,7 +119,7 @@ def test_training_and_evaluation_see_the_same_sizes_and_pixels(name):
         torch.testing.assert_close(trained.as_subclass(torch.Tensor), expected, rtol=0, atol=1e-5)
 
 
-def test_boxes_are_relative_to_their_image_for_detr_alone():
+def test_boxes_are_relative_to_their_image_only_for_detr():
     boxes = torch.tensor([[8.0, 4.0, 24.0, 12.0]])
     examples = [
         {"pixel_values": torch.ones(3, height, width), "labels": {"class_labels": torch.tensor([0]), "boxes": boxes}}
@@ -134,7 +134,7 @@ def test_boxes_are_relative_to_their_image_for_detr_alone():
     assert all(torch.equal(example["labels"]["boxes"], boxes) for example in examples)
 
 
-def test_images_of_16_bits_are_not_cut_off(tmp_path):
+def test_images_with_16_bits_are_scaled_and_not_clipped(tmp_path):
     pixels = np.full((8, 9), 40000, np.uint16)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     split = CocoImages(tmp_path, [{"id": 0, "file_name": "a.png", "height": 8, "width": 9}], ["cat"])
@@ -237,7 +237,7 @@ def test_images_that_cannot_be_used_are_left_out_counted_and_named(tmp_path, cap
 
 
 def edited(folder: Path, **lists) -> str:
-    """The annotations with other lists."""
+    """Write annotations with replaced lists."""
     content = json.loads((folder / "annotations.json").read_text())
     return str(write_json(folder, content | lists))
 
@@ -287,7 +287,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("lists", "message"), REFUSED.values(), ids=REFUSED)
-def test_files_that_cannot_be_used_as_a_whole_are_refused(lists, message, tmp_path):
+def test_unusable_annotation_files_are_refused(lists, message, tmp_path):
     folder = write_scenes(tmp_path / "scenes", range(2))
     Image.new("RGB", (64, 64), "red").save(tmp_path / "private.png")
     (folder / "link.png").symlink_to(tmp_path / "private.png")
@@ -302,7 +302,7 @@ def test_deep_json_is_refused(tmp_path):
         load_coco(str(tmp_path), str(tmp_path / "deep.json"))
 
 
-def test_names_within_the_folder_are_read_however_they_are_written(tmp_path):
+def test_all_spellings_of_names_within_the_folder_are_read(tmp_path):
     folder = write_scenes(tmp_path / "real" / "scenes", range(3))
     (folder / "sub").mkdir()
     (folder / "1.png").rename(folder / "sub" / "1.png")
@@ -331,7 +331,7 @@ def test_boxes_of_another_kind_are_refused(boxes, message, tmp_path):
         load_coco(str(folder), edited(folder, annotations=annotations))
 
 
-def test_boxes_beyond_their_image_are_said(tmp_path, caplog):
+def test_boxes_beyond_their_image_are_logged(tmp_path, caplog):
     folder = write_scenes(tmp_path / "scenes", range(2))
     boxes = [[2, 3, 10, 10], [30, 2, 10, 80], [0, 0, 64.5, 64]]
     annotations = [{"id": index, "image_id": 0, "category_id": 3, "bbox": box} for index, box in enumerate(boxes)]
@@ -340,7 +340,7 @@ def test_boxes_beyond_their_image_are_said(tmp_path, caplog):
     assert "reach beyond their image: are they left, top, width and height" in caplog.text
 
 
-def test_boxes_in_the_first_pixel_are_said(tmp_path, caplog):
+def test_boxes_in_the_first_pixel_are_logged(tmp_path, caplog):
     folder = write_scenes(tmp_path / "scenes", range(2))
     boxes = [[2, 3, 10, 10], [30, 2, 10, 8], [0.1, 0.2, 0.5, 0.4]]
     annotations = [{"id": index, "image_id": 0, "category_id": 3, "bbox": box} for index, box in enumerate(boxes)]
@@ -351,14 +351,14 @@ def test_boxes_in_the_first_pixel_are_said(tmp_path, caplog):
     )
 
 
-def test_boxes_of_no_area_are_left_out_and_not_taken_for_relative_ones(tmp_path, caplog):
+def test_boxes_without_area_are_left_out_and_not_mistaken_for_relative_ones(tmp_path, caplog):
     folder = write_scenes(tmp_path / "scenes", range(2))
     annotations = [{"id": 0, "image_id": 0, "category_id": 3, "bbox": [0, 0, 0, 0]}]
     assert load_coco(str(folder), edited(folder, annotations=annotations)).annotations == {}
     assert "a box of no area within the image: 0" in caplog.text
 
 
-def test_byte_order_mark_is_no_part_of_the_annotations(tmp_path):
+def test_byte_order_mark_in_annotations_is_ignored(tmp_path):
     folder = write_scenes(tmp_path / "scenes", range(2))
     file = folder / "annotations.json"
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
@@ -374,11 +374,11 @@ def test_byte_order_mark_is_no_part_of_the_annotations(tmp_path):
         ({"size": [8, 8], "counts": [60, 4]}, None),
     ],
 )
-def test_masks_of_no_area_are_left_out(segmentation, fault):
+def test_masks_without_area_are_left_out(segmentation, fault):
     assert segmentation_fault(segmentation, 8, 8) == fault
 
 
-def test_images_in_both_splits_are_said(tmp_path, caplog):
+def test_images_in_both_splits_are_logged(tmp_path, caplog):
     train, other = (write_scenes(tmp_path / name, range(3)) for name in ("train", "other"))
     arguments = {"train_dir": str(train), "train_annotations": str(train / "annotations.json")}
     load_splits(
@@ -391,7 +391,7 @@ def test_images_in_both_splits_are_said(tmp_path, caplog):
     assert "3 of 3 evaluation images are training images, too: 0.png, 1.png, 2.png" in caplog.text
 
 
-def test_missing_area_and_crowd_are_those_of_the_box_and_a_single_object(tmp_path):
+def test_missing_area_and_iscrowd_get_defaults(tmp_path):
     folder = write_scenes(tmp_path / "scenes", range(2))
     good = {"image_id": 0, "category_id": 3, "bbox": [2, 3, 10, 20]}
     annotations = [good, good | {"area": None, "iscrowd": None}, good | {"area": 7.5, "iscrowd": True}]
@@ -401,7 +401,7 @@ def test_missing_area_and_crowd_are_those_of_the_box_and_a_single_object(tmp_pat
     assert average_precision(split, {0: prediction})[0]["ap"] > 0
 
 
-def test_compressed_run_lengths_are_those_of_pycocotools():
+def test_compressed_run_lengths_are_decoded_as_by_pycocotools():
     rng = np.random.default_rng(0)
     for shape in ((1, 1), (7, 300), (640, 480)):
         mask = np.asfortranarray(rng.random(shape) < 0.3).astype(np.uint8, order="F")
@@ -415,8 +415,11 @@ def test_compressed_run_lengths_are_those_of_pycocotools():
 
 @pytest.mark.parametrize("annotated", ["stored", "upright"])
 @pytest.mark.parametrize("number", [3, 6])
-def test_image_is_turned_as_its_boxes_are(annotated, number, tmp_path, caplog):
-    """Half a turn as the others are, a quarter by its size; alone, half a turn cannot be told and is left out."""
+def test_image_is_turned_to_match_its_boxes(annotated, number, tmp_path, caplog):
+    """A half turn follows the other images, and a quarter turn is recognized by its size.
+
+    Without other images, a half turn cannot be decided, and the image is left out.
+    """
     pixels = np.zeros((40, 60, 3), np.uint8)
     pixels[5:10, 10:30] = 255
     stored = Image.fromarray(pixels)
@@ -461,13 +464,13 @@ def test_image_is_turned_as_its_boxes_are(annotated, number, tmp_path, caplog):
         assert len(usable("alone").images) == 1
 
 
-# Pillow warns of the sizes that it does not refuse yet.
+# Pillow warns about large sizes before it refuses even larger ones.
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("is_decoded", [True, False])
-def test_what_is_no_image_is_left_out_by_name(is_decoded, tmp_path, caplog):
+def test_unusable_images_are_left_out_and_named(is_decoded, tmp_path, caplog):
     folder = write_scenes(tmp_path / "scenes", range(2))
     unusable = write_no_images(folder)
-    # A link to a device leads outside.
+    # A link to a device leads outside the folder.
     (folder / "device.png").unlink()
     names = ["0.png", *(name for name in unusable if name != "device.png")]
     images = [IMAGE | {"id": index, "file_name": name} for index, name in enumerate(names)]
@@ -489,13 +492,13 @@ def test_held_out_images_are_split_off(scenes):
     assert not ids[0] & ids[1]
 
 
-def test_polygons_and_run_lengths_are_the_same_mask():
+def test_polygons_and_run_lengths_give_the_same_mask():
     expected = np.zeros((12, 20), np.uint8)
     expected[2:8, 5:15] = 1
     encoded = coco_mask.encode(np.asfortranarray(expected))
     counts, value = [], 0
     for pixel in [*expected.T.flatten().tolist(), None]:
-        # Run lengths begin with those of 0.
+        # Run lengths start with the number of zeros.
         if not counts or pixel != value:
             if counts or pixel == 1:
                 value = pixel

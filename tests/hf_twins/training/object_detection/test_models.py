@@ -45,7 +45,7 @@ def batch_of(scenes: Path, detector: Detector, needs_masks: bool = True) -> dict
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_detector_trains_detects_and_is_loaded_as_it_was_saved(name, scenes, start, tmp_path):
+def test_detector_trains_detects_and_reloads(name, scenes, start, tmp_path):
     detector = small_detector(name, start)
     model = detector.model.train()
     batch = batch_of(scenes, detector)
@@ -76,7 +76,7 @@ def test_detector_trains_detects_and_is_loaded_as_it_was_saved(name, scenes, sta
 
 @pytest.mark.parametrize("window_padding", ["masked", "zeros"])
 @pytest.mark.parametrize("name", ["retinanet", "mask-rcnn", "detr"])
-def test_backbone_maps_of_an_image_in_a_batch_are_those_it_has_alone(name, window_padding, start):
+def test_backbone_maps_of_an_image_do_not_depend_on_others_in_the_batch(name, window_padding, start):
     recipe = DetectionRecipe(shortest_edge=64, longest_edge=96, window_padding=window_padding)
     model = small_detector(name, start, recipe).model.eval()
     backbone = randomize(find_backbone(model))
@@ -92,7 +92,7 @@ def test_backbone_maps_of_an_image_in_a_batch_are_those_it_has_alone(name, windo
         torch.testing.assert_close(together[1:, :, :height, :width], alone, rtol=0, atol=1e-5 * alone.abs().max())
 
 
-def test_training_does_not_start_from_a_backbone_that_was_not_trained(start, tmp_path):
+def test_training_does_not_start_from_an_untrained_backbone(start, tmp_path):
     shutil.copytree(start, tmp_path, dirs_exist_ok=True)
     weights = load_file(tmp_path / "model.safetensors")
     save_file(
@@ -105,7 +105,7 @@ def test_training_does_not_start_from_a_backbone_that_was_not_trained(start, tmp
         create_detector(arguments, RECIPE, ["digit"])
 
 
-def test_trained_backbone_is_what_training_starts_from(start):
+def test_training_starts_from_the_trained_backbone(start):
     arguments = ModelArguments(
         detector="retinanet", model_name_or_path=str(start), detector_config='{"pyramid_size": 24}'
     )
@@ -116,7 +116,7 @@ def test_trained_backbone_is_what_training_starts_from(start):
     weights = load_file(start / "model.safetensors")
     for name, parameter in backbone.encoder.named_parameters():
         if "stages" in name and name.count(".") == 3 and ".layernorm." in name:
-            # The stage norms, which a classifier has not.
+            # A classifier has no stage norms.
             assert torch.equal(parameter, torch.full_like(parameter, float(name.endswith("weight"))))
         else:
             assert torch.equal(parameter, weights[f"twins.encoder.{name}"]), name

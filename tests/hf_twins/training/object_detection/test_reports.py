@@ -28,7 +28,7 @@ from hf_twins.training.object_detection.reports import METRICS, average_precisio
 
 
 def constructed(objects: list[list[tuple]], names=("cat",), crowds=()) -> CocoImages:
-    """Images of 200 x 100 pixels with boxes of (label, left, top, width, height), filled."""
+    """Create images of 200 x 100 pixels with filled boxes (label, left, top, width, height)."""
     images = [{"id": f"image {index}", "height": 100, "width": 200} for index in range(len(objects))]
     annotations = {}
     for index, (image, boxes) in enumerate(zip(images, objects)):
@@ -46,32 +46,32 @@ def constructed(objects: list[list[tuple]], names=("cat",), crowds=()) -> CocoIm
 
 
 def detections(*found: tuple) -> dict[str, torch.Tensor]:
-    """Of (score, label, left, top, right, bottom)."""
+    """Create detections from tuples (score, label, left, top, right, bottom)."""
     values = torch.tensor(found).reshape(-1, 6)
     return {"scores": values[:, 0], "labels": values[:, 1].long(), "boxes": values[:, 2:]}
 
 
-# Three objects; found are the first exactly, nothing at a place, and the third with an overlap of 0.62.
+# There are three objects. Detections are the first object exactly, an empty place, and the third with an overlap of 0.62.
 OBJECTS = [[(0, 10, 10, 50, 40), (0, 100, 10, 50, 40)], [(0, 20, 20, 50, 40)]]
 FOUND = {
     0: detections((0.9, 0, 10, 10, 60, 50), (0.8, 0, 150, 60, 190, 90)),
     1: detections((0.7, 0, 20, 20, 51, 60)),
 }
-# Of 101 recalls, up to 1/3 are 34, which have precision 1, and up to 2/3 are 33 more, with 2/3 where the third counts.
+# Of 101 recalls, 34 are at most 1/3 and have precision 1. 33 more are at most 2/3, with precision 2/3 if the third counts.
 BOTH, ONE = (34 + 33 * 2 / 3) / 101, 34 / 101
 
 
-def test_average_precision_is_what_is_computed_by_hand():
+def test_average_precision_equals_values_computed_by_hand():
     metrics, per_category = average_precision(constructed(OBJECTS), FOUND)
     expected = {"ap": (3 * BOTH + 7 * ONE) / 10, "ap50": BOTH, "ap75": ONE}
-    # All objects are of 2000 square pixels, between 32 and 96 squared.
+    # All objects have an area of 2000 pixels, between 32 and 96 squared.
     expected["ap_medium"] = expected["ap"]
     assert metrics == pytest.approx(expected)
     assert per_category == {"cat": {"ap": pytest.approx(expected["ap"])}}
 
 
-def test_masks_count_apart_from_boxes():
-    # The last one is exact, in a box that is not.
+def test_masks_are_evaluated_separately_from_boxes():
+    # The last mask is exact, but its box is not.
     masks = torch.zeros(3, 100, 200, dtype=torch.bool)
     masks[0, 10:50, 10:60] = True
     masks[1, 60:90, 150:190] = True
@@ -84,12 +84,12 @@ def test_masks_count_apart_from_boxes():
     assert per_category["cat"]["mask_ap"] == pytest.approx(BOTH)
 
 
-def test_category_that_is_never_found_counts_and_a_crowd_does_not():
+def test_undetected_category_counts_but_a_crowd_does_not():
     objects = [[*OBJECTS[0], (1, 10, 60, 30, 30)], [*OBJECTS[1], (0, 100, 10, 90, 80)]]
     split = constructed(objects, ("cat", "dog", "bird"), crowds={(1, 1)})
     found = FOUND | {1: detections((0.7, 0, 20, 20, 51, 60), (0.95, 0, 110, 20, 150, 50))}
     metrics, per_category = average_precision(split, found)
-    # What is found within the crowd is neither right nor wrong.
+    # Detections within the crowd count neither as right nor as wrong.
     assert per_category == {"cat": {"ap": pytest.approx((3 * BOTH + 7 * ONE) / 10)}, "dog": {"ap": 0.0}, "bird": {}}
     assert metrics["ap50"] == pytest.approx(BOTH / 2)
 
@@ -100,7 +100,7 @@ def test_average_precision_without_a_detection_is_zero():
 
 
 def random_scenes(seed: int, has_masks: bool) -> tuple[CocoImages, dict[int, dict[str, Any]]]:
-    """Objects and detections near them and elsewhere, with crowds, images without any, and a category without objects."""
+    """Random objects, with detections near them and elsewhere, crowds, empty images, and a category without objects."""
     rng = np.random.default_rng(seed)
     objects, found = [], {}
     for index in range(6):
@@ -109,14 +109,14 @@ def random_scenes(seed: int, has_masks: bool) -> tuple[CocoImages, dict[int, dic
         sizes = rng.uniform(2, [50, 30], (num_objects, 2))
         labels = rng.integers(0, 2, num_objects)
         objects.append([(int(label), *corner, *size) for label, corner, size in zip(labels, corners, sizes)])
-        # Some more than the hundred that count.
+        # There are more detections than the hundred that count.
         others = rng.uniform(0, [150, 70], (int(rng.integers(0, 120)) if index % 3 else 0, 2))
         boxes = np.concatenate([np.hstack([corners, corners + sizes]), np.hstack([others, others + 20])])
         boxes[:, 2:] += rng.normal(0, 2, (len(boxes), 2))
         boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
         found[index] = {
             "boxes": torch.tensor(boxes, dtype=torch.float32),
-            # With ties.
+            # Scores have ties.
             "scores": torch.tensor(rng.random(len(boxes)).round(2), dtype=torch.float32),
             "labels": torch.tensor(np.concatenate([labels, rng.integers(0, 3, len(others))])),
         }
@@ -132,7 +132,7 @@ def random_scenes(seed: int, has_masks: bool) -> tuple[CocoImages, dict[int, dic
 
 
 def coco_evaluation(split: CocoImages, found: dict[int, dict[str, Any]], kind: str) -> COCOeval:
-    """pycocotools' own evaluation, of files in COCO's format."""
+    """Evaluate files in COCO's format by pycocotools."""
     images = [{"id": index, "height": 100, "width": 200} for index in range(len(split.images))]
     categories = [{"id": label, "name": name} for label, name in enumerate(split.names)]
     contents: list[list[dict[str, Any]]] = [[], []]
@@ -166,7 +166,7 @@ def coco_evaluation(split: CocoImages, found: dict[int, dict[str, Any]], kind: s
 
 @pytest.mark.parametrize("has_masks", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_average_precision_is_that_of_pycocotools(seed, has_masks):
+def test_average_precision_equals_that_of_pycocotools(seed, has_masks):
     split, found = random_scenes(seed, has_masks)
     metrics, per_category = average_precision(split, found)
     for prefix, kind in (("", "bbox"), ("mask_", "segm")) if has_masks else (("", "bbox"),):

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Random crops, colors and padding of images and masks, and the pixels that an image processor makes of them."""
+"""Random crops, colors and padding of images and masks, and their conversion to pixels by an image processor."""
 
 import colorsys
 
@@ -50,7 +50,7 @@ VALUES = {
 
 
 @pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
-def test_training_sees_the_pixels_that_the_processor_makes(values):
+def test_training_sees_the_pixels_of_the_processor(values):
     processor = processor_of(**values)
     image = Image.new("RGB", (40, 40), (10, 120, 200))
     expected = processor(image, return_tensors="pt")["pixel_values"][0]
@@ -60,7 +60,7 @@ def test_training_sees_the_pixels_that_the_processor_makes(values):
 
 
 @pytest.mark.parametrize("distorted", [False, True])
-def test_padding_is_zero_to_the_model_and_no_class(distorted):
+def test_padding_is_zero_in_images_and_ignored_in_masks(distorted):
     image = Image.new("RGB", (160, 40), (250, 120, 30))
     trained = prepared(
         processor_of(), image, min_scale=0.5, max_scale=0.5, photometric_distortion=distorted, max_class_share=1.0
@@ -72,8 +72,8 @@ def test_padding_is_zero_to_the_model_and_no_class(distorted):
     assert (trained["labels"][:16] != IGNORE_INDEX).all()
 
 
-def test_long_pictures_are_scaled_as_in_evaluation():
-    """A side of 64 is all that the longest may have, of which the height follows."""
+def test_long_images_are_scaled_as_in_evaluation():
+    """The longest side is limited to 64, which determines the height."""
     processor = processor_of(size={"shortest_edge": 32, "longest_edge": 64})
     image = Image.new("RGB", (200, 40))
     height = processor(image, return_tensors="pt")["pixel_values"].shape[2]
@@ -93,8 +93,8 @@ def test_processor_that_cannot_be_trained_with_is_refused():
         segment(None, processor_of(do_resize=False), Image.new("RGB", (8, 8)), InferenceArguments(scales=[0.5, 1.0]))
 
 
-def test_colors_are_changed_as_mmsegmentation_changes_them():
-    """Brightness is added, contrast multiplied, and saturation that of HSV: see the formulas of `PhotoMetricDistortion`."""
+def test_colors_are_changed_as_in_mmsegmentation():
+    """Brightness is added, contrast multiplied, and saturation changed in HSV, as in `PhotoMetricDistortion`."""
     pixels = torch.randint(256, (3, 6, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     image, distortion = tv_tensors.Image(pixels), PhotometricDistortion()
 
@@ -116,7 +116,7 @@ def test_colors_are_changed_as_mmsegmentation_changes_them():
     assert np.abs(difference).max() < 0.02
 
 
-def test_changes_are_drawn_as_mmsegmentation_draws_them():
+def test_color_changes_are_drawn_as_in_mmsegmentation():
     torch.manual_seed(0)
     drawn = [PhotometricDistortion().make_params([])["changes"] for _ in range(4000)]
     ranges = {"brightness": (-32, 32), "contrast": (0.5, 1.5), "saturation": (0.5, 1.5), "hue": (-0.1, 0.1)}

@@ -44,7 +44,7 @@ def write_pair(folder: Path, name: str, mask: np.ndarray, image: Image.Image | N
 
 
 def mask_of(*numbers: int, size: tuple[int, int] = (4, 6)) -> np.ndarray:
-    """Rows of these classes, in `size` height and width."""
+    """Create a mask with rows of these classes and a height and width of `size`."""
     return np.resize(np.repeat(np.array(numbers), size[1]), size).astype(np.uint8)
 
 
@@ -55,13 +55,13 @@ def exif_of(number: int) -> Image.Exif:
 
 
 def write_turned_pairs(folder: Path, annotated: str, orientations: dict[str, int], side: int = 6) -> None:
-    """Images whose pixels are their masks' numbers times 100, in the pixels that the annotation tool showed."""
+    """Write images whose pixels are 100 times the numbers in their masks, in the orientation of the annotation tool."""
     for name, number in orientations.items():
         stored = Image.fromarray(np.random.default_rng(ord(name[0])).integers(0, 3, (4, side), dtype=np.uint8))
-        picture = stored.point(lambda value: 100 * value)
-        picture.info["exif"] = exif_of(number).tobytes()
+        image = stored.point(lambda value: 100 * value)
+        image.info["exif"] = exif_of(number).tobytes()
         mask = stored if annotated == "stored" else ImageOps.exif_transpose(with_exif(stored, number))
-        write_pair(folder, name, np.asarray(mask), picture, exif=exif_of(number))
+        write_pair(folder, name, np.asarray(mask), image, exif=exif_of(number))
 
 
 def with_exif(image: Image.Image, number: int) -> Image.Image:
@@ -81,8 +81,8 @@ def fits(pairs: ImageMaskPairs) -> bool:
 
 @pytest.mark.parametrize("annotated", ["stored", "upright"])
 @pytest.mark.parametrize("number", range(2, 9))
-def test_image_is_turned_as_its_mask_is(annotated, number, tmp_path, caplog):
-    """By the sizes, or, where these do not tell, as the other images are."""
+def test_image_is_turned_to_match_its_mask(annotated, number, tmp_path, caplog):
+    """The sizes decide or, if they fit both conventions, the other images."""
     write_turned_pairs(tmp_path, annotated, {"a": number, "b": 6, "c": 1})
     pairs, _ = load(tmp_path)
     assert [len(pairs["train"]), fits(pairs["train"]), "left out" in caplog.text] == [3, True, False]
@@ -90,8 +90,8 @@ def test_image_is_turned_as_its_mask_is(annotated, number, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("annotated", ["stored", "upright"])
-def test_option_says_what_sizes_do_not(annotated, tmp_path, caplog):
-    # Half a turn, and a square that is turned.
+def test_option_decides_if_sizes_do_not(annotated, tmp_path, caplog):
+    # The images are a half turn and a turned square.
     write_turned_pairs(tmp_path, annotated, {"a": 3, "plain": 1})
     write_turned_pairs(tmp_path, annotated, {"b": 6}, side=4)
     pairs, _ = load(tmp_path)
@@ -105,7 +105,7 @@ def test_option_says_what_sizes_do_not(annotated, tmp_path, caplog):
     assert [len(pairs["train"]), fits(pairs["train"])] == [3, False]
 
 
-def test_images_of_both_conventions_are_told_by_their_sizes(tmp_path, caplog):
+def test_images_of_both_conventions_are_recognized_by_their_sizes(tmp_path, caplog):
     write_turned_pairs(tmp_path, "stored", {"a": 6, "b": 8})
     write_turned_pairs(tmp_path, "upright", {"c": 6, "d": 3})
     pairs, _ = load(tmp_path)
@@ -116,7 +116,7 @@ def test_images_of_both_conventions_are_told_by_their_sizes(tmp_path, caplog):
     assert "c.png (image of (6, 4), mask of (4, 6))" in caplog.text
 
 
-def test_pair_that_was_not_checked_is_refused_by_name(tmp_path):
+def test_unchecked_pair_is_refused_by_name(tmp_path):
     write_turned_pairs(tmp_path, "upright", {"a": 3, "b": 6})
     (tmp_path / "names.txt").write_text("x\ny\nz\n")
     pairs, _ = load(tmp_path, check_images=False, class_names_file=str(tmp_path / "names.txt"))
@@ -126,7 +126,7 @@ def test_pair_that_was_not_checked_is_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize(("number", "usable"), [(6, True), (8, False)])
-def test_orientation_of_a_mask_must_be_its_images(number, usable, tmp_path, caplog):
+def test_orientation_of_a_mask_must_match_its_image(number, usable, tmp_path, caplog):
     write_turned_pairs(tmp_path, "stored", {"a": 6})
     write_turned_pairs(tmp_path, "stored", {"plain": 1})
     with Image.open(tmp_path / "annotations" / "a.png") as mask:
@@ -138,7 +138,7 @@ def test_orientation_of_a_mask_must_be_its_images(number, usable, tmp_path, capl
 
 
 def test_turned_tiff_is_refused_by_name(tmp_path, caplog):
-    """Pillow turns it before anybody can ask for the pixels that are stored."""
+    """Pillow turns TIFFs on reading, so that the stored pixels are not available."""
     write_pair(tmp_path, "a", mask_of(0, 1))
     for name, number in (("b", 6), ("c", 1)):
         write_pair(tmp_path, name, mask_of(0, 1))
@@ -161,14 +161,14 @@ UNUSABLE_NUMBERS = {
 
 
 @pytest.mark.parametrize(("masks", "message"), UNUSABLE_NUMBERS.values(), ids=UNUSABLE_NUMBERS)
-def test_numbers_that_are_no_classes_are_refused(masks, message, tmp_path):
+def test_numbers_that_are_probably_not_classes_are_refused(masks, message, tmp_path):
     for index, numbers in enumerate(masks):
         write_pair(tmp_path, str(index), mask_of(*numbers, size=(max(len(numbers), 4), 6)))
     with pytest.raises(ValueError, match=message):
         load(tmp_path)
 
 
-def test_classes_without_a_pixel_are_named_where_names_are_given(tmp_path, caplog):
+def test_classes_without_pixels_are_named_if_names_are_given(tmp_path, caplog):
     write_pair(tmp_path, "a", mask_of(0, 255))
     (tmp_path / "names.txt").write_text("background\ncat\ndog\n")
     _, names = load(tmp_path, class_names_file=str(tmp_path / "names.txt"))
@@ -176,7 +176,7 @@ def test_classes_without_a_pixel_are_named_where_names_are_given(tmp_path, caplo
     assert "2 of 3 classes have no pixel in the masks (255 means no class): cat, dog" in caplog.text
 
 
-def test_model_lends_its_names_to_as_many_classes_alone(caplog):
+def test_class_names_of_the_model_are_used_only_for_the_same_number_of_classes(caplog):
     names = ["sky", "road", "tree"]
     assert inferred_names({0, 2}, names) == names
     assert caplog.text == ""
@@ -224,9 +224,9 @@ def test_numbers_of_a_mask_are_read_in_every_mode(mask, numbers):
     ],
     ids=["256", "299", "-1", "half", "NaN"],
 )
-# Of NaN as a whole number.
+# NumPy warns about converting NaN to an integer.
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
-def test_numbers_that_are_no_class_are_refused(mask, reduce):
+def test_invalid_class_numbers_are_refused(mask, reduce):
     with pytest.raises(ValueError, match="whole numbers from 0 to 255, which means no class, got"):
         class_numbers(mask, reduce)
     with pytest.raises(ValueError, match="whole numbers from 0 to 255"):
@@ -235,7 +235,7 @@ def test_numbers_that_are_no_class_are_refused(mask, reduce):
 
 @pytest.mark.parametrize("part", ["images", "annotations"])
 @pytest.mark.parametrize("extension", ["bmp", "tif"])
-def test_two_files_of_one_name_are_refused(part, extension, tmp_path):
+def test_two_files_with_the_same_name_are_refused(part, extension, tmp_path):
     write_pair(tmp_path, "a", mask_of(0, 1))
     Image.new("L", (6, 4)).save(tmp_path / part / f"a.{extension}")
     with pytest.raises(
@@ -244,7 +244,7 @@ def test_two_files_of_one_name_are_refused(part, extension, tmp_path):
         load_folder(str(tmp_path))
 
 
-def test_lossy_masks_are_no_masks(tmp_path, caplog):
+def test_lossy_masks_are_left_out(tmp_path, caplog):
     for name in ("a", "b"):
         write_pair(tmp_path, name, mask_of(0, 1))
     (tmp_path / "annotations" / "a.png").unlink()
@@ -265,7 +265,7 @@ def test_masks_without_an_image_are_named(tmp_path, caplog):
     assert "1 masks without an image of the same name (b.png)" in caplog.text
 
 
-def test_pairs_in_folders_of_their_own_are_refused_by_what_is_there(tmp_path):
+def test_pairs_in_separate_folders_are_refused_and_the_content_is_named(tmp_path):
     for part in ("images", "annotations"):
         for split in ("training", "validation"):
             (tmp_path / part / split).mkdir(parents=True)
@@ -276,7 +276,7 @@ def test_pairs_in_folders_of_their_own_are_refused_by_what_is_there(tmp_path):
         load_folder(str(tmp_path))
 
 
-def test_images_in_both_splits_are_said(tmp_path, caplog):
+def test_images_in_both_splits_are_logged(tmp_path, caplog):
     for name in "abc":
         write_pair(tmp_path / "train", name, mask_of(0, 1))
     write_pair(tmp_path / "other", "d", mask_of(0, 1))
@@ -288,9 +288,9 @@ def test_images_in_both_splits_are_said(tmp_path, caplog):
     assert "1 of 2 evaluation images are training images, too: c.png" in caplog.text
 
 
-# Pillow warns of the sizes that it does not refuse yet.
+# Pillow warns about large sizes before it refuses even larger ones.
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_what_is_no_image_is_left_out_by_name(tmp_path, caplog):
+def test_unusable_images_are_left_out_and_named(tmp_path, caplog):
     write_pair(tmp_path, "whole", mask_of(0, 1))
     unusable = write_no_images(tmp_path / "images")
     for number, name in enumerate(unusable):
@@ -303,7 +303,7 @@ def test_what_is_no_image_is_left_out_by_name(tmp_path, caplog):
         assert re.search(rf"[/( ]{number}\.", caplog.text)
 
 
-def test_pixels_are_those_of_the_one_reader(tmp_path, caplog):
+def test_pixels_equal_those_of_read_image(tmp_path, caplog):
     deep = Image.fromarray(np.full((4, 6), 40000, np.uint16))
     clear = Image.new("RGBA", (6, 4), (255, 0, 0, 0))
     for name, image in (("deep", deep), ("clear", clear), ("plain", Image.new("RGB", (6, 4)))):
@@ -319,7 +319,7 @@ def test_pixels_are_those_of_the_one_reader(tmp_path, caplog):
     assert IGNORE_INDEX == 255
 
 
-def test_output_where_links_of_the_images_lead_is_refused(tmp_path):
+def test_output_in_a_target_of_image_links_is_refused(tmp_path):
     write_pair(tmp_path / "data", "a", mask_of(0, 1))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
