@@ -158,6 +158,8 @@ class CheckpointFormat:
         object.__setattr__(self, "table", NameTable(tuple(self.rows), self.unused))
 
 
+# Prefixes of the heads of mmdetection's models.
+DETECTION_HEADS = ("rpn_head.", "roi_head.", "bbox_head.", "mask_head.")
 # Weights from ImageNet training that remain in the authors' segmentation checkpoints.
 LEFT_OVER = ("backbone.norm.", "backbone.head.")
 
@@ -298,6 +300,8 @@ def convert_checkpoint(
     )
 
 
+# Of UperNet, in mmsegmentation's configurations of Twins.
+POOL_SCALES = [1, 2, 3, 6]
 CLASSIFIERS = ("classifier.weight", "decode_head.classifier.weight")
 # Models whose weights have no prefix. In models with a head, the prefix is "twins.".
 WITHOUT_HEAD = (TwinsModel, TwinsBackbone)
@@ -320,6 +324,11 @@ def detect_format(names: Iterable[str], is_timm: bool = False) -> CheckpointForm
         ValueError: if no format does.
     """
     names = list(names)
+    if any(name.startswith(DETECTION_HEADS) for name in names):
+        raise ValueError(
+            "This is a checkpoint of a detector of mmdetection, which cannot be converted: convert the ImageNet checkpoint, "
+            "and train a detector with examples/object_detection."
+        )
     for source_format in FORMATS:
         has_marks = all(any(name.startswith(mark) for name in names) for mark in source_format.marks)
         if has_marks and is_timm == (source_format.toolbox == "timm"):
@@ -498,6 +507,20 @@ def revert_model(model: PreTrainedModel, toolbox: str) -> tuple[CheckpointFormat
     else:
         raise ValueError(f"{toolbox} has no model like {type(model).__name__}.")
     config: Any = getattr(model.config, "backbone_config", model.config)
+    names = list(model.state_dict())
+    num_stages = len({match[1] for name in names if (match := re.search(r"encoder\.stages\.(\d+)\.", name))})
+    if num_stages < len(config.depths):
+        raise ValueError(
+            f"{target.name} has models with all {len(config.depths)} stages, but this {type(model).__name__} has only the first "
+            f"{num_stages}: save one with the last stage among its out_features, or the complete model."
+        )
+    if toolbox == "timm" and isinstance(model, TwinsBackbone):
+        raise ValueError("timm has no models without a final layer norm, such as TwinsBackbone: save a TwinsModel.")
+    if list(getattr(model.config, "pool_scales", POOL_SCALES)) != POOL_SCALES:
+        raise ValueError(
+            f"{target.name} has only models with pool_scales={POOL_SCALES}, got {list(model.config.pool_scales)}: they cannot "
+            "be converted."
+        )
     if config.use_stage_norm and not any("norm_list." in theirs for theirs, *_ in target.rows):
         raise ValueError(
             f"{target.name} has no models with use_stage_norm=True: {type(model).__name__} cannot be converted."

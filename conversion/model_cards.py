@@ -24,6 +24,8 @@ from hf_twins import TWINS_VARIANTS
 from hf_twins._utils import cards
 
 
+# License of the weights that the authors, timm and OpenMMLab publish. The license of other checkpoints is unknown.
+PUBLISHED_LICENSE = "apache-2.0"
 PAPER = "https://huggingface.co/papers/2104.13840"
 SECTIONS = """{install}
 
@@ -116,7 +118,7 @@ TASKS = {
 def card_data(conversion: Conversion, checkpoint: Checkpoint, name: str) -> ModelCardData:
     results = published_results(conversion, checkpoint)
     data = {
-        "license": checkpoint.license or "apache-2.0",
+        "license": checkpoint.license or (PUBLISHED_LICENSE if checkpoint.published or results else None),
         "library_name": "transformers",
         "tags": ["twins", "vision", "hf_twins"],
         "pipeline_tag": cards.pipeline_tag(type(conversion.model).__name__),

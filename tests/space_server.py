@@ -133,7 +133,7 @@ def save_published(files: Path, endpoint: str) -> tuple[Path, dict]:
 
 
 def pixels(path: str) -> np.ndarray:
-    """A image that a client was given, as numbers that can be subtracted."""
+    """An image that a client was given, as numbers that can be subtracted."""
     with Image.open(path) as image:
         return np.asarray(image, dtype=float)
 

@@ -32,7 +32,8 @@ logger = logging.get_logger(__name__)
 WEIGHTS_KEYS = ("state_dict", "model", "model_state_dict", "module")
 AVERAGED_WEIGHTS_KEYS = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
 # Entries that weight averaging saves next to the weights.
-WRAPPER_COUNTERS = ("n_averaged", "steps", "initted", "step")
+MMENGINE_COUNTER = "steps"
+WRAPPER_COUNTERS = ("n_averaged", MMENGINE_COUNTER, "initted", "step")
 # Parts that activation checkpointing, sharding and compilation insert into names, at any depth.
 WRAPPER_MODULES = re.compile(r"\b(?:_checkpoint_wrapped_module|_fsdp_wrapped_module|_orig_mod|_forward_module)\.")
 # The first weights of a Twins model, under the authors' and OpenMMLab's names. Everything before them in a name is a prefix.
@@ -61,6 +62,7 @@ def read_weights(file: str | os.PathLike, averaged: bool = False) -> dict[str, t
     Args:
         file: path of the file.
         averaged: whether to return the averaged weights (EMA) that the file has in addition to those of the last step.
+            OpenMMLab's files have averaged weights in place of the model's, which are returned either way.
 
     Raises:
         FileNotFoundError: if the file does not exist.
@@ -92,6 +94,8 @@ def unwrap_weights(
     """
     content, averaged = find_state_dict(checkpoint, source, averaged)
     content = {key: value for key, value in content.items() if key not in WRAPPER_COUNTERS}
+    if last_step := mmcv_buffers(content):
+        content, averaged = {key: value for key, value in content.items() if key not in last_step}, False
     if not content:
         raise ValueError(f"{source} holds no weights.")
     if others := [shown(key) for key in content if not isinstance(key, str)]:
@@ -112,7 +116,16 @@ def unwrap_weights(
             of_others.append(name)
     check_outside(outside, prefix, source)
     check_weights(weights, source)
-    return weights, [*outside, *of_others]
+    return weights, [*outside, *of_others, *last_step]
+
+
+def mmcv_buffers(content: Mapping[str, Any]) -> list[str]:
+    """The names of the buffers in which mmcv's `EMAHook` (mmcv/runner/hooks/ema.py) saves the weights of the last step.
+
+    The average is in the model itself.
+    """
+    buffers = (f"ema_{name.replace('.', '_')}" for name in content if isinstance(name, str))
+    return [name for name in buffers if name in content]
 
 
 def find_state_dict(checkpoint: Mapping[str, Any], source: str, averaged: bool) -> tuple[Mapping[str, Any], bool]:
@@ -122,6 +135,10 @@ def find_state_dict(checkpoint: Mapping[str, Any], source: str, averaged: bool) 
         ValueError: if there are several dictionaries of weights, or another object in place of the weights.
     """
     content = checkpoint
+    last_step = content.get("ema_state_dict")
+    if "state_dict" in content and isinstance(last_step, Mapping) and MMENGINE_COUNTER in last_step:
+        # mmengine's `EMAHook` (mmengine/hooks/ema_hook.py) swaps them: the average is in the model's place.
+        content, averaged = {key: value for key, value in content.items() if key != "ema_state_dict"}, False
     if averaged and (key := only_key(content, AVERAGED_WEIGHTS_KEYS, source)) is not None:
         content, averaged = content[key], False
     # No script nests weights deeper. The limit also ends the search in a dictionary that contains itself.

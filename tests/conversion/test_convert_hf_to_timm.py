@@ -299,6 +299,34 @@ def test_what_the_toolbox_has_not_is_named(tmp_path):
     assert "timm has no model like TwinsForSemanticSegmentation" in fails(tmp_path / "fpn", "timm", tmp_path / "timm")
 
 
+@pytest.mark.parametrize("toolbox", ["timm", "official", "mmpretrain", "mmseg"])
+def test_backbone_without_all_stages_is_refused(toolbox, tmp_path):
+    config = small_config(out_features=["stage1", "stage2"])
+    randomize(TwinsBackbone(config)).save_pretrained(tmp_path / "backbone")
+    message = fails(tmp_path / "backbone", toolbox, tmp_path / "other")
+    assert "models with all 4 stages, but this TwinsBackbone has only the first 2" in message
+
+
+def test_backbone_is_not_converted_to_timm(tmp_path):
+    randomize(TwinsBackbone(small_config())).save_pretrained(tmp_path / "backbone")
+    message = fails(tmp_path / "backbone", "timm", tmp_path / "timm")
+    assert "timm has no models without a final layer norm, such as TwinsBackbone: save a TwinsModel" in message
+
+
+@pytest.mark.parametrize("toolbox", ["official", "mmseg"])
+def test_other_pooling_of_upernet_is_refused(toolbox, tmp_path):
+    config = UperNetConfig(
+        backbone_config=small_config(out_features=["stage1", "stage2", "stage3", "stage4"]),
+        hidden_size=8,
+        auxiliary_channels=8,
+        num_labels=4,
+        pool_scales=[1, 2, 3],
+    )
+    randomize(UperNetForSemanticSegmentation(config)).save_pretrained(tmp_path / "upernet")
+    message = fails(tmp_path / "upernet", toolbox, tmp_path / "upernet.pth")
+    assert "has only models with pool_scales=[1, 2, 3, 6], got [1, 2, 3]" in message
+
+
 @pytest.mark.parametrize(
     ("toolbox", "fields", "message"),
     [

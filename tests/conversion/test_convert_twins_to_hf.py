@@ -15,6 +15,7 @@
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -41,7 +42,7 @@ from transformers import (
 )
 
 import hf_twins
-from hf_twins import TwinsForImageClassification, TwinsImageProcessor
+from hf_twins import TwinsForImageClassification, TwinsForSemanticSegmentation, TwinsImageProcessor
 
 
 SCRIPT = Path(convert_twins_to_hf.__file__)
@@ -123,7 +124,8 @@ def test_every_format_becomes_a_repository_that_auto_classes_load(source_format,
         model = vars(hf_twins)[architecture].from_pretrained(output)
     assert type(model).__name__ == architecture
     card = ModelCard.load(output / "README.md")
-    assert card.data.license == "apache-2.0"
+    # Whoever trained these weights decides on their license.
+    assert card.data.license is None
     assert card.data.library_name == "transformers"
 
 
@@ -206,6 +208,29 @@ def test_averaged_weights_are_taken_when_asked_for(tmp_path, source, output):
     model = TwinsForImageClassification.from_pretrained(tmp_path / "averaged")
     assert torch.equal(model.classifier.weight, weights["head.weight"] / 2)
     assert "holds no averaged weights" in fails(source, "--output", tmp_path / "third", "--averaged")
+
+
+def test_average_of_openmmlab_is_in_place_of_the_model(tmp_path, output):
+    average = source_weights("mmseg-semantic-fpn", TINY["svt"])
+    last_step = {name: weight * 2 if weight.is_floating_point() else weight for name, weight in average.items()}
+    mmengine = {"module." + name: weight for name, weight in last_step.items()} | {"steps": torch.tensor(100)}
+    torch.save({"meta": {}, "state_dict": average, "ema_state_dict": mmengine}, tmp_path / "mmengine.pth")
+    mmcv = {f"ema_{name.replace('.', '_')}": weight for name, weight in last_step.items()}
+    torch.save({"meta": {}, "state_dict": average | mmcv}, tmp_path / "mmcv.pth")
+    for place, (name, options) in enumerate(itertools.product(("mmengine", "mmcv"), ([], ["--averaged"]))):
+        run(tmp_path / f"{name}.pth", "--output", output / str(place), *options)
+        model = TwinsForSemanticSegmentation.from_pretrained(output / str(place))
+        assert torch.equal(model.decode_head.classifier.weight, average["decode_head.conv_seg.weight"])
+
+
+@pytest.mark.parametrize("head", ["bbox_head", "rpn_head", "roi_head.bbox_head"])
+def test_detector_of_mmdetection_is_refused(head, tmp_path, output):
+    weights = source_weights("mmseg-semantic-fpn", TINY["svt"])
+    weights = {name: weight for name, weight in weights.items() if not name.startswith("decode_head.")}
+    torch.save({"state_dict": weights | {f"{head}.fc_cls.weight": torch.ones(4, 4)}}, tmp_path / "detector.pth")
+    assert "a detector of mmdetection, which cannot be converted" in fails(
+        tmp_path / "detector.pth", "--output", output
+    )
 
 
 class RunsCode:
