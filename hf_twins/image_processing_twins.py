@@ -77,7 +77,7 @@ KEPT_CHANNELS = {"1": "L", "LA": "L", "La": "L", "P": "RGB", "PA": "RGB", "RGBa"
 
 
 def convert_image(image: PIL.Image.Image, mode: str | None = "RGB") -> PIL.Image.Image:
-    """Convert an image to channels from 0 to 255, by the rules of the whole package.
+    """Convert an image to channels from 0 to 255, by the rules of the entire package.
 
     16-bit pixels (`I;16`) are divided by 257 and rounded, so that 65535 becomes 255; 32-bit integers (`I`) too, if they
     are from 0 to 65535. Fractions (`F`) from 0 to 1 are multiplied by 255. Transparent pixels are composited on white.

@@ -103,7 +103,7 @@ def publish_folder(
         repo_id=repo_id,
         folder_path=folder,
         revision=revision,
-        # The commit fails if somebody else has published in the meantime.
+        # The commit fails if another user has published in the meantime.
         parent_commit=info.sha,
         create_pr=create_pr,
         allow_patterns=None if files is None else list(files),

@@ -467,7 +467,7 @@ def test_crop_depends_only_on_seed_epoch_and_index(scenes):
 
 
 def test_image_and_mask_are_cropped_padded_and_mirrored_together():
-    """A image that is its own mask, so that each pixel must have its class's color."""
+    """The image is its own mask, so that each pixel must have its class's color."""
     numbers = np.kron(np.arange(12).reshape(3, 4), np.ones((16, 16), int)).astype(np.uint8)
     image = PILImage.fromarray(numbers * 20).convert("RGB")
     processor = processor_of(64, image_mean=[0.5] * 3, image_std=[1.0] * 3)
