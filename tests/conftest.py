@@ -29,8 +29,8 @@ HF_HOME = tempfile.mkdtemp(prefix="hf-home-")
 atexit.register(shutil.rmtree, HF_HOME, ignore_errors=True)
 os.environ["HF_HOME"] = HF_HOME
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Threads of parallel tests would wait for each other, sometimes for 30 times as long. This is set only in the workers, because
-# they would inherit variables of the process that starts them.
+# Threads of parallel tests would wait for each other, sometimes for 30 times as long. This is set only in the workers,
+# because they would inherit variables of the process that starts them.
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     num_workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_workers)))
@@ -83,7 +83,8 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    # `torch.manual_seed` records a stack trace for accelerators that are not initialized, which takes longer than most tests.
+    # `torch.manual_seed` records a stack trace for accelerators that are not initialized, which takes longer than most
+    # tests.
     torch.default_generator.manual_seed(0)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(0)

@@ -16,8 +16,8 @@
     with serve_hub(tokens={"hf_write": "write"}) as hub, hub.in_process(tmp_path, token="hf_write"):
         model.push_to_hub("somebody/twins-tiny")
 
-It answers like huggingface.co does to a client with Xet disabled. Requests that it does not support (tags, copies of files,
-listings of commits and branches) are answered with an error, never with a false success.
+It answers like huggingface.co does to a client with Xet disabled. Requests that it does not support (tags, copies of
+files, listings of commits and branches) are answered with an error, never with a false success.
 """
 
 import base64
@@ -196,11 +196,12 @@ class Fault:
 class LoopbackHub(ThreadingHTTPServer):
     """A Hub with its repositories, permissions, recorded requests and simulated failures.
 
-    Without `tokens`, everybody may do everything. With tokens (`{"hf_...": "write" or "read"}`, all of one user), changes need
-    a write token, and seeing that a private repository exists needs any token.
+    Without `tokens`, everybody may do everything. With tokens (`{"hf_...": "write" or "read"}`, all of one user),
+    changes need a write token, and seeing that a private repository exists needs any token.
     """
 
-    # The client requests each file of a snapshot in a separate thread, and a connection beyond this queue waits a second.
+    # The client requests each file of a snapshot in a separate thread, and a connection beyond this queue waits a
+    # second.
     request_queue_size = 64
 
     def __init__(self, folder: Path, tokens: dict[str, str] | None = None, files: Path | None = None):
@@ -296,8 +297,8 @@ class LoopbackHub(ThreadingHTTPServer):
     def in_process(self, home: Path, token: str | None = None) -> Iterator[None]:
         """Make huggingface_hub and transformers in this process use this Hub, and retry without waiting.
 
-        The libraries have already read the environment when they were imported, so their variables must be changed, too.
-        Code from the Hub stays in the old cache, from which it has been imported.
+        The libraries have already read the environment when they were imported, so their variables must be changed,
+        too. Code from the Hub stays in the old cache, from which it has been imported.
         """
         read_at_import = {
             "ENDPOINT": self.endpoint,
@@ -315,7 +316,8 @@ class LoopbackHub(ThreadingHTTPServer):
                 patch.setenv(name, value)
             for name, value in read_at_import.items():
                 patch.setattr(constants, name, value)
-            # The functions of huggingface_hub are methods of an object with the endpoint, and transformers has another one.
+            # The functions of huggingface_hub are methods of an object with the endpoint, and transformers has another
+            # one.
             patch.setattr(hf_api.api, "endpoint", self.endpoint)
             patch.setattr(transformers_hub, "_hf_api", None)
             # Otherwise, the first test would request it.
@@ -471,7 +473,8 @@ class HubRequestHandler(BaseHTTPRequestHandler):
     def require_write_token(self) -> None:
         role = self.role()
         if role is None:
-            # The real Hub does not send this code: for https URLs, the client assumes it for every 401 about a repository.
+            # The real Hub does not send this code: for https URLs, the client assumes it for every 401 about a
+            # repository.
             code = "RepoNotFound" if not self.path.startswith("/api/repos/") else None
             raise HubError(401, "Invalid username or password.", code)
         if role != "write":

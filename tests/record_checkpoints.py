@@ -109,5 +109,6 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary:
         for record in (record_mmengine, record_lightning):
             file = record(Path(temporary))
-            # The bytes are written by the library. Weights are repeated numbers, so that a few KB remain after compression.
+            # The bytes are written by the library. Weights are repeated numbers, so that a few KB remain after
+            # compression.
             (DATA / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes(), mtime=0))

@@ -14,7 +14,8 @@
 """Checkpoints in the format of each toolbox, with random weights.
 
 The modules below have the structure of the toolboxes' own modules (the sources are named in
-`conversion/checkpoint_formats.py`), so that their weights have the names and shapes of real checkpoints. They compute nothing.
+`conversion/checkpoint_formats.py`), so that their weights have the names and shapes of real checkpoints. They compute
+nothing.
 """
 
 from dataclasses import dataclass

@@ -48,8 +48,9 @@ TINY = {
     "sr_ratios": [4, 2, 1],
     "num_labels": 5,
 }
-# Fields of a model to compile, trace or export, which takes time for each block. It has all kinds of layers, each once:
-# attention within windows, and global attention with and without sub-sampling, with and without preceding position encodings.
+# Fields of a model to compile, trace or export, which takes time for each block. It has all kinds of layers, each
+# once: attention within windows, and global attention with and without sub-sampling, with and without preceding
+# position encodings.
 TWO_STAGES = {
     "hidden_sizes": [16, 32],
     "num_attention_heads": [1, 2],
@@ -99,7 +100,8 @@ def rectangle_mask(sizes: list[tuple[int, int]], height: int, width: int) -> tor
     return mask
 
 
-# Heads have 32 and 64 channels, and windows 7 tokens, as in all published models, since the authors' files do not specify it.
+# Heads have 32 and 64 channels, and windows 7 tokens, as in all published models, since the authors' files do not
+# specify it.
 TIMM_ARCHITECTURES: dict[str, dict[str, Any]] = {
     "svt": {"embed_dims": [32, 64, 96], "num_heads": [1, 2, 3], "wss": [7, 7, 7]},
     "pcpvt": {"embed_dims": [64, 128, 192], "num_heads": [1, 2, 3]},
@@ -137,8 +139,8 @@ def save_small_svt(folder: Path) -> Path:
 def small_file_system(folder: Path) -> Iterator[Callable[[str], None]]:
     """Mount a file system of 256 KB at `folder`, and yield a function that remounts it with other options, such as "ro".
 
-    The test is skipped if mounting is not permitted, as in some containers. GitHub's runners permit it by sudo; there, the test
-    fails instead, so that it is not skipped everywhere unnoticed.
+    The test is skipped if mounting is not permitted, as in some containers. GitHub's runners permit it by sudo; there,
+    the test fails instead, so that it is not skipped everywhere unnoticed.
     """
     folder.mkdir(exist_ok=True)
     # sudo must not ask for a password.

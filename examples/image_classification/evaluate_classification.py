@@ -58,7 +58,8 @@ from hf_twins.training.image_classification.models import load_trained
 from hf_twins.training.reports import write_results
 
 
-# Shorter side of the image before a crop of 224 pixels, in the authors' evaluation (main.py) and in timm's (crop_pct 0.9).
+# Shorter side of the image before a crop of 224 pixels, in the authors' evaluation (main.py) and in timm's (crop_pct
+# 0.9).
 PROTOCOLS = {"authors": 256, "timm": 248}
 NUM_IMAGENET_IMAGES = 50_000
 # SHA-256 of the sorted WordNet ids of ImageNet-1k's thousand classes, separated by spaces.
@@ -120,7 +121,8 @@ def evaluate(
             args.per_device_eval_batch_size,
             collate_fn=collate,
             num_workers=args.dataloader_num_workers,
-            # A worker that cannot open more files loses its batch, and without a timeout this process would wait forever.
+            # A worker that cannot open more files loses its batch, and without a timeout this process would wait
+            # forever.
             timeout=600 if args.dataloader_num_workers > 0 else 0,
         )
     )

@@ -26,8 +26,8 @@ from .cards import is_generated
 
 CARD_NAME = "README.md"
 # Files that transformers would load instead of the published ones, or in addition to them: weights in other formats or
-# numbers of files, their indices, adapters, and processor_config.json, whose image processor has precedence. Also weights
-# under the names that timm and Mistral load.
+# numbers of files, their indices, adapters, and processor_config.json, whose image processor has precedence. Also
+# weights under the names that timm and Mistral load.
 LOADED = re.compile(
     r"(pytorch_model|model|tf_model|flax_model|adapter_model|consolidated)([.-][\w.-]+)?\.(bin|safetensors|h5|msgpack|pth)"
     r"(\.index\.json)?"

@@ -155,8 +155,8 @@ def compare_identities(
     """Compare a run with the recorded run that it resumes.
 
     Args:
-        recorded: identity of the run that wrote the checkpoint. Its options that no longer exist or no longer matter are
-            not compared.
+        recorded: identity of the run that wrote the checkpoint. Its options that no longer exist or no longer matter
+            are not compared.
         current: identity of the run that resumes it.
         defaults: defaults of the options. An option that is missing in `recorded`, because it is new, must have its
             default.

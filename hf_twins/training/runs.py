@@ -96,8 +96,9 @@ class Run:
     def start_checkpoint(self, name: str) -> Path:
         """Return an empty folder for a new checkpoint.
 
-        If the newest checkpoint has the same name, it is kept under another name until the new one is complete. An older
-        checkpoint of that name is removed: training was resumed from before it, so it is no longer part of the run.
+        If the newest checkpoint has the same name, it is kept under another name until the new one is complete. An
+        older checkpoint of that name is removed: training was resumed from before it, so it is no longer part of the
+        run.
         """
         self.start_writing()
         folder = self.output_dir / name
@@ -392,7 +393,8 @@ def find_checkpoint(resume_from: str | None, output_dir: str | Path, prefix: str
     """Find the checkpoint to resume from.
 
     Args:
-        resume_from: path of a checkpoint, or "latest" (or "True") for the newest complete one of the run; None for none.
+        resume_from: path of a checkpoint, or "latest" (or "True") for the newest complete one of the run; None for
+            none.
         output_dir: output folder of the run.
         prefix: prefix of checkpoint names, before the number.
 

@@ -17,8 +17,8 @@
     python tests/attacks/fuzz_readers.py pickles --seconds 600
     python tests/attacks/fuzz_readers.py images --seconds 600
 
-If a reader neither returns a result nor raises a documented error, the script stops with status 77, and writes the bytes to
-`outputs/fuzzing`: add a test for them.
+If a reader neither returns a result nor raises a documented error, the script stops with status 77, and writes the
+bytes to `outputs/fuzzing`: add a test for them.
 """
 
 import argparse
@@ -38,7 +38,8 @@ import atheris
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / folder) for folder in ("", "tests", "tests/attacks", "conversion", "spaces")]
 
-# Only the libraries that read files are instrumented. Instrumenting all of PyTorch and transformers would take minutes.
+# Only the libraries that read files are instrumented. Instrumenting all of PyTorch and transformers would take
+# minutes.
 with atheris.instrument_imports(include=["PIL", "safetensors"]):
     import PIL.Image  # noqa: F401
     import safetensors  # noqa: F401

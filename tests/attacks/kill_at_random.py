@@ -15,10 +15,10 @@
 
     python tests/attacks/kill_at_random.py --kills 20
 
-Each job is first run undisturbed, to measure its time and record its output. Then it is started, killed by SIGKILL or SIGTERM
-after a random part of this time, and started again as its user would, until it has been killed the given number of times by
-each signal. Finally, it runs to its end. After each kill, files with final names must be complete. In the end, the output
-must be that of the undisturbed run, without other files. The script prints a table in Markdown.
+Each job is first run undisturbed, to measure its time and record its output. Then it is started, killed by SIGKILL or
+SIGTERM after a random part of this time, and started again as its user would, until it has been killed the given
+number of times by each signal. Finally, it runs to its end. After each kill, files with final names must be complete.
+In the end, the output must be that of the undisturbed run, without other files. The script prints a table in Markdown.
 """
 
 import argparse
@@ -286,8 +286,8 @@ def torment(job: Job, folder: Path, kills: int, log: Path, seed: int = 0) -> dic
     """Kill a job `kills` times by each signal, and compare its output with that of an undisturbed run.
 
     Returns:
-        The name of the job, the number of kills by each signal, how many of them came before any output, how many runs had
-        finished before their kill, and the seconds of an undisturbed run.
+        The name of the job, the number of kills by each signal, how many of them came before any output, how many runs
+        had finished before their kill, and the seconds of an undisturbed run.
 
     Raises:
         AssertionError: if output was lost, repeated or incomplete.
@@ -338,8 +338,8 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     args = parser.parse_args(arguments)
     # A forked process has only one of its parent's threads.
     torch.set_num_threads(1)
-    # tqdm's lock is shared with forked processes: one killed while drawing would keep it, and all others would wait forever.
-    # Also, no thread of tqdm may hold the lock during a fork.
+    # tqdm's lock is shared with forked processes: one killed while drawing would keep it, and all others would wait
+    # forever. Also, no thread of tqdm may hold the lock during a fork.
     tqdm.set_lock(threading.RLock())
     tqdm.monitor_interval = 0
     results = []

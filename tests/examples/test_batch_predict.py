@@ -162,7 +162,8 @@ def test_damaged_archive_is_named_after_all_others_are_predicted(workers, start,
                 member.size = len(encode_png(image))
                 archive.addfile(member, io.BytesIO(encode_png(image)))
     whole = (source / "b.tar").read_bytes()
-    # The damage is in the content of the second image, which comes after the header and block of the first, and a header.
+    # The damage is in the content of the second image, which comes after the header and block of the first, and a
+    # header.
     (source / "b.tar").write_bytes(whole[: 3 * 512 + 50])
     (source / "c.tar").write_bytes(b"no archive")
     arguments = command(start, source, tmp_path / "out", "--dataloader_num_workers", workers)

@@ -182,8 +182,8 @@ def test_upernet_averages_accumulated_batches_if_configured(family, tmp_path):
     labels[:, :4] = 255
     examples = make_examples(labels)
     expected = gradient(model, examples, NUM_IMAGES, 1, tmp_path)
-    # UperNet's forward accepts any keyword, so the Trainer assumes that it divides the loss. Then the gradient is too large by
-    # the number of batches.
+    # UperNet's forward accepts any keyword, so the Trainer assumes that it divides the loss. Then the gradient is too
+    # large by the number of batches.
     wrong = gradient(model, examples, 1, 8, tmp_path)
     assert relative_difference(wrong, 8 * expected) < 1e-6
     model.accepts_loss_kwargs = False

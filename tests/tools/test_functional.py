@@ -61,7 +61,8 @@ def test_per_image_gradients_equal_those_of_single_images(kind, family):
         model.zero_grad()
         loss_of(model, dict(model.named_parameters()), image).backward()
         for name, parameter in model.named_parameters():
-            # For weights that do not affect the output (of a stage that a head does not use), torch.func returns zeros.
+            # For weights that do not affect the output (of a stage that a head does not use), torch.func returns
+            # zeros.
             expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             assert_close(per_image[name][index], expected)
 

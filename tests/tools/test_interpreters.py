@@ -81,7 +81,8 @@ def test_captum_reads_and_explains_layers(family, kind):
     for stage, expected in zip(stages, hidden_states, strict=True):
         activation = LayerActivation(model, stage).attribute(images)
         torch.testing.assert_close(activation, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
-    # The second stage is used, because for a classifier's last stage, `grad_cam` uses the output after the final layer norm.
+    # The second stage is used, because for a classifier's last stage, `grad_cam` uses the output after the final layer
+    # norm.
     actual = LayerGradCam(model, stages[1]).attribute(images, target=LABEL, relu_attributions=True)[:, 0]
     assert_same_maps(actual, grad_cam(plain, images, label=LABEL, stage="stage2"))
     # captum finds every Linear of the model.

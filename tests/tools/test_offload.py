@@ -23,8 +23,8 @@ from torch import nn
 
 
 CPU = torch.device("cpu")
-# transformers' DETR reads weights of its submodules directly, which Accelerate does not support: only its backbone can be
-# offloaded.
+# transformers' DETR reads weights of its submodules directly, which Accelerate does not support: only its backbone can
+# be offloaded.
 OFFLOADED = {"detr": "model.backbone.model"}
 
 

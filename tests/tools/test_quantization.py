@@ -54,7 +54,8 @@ def test_torchao_int8_saved_and_reloaded(kind, family, config_class):
     quantized = copy.deepcopy(model)
     quantize_(quantized, config_class())
     outputs = outputs_of(quantized, images)
-    # The tolerance is for narrow layers with random weights, whose rounding errors do not average out as in trained models.
+    # The tolerance is for narrow layers with random weights, whose rounding errors do not average out as in trained
+    # models.
     assert 0 < relative_error(outputs, outputs_of(model, images)) < 0.1
     buffer = io.BytesIO()
     torch.save(quantized.state_dict(), buffer)

@@ -13,8 +13,8 @@
 # limitations under the License.
 """Files in COCO's format, checked before anything is trained: what pycocotools and COCO's evaluation would stumble over.
 
-https://cocodataset.org/#format-data. Faults of the entire file raise an error. Single annotations that cannot be used are
-left out, as [`find_fault`] decides.
+https://cocodataset.org/#format-data. Faults of the entire file raise an error. Single annotations that cannot be used
+are left out, as [`find_fault`] decides.
 """
 
 import json

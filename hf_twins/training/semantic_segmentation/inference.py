@@ -14,8 +14,8 @@
 """Segmentation of an image, at once or in sliding windows, at one or several sizes, optionally also mirrored.
 
 The steps are mmsegmentation's (https://github.com/open-mmlab/mmsegmentation, `EncoderDecoder.whole_inference` and
-`slide_inference`, `SegTTAModel`), so that published results can be reproduced: logits are resized to the model's input,
-then to the image, and the probabilities of several inputs are averaged.
+`slide_inference`, `SegTTAModel`), so that published results can be reproduced: logits are resized to the model's
+input, then to the image, and the probabilities of several inputs are averaged.
 """
 
 from dataclasses import dataclass, field

@@ -13,8 +13,8 @@
 # limitations under the License.
 """How well images are segmented: intersection over union (IoU) and accuracy, from counts of pixels.
 
-As in mmsegmentation's `IoUMetric` and transformers' examples, pixels are counted over all images together, except those
-without a class. A class that neither occurs nor is predicted has no IoU, and is left out of the mean.
+As in mmsegmentation's `IoUMetric` and transformers' examples, pixels are counted over all images together, except
+those without a class. A class that neither occurs nor is predicted has no IoU, and is left out of the mean.
 """
 
 import json

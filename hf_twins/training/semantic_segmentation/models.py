@@ -127,8 +127,8 @@ def create_model(
         if hasattr(model.config, name):
             setattr(model.config, name, IGNORE_INDEX)
     if model.config.model_type == "upernet":
-        # UperNet's loss is always a mean over the pixels of a batch. The Trainer assumes otherwise, because its forward
-        # accepts any keyword.
+        # UperNet's loss is always a mean over the pixels of a batch. The Trainer assumes otherwise, because its
+        # forward accepts any keyword.
         model.accepts_loss_kwargs = False
     return model
 
