@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Tables of the formats of Twins checkpoints: how to recognize one, its names and those of hf_twins, its settings.
+"""Tables of the formats of Twins checkpoints: how to recognize each, its weight names, and its settings.
 
 Sources: https://github.com/Meituan-AutoML/Twins (`gvt.py`, `segmentation/gvt.py`), timm's `twins.py`, mmpretrain's
 `backbones/twins.py`, mmsegmentation's `backbones/twins.py`, `necks/fpn.py`, `decode_heads/{uper,fpn,fcn}_head.py`.

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a Twins model looks at: its attention in the image's layout, attention rollout, and Grad-CAM.
+"""Shows where a Twins model looks: attention maps, attention rollout, and Grad-CAM.
 
 All three work on any model that contains a Twins encoder, including models of transformers and PEFT.
 """

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Parameter groups for optimizers: which weights are not decayed, and how deep each one is."""
+"""Parameter groups for optimizers, with weight decay and learning rates by depth."""
 
 import re
 from collections.abc import Iterator

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Hooks that pass a model's `pixel_mask` on to its Twins backbone."""
+"""Hooks that pass a model's `pixel_mask` to its Twins backbone."""
 
 import inspect
 from contextvars import ContextVar

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Exports the model of the browser Space to ONNX beside the page, and describes it to the page."""
+"""Exports the model of the browser Space to ONNX next to the page, and writes the description that the page reads."""
 
 import hashlib
 import json

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-r"""Label a million images: in shards, in many processes, and resuming where it was stopped.
+r"""Label a million images: in shards, in several processes, and with resuming after an interruption.
 
     accelerate launch examples/image_classification/batch_predict.py --model_name_or_path timm/twins_svt_small.in1k \
         --input_dir path/to/images --output_dir outputs/predictions

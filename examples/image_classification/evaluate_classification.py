@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-r"""Evaluate top-1 and top-5 accuracy of a checkpoint on ImageNet or your own images, beside published results.
+r"""Evaluate top-1 and top-5 accuracy on ImageNet or your own images, and compare it with published results.
 
     python examples/image_classification/evaluate_classification.py --model_name_or_path timm/twins_svt_small.in1k \
         --dataset_dir path/to/imagenet/validation

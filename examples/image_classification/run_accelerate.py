@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-r"""Fine-tune a Twins image classifier in an Accelerate training loop, to read and to modify.
+r"""Fine-tune a Twins image classifier in an explicit Accelerate training loop that you can modify.
 
     accelerate launch examples/image_classification/run_accelerate.py --model_name_or_path timm/twins_svt_small.in1k \
         --train_dir path/to/images --output_dir outputs/mine

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Which commit of a repository's code `trust_remote_code=True` may run.
+"""Pins the code that `trust_remote_code=True` runs to a commit of its repository.
 
 A model's files name the classes that load it in `auto_map`, as `module.Class` for code next to these files, or as
 `repository--module.Class` for code in another repository. transformers runs the code next to a model on the Hub at the

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The command lines of the scripts: options are the fields of dataclasses, and mistakes end in one sentence.
+"""The command lines of the scripts: options are the fields of dataclasses, and errors are one sentence.
 
     run(train, ModelArguments, TrainingArguments, recipes=RECIPES)
 

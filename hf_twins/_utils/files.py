@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Files and folders that are written atomically: a killed process or a full disk leaves none that is half written."""
+"""Files and folders that are written atomically: a killed process or a full disk leaves no incomplete ones."""
 
 import contextlib
 import errno

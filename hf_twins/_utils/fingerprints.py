@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Fingerprints of files, models and datasets, which tell the inputs of runs apart, whatever they are called.
+"""Fingerprints of files, models and datasets, which identify the inputs of runs by content, regardless of names.
 
 A fingerprint includes no times and no absolute paths, so that a copy of a folder has the fingerprint of the original.
 """

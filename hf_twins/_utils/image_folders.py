@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Folders of images: which files are taken, with which label, and what is left out, counted and named."""
+"""Folders of images: which files are used, with which labels, and warnings about those that are left out."""
 
 import logging
 import os

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Image files that anybody may have made: none runs a program, none takes more memory or time than an image should.
+"""Reads untrusted image files, without running programs, and with limited memory and time.
 
 All scripts, Spaces and evaluations read images by [`read_image`], or by `open_image` and `convert_image`: the first
 frame, turned upright according to its EXIF orientation, and converted by

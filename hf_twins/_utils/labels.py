@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Label names in the form of a configuration."""
+"""Label names in configurations and files."""
 
 import re
 import unicodedata

@@ -11,8 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Publishing a model folder: nothing public that was to be private, no owner's card overwritten, nothing old left that is
-loaded instead."""
+"""Publishes a model folder.
+
+It never publishes to a public repository if a private one was requested, keeps cards that were written by hand, and removes
+old files that would be loaded instead of the new ones.
+"""
 
 import re
 from collections.abc import Sequence

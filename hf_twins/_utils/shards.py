@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Images to be predicted, however many, in shards that are read one at a time: each becomes one output file.
+"""Divides any number of images to predict into shards, which are read one at a time, with one output file each.
 
 The SHA-256 of each output file is stored next to it, in a file that `sha256sum --check` reads. The output is complete
 if both files exist and match.

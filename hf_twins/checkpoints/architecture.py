@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Architectures, as the names and shapes of weights show them."""
+"""Infers architectures from the names and shapes of weights."""
 
 import re
 from collections.abc import Mapping

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Trained models for images with other channels: the first convolution is adapted, and the image processor."""
+"""Adapts the first convolution of a trained model, and its image processor, to another number of channels."""
 
 from typing import Any
 

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The names of weights in checkpoint formats, as tables that are read in both directions."""
+"""The names of weights in checkpoint formats, as tables that work in both directions."""
 
 import re
 from collections.abc import Iterable, Mapping

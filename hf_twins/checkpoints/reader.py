@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Checkpoints as the authors and timm publish them, read by `from_pretrained` without a conversion step.
+"""Lets `from_pretrained` load checkpoints of the authors and timm without a conversion step.
 
 The authors' files (https://github.com/Meituan-AutoML/Twins) contain only weights. timm's folders contain weights with
 the same names, and a `config.json` in timm's format. Neither contains all fields of a `TwinsConfig`: the others are

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Weights in files, without what training scripts wrap around them; nothing that a file names is imported or run."""
+"""Reads weights in files, without the wrappers of training scripts, and without importing or running anything."""
 
 import os
 import re

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Trained detectors, ready to detect."""
+"""Loads trained detectors with their image processors."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The model that is exported, and its graph for one size of images or for all of them."""
+"""The model to export, and its graph for images of one size or any size."""
 
 from dataclasses import dataclass
 from typing import Any

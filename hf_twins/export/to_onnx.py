@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""ONNX, for images of any number, height and width, in float32, float16 or int8: a folder that transformers.js loads too."""
+"""Export to ONNX, for batches of any size, height and width, in float32, float16 or int8."""
 
 import json
 import logging

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""OpenVINO, for images of any number, height and width, in float32 or int8."""
+"""Export to OpenVINO, for batches of any size, height and width, in float32 or int8."""
 
 import logging
 from collections import Counter

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Load a trained Twins model and its image processor from whatever a user names.
+"""Load a trained Twins model and its image processor from any kind of source.
 
 `from_pretrained` builds the class that it is called on, and initializes weights that are missing in the checkpoint.
 `load_model` inspects the checkpoint, builds the class that a task needs, and refuses a checkpoint not trained for the

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Shared by the Trainer and the loop of `run_accelerate.py`: the schedule, and when training ends."""
+"""Code that the Trainer and the loop of `run_accelerate.py` share: schedules, and the end of training."""
 
 import json
 import math

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What makes two training runs the same: options, labels, images, and the model that they start from."""
+"""The identity of a training run: options, labels, images, and the model that it starts from."""
 
 import dataclasses
 import json

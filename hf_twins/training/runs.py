@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Training runs: what they write into their output folder, and how they are resumed or replaced.
+"""Training runs: the files in their output folder, and how they are resumed or replaced.
 
 Before a run trains, it writes `run.json` into its output folder: its identity (see `run_identity.py`) and the names of
 the files that it writes. Each checkpoint has a copy of the identity, and `checksums.json`, which is written last: a

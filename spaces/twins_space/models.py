@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The models of a Space: listed, loaded on first use, few kept in memory, and run on many requests at once."""
+"""The models of a Space: they are loaded on first use, few are kept in memory, and requests are batched."""
 
 import json
 import logging

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The page around the models: its parts, its errors, its command line, and how it is served."""
+"""The page of a Space: its components, error messages, command line, and server."""
 
 import csv
 import html

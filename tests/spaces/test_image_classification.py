@@ -115,7 +115,7 @@ def test_model_of_another_task_is_refused(tmp_path):
         shelf.get("another")
 
 
-def test_classify_needs_a_image_alone(client, tmp_path):
+def test_classify_needs_only_an_image(client, tmp_path):
     for index in DIGITS:
         digit_image(index).save(tmp_path / "digit.png")
         label, *_ = client.predict(handle_file(tmp_path / "digit.png"), api_name="/classify")

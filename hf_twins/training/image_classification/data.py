@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Images and labels for training and evaluation, from wherever they are, each image the same whenever it is asked for.
+"""Loads images and labels from any source, and prepares them reproducibly for training and evaluation.
 
 The random augmentation of an image depends only on the seed, the epoch and the image's index in the dataset, not on
 the number of workers or on earlier images. So a resumed run sees the same images as an uninterrupted one.

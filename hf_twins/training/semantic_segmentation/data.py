@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Images and masks for training and evaluation, from wherever they are, each crop the same whenever it is asked for.
+"""Loads images and masks from any source, and prepares them reproducibly for training and evaluation.
 
 A mask has the number of a class for each pixel, and `IGNORE_INDEX` where there is none. The augmentation is
 mmsegmentation's for ADE20K (https://github.com/open-mmlab/mmsegmentation, configs/_base_/datasets/ade20k.py). Its

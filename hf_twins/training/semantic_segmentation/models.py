@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Segmentation models: with either head on a pretrained backbone, or as trained."""
+"""Creates segmentation models with either head on a pretrained backbone, or loads trained ones."""
 
 import logging
 from collections.abc import Sequence
