@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Tables of the formats of Twins checkpoints: how to recognize one, its names and those of hf_twins, its settings.
+"""Tables of the formats of Twins checkpoints: how to recognize each, its weight names, and its settings.
 
 Sources: https://github.com/Meituan-AutoML/Twins (`gvt.py`, `segmentation/gvt.py`), timm's `twins.py`, mmpretrain's
 `backbones/twins.py`, mmsegmentation's `backbones/twins.py`, `necks/fpn.py`, `decode_heads/{uper,fpn,fcn}_head.py`.
@@ -93,7 +93,8 @@ MMSEG_ENCODER = [
     *STAGE_NORMS,
 ]
 
-# mmsegmentation's heads, which the authors used, too. {level} is a level of the pyramid, {step} a layer on the path to it.
+# mmsegmentation's heads, which the authors used, too. {level} is a level of the pyramid, {step} a layer on the path to
+# it.
 UPERNET_HEADS: list[NameRow] = [
     ("decode_head.conv_seg.", "decode_head.classifier."),
     ("auxiliary_head.conv_seg.", "auxiliary_head.classifier."),
@@ -115,8 +116,8 @@ SEMANTIC_FPN_HEADS: list[NameRow] = [
     ("decode_head.conv_seg.", "decode_head.classifier."),
 ]
 
-# Properties that cannot be inferred from weights: the padding of feature maps to complete windows or patches, and the epsilon
-# of layer norms.
+# Properties that cannot be inferred from weights: the padding of feature maps to complete windows or patches, and the
+# epsilon of layer norms.
 AUTHORS_SEGMENTATION = {
     "window_padding": "authors_segmentation",
     "patch_padding": False,

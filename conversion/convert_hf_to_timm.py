@@ -16,8 +16,8 @@
     python conversion/convert_hf_to_timm.py DIR_OR_ID --to timm --output_dir twins_svt_small.mine
     python conversion/convert_hf_to_timm.py DIR_OR_ID --to mmseg --output upernet.pth
 
-timm gets a folder, for `timm.create_model("local-dir:twins_svt_small.mine")`; the others get one `.pth` file. Nothing is
-written unless the other architecture computes the same as the model with the same weights.
+timm gets a folder, for `timm.create_model("local-dir:twins_svt_small.mine")`; the others get one `.pth` file. Nothing
+is written unless the other architecture computes the same as the model with the same weights.
 """
 
 import json

@@ -49,8 +49,8 @@ from hf_twins._utils.publishing import publish_folder
 from hf_twins.checkpoints import listed
 
 
-# The report has the source and the options of a conversion, and the SHA-256 of every other file, so that only verified files
-# are published.
+# The report has the source and the options of a conversion, and the SHA-256 of every other file, so that only verified
+# files are published.
 REPORT_NAME = "conversion.json"
 
 
@@ -141,7 +141,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def convert(source: str, output: Path | None, args: argparse.Namespace) -> Path | None:
     """Convert one checkpoint, print a summary, and return the output folder.
 
-    An existing folder of the same conversion is published as it is, because an earlier attempt to publish may have failed.
+    An existing folder of the same conversion is published as it is, because an earlier attempt to publish may have
+    failed.
     """
     existing = output if output is not None and output.exists() and not is_empty_folder(output) else None
     if existing is not None and not (args.push_to_hub and (existing / REPORT_NAME).is_file()):

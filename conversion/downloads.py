@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Downloads of files, cached on this machine; each time, the server is asked whether the file has changed."""
+"""Downloads files to a cache, and asks the server each time whether a file has changed."""
 
 import hashlib
 import json

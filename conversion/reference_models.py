@@ -13,9 +13,9 @@
 # limitations under the License.
 """Runs a checkpoint's own architecture on the checkpoint's own weights under its own names.
 
-Conversions are verified against them, so this module shares no code with hf_twins. It uses timm's models for the authors' and
-timm's classifiers. For the other formats, it implements the architectures as functions of the weights, following the
-sources named in `checkpoint_formats.py`.
+Conversions are verified against them, so this module shares no code with hf_twins. It uses timm's models for the
+authors' and timm's classifiers. For the other formats, it implements the architectures as functions of the weights,
+following the sources named in `checkpoint_formats.py`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -48,8 +48,8 @@ def verify(
 ) -> dict[str, float]:
     """Compare a model with the same weights in another toolbox's architecture, on random noise.
 
-    One image has only complete windows and patches in all stages. Another one has incomplete ones, to test padding. It is
-    skipped if the two architectures are known to pad differently, see `different_settings`.
+    One image has only complete windows and patches in all stages. Another one has incomplete ones, to test padding. It
+    is skipped if the two architectures are known to pad differently, see `different_settings`.
 
     Args:
         model: model that was converted from or to that format.
@@ -126,7 +126,8 @@ def verify_preprocessing(processor: Any, pretrained_cfg: Mapping[str, Any]) -> f
     """Compare an image processor with timm's evaluation transforms, on image files.
 
     Args:
-        processor: the image processor; if it has a backend that resizes with Pillow, as timm does, that one is compared.
+        processor: the image processor; if it has a backend that resizes with Pillow, as timm does, that one is
+            compared.
         pretrained_cfg: timm's settings.
 
     Returns:

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Draw what a Twins model looks at: attention, attention rollout and Grad-CAM over the image.
+"""Draw where a Twins model looks: attention, attention rollout and Grad-CAM on top of the image.
 
 Writes one figure per stage. The image is shown as the model sees it; attention is averaged over
 heads. "Received" is the attention from all tokens, and "from" is that from the token under the cross. Rollout is

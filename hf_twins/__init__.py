@@ -58,8 +58,8 @@ __version__ = "0.1.0"
 # This makes models, configurations and image processors load timm's and the authors' checkpoints, too.
 TwinsConfig.checkpoint_reader = CheckpointReader()
 
-# With `exist_ok`, importing the package again (a reload, or a second copy) is not an error, and the import keeps working if
-# transformers adds its own Twins.
+# With `exist_ok`, importing the package again (a reload, or a second copy) is not an error, and the import keeps
+# working if transformers adds its own Twins.
 AutoConfig.register(TwinsConfig.model_type, TwinsConfig, exist_ok=True)
 AutoModel.register(TwinsConfig, TwinsModel, exist_ok=True)
 AutoModelForImageClassification.register(TwinsConfig, TwinsForImageClassification, exist_ok=True)

@@ -27,8 +27,8 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME, aut
 
 WINDOW_PADDING_MODES = ("masked", "zeros", "authors_segmentation")
 
-# The published variants: the authors' released code, https://github.com/Meituan-AutoML/Twins (the paper's table 1 gives
-# PCPVT-S and PCPVT-B a second stage of depth 3; the released code and weights have 4).
+# The published variants: the authors' released code, https://github.com/Meituan-AutoML/Twins (the paper's table 1
+# gives PCPVT-S and PCPVT-B a second stage of depth 3; the released code and weights have 4).
 PCPVT = {
     "hidden_sizes": (64, 128, 320, 512),
     "num_attention_heads": (1, 2, 5, 8),

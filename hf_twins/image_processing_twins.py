@@ -41,8 +41,8 @@ from .configuration_twins import TwinsConfig
 
 
 if TYPE_CHECKING:
-    # transformers saves a class of remote code together with the files that its file imports: without this line, a model
-    # loaded with `trust_remote_code=True` and saved again would lose its PIL backend.
+    # transformers saves a class of remote code together with the files that its file imports: without this line, a
+    # model loaded with `trust_remote_code=True` and saved again would lose its PIL backend.
     from .image_processing_pil_twins import TwinsImageProcessorPil  # noqa: F401
 
 
@@ -77,15 +77,16 @@ KEPT_CHANNELS = {"1": "L", "LA": "L", "La": "L", "P": "RGB", "PA": "RGB", "RGBa"
 
 
 def convert_image(image: PIL.Image.Image, mode: str | None = "RGB") -> PIL.Image.Image:
-    """Convert an image to channels from 0 to 255, by the rules of the whole package.
+    """Convert an image to channels from 0 to 255, by the rules of the entire package.
 
-    16-bit pixels (`I;16`) are divided by 257 and rounded, so that 65535 becomes 255; 32-bit integers (`I`) too, if they
-    are from 0 to 65535. Fractions (`F`) from 0 to 1 are multiplied by 255. Transparent pixels are composited on white.
-    Color profiles are ignored.
+    16-bit pixels (`I;16`) are divided by 257 and rounded, so that 65535 becomes 255; 32-bit integers (`I`) too, if
+    they are from 0 to 65535. Fractions (`F`) from 0 to 1 are multiplied by 255. Transparent pixels are composited on
+    white. Color profiles are ignored.
 
     Args:
         image: the image, in any mode of Pillow.
-        mode: "L", "RGB" or "RGBA", which keeps transparency; None keeps the number of channels, with a palette resolved.
+        mode: "L", "RGB" or "RGBA", which keeps transparency; None keeps the number of channels, with a palette
+            resolved.
 
     Raises:
         ImageError: if 32-bit integers are not from 0 to 65535, or fractions not from 0 to 1.
@@ -99,7 +100,8 @@ def convert_image(image: PIL.Image.Image, mode: str | None = "RGB") -> PIL.Image
     if image.has_transparency_data and (mode != "RGBA" or image.mode != "RGBA"):
         key = image.info.get("transparency")
         if isinstance(key, tuple) and max(key) > 255:
-            # A PNG with 16 bits per channel has a transparent color of 16 bits, but Pillow reads only the upper 8 of pixels.
+            # A PNG with 16 bits per channel has a transparent color of 16 bits, but Pillow reads only the upper 8 of
+            # pixels.
             image = image.copy()
             image.info["transparency"] = tuple(value >> 8 for value in key)
         image = image.convert("RGBA")
@@ -211,8 +213,9 @@ def crop_logits(logits: torch.Tensor, pixel_mask: torch.Tensor) -> torch.Tensor:
     ends = []
     for image_side, padded_side, logits_side in zip(image_size, pixel_mask.shape, logits.shape[1:]):
         stride = max(round(padded_side / logits_side), 1)
-        # Keep only complete patches, unless the logits reach beyond the input because the model pads incomplete patches.
-        # If the padded input has only complete patches, the last patch of the image may be partly padding, and is dropped.
+        # Keep only complete patches, unless the logits reach beyond the input because the model pads incomplete
+        # patches. If the padded input has only complete patches, the last patch of the image may be partly padding,
+        # and is dropped.
         is_patch_padded = logits_side * stride > padded_side
         end = (image_side + stride - 1) // stride if is_patch_padded else image_side // stride
         ends.append(min(max(end, 1), logits_side))
@@ -446,7 +449,8 @@ class TwinsImageProcessorMixin(BaseImageProcessor):
         output = super().to_dict()
         if self._auto_class is None:
             output.pop("auto_map", None)
-        # transformers adds an entry for the saved backend only. A class derived from it has its own entry, which is kept.
+        # transformers adds an entry for the saved backend only. A class derived from it has its own entry, which is
+        # kept.
         elif output.get("auto_map", {}).get("AutoImageProcessor") in PROCESSOR_AUTO_MAP["AutoImageProcessor"].values():
             output["auto_map"] = output["auto_map"] | PROCESSOR_AUTO_MAP
         return output

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a Twins model looks at: its attention in the image's layout, attention rollout, and Grad-CAM.
+"""Shows where a Twins model looks: attention maps, attention rollout, and Grad-CAM.
 
 All three work on any model that contains a Twins encoder, including models of transformers and PEFT.
 """
@@ -39,8 +39,8 @@ from .modeling_twins import (
 class LayerAttention:
     """The attention weights of one layer for a batch of images, in the image's layout.
 
-    The queries are the tokens of the stage, a grid of `height` x `width`. The keys form a grid, too, and all methods return
-    maps over this grid:
+    The queries are the tokens of the stage, a grid of `height` x `width`. The keys form a grid, too, and all methods
+    return maps over this grid:
 
     - Global sub-sampled attention (GSA): a key is a square of `sr_ratio x sr_ratio` tokens. Tokens at the right and bottom
       that do not fill a square belong to no key.
@@ -159,9 +159,9 @@ def attention_maps(
 ) -> list[LayerAttention]:
     """Run the encoder of a model and return the attention of all its layers.
 
-    This call uses eager attention, whatever the model's attention implementation, because no other implementation returns
-    weights. The weights of all layers are kept in memory: `num_heads * height * width` times the number of keys for each
-    layer. The model is not changed, so other threads may use it at the same time.
+    This call uses eager attention, whatever the model's attention implementation, because no other implementation
+    returns weights. The weights of all layers are kept in memory: `num_heads * height * width` times the number of
+    keys for each layer. The model is not changed, so other threads may use it at the same time.
 
     Args:
         model: a Twins model, or any model that contains one, in evaluation mode.
@@ -223,20 +223,20 @@ def attention_rollout(layers: Sequence[LayerAttention], query: tuple[int, int] |
 
     No token-by-token matrix is built: the relevance of the last layer's output is propagated through the layers.
 
-    The attention weights are exact, and so is the assignment of tokens to windows, GSA squares and patches. The rest is
-    convention. As in the paper, half of a token's relevance stays with the token, for the residual connection, and half is
-    distributed by the mean attention of the heads; norms, values and MLPs are ignored. For Twins, the relevance of a GSA
-    square, or of a patch of the previous stage, is divided equally among its tokens on the image. Position encodings, whose
-    convolution mixes neighboring tokens, are ignored.
+    The attention weights are exact, and so is the assignment of tokens to windows, GSA squares and patches. The rest
+    is convention. As in the paper, half of a token's relevance stays with the token, for the residual connection, and
+    half is distributed by the mean attention of the heads; norms, values and MLPs are ignored. For Twins, the
+    relevance of a GSA square, or of a patch of the previous stage, is divided equally among its tokens on the image.
+    Position encodings, whose convolution mixes neighboring tokens, are ignored.
 
     Args:
         layers: consecutive layers from [`attention_maps`]: all, or those of a stage.
-        query: row and column, in the last layer's grid, of the token to explain. By default, the mean over the image is
-            explained, which is the input of a classifier.
+        query: row and column, in the last layer's grid, of the token to explain. By default, the mean over the image
+            is explained, which is the input of a classifier.
 
     Returns:
-        `(batch_size, height, width)`, in the first layer's grid, and 0 outside the image. Each map sums to 1, minus the
-        relevance of padding that the model attends to (`window_padding`).
+        `(batch_size, height, width)`, in the first layer's grid, and 0 outside the image. Each map sums to 1, minus
+        the relevance of padding that the model attends to (`window_padding`).
 
     Raises:
         ValueError: if the layers are not consecutive, or the query is not on every image.
@@ -288,14 +288,14 @@ def grad_cam(
 ) -> torch.Tensor:
     """Grad-CAM (https://huggingface.co/papers/1610.02391): which tokens of a stage support a class.
 
-    The map is the sum of the stage's channels, weighted by the mean gradient of the class's logit, with negative values set
-    to 0 (equations 1 and 2). For semantic segmentation, the logit is the sum of the class's logits over the image. For a
-    classifier's last stage, the output after the final layer norm is used. Since the head is linear in the mean of this
-    output, the map is then the class activation map (https://huggingface.co/papers/1512.04150), the exact contribution of
-    each token to the logit.
+    The map is the sum of the stage's channels, weighted by the mean gradient of the class's logit, with negative
+    values set to 0 (equations 1 and 2). For semantic segmentation, the logit is the sum of the class's logits over the
+    image. For a classifier's last stage, the output after the final layer norm is used. Since the head is linear in
+    the mean of this output, the map is then the class activation map (https://huggingface.co/papers/1512.04150), the
+    exact contribution of each token to the logit.
 
-    A map shows in which tokens of the stage the class is encoded. With global attention, this may differ from where the class
-    is visible in the image.
+    A map shows in which tokens of the stage the class is encoded. With global attention, this may differ from where
+    the class is visible in the image.
 
     Args:
         model: a Twins classifier of images or pixels, or any model that contains a Twins encoder and returns
@@ -311,8 +311,8 @@ def grad_cam(
         so other threads may use the model at the same time.
 
     Raises:
-        ValueError: if the model contains no Twins encoder, is in training mode, has no logits of classes or does not accept
-            the inputs, or the stage or label does not exist.
+        ValueError: if the model contains no Twins encoder, is in training mode, has no logits of classes or does not
+            accept the inputs, or the stage or label does not exist.
 
     Example:
 
@@ -334,7 +334,8 @@ def grad_cam(
     inputs: dict[str, Any] = {} if pixel_mask is None else {"pixel_mask": pixel_mask}
     # Gradients are enabled here, because the caller may have disabled them.
     with torch.inference_mode(False), torch.enable_grad(), recorded_stages() as records:
-        # Call the model without `torch.compile(model)` or `model.compile()`, because compiled code skips the recording.
+        # Call the model without `torch.compile(model)` or `model.compile()`, because compiled code skips the
+        # recording.
         call = getattr(model, "_orig_mod", model)._call_impl
         logits = getattr(call(pixel_values.detach().clone().requires_grad_(), **inputs), "logits", None)
         if logits is None or logits.ndim not in (2, 4):
@@ -390,9 +391,9 @@ def find_encoder(model: nn.Module) -> TwinsEncoder:
 def recorded_stages() -> Iterator[dict[tuple[nn.Module, int], tuple[torch.Tensor, torch.Tensor | None]]]:
     """Record the output of every stage that this thread runs.
 
-    The key is the encoder and the number of the stage. The value is its output, `(batch_size, channels, height, width)`, and
-    the mask of tokens on the image, `(batch_size, height, width)`, or None for all tokens. The last hidden state of a model
-    with a final layer norm replaces the last stage's output.
+    The key is the encoder and the number of the stage. The value is its output, `(batch_size, channels, height,
+    width)`, and the mask of tokens on the image, `(batch_size, height, width)`, or None for all tokens. The last
+    hidden state of a model with a final layer norm replaces the last stage's output.
 
     Unlike with hooks, the model is not changed, so other threads may use it at the same time.
     """

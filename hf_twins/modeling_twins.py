@@ -68,9 +68,9 @@ from .configuration_twins import TwinsConfig
 LayerT = TypeVar("LayerT", bound=nn.Module)
 
 
-# Tokens never have four dimensions in computations. Near convolutions, PyTorch's compiler would mistake such tensors for
-# images with channels in the second dimension, and rearrange their memory, which took a fifth of a compiled forward pass on a
-# GPU.
+# Tokens never have four dimensions in computations. Near convolutions, PyTorch's compiler would mistake such tensors
+# for images with channels in the second dimension, and rearrange their memory, which took a fifth of a compiled
+# forward pass on a GPU.
 
 
 def to_tokens(image: torch.Tensor) -> torch.Tensor:
@@ -124,8 +124,8 @@ def mean_over_image(image: torch.Tensor, token_mask: torch.Tensor | None) -> tor
     return image.sum((2, 3)) / token_mask.sum((1, 2)).unsqueeze(1).to(image.dtype)
 
 
-# Outputs of stages for `interpretation`: maps encoder and stage to the image and the token mask. Unlike hooks, it is visible
-# only to one thread, and works for any model that contains the encoder.
+# Outputs of stages for `interpretation`: maps encoder and stage to the image and the token mask. Unlike hooks, it is
+# visible only to one thread, and works for any model that contains the encoder.
 STAGE_RECORDS: ContextVar[dict[tuple[nn.Module, int], tuple[torch.Tensor, torch.Tensor | None]] | None] = ContextVar(
     "STAGE_RECORDS", default=None
 )
@@ -151,22 +151,23 @@ def eager_attention_forward(
     attn_weights = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         attn_weights = attn_weights.masked_fill(~attention_mask, torch.finfo(attn_weights.dtype).min)
-    # PyTorch's softmax accumulates in float32, also in half precision, and keeps only its result for the backward pass.
+    # PyTorch's softmax accumulates in float32, also in half precision, and keeps only its result for the backward
+    # pass.
     attn_weights = nn.functional.softmax(attn_weights, dim=-1).to(query.dtype)
     attn_weights = nn.functional.dropout(attn_weights, p=dropout, training=module.training)
     attn_output = torch.matmul(attn_weights, value).transpose(1, 2).contiguous()
     return attn_output, attn_weights
 
 
-# The code from here to `TwinsDropPath` deals with speed, compilers, exporters, devices and pickling, so that the layers below
-# read like the paper's figures.
+# The code from here to `TwinsDropPath` deals with speed, compilers, exporters, devices and pickling, so that the
+# layers below read like the paper's figures.
 
 
 def add_residual(hidden_states: torch.Tensor, branch: torch.Tensor, module: nn.Module) -> torch.Tensor:
     """Add the input and the branch that parts of `module` compute, in the memory of the branch if that is unobservable."""
     if branch.dtype != hidden_states.dtype or not may_overwrite(branch, module):
-        # The input comes first, because a compiler gives the sum the symbolic sizes of its first operand, and those of the
-        # branch get longer with each layer.
+        # The input comes first, because a compiler gives the sum the symbolic sizes of its first operand, and those of
+        # the branch get longer with each layer.
         return hidden_states + branch
     return branch.add_(hidden_states)
 
@@ -225,8 +226,9 @@ def pad_or_crop(hidden_states: torch.Tensor, size: tuple[int, int], new_size: tu
     """Pad tokens (batch_size, height * width, channels) with zeros at the right and bottom, or crop them."""
     if not differ(size, new_size):
         return hidden_states
-    # Crop by negative padding, whose memory layout, unlike that of a slice, does not depend on the amount. Use the given size
-    # and not that of the tensor, which an export from an example with a single window would treat as a constant.
+    # Crop by negative padding, whose memory layout, unlike that of a slice, does not depend on the amount. Use the
+    # given size and not that of the tensor, which an export from an example with a single window would treat as a
+    # constant.
     grid = hidden_states.unflatten(1, (1, *size))
     return nn.functional.pad(grid, (0, 0, 0, new_size[1] - size[1], 0, new_size[0] - size[0])).flatten(1, 3)
 
@@ -319,7 +321,8 @@ def compute_attention(
         # The mask is broadcast over queries, because it would otherwise be as large as the attention weights.
         attention_mask = key_mask[:, None, None, :]
         if is_flash_attention_requested(requested_attention_implementation=implementation):
-            # Its functions support masks only if queries and keys are the same tokens, unlike in sub-sampled attention.
+            # Its functions support masks only if queries and keys are the same tokens, unlike in sub-sampled
+            # attention.
             attention_interface, implementation = ALL_ATTENTION_FUNCTIONS["sdpa"], "sdpa"
     if not is_exporting() and query.shape[0] == 0:
         # The other functions do not accept an empty batch.
@@ -328,8 +331,8 @@ def compute_attention(
     dtype = query.dtype
     autocast: AbstractContextManager = nullcontext()
     if implementation == "sdpa" and dtype == torch.bfloat16 and query.device.type == "cpu" and query.requires_grad:
-        # In bfloat16, the backward pass of PyTorch's CPU kernel takes four times as long as in float32 and, with few tokens,
-        # longer than eager attention. Autocast is disabled, because it would convert the tensors back.
+        # In bfloat16, the backward pass of PyTorch's CPU kernel takes four times as long as in float32 and, with few
+        # tokens, longer than eager attention. Autocast is disabled, because it would convert the tensors back.
         autocast = torch.autocast("cpu", enabled=False)
         if attention_mask is None and not is_torchdynamo_compiling() and key.shape[2] <= 64:
             attention_interface, is_eager = eager_attention_forward, False
@@ -337,8 +340,8 @@ def compute_attention(
             query, key, value = query.float(), key.float(), value.float()
     kernels: AbstractContextManager = nullcontext()
     if implementation == "sdpa" and isinstance(module, TwinsLocalAttention) and is_compiled():
-        # The kernels that PyTorch prefers are made for sequences longer than a window. In eager mode, selecting another kernel
-        # would take as long as it saves.
+        # The kernels that PyTorch prefers are made for sequences longer than a window. In eager mode, selecting
+        # another kernel would take as long as it saves.
         if query.is_cuda:
             kernels = sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
         else:
@@ -436,7 +439,8 @@ class TwinsPatchEmbeddings(nn.Module):
         self.projection = nn.Conv2d(
             num_channels, config.hidden_sizes[stage], kernel_size=self.patch_size, stride=self.patch_size
         )
-        # As in the authors' training, eps is 1e-5 here and in `TwinsSequenceReduction`, regardless of `layer_norm_eps`.
+        # As in the authors' training, eps is 1e-5 here and in `TwinsSequenceReduction`, regardless of
+        # `layer_norm_eps`.
         self.layernorm = nn.LayerNorm(config.hidden_sizes[stage], eps=1e-5)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -559,7 +563,8 @@ class TwinsLocalAttention(TwinsAttention):
         padded_mask = pad_or_crop(token_mask.flatten(1).unsqueeze(-1), size, padded_size)
         if self.window_padding == "authors_segmentation":
             # The authors mark padding by the slice `[-pad:]`, which marks everything if `pad` is 0, and mask attention
-            # between marked and unmarked tokens. So nothing is masked in an image unless both of its sides need padding.
+            # between marked and unmarked tokens. So nothing is masked in an image unless both of its sides need
+            # padding.
             image_sizes = torch.stack([token_mask[:, :, 0].sum(1), token_mask[:, 0, :].sum(1)], dim=1)
             both_sides_padded = (image_sizes % self.window_size != 0).all(1)
             padded_mask = padded_mask | ~both_sides_padded[:, None, None]
@@ -809,7 +814,8 @@ class TwinsPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    # Only attentions are recorded by hooks. The encoder returns hidden states itself, because backbones and heads use them.
+    # Only attentions are recorded by hooks. The encoder returns hidden states itself, because backbones and heads use
+    # them.
     _can_record_outputs = {"attentions": TwinsAttention}
 
     def __init__(self, config: TwinsConfig, *args: Any, **kwargs: Any):
@@ -1117,7 +1123,8 @@ class TwinsSemanticFPNHead(nn.Module):
 
     def __init__(self, config: TwinsConfig):
         super().__init__()
-        # Each level has as many convolutions, each followed by doubling its size, as it was halved since the first level.
+        # Each level has as many convolutions, each followed by doubling its size, as it was halved since the first
+        # level.
         self.scale_heads = nn.ModuleList()
         for level in range(len(config.hidden_sizes)):
             layers: list[nn.Module] = []

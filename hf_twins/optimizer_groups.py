@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Parameter groups for optimizers: which weights are not decayed, and how deep each one is."""
+"""Parameter groups for optimizers, with weight decay and learning rates by depth."""
 
 import re
 from collections.abc import Iterator
@@ -27,9 +27,9 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Group the trainable parameters of a model with a Twins encoder for a PyTorch optimizer.
 
-    Biases, norm weights and position encodings get no weight decay, as in the authors' recipes
-    (`no_weight_decay` in https://github.com/Meituan-AutoML/Twins/blob/main/gvt.py). With layer-wise decay of the learning
-    rate (https://huggingface.co/papers/2106.08254, section 4.1), the head has `learning_rate`, and every block below it has
+    Biases, norm weights and position encodings get no weight decay, as in the authors' recipes (`no_weight_decay` in
+    https://github.com/Meituan-AutoML/Twins/blob/main/gvt.py). With layer-wise decay of the learning rate
+    (https://huggingface.co/papers/2106.08254, section 4.1), the head has `learning_rate`, and every block below it has
     `layer_decay` times the learning rate of the block above it.
 
     Args:

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Hooks that pass a model's `pixel_mask` on to its Twins backbone."""
+"""Hooks that pass a model's `pixel_mask` to its Twins backbone."""
 
 import inspect
 from contextvars import ContextVar
@@ -53,11 +53,12 @@ def pass_pixel_mask_to_backbone(model: nn.Module) -> PixelMaskHandle:
     """Make a model pass the `pixel_mask` that it is called with to its [`TwinsBackbone`].
 
     DETR and its relatives mask their own attention with it, and UperNet ignores it, but all of them pass only
-    `pixel_values` to their backbone, which then cannot distinguish padding from the image. With these hooks, the feature maps
-    of an image do not depend on its padding, and are zero on the padding. UperNet takes `pixel_mask` as a keyword.
+    `pixel_values` to their backbone, which then cannot distinguish padding from the image. With these hooks, the
+    feature maps of an image do not depend on its padding, and are zero on the padding. UperNet takes `pixel_mask` as a
+    keyword.
 
-    Only hooks are registered: weights, `save_pretrained` and the configuration are unchanged, and a reloaded model needs the
-    hooks again. Calls may be nested and come from several threads. `torch.compile` works, with graph breaks.
+    Only hooks are registered: weights, `save_pretrained` and the configuration are unchanged, and a reloaded model
+    needs the hooks again. Calls may be nested and come from several threads. `torch.compile` works, with graph breaks.
 
     Args:
         model: any module with a Twins backbone, e.g. `DetrForObjectDetection`, `UperNetForSemanticSegmentation`.

@@ -13,8 +13,8 @@
 # limitations under the License.
 """The six published Twins variants: their architectures and published results.
 
-The architectures are those of `TwinsConfig.from_variant`. The results are from the authors' README, tables 2 and 5 of the
-paper (https://huggingface.co/papers/2104.13840), and timm's `results-imagenet.csv`.
+The architectures are those of `TwinsConfig.from_variant`. The results are from the authors' README, tables 2 and 5 of
+the paper (https://huggingface.co/papers/2104.13840), and timm's `results-imagenet.csv`.
 """
 
 from collections.abc import Mapping

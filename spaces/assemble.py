@@ -94,8 +94,8 @@ def add_model(space: str, model: str, folder: Path) -> None:
     loaded, processor = load_model(model, space.replace("_", "-"), dtype="auto")
     card = RepoCard.load(folder / "README.md")
     if Path(model).exists():
-        # Any model is saved as a complete model folder, because an adapter or another library's checkpoint may need files
-        # that are elsewhere.
+        # Any model is saved as a complete model folder, because an adapter or another library's checkpoint may need
+        # files that are elsewhere.
         name = f"{OWN_MODELS}/{Path(model).resolve().stem}"
         loaded.save_pretrained(folder / name)
         processor.save_pretrained(folder / name)

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Exports the model of the browser Space to ONNX beside the page, and describes it to the page."""
+"""Exports the model of the browser Space to ONNX next to the page, and writes the description that the page reads."""
 
 import hashlib
 import json
@@ -42,8 +42,8 @@ def export_model(space: Path, model_name_or_path: str, examples: Path) -> None:
     Raises:
         ImportError: if a package of the extra `export` is missing.
         OSError: if the model is missing or cannot be reached.
-        ValueError: if the model is not a classifier of RGB images, needs preprocessing that the page does not support, or
-            the outputs of its export differ.
+        ValueError: if the model is not a classifier of RGB images, needs preprocessing that the page does not support,
+            or the outputs of its export differ.
     """
     source = load_source(model_name_or_path)
     check_page_can_use(source, model_name_or_path)

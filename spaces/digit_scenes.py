@@ -36,7 +36,8 @@ class DigitScene:
     Args:
         image: color image.
         mask: `(height, width)`, uint8: 0 on the background, and the digit plus 1 on a digit.
-        boxes: `(num_digits, 4)`, float32: left, top, right and bottom of each digit in pixels, right and bottom exclusive.
+        boxes: `(num_digits, 4)`, float32: left, top, right and bottom of each digit in pixels, right and bottom
+            exclusive.
         labels: `(num_digits,)`, int64: the digits.
     """
 

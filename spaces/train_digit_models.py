@@ -13,8 +13,8 @@
 # limitations under the License.
 """Train the small models bundled with the Spaces, on handwritten digits from scikit-learn.
 
-Two classifiers of single digits, one of each family of Twins, and a Semantic FPN that finds digits in scenes composed of
-them. Nothing is downloaded. An existing model is replaced once the new one is complete.
+Two classifiers of single digits, one of each family of Twins, and a Semantic FPN that finds digits in scenes composed
+of them. Nothing is downloaded. An existing model is replaced once the new one is complete.
 
     OMP_NUM_THREADS=1 python spaces/train_digit_models.py
     ... --only twins-svt-digits --output_dir outputs/spaces --epochs 1

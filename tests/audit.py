@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What Python's audit (PEP 578) reports meanwhile: imports, code that is compiled or run, files, processes, sockets."""
+"""Record events of Python's audit hooks (PEP 578): imports, compiled or executed code, files, processes, sockets."""
 
 import sys
 import threading
@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from typing import Any
 
 
-# Of the thread that listens.
+# The recorded events of the thread that listens.
 LISTENERS: dict[int, list[str]] = {}
 
 
@@ -29,13 +29,13 @@ def record_event(event: str, arguments: tuple[Any, ...]) -> None:
         events.append(event)
 
 
-# It cannot be taken off again, and costs nothing that could be measured.
+# The hook cannot be removed, but has no measurable cost.
 sys.addaudithook(record_event)
 
 
 @contextmanager
 def audited() -> Iterator[list[str]]:
-    """The events of this thread."""
+    """Context that records the audit events of this thread."""
     LISTENERS[threading.get_ident()] = events = []
     try:
         yield events

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A browser, and a static Space as the Hub serves it, with the CDN's files from `tests/node_modules`."""
+"""A browser, and static Spaces served as by the Hub, with the CDN's files from `tests/node_modules`."""
 
 import json
 import re
@@ -34,7 +34,7 @@ CDN = re.compile(r"https://cdn\.jsdelivr\.net/npm/((?:@[\w-]+/)?[\w.-]+)@([\w.-]
 
 @contextmanager
 def launch_chromium(*arguments: str) -> Iterator[Browser]:
-    """Chromium; skips the test if it is not installed."""
+    """Launch Chromium; skip the test if it is not installed."""
     names = ("chromium", "google-chrome", "chromium-browser")
     executable = next((path for path in map(shutil.which, names) if path), None)
     if executable is None:
@@ -46,7 +46,7 @@ def launch_chromium(*arguments: str) -> Iterator[Browser]:
 
 
 def npm_package(name: str) -> Path:
-    """The folder of an npm package; skips the test if it is not installed."""
+    """Return the folder of an npm package; skip the test if it is not installed."""
     folder = NODE_MODULES / name
     if not folder.is_dir():
         pytest.skip(f"{name} is not installed: run tests/install_npm_packages, which needs npm")
@@ -61,7 +61,7 @@ def axe_script() -> str | None:
 
 @contextmanager
 def serve_static_spaces(root: Path) -> Iterator[str]:
-    """The address of a folder of static Spaces, each of which is served with the headers that its card asks for."""
+    """Serve a folder of static Spaces, each with the headers in its card, and yield the URL."""
     headers = {folder.name: RepoCard.load(folder / "README.md").data.custom_headers for folder in root.iterdir()}
 
     class Handler(SimpleHTTPRequestHandler):
@@ -80,7 +80,7 @@ def serve_static_spaces(root: Path) -> Iterator[str]:
 
 
 def answer_as_cdn(route: Route) -> None:
-    """Answer a request to jsDelivr with the file of the installed package, if it is of the version that is asked for."""
+    """Answer a request to jsDelivr with the file of the installed package, if the version matches."""
     parts = CDN.fullmatch(route.request.url)
     assert parts, route.request.url
     package = npm_package(parts[1])

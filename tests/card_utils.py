@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Runs the code of model cards, as somebody does who installed the package without extras."""
+"""Run the code in model cards, as in an installation without extras."""
 
 import re
 import subprocess
@@ -22,17 +22,17 @@ from pathlib import Path
 from PIL import Image
 
 
-# The package's extras; without them, `pip install hf_twins` leaves what the code may import.
+# Modules of the package's extras, which `pip install hf_twins` does not install.
 EXTRAS = ("sklearn", "matplotlib", "datasets", "accelerate", "gradio", "timm", "peft", "pycocotools", "pyarrow")
 
 
 def run_card(folder: Path, location: str | None = None, needs: tuple[str, ...] = ()) -> str:
-    """What the Python code in the card of a model folder prints, run beside a `image.jpg`.
+    """Run the Python code in the card of a model folder, next to an `image.jpg`, and return its output.
 
     Args:
         folder: the model folder.
-        location: what the card calls the folder, where that is not its path.
-        needs: modules of the extras that the code may import.
+        location: name of the folder in the card, if that is not its path.
+        needs: modules of extras that the code may import.
     """
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert code.startswith("import hf_twins"), code

@@ -28,7 +28,7 @@ from hf_twins import TwinsForImageClassification, TwinsImageProcessor
 
 
 def digit_images(count: int = 1797) -> tuple[list[PILImage.Image], list[str]]:
-    """The first of scikit-learn's 1797 digits, white on black, and what they are."""
+    """The first of scikit-learn's 1797 digits, white on black, and their labels."""
     digits = load_digits()
     images = [PILImage.fromarray((image * 255 / 16).astype("uint8")) for image in digits.images[:count]]
     return images, [str(label) for label in digits.target[:count]]
@@ -42,7 +42,7 @@ def write_parquet(folder: Path, images: list[Any], labels: list[str]) -> Path:
 
 
 def write_images(folder: Path, counts: dict[str, int]) -> Path:
-    """Noise, so many images of each label."""
+    """Write images of noise, with the given number for each label."""
     for label, count in counts.items():
         (folder / label).mkdir(parents=True)
         for index in range(count):
@@ -51,7 +51,7 @@ def write_images(folder: Path, counts: dict[str, int]) -> Path:
 
 
 def write_digit_folder(folder: Path, count: int) -> Path:
-    """The first digits, in a sub-folder for each label."""
+    """Write the first digits, in a sub-folder for each label."""
     for index, (image, label) in enumerate(zip(*digit_images(count))):
         (folder / label).mkdir(parents=True, exist_ok=True)
         image.save(folder / label / f"{index:03}.png")
@@ -59,7 +59,7 @@ def write_digit_folder(folder: Path, count: int) -> Path:
 
 
 def save_start(folder: Path, size: int = 16, **fields: Any) -> Path:
-    """A tiny model to start from, and its processor, for digits of so many pixels."""
+    """Save a tiny model to start from, and its image processor, for digits of the given size in pixels."""
     TwinsForImageClassification(tiny_config(**{"num_labels": 10} | fields)).save_pretrained(folder)
     processor = TwinsImageProcessor(
         size={"shortest_edge": round(size * 9 / 8)}, crop_size={"height": size, "width": size}
@@ -69,12 +69,12 @@ def save_start(folder: Path, size: int = 16, **fields: Any) -> Path:
 
 
 def blank_figures() -> AbstractContextManager:
-    """Figures are files of one pixel: to draw them takes half of the time of a training as short as those of the tests."""
+    """Replace figures by files of one pixel, because drawing takes half of the time of a short training."""
     return patch.object(Figure, "savefig", lambda figure, path, **options: PILImage.new("L", (1, 1)).save(path))
 
 
 def options(data: Path, start: Path, output: Path) -> list[str]:
-    """Of a short training with all kinds of augmentation."""
+    """Options of a short training with all kinds of augmentation."""
     return [
         *("--config_name", str(start), "--train_dir", str(data), "--output_dir", str(output)),
         *("--max_train_samples", "96", "--max_eval_samples", "40", "--num_train_epochs", "2"),
@@ -84,7 +84,7 @@ def options(data: Path, start: Path, output: Path) -> list[str]:
 
 
 def plain_options(data: Path, start: Path, output: Path) -> list[str]:
-    """Of a short training with nothing random but the order of the images."""
+    """Options of a short training in which only the order of images is random."""
     return [
         *("--config_name", str(start), "--train_dir", str(data), "--output_dir", str(output)),
         *("--max_train_samples", "64", "--max_eval_samples", "40", "--num_train_epochs", "3"),

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""No network, no traces in the user's cache, the same random numbers in every test."""
+"""Fixtures for all tests: no network, no files in the user's cache, the same random numbers in every test."""
 
 import atexit
 import ctypes
@@ -24,13 +24,13 @@ import tempfile
 from collections.abc import Iterator
 
 
-# Before the libraries are imported, which read them once.
+# These variables must be set before the libraries are imported, which read them once.
 HF_HOME = tempfile.mkdtemp(prefix="hf-home-")
 atexit.register(shutil.rmtree, HF_HOME, ignore_errors=True)
 os.environ["HF_HOME"] = HF_HOME
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Threads of tests that run side by side would wait for each other: 30 times as long, now and then. Set in the workers alone,
-# because they inherit what is set in the process that starts them.
+# Threads of parallel tests would wait for each other, sometimes for 30 times as long. This is set only in the workers,
+# because they would inherit variables of the process that starts them.
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     num_workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_workers)))
@@ -42,19 +42,19 @@ from transformers.utils import logging  # noqa: E402
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays. To look for garbage among it takes half a second each time, as often as something is loaded."""
+    """Exclude imported objects from garbage collection, which would otherwise take half a second at each loading."""
     gc.collect()
     gc.freeze()
 
 
 def pytest_unconfigure() -> None:
-    # Libraries look at their end for what was not freed.
+    # Some libraries check for objects that were not freed when they exit.
     gc.unfreeze()
 
 
 @pytest.fixture(autouse=True, scope="module")
 def memory_is_given_back() -> Iterator[None]:
-    """Large models leave gigabytes with the allocator: more than two processes and those that they start may have."""
+    """Return memory to the system, because large models leave gigabytes with the allocator, too much for two workers."""
     yield
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
@@ -62,7 +62,7 @@ def memory_is_given_back() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def modules_end_offline() -> Iterator[None]:
-    """What a test undoes in the wrong order lets all later ones of its worker wait for the Hub, and pass."""
+    """Fail if a module leaves the Hub online, because all later tests of the worker would wait for the Hub, and still pass."""
     yield
     offline = {constants.HF_HUB_OFFLINE, os.environ.get("HF_HUB_OFFLINE") == "1"}
     assert offline == {True}, "a test of this module has left the Hub online"
@@ -70,7 +70,7 @@ def modules_end_offline() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a test that reaches beyond this machine fail, wherever it runs."""
+    """Make a test fail if it connects to another machine."""
     connect = socket.socket.connect
 
     def connect_to_loopback(self, address):
@@ -83,7 +83,8 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    # For accelerators that are not in use yet, `torch.manual_seed` notes where it was called from: longer than most tests.
+    # `torch.manual_seed` records a stack trace for accelerators that are not initialized, which takes longer than most
+    # tests.
     torch.default_generator.manual_seed(0)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(0)
@@ -91,7 +92,7 @@ def seeded() -> None:
 
 @pytest.fixture
 def accelerators_keep_their_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a test fail that seeds those of GPUs."""
+    """Make a test fail if it seeds the random numbers of GPUs."""
 
     def fail(seed: int) -> None:
         raise AssertionError("the random numbers of GPUs were seeded")
@@ -106,5 +107,5 @@ def no_progress_bars() -> None:
 
 @pytest.fixture
 def fresh_compiler() -> None:
-    """Compiled code is kept by the code it comes from, in however many models, and its amount is limited."""
+    """Reset the compiler, which caches a limited number of compilations for each function, across all models."""
     torch.compiler.reset()

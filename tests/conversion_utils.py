@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Commands of the conversion, and the checkpoint that most of them are tried on."""
+"""Helpers to run conversion commands, and the checkpoint that most tests convert."""
 
 from pathlib import Path
 
@@ -26,16 +26,16 @@ def run(*arguments: object) -> None:
 
 
 def fails(*arguments: object) -> str:
-    """The message that the command ends with."""
+    """Run a command that must fail, and return its error message."""
     with pytest.raises(SystemExit) as caught:
         run(*arguments)
-    # A text is printed on standard error, and the status is 1.
+    # SystemExit with text prints it to standard error, with status 1.
     assert isinstance(caught.value.code, str), caught.value.code
     return caught.value.code
 
 
 def save_source(folder: Path) -> Path:
-    """A checkpoint of a tiny Twins-SVT, as the authors save them."""
+    """Save a checkpoint of a tiny Twins-SVT in the authors' format."""
     file = folder / "source.pth"
     torch.save({"model": source_weights("official", TINY["svt"])}, file)
     return file

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the tests of object detection share."""
+"""Helpers of the object detection tests."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ from hf_twins.training.object_detection.arguments import DetectionRecipe, ModelA
 from hf_twins.training.object_detection.models import create_detector
 
 
-# Four stages, which the pyramids are built on, with strides of 2 to 16 pixels.
+# The pyramids need four stages, which have strides of 2 to 16 pixels.
 SMALL = {
     "patch_size": 2,
     "hidden_sizes": [16, 32, 48, 64],
@@ -63,7 +63,7 @@ RECIPE = DetectionRecipe(shortest_edge=64, longest_edge=96, drop_path_rate=0.1)
 
 
 def write_scenes(folder: Path, seeds: range, sizes: tuple[tuple[int, int], ...] = ((64, 64),)) -> Path:
-    """Scenes of digits with COCO's annotations, all digits one category."""
+    """Write scenes of digits with annotations in COCO's format, with one category for all digits."""
     folder.mkdir(parents=True)
     images, annotations = [], []
     for seed in seeds:
@@ -72,7 +72,7 @@ def write_scenes(folder: Path, seeds: range, sizes: tuple[tuple[int, int], ...] 
         scene.image.save(folder / f"{seed}.png")
         images.append({"id": 7 * seed, "file_name": f"{seed}.png", "height": height, "width": width})
         for left, top, right, bottom in scene.boxes.astype(int).tolist():
-            # No digit is within another's box.
+            # No digit is within the box of another one.
             mask = np.zeros((height, width), np.uint8)
             mask[top:bottom, left:right] = scene.mask[top:bottom, left:right] > 0
             segmentation = coco_mask.encode(np.asfortranarray(mask))
@@ -101,7 +101,7 @@ def small_detector(
 
 
 def save_start(folder: Path) -> Path:
-    """A small classifier, whose backbone detectors start from."""
+    """Save a small classifier, whose backbone detectors start from."""
     torch.manual_seed(0)
     TwinsForImageClassification(TwinsConfig(**SMALL, num_labels=5)).save_pretrained(folder)
     return folder

@@ -13,7 +13,8 @@
 # limitations under the License.
 """Train backbones, alone and within heads, by DistributedDataParallel without `find_unused_parameters`, for three steps.
 
-A script: torchrun's processes need a file to run. A parameter without a gradient is an error of the second step.
+This is a script, because torchrun's processes need a file. A parameter without a gradient causes an error in the
+second step.
 """
 
 import sys

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Files as strangers send them to a server."""
+"""Malicious and unusual files, as anybody may send them to a server."""
 
 import contextlib
 import io
@@ -27,7 +27,7 @@ import PIL.Image
 
 
 def png_of(width: int, height: int, num_rows: int | None = None) -> bytes:
-    """A black PNG that says it is of that size, and has all of its rows, or so many."""
+    """A black PNG that declares this size, with all of its rows, or only `num_rows`."""
     row = bytes(width + 1)
     packed = zlib.compressobj(9)
     data = b"".join(packed.compress(row) for _ in range(height if num_rows is None else num_rows)) + packed.flush()
@@ -35,7 +35,7 @@ def png_of(width: int, height: int, num_rows: int | None = None) -> bytes:
 
 
 def png_of_chunks(width: int, height: int, chunks: dict[bytes, bytes], bits: int = 8, color_type: int = 0) -> bytes:
-    """A PNG with these chunks between its header and its end; the fifth letter of a name and those after are left out."""
+    """A PNG with these chunks between its header and its end; only the first four letters of their names are used."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -46,13 +46,13 @@ def png_of_chunks(width: int, height: int, chunks: dict[bytes, bytes], bits: int
 
 
 def many_scans(jpeg: bytes, number: int = 60) -> bytes:
-    """The JPEG with its last scan repeated."""
+    """Repeat the last scan of a JPEG."""
     last = jpeg[jpeg.rindex(b"\xff\xda") : -2]
     return jpeg[:-2] + number * last + jpeg[-2:]
 
 
-def write_no_images(folder: Path) -> dict[str, str]:
-    """What is called an image and cannot be used as one, and what is said of it."""
+def write_unusable_images(folder: Path) -> dict[str, str]:
+    """Write files with names of images that cannot be used, and return the expected errors."""
     noise = PIL.Image.effect_noise((64, 64), 80)
     png, jpeg = saved(noise, "PNG"), saved(noise, "JPEG")
     texts = {f"zTXt{index}".encode(): b"a\0\0" + zlib.compress(bytes(2**20 - 9)) for index in range(70)}
@@ -77,7 +77,7 @@ def write_no_images(folder: Path) -> dict[str, str]:
     (folder / "folder.png").mkdir()
     (folder / "device.png").symlink_to("/dev/zero")
     (folder / "gone.png").symlink_to(folder / "nothing")
-    # Paths of sockets are short.
+    # The length of socket paths is limited.
     with socket.socket(socket.AF_UNIX) as opened, contextlib.chdir(folder):
         opened.bind("socket.png")
     others = {"pipe.png": "a named pipe", "folder.png": "a folder", "device.png": "a device", "socket.png": "a socket"}
@@ -91,12 +91,12 @@ def saved(image: PIL.Image.Image, image_format: str, **options) -> bytes:
 
 
 def long_png() -> bytes:
-    """Some hundred bytes, which an image processor that makes the shorter side 256 pixels long makes 12 GB of."""
+    """A file of a few hundred bytes, which would take 12 GB if its shorter side were resized to 256 pixels."""
     return png_of(1, 65535)
 
 
 def leave_trace_for_ghostscript(folder: Path) -> tuple[Path, Path]:
-    """PostScript that is called image.png, and a folder for PATH, whose `gs` makes the file trace beside it."""
+    """Write a PostScript file named image.png, and a folder for PATH, whose `gs` writes the file `trace`."""
     (folder / "image.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
     (folder / "bin").mkdir()
     (folder / "bin" / "gs").write_text(f"#!/bin/sh\n: > '{folder / 'trace'}'\n")
@@ -113,7 +113,7 @@ def archive(members: dict[str, bytes]) -> bytes:
 
 
 def write_unusable(folder: Path, image: PIL.Image.Image) -> dict[str, tuple[Path, str]]:
-    """Files that no page can use, and a part of the sentence that each gets."""
+    """Write files that no page can use, and return them with a part of the expected error message."""
     png = saved(image, "PNG")
     contents = {
         "text.png": (b"no image", "not a supported image"),
@@ -131,9 +131,9 @@ def write_unusable(folder: Path, image: PIL.Image.Image) -> dict[str, tuple[Path
 
 
 def write_unusual(folder: Path, image: PIL.Image.Image) -> dict[str, Path]:
-    """The same gray image, in ways that are easy to read wrongly."""
+    """Write the same gray image in various forms that are easy to read incorrectly."""
     exif = PIL.Image.Exif()
-    # To be turned by 90 degrees clockwise.
+    # This orientation means to turn the image by 90 degrees clockwise.
     exif[0x0112] = 6
     contents = {
         "cmyk.jpg": saved(image.convert("CMYK"), "JPEG", quality=95),
@@ -151,7 +151,7 @@ def write_unusual(folder: Path, image: PIL.Image.Image) -> dict[str, Path]:
 
 
 def write_unusable_archives(folder: Path, image: PIL.Image.Image) -> dict[str, tuple[Path, str]]:
-    """Archives of which nothing may be read, and a part of the sentence that each gets."""
+    """Write archives that must be refused, and return them with a part of the expected error message."""
     contents = {
         "traversal.zip": (archive({"good.png": saved(image, "PNG"), "../../out.png": b""}), "outside itself"),
         "bomb.zip": (archive({f"{index}.png": bytes(15 * 2**20) for index in range(14)}), "unpacks to more than"),

@@ -11,13 +11,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A Hub on loopback for the real huggingface_hub client, to be pushed to and pulled from, also when things go wrong.
+"""A Hub on loopback for the real huggingface_hub client, to push to and pull from, which can also simulate failures.
 
     with serve_hub(tokens={"hf_write": "write"}) as hub, hub.in_process(tmp_path, token="hf_write"):
         model.push_to_hub("somebody/twins-tiny")
 
-It answers as huggingface.co does to a client that has Xet switched off. What it has not (tags, copies of
-files, listings of commits and branches) is answered with an error, never with a success that means nothing.
+It answers like huggingface.co does to a client with Xet disabled. Requests that it does not support (tags, copies of
+files, listings of commits and branches) are answered with an error, never with a false success.
 """
 
 import base64
@@ -49,7 +49,7 @@ from transformers.utils import hub as transformers_hub
 
 
 BLOCK = 1 << 20
-# What the Hub's own .gitattributes names, as far as models, data and demos have it.
+# Patterns in the Hub's own .gitattributes, as far as models, data and demos need them.
 LFS_SUFFIXES = (".arrow", ".bin", ".gz", ".npy", ".npz", ".onnx", ".parquet", ".pt", ".pth", ".safetensors", ".zip")
 LFS_SIZE = 10 * BLOCK
 GIT_ATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES).encode()
@@ -57,7 +57,7 @@ LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize {
 
 
 class HubError(Exception):
-    """What the Hub answers when it does not do what it was asked for."""
+    """The Hub's answer when it refuses a request."""
 
     def __init__(self, status: int, message: str, code: str | None = None, commit: str | None = None, **content: Any):
         super().__init__(message)
@@ -81,7 +81,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Blob:
-    """A file of a commit: where its content lies, and what it is called by git and, if it is there, by LFS."""
+    """A file in a commit: the path of its content, and its ids in git and, if stored there, in LFS."""
 
     content: Path
     size: int
@@ -96,7 +96,7 @@ class Blob:
         if self.lfs_oid is None:
             return None
         pointer_size = len(LFS_POINTER.format(self.lfs_oid, self.size))
-        # The tree's files have an "oid", those of the repository a "sha256".
+        # In listings of a tree, the key is "oid", and in information on a repository, it is "sha256".
         return {"oid": self.lfs_oid, "sha256": self.lfs_oid, "size": self.size, "pointerSize": pointer_size}
 
 
@@ -105,7 +105,7 @@ class Commit:
     files: dict[str, Blob]
     title: str
     parent: "Commit | None" = None
-    # Random: caches that outlive a Hub must not take another Hub's commits for its own.
+    # The hash is random, so that caches that outlive a Hub do not mistake commits of another one for its own.
     oid: str = field(default_factory=lambda: secrets.token_hex(20))
 
     def history(self) -> Iterator["Commit"]:
@@ -121,7 +121,7 @@ class Repository:
     repo_id: str
     private: bool
     branches: dict[str, Commit]
-    # The Hub keeps them for each repository: an object that another one has must be uploaded again.
+    # The Hub stores objects separately for each repository: an object in another repository must be uploaded again.
     lfs_objects: set[str] = field(default_factory=set)
 
     @property
@@ -139,7 +139,7 @@ class Repository:
 
 
 class Storage:
-    """Contents as files named by their sha256, written and read in blocks."""
+    """Stores contents in files named by their SHA-256, which are written and read in blocks."""
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -194,13 +194,14 @@ class Fault:
 
 
 class LoopbackHub(ThreadingHTTPServer):
-    """Repositories, who may use them, what was asked for, and what shall go wrong.
+    """A Hub with its repositories, permissions, recorded requests and simulated failures.
 
-    Without `tokens` everybody may do everything. With them (`{"hf_...": "write" or "read"}`, all of one user) it takes
-    a write token to change something, and any of them to see that a private repository exists.
+    Without `tokens`, everybody may do everything. With tokens (`{"hf_...": "write" or "read"}`, all of one user),
+    changes need a write token, and seeing that a private repository exists needs any token.
     """
 
-    # Each file of a snapshot is asked for by a thread of its own, and a connection that finds no place waits a second.
+    # The client requests each file of a snapshot in a separate thread, and a connection beyond this queue waits a
+    # second.
     request_queue_size = 64
 
     def __init__(self, folder: Path, tokens: dict[str, str] | None = None, files: Path | None = None):
@@ -211,10 +212,10 @@ class LoopbackHub(ThreadingHTTPServer):
         self.storage = Storage(folder)
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.uploads: dict[str, tuple[Repository, str]] = {}
-        # Those of other people, who get pull requests.
+        # Repositories of other users, who get pull requests.
         self.read_only: set[str] = set()
         self.faults: list[Fault] = []
-        # Method and path, without the query, of every request in the order of arrival.
+        # The method and path, without the query, of every request, in the order of arrival.
         self.requests: list[tuple[str, str]] = []
         self.lock = threading.RLock()
 
@@ -230,7 +231,7 @@ class LoopbackHub(ThreadingHTTPServer):
     def add_repository(
         self, repo_id: str, folder: Path | None = None, repo_type: str = "model", private: bool = False
     ) -> Repository:
-        """A repository of one commit: of the files of `folder`, or as the Hub makes new ones."""
+        """Add a repository with one commit, which has the files of `folder`, or is that of a new repository on the Hub."""
         if folder is None:
             files = {".gitattributes": self.storage.regular_blob(GIT_ATTRIBUTES)}
         else:
@@ -242,27 +243,27 @@ class LoopbackHub(ThreadingHTTPServer):
         return repository
 
     def cut_uploads(self, after: int = 0, times: int = 1, pattern: str = "^/lfs-upload/|/commit/") -> None:
-        """Close the connection once `after` bytes of a request's longer body have come, for the next `times` such.
+        """Close the connection after receiving `after` bytes of a longer request body, for the next `times` such requests.
 
-        `pattern` is searched for in the path: content on its way to LFS and commits, unless told otherwise.
+        Only paths that match `pattern` are affected, by default uploads to LFS and commits.
         """
         self.faults.append(Fault("upload", times, pattern, after=after))
 
     def cut_downloads(self, after: int = 0, times: int = 1, pattern: str = "/resolve/|^/files/") -> None:
-        """Close the connection once `after` bytes of an answer's longer body were sent, for the next `times` such.
+        """Close the connection after sending `after` bytes of a longer response body, for the next `times` such responses.
 
-        The headers are sent. With the pattern "/commit/" the commit is made, and its author does not learn it.
+        The headers are sent. With the pattern "/commit/", the commit is made, but the client does not get the answer.
         """
         self.faults.append(Fault("download", times, pattern, after=after))
 
     def stall_downloads(
         self, seconds: float, after: int = 0, times: int = 1, pattern: str = "/resolve/|^/files/"
     ) -> None:
-        """Send nothing for so many seconds once `after` bytes of an answer's longer body were sent, for the next `times`."""
+        """Pause for some seconds after sending `after` bytes of a longer response body, for the next `times` responses."""
         self.faults.append(Fault("stall", times, pattern, after=after, seconds=seconds))
 
     def fail(self, times: int = 1, status: int = 503, pattern: str = "") -> None:
-        """Answer the next `times` requests to paths in which `pattern` is found with `status`, and do nothing."""
+        """Answer the next `times` requests whose path matches `pattern` with `status`, without processing them."""
         self.faults.append(Fault("fail", times, pattern, status=status))
 
     def next_fault(self, kind: str, path: str, length: float = float("inf")) -> Fault | None:
@@ -274,7 +275,7 @@ class LoopbackHub(ThreadingHTTPServer):
         return None
 
     def environment(self, home: Path, token: str | None = None) -> dict[str, str]:
-        """The variables with which a new process uses this Hub, with `token`, and a cache of its own in `home`."""
+        """The environment variables for a new process to use this Hub, with `token`, and a separate cache in `home`."""
         return {
             "HF_ENDPOINT": self.endpoint,
             "HF_HOME": str(home),
@@ -288,16 +289,16 @@ class LoopbackHub(ThreadingHTTPServer):
 
     def stop(self) -> None:
         """Refuse connections from now on."""
-        # A socket that is closed while its thread waits for connections accepts one more, and resets it.
+        # A socket closed while its thread waits for connections would still accept one, and reset it.
         self.shutdown()
         self.server_close()
 
     @contextmanager
     def in_process(self, home: Path, token: str | None = None) -> Iterator[None]:
-        """Let huggingface_hub and transformers of this process use this Hub, and retry without waiting.
+        """Make huggingface_hub and transformers in this process use this Hub, and retry without waiting.
 
-        The libraries read the environment when they are imported, which was long ago, so that what they read must be
-        changed too. Code from the Hub is still kept where it was: it has been imported from there.
+        The libraries have already read the environment when they were imported, so their variables must be changed,
+        too. Code from the Hub stays in the old cache, from which it has been imported.
         """
         read_at_import = {
             "ENDPOINT": self.endpoint,
@@ -315,14 +316,15 @@ class LoopbackHub(ThreadingHTTPServer):
                 patch.setenv(name, value)
             for name, value in read_at_import.items():
                 patch.setattr(constants, name, value)
-            # The functions of huggingface_hub are methods of an object that has the endpoint, as transformers has one.
+            # The functions of huggingface_hub are methods of an object with the endpoint, and transformers has another
+            # one.
             patch.setattr(hf_api.api, "endpoint", self.endpoint)
             patch.setattr(transformers_hub, "_hf_api", None)
-            # Else the first test that comes along asks for it.
+            # Otherwise, the first test would request it.
             patch.setattr(_detect_agent, "_registry", _detect_agent._EMPTY_REGISTRY)
             for module in (_http, file_download):
                 patch.setattr(module, "time", SimpleNamespace(sleep=lambda seconds: None))
-            # The client took its proxies from the environment when it was made, and keeps connections open.
+            # The client read its proxies from the environment when it was created, and keeps connections open.
             huggingface_hub.close_session()
             try:
                 yield
@@ -330,13 +332,13 @@ class LoopbackHub(ThreadingHTTPServer):
                 huggingface_hub.close_session()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Report what is wrong here, and not that a client went away."""
+        """Report errors of this server, but not disconnected clients."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
 
 class RequestBody(io.RawIOBase):
-    """The body of a request, until it ends or the connection is to be cut."""
+    """The body of a request, up to its end or to where the connection must be closed."""
 
     def __init__(self, source: BinaryIO, length: int, cut_after: int):
         self.source = source
@@ -360,7 +362,7 @@ class RequestBody(io.RawIOBase):
 
 API = "/api/(?P<repo_type>model|dataset|space)s/(?P<repo_id>[^/]+/[^/]+)"
 PAGE = "/(?:(?P<repo_type>dataset|space)s/)?(?P<repo_id>[^/]+/[^/]+)"
-# Method, path, whether it takes a write token, and the method of HubRequestHandler that answers.
+# The HTTP method, the path, whether a write token is required, and the method of HubRequestHandler that answers.
 ROUTES = [
     ("GET", "/api/whoami-v2", False, "whoami"),
     ("POST", "/api/validate-yaml", False, "validate_card"),
@@ -373,7 +375,7 @@ ROUTES = [
     ("POST", f"{API}/commit/(?P<revision>[^/]+)", True, "commit"),
     ("POST", f"{PAGE}\\.git/info/lfs/objects/batch", True, "lfs_batch"),
     ("POST", f"{PAGE}\\.git/info/lfs/objects/verify", True, "lfs_verify"),
-    # Anybody: its name is a secret, as the signature of a storage's address is.
+    # No token is required, because the name is secret, like a signed storage URL.
     ("PUT", "/lfs-upload/(?P<name>[^/]+)", False, "lfs_upload"),
     ("GET", f"{PAGE}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", False, "resolve"),
     ("GET", "/files/(?P<name>[^/]+)", False, "file"),
@@ -383,7 +385,7 @@ ROUTES = [
 class HubRequestHandler(BaseHTTPRequestHandler):
     server: LoopbackHub
     protocol_version = "HTTP/1.1"
-    # Headers and body are sent one after the other: each answer would wait for the headers to be acknowledged.
+    # Headers and body are sent separately, and without this option, each body would wait for an acknowledgment.
     disable_nagle_algorithm = True
 
     def respond(self) -> None:
@@ -397,7 +399,7 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         try:
             answer = self.answer(url.path)
             while self.body.read(BLOCK):
-                # What nobody wanted would be taken for the next request.
+                # An unread body would be mistaken for the next request.
                 pass
             self.send(answer, path)
         except ConnectionError:
@@ -471,7 +473,8 @@ class HubRequestHandler(BaseHTTPRequestHandler):
     def require_write_token(self) -> None:
         role = self.role()
         if role is None:
-            # The code is ours: for an https address the client takes every 401 about a repository for it.
+            # The real Hub does not send this code: for https URLs, the client assumes it for every 401 about a
+            # repository.
             code = "RepoNotFound" if not self.path.startswith("/api/repos/") else None
             raise HubError(401, "Invalid username or password.", code)
         if role != "write":
@@ -484,7 +487,7 @@ class HubRequestHandler(BaseHTTPRequestHandler):
     def visible_repository(self, repo_id: str, repo_type: str) -> Repository:
         repository = self.server.repositories.get((repo_type, repo_id))
         if self.role() is None and (repository is None or repository.private):
-            # Nobody learns which private repositories there are.
+            # The existence of private repositories must not be revealed.
             raise HubError(401, "Invalid username or password.", "RepoNotFound")
         return self.server.repository(repo_id, repo_type)
 
@@ -646,7 +649,7 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         return answer
 
     def change(self, repository: Repository, key: str, value: dict[str, Any]) -> tuple[str, Blob | None]:
-        """A path and what shall be there; with a slash at its end it is a folder, of which nothing shall be there."""
+        """Parse a change of a commit: a path and its new content. A path with a trailing slash is a folder to delete."""
         path = value["path"]
         if key == "file":
             return path, self.server.storage.regular_blob(base64.b64decode(value["content"]))
@@ -674,7 +677,7 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         return Answer(folder / name, {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"})
 
     def log_message(self, *args: object) -> None:
-        """Nothing: the tests' output is pytest's."""
+        """Log nothing, to keep the output of pytest readable."""
 
 
 def apply_change(files: dict[str, Blob], path: str, blob: Blob | None, head: Commit) -> None:
@@ -698,7 +701,7 @@ def serve_hub(
 ) -> Iterator[LoopbackHub]:
     """Serve a Hub that has `models` (a folder each), knows `tokens`, and has the `files` of a folder at /files/.
 
-    What it is given goes to the folder `storage`, or to one that is removed at the end.
+    Uploads are stored in the folder `storage`, or in one that is removed at the end.
     """
     with (
         tempfile.TemporaryDirectory(prefix="loopback-hub-", ignore_cleanup_errors=True) as temporary,
@@ -716,5 +719,5 @@ def serve_hub(
 
 
 def serve_models(models: dict[str, Path]) -> AbstractContextManager[LoopbackHub]:
-    """Serve a Hub on which everybody may do everything, of models to be pulled, each a folder of files."""
+    """Serve a Hub without access control, with the given model folders."""
     return serve_hub(models)

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Record the checkpoints in `data/`, which libraries wrote that the tests do not need.
+"""Record the checkpoints in `data/`, written by libraries that the tests do not need.
 
     pip install mmengine lightning yacs
     python tests/record_checkpoints.py
@@ -109,5 +109,6 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary:
         for record in (record_mmengine, record_lightning):
             file = record(Path(temporary))
-            # The bytes are the library's own; their weights are repeated numbers, which leave a few KB.
+            # The bytes are written by the library. Weights are repeated numbers, so that a few KB remain after
+            # compression.
             (DATA / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes(), mtime=0))

@@ -11,9 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Train tiny models for five steps and print the losses, a line a model; sharded over the processes, if there are several.
+"""Train tiny models for five steps, sharded if there are several processes, and print the losses, one line per model.
 
-A script: torchrun's processes need a file to run.
+This is a script, because torchrun's processes need a file.
 """
 
 import os
@@ -28,7 +28,7 @@ from hf_twins import TwinsForImageClassification, parameter_groups
 
 
 def shard(model: TwinsForImageClassification) -> None:
-    """As the model's plan says, and what is left with the whole."""
+    """Shard modules according to the model's plan, and the remaining weights with the entire model."""
     for name, module in model.named_modules():
         if replace_layer_number_by_wildcard(name) in model.fsdp_plan:
             fully_shard(module)

@@ -11,10 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Checkpoints as each toolbox saves them, with random weights.
+"""Checkpoints in the format of each toolbox, with random weights.
 
-The modules below are put together as the toolboxes' own are (the sources are named in `conversion/checkpoint_formats.py`),
-so that PyTorch gives their weights the names and shapes that real checkpoints have. They compute nothing.
+The modules below have the structure of the toolboxes' own modules (the sources are named in
+`conversion/checkpoint_formats.py`), so that their weights have the names and shapes of real checkpoints. They compute
+nothing.
 """
 
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ TINY = {
     "svt": Architecture((32, 64, 64, 96), (2, 1, 3, 2), (2, 2, 1, 2), is_svt=True),
     "pcpvt": Architecture((64, 64, 128, 64), (1, 2, 2, 1), (2, 1, 1, 2), is_svt=False),
 }
-# As small as a Twins-SVT gets, for files that are kept with the tests.
+# The smallest possible Twins-SVT, for files that are stored with the tests.
 RECORDED = Architecture((32, 32), (2, 1), (1, 1), is_svt=True, sr_ratios=(2, 1))
 PUBLISHED = {
     name: Architecture(variant.hidden_sizes, variant.depths, variant.mlp_ratios, variant.window_size is not None)
@@ -52,7 +53,7 @@ PUBLISHED = {
 
 
 class Structure(nn.Module):
-    """Modules under names, in order."""
+    """A module that only contains named modules, in order."""
 
     def __init__(self, **modules: nn.Module | None):
         super().__init__()
@@ -68,7 +69,7 @@ def conv_module(in_channels: int, out_channels: int, kernel_size: int) -> nn.Mod
 
 
 class OfficialBackbone(nn.Module):
-    """The authors' and timm's; `norm_list` in the authors' segmentation models of Twins-SVT."""
+    """Structure of the authors' and timm's models; `norm_list` is in the authors' segmentation models of Twins-SVT."""
 
     def __init__(self, architecture: Architecture, has_norm_list: bool = False, num_classes: int | None = 1000):
         super().__init__()
@@ -105,7 +106,7 @@ class OfficialBackbone(nn.Module):
 
 
 class OpenMMLabBackbone(nn.Module):
-    """mmpretrain's ("stages") and mmsegmentation's ("layers"), with mmcv's patch embedding, position encoding and FFN."""
+    """Structure of mmpretrain's ("stages") and mmsegmentation's ("layers") models, with modules of mmcv."""
 
     def __init__(self, architecture: Architecture, blocks: str, norms: str | None):
         super().__init__()
@@ -216,7 +217,7 @@ FORMATS = (
 
 
 def source_weights(source_format: str, architecture: Architecture, num_classes: int | None = None) -> dict[str, Any]:
-    """The weights of a checkpoint of this format, under its names."""
+    """Random weights of a checkpoint in this format, with its names."""
     torch.manual_seed(0)
     is_published = architecture in PUBLISHED.values()
     widths = PUBLISHED_WIDTHS if is_published else TINY_WIDTHS
@@ -225,7 +226,7 @@ def source_weights(source_format: str, architecture: Architecture, num_classes: 
     if source_format == "timm":
         model = timm_model(architecture, num_classes)
     else:
-        # Without PyTorch's own random weights, which take as long as ours.
+        # Skip PyTorch's own random initialization, which takes as long as this one.
         with torch.device("meta"):
             model = source_model(source_format, architecture, num_classes, widths)
         model.to_empty(device="cpu")
@@ -242,7 +243,7 @@ def source_weights(source_format: str, architecture: Architecture, num_classes: 
 def source_model(
     source_format: str, architecture: Architecture, num_classes: int, widths: dict[str, int]
 ) -> nn.Module:
-    """The modules of a toolbox other than timm, under their names."""
+    """The modules of a toolbox other than timm, with their names."""
     toolbox, _, head = source_format.partition("-")
     if source_format == "official":
         return OfficialBackbone(architecture, num_classes=num_classes)
@@ -256,13 +257,13 @@ def source_model(
     if toolbox == "mmseg":
         norms = "norm_list" if architecture.is_svt else None
         return segmenter(OpenMMLabBackbone(architecture, "layers", norms), head, architecture, num_classes, widths)
-    # What ImageNet training leaves in the authors' segmentation checkpoints: a norm and a head that nothing uses.
+    # The authors' segmentation checkpoints have an unused norm and head from ImageNet training.
     backbone = OfficialBackbone(architecture, has_norm_list=architecture.is_svt)
     return segmenter(backbone, head, architecture, num_classes, widths)
 
 
 def number_weights(model: nn.Module) -> nn.Module:
-    """Give a model weights that can be told again: they count from -3 to 3, each from another start."""
+    """Give a model reproducible weights: they count from -3 to 3, each with another start."""
     with torch.no_grad():
         for index, parameter in enumerate(model.parameters()):
             numbers = (torch.arange(parameter.numel()) + index) % 7 - 3
@@ -271,7 +272,7 @@ def number_weights(model: nn.Module) -> nn.Module:
 
 
 def timm_model(architecture: Architecture, num_classes: int) -> nn.Module:
-    """timm's own model, of which these are the arguments."""
+    """Create timm's own model with these arguments."""
     return timm.create_model(
         "twins_svt_small" if architecture.is_svt else "twins_pcpvt_small",
         num_classes=num_classes,
@@ -285,7 +286,7 @@ def timm_model(architecture: Architecture, num_classes: int) -> nn.Module:
 
 
 def source_checkpoint(source_format: str, weights: dict[str, Any], **meta: Any) -> dict[str, Any]:
-    """What the toolbox saves around the weights."""
+    """Wrap weights as the toolbox saves them."""
     if source_format in ("official", "timm", "mmseg-backbone"):
         return weights
     return {"meta": {"epoch": 3, "iter": 100, "mmcv_version": "1.4.0", **meta}, "state_dict": weights, "optimizer": {}}

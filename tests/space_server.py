@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A Space, started as a person starts it, and clients for it."""
+"""A Space, started as a user starts it, and clients for it."""
 
 import hashlib
 import json
@@ -44,9 +44,9 @@ class Server:
     """A running page.
 
     Args:
-        url: where it is.
-        process: that serves it.
-        log: where its output goes.
+        url: URL of the page.
+        process: process that serves the page.
+        log: file with the output of the process.
     """
 
     url: str
@@ -69,7 +69,7 @@ def serve(
     python: str | Path = sys.executable,
     **environment: str,
 ) -> Iterator[Server]:
-    """`python app.py` of a folder, from when it answers."""
+    """Run `python app.py` of a folder, and wait until it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -107,14 +107,14 @@ def answers(url: str) -> bool:
 
 
 def save_published(files: Path, endpoint: str) -> tuple[Path, dict]:
-    """What stands for the published ADE20K model that the segmentation Space starts with, on a site for downloads.
+    """Write a substitute for the published ADE20K model that the segmentation Space starts with, on a download site.
 
     Args:
-        files: folder of the files that the site has.
-        endpoint: address of the site.
+        files: folder with the files of the site.
+        endpoint: URL of the site.
 
     Returns:
-        The table of published checkpoints, a file, and its only entry.
+        The file with the table of published checkpoints, and the only entry of the table.
     """
     weights = source_weights("mmseg-semantic-fpn", TINY["svt"], num_classes=150)
     files.mkdir(exist_ok=True)
@@ -133,7 +133,7 @@ def save_published(files: Path, endpoint: str) -> tuple[Path, dict]:
 
 
 def pixels(path: str) -> np.ndarray:
-    """An image that a client was given, as numbers that can be subtracted."""
+    """Read an image that a client received, as an array of signed numbers."""
     with Image.open(path) as image:
         return np.asarray(image, dtype=float)
 

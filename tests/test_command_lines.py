@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Every script starts as a user starts it: as a process, from any folder, without the search path that pytest has."""
+"""Every script starts as a process, from any folder, without pytest's search path."""
 
 import ast
 import json
@@ -33,7 +33,7 @@ FOLDERS = ("conversion", "examples", "spaces")
 
 
 def has_main_guard(file: Path) -> bool:
-    """Whether a file has `if __name__ == "__main__":` at its top level, however it is quoted or turned around."""
+    """Whether a file has `if __name__ == "__main__":` at its top level, with any quotes and order of operands."""
     tests = [node.test for node in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(node, ast.If)]
     return any(
         isinstance(test, ast.Compare) and {"'__main__'", "__name__"} <= {ast.unparse(part) for part in ast.walk(test)}
@@ -47,7 +47,7 @@ SCRIPTS = {
     for file in sorted(ROOT.glob(f"{folder}/**/*.py"))
     if has_main_guard(file)
 }
-# A process that has imported what takes most of the time, and starts each script in a fork of itself.
+# A process that has already imported the slow modules, and starts each script in a fork of itself.
 STARTER = """
 import json, os, runpy, sys
 import accelerate, datasets, hf_twins, matplotlib.figure, sklearn.metrics, timm, transformers.trainer, torchvision.transforms.v2
@@ -88,10 +88,10 @@ os._exit(code)
 
 @pytest.fixture(scope="module")
 def starter(tmp_path_factory) -> Iterator[subprocess.Popen]:
-    # Of this repository, `hf_twins` alone can be imported: from its root, `conversion` and `examples` could be, too.
+    # Only `hf_twins` can be imported, but not `conversion` and `examples`, unlike from the root of the repository.
     packages = tmp_path_factory.mktemp("packages")
     (packages / "hf_twins").symlink_to(ROOT / "hf_twins")
-    # Wide, so that names are not broken between lines.
+    # The terminal is wide, so that names are not split between lines.
     environment = os.environ | {"PYTHONPATH": str(packages), "COLUMNS": "1000"}
     command = [sys.executable, "-c", STARTER]
     with subprocess.Popen(command, env=environment, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, text=True) as process:
@@ -121,9 +121,9 @@ def test_scripts_are_found():
 
 
 def described_options(text: str) -> dict[str, str]:
-    """The options that a `--help` lists, with their descriptions."""
+    """Parse the options in the output of `--help`, with their descriptions."""
     entries = re.split(r"^  (?=-)", text, flags=re.MULTILINE)[1:]
-    # A name and its values are followed by two spaces, or by the end of the line.
+    # An option and its values end with two spaces, or at the end of the line.
     parts = [re.split(r"  +|\n", entry.partition("\n\n")[0], maxsplit=1) for entry in entries]
     return {name: " ".join(description.split()) for name, description in parts}
 
@@ -135,7 +135,7 @@ def test_script_shows_its_usage_when_started_from_another_folder(script, start, 
     process = start(SCRIPTS[script], "--help")
     assert process.returncode == 0, process.stderr
     assert process.stdout.startswith(f"usage: {SCRIPTS[script].name} "), process.stdout
-    # What the script does is said before the options are listed.
+    # The description of the script precedes the options.
     documented = ast.get_docstring(ast.parse(SCRIPTS[script].read_text(encoding="utf-8")))
     assert documented.partition("\n")[0] in process.stdout.partition("\noptions:\n")[0]
     options = described_options(process.stdout)
@@ -155,7 +155,7 @@ def test_script_shows_its_usage_when_started_from_another_folder(script, start, 
 
 
 def imported_at_the_top(file: Path) -> set[str]:
-    """The modules, and the modules of extras among what they are imported from, that a file cannot start without."""
+    """The modules that a file imports at its top, including modules of extras that those modules import."""
     nodes = ast.parse(file.read_text(encoding="utf-8")).body
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
@@ -168,7 +168,7 @@ EXTRA_OF_MODULE = {module: extra for extra, modules in EXTRAS.items() for module
 
 
 def skip_without_development_extra(script: str, besides: str | None = None) -> None:
-    """Skip a script that needs more than the extra for tests installs: the first module it misses would be that one."""
+    """Skip a script that needs a module outside the extra for tests, because that one would be reported as missing first."""
     for module in imported_at_the_top(SCRIPTS[script]) & {*EXTRAS["dev"]} - {besides}:
         pytest.importorskip(module, reason="an extra for development only")
 
@@ -183,7 +183,7 @@ MISSING = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("script", "module"), MISSING)
-def test_missing_extra_is_one_sentence(script, module, start):
+def test_missing_extra_gives_one_sentence(script, module, start):
     skip_without_development_extra(script, besides=module)
     process = start(SCRIPTS[script], "--help", missing=[module])
     assert process.returncode == 1
@@ -194,7 +194,7 @@ def test_missing_extra_is_one_sentence(script, module, start):
 
 
 @pytest.mark.parametrize("script", sorted(SCRIPTS))
-def test_script_starts_without_extras_or_says_in_one_sentence_which_to_install(script, start):
+def test_script_starts_without_extras_or_names_the_extra_to_install(script, start):
     words = [] if script == "examples/benchmark.py" else ["--help"]
     process = start(SCRIPTS[script], *words, missing=EXTRA_OF_MODULE)
     if process.returncode == 0:
@@ -203,7 +203,7 @@ def test_script_starts_without_extras_or_says_in_one_sentence_which_to_install(s
         assert re.fullmatch(r'error: [\w, ]+ must be installed .*: pip install "hf_twins\[\w+\]"\n', process.stderr)
 
 
-def test_script_that_fails_ends_with_a_sentence_and_status_1(start, tmp_path):
+def test_failing_script_ends_with_one_sentence_and_status_1(start, tmp_path):
     output = tmp_path / "converted"
     process = start(SCRIPTS["conversion/convert_twins_to_hf.py"], "missing.pth", "--output", str(output))
     assert process.returncode == 1
@@ -213,7 +213,7 @@ def test_script_that_fails_ends_with_a_sentence_and_status_1(start, tmp_path):
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_scripts_import_their_neighbors_by_name(folder):
-    """An installation in editable mode puts the root on the search path, where users have installed a wheel."""
+    """An editable installation adds the root to the search path, but users may have installed a wheel."""
     for file in ROOT.glob(f"{folder}/**/*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

@@ -11,18 +11,19 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Every shell block of every page is run as it is printed.
+"""Every shell block of every page is run unchanged.
 
 A page is a README.md or another Markdown file of this repository, and its shell blocks begin with ```bash. The test of a page
-runs them one after the other, unchanged, in an empty folder with
+runs them in order, in an empty folder with
 
 - the folders of this repository, so that `python examples/...` is found;
-- small data under the names that pages use (`write_data` below): to use another name, add it there;
-- a Hub that has `timm/twins_svt_small.in1k`, a tiny model of that architecture, and to which one may publish;
+- small data with the names that pages use (to use another name, add it to `write_data` below);
+- a Hub with `timm/twins_svt_small.in1k`, a tiny model of that architecture, to which models can be published;
 - the environment variable `HF_TWINS_MAX_STEPS=1`, which limits training.
 
-A block that starts a page of Gradio is run line by line; each line is stopped when it serves. A block that only installs an
-extra is not run, but the extra has to exist. What else cannot run is listed in `CANNOT_RUN`, with the reason.
+A block that starts a Gradio page is run line by line, and each line is stopped when the page is served. A block that only
+installs an extra is not run, but the extra must exist. Other blocks that cannot run are listed in `CANNOT_RUN`, with the
+reason.
 """
 
 import json
@@ -53,7 +54,7 @@ IN_CI = ".ci/run runs it in a fresh environment"
 MACHINES = "needs more devices than a test has: tests/examples/test_distributed.py loads the configurations"
 BENCHMARK = "takes hours: tests/examples/test_benchmark.py runs the script on less"
 ATTACK = "takes hours: tests/attacks/test_robustness.py runs the script for less time"
-# By page, and first line.
+# Maps pages and the first lines of blocks to reasons.
 CANNOT_RUN = {
     ("README.md", 'pip install -e ".[train]" && python examples/quickstart.py'): IN_CI,
     ("README.md", "accelerate launch --config_file examples/accelerate_configs/gpus_8.yaml"): MACHINES,
@@ -99,7 +100,7 @@ RUN = {page: [block for block in blocks if can_run(page, block)] for page, block
 
 
 def write_scenes(folder: Path, seeds: range) -> None:
-    """Pairs of an image and a mask."""
+    """Write pairs of images and masks."""
     for name in ("images", "annotations"):
         (folder / name).mkdir(parents=True)
     for seed in seeds:
@@ -109,7 +110,7 @@ def write_scenes(folder: Path, seeds: range) -> None:
 
 
 def write_objects(folder: Path, annotations: Path, seeds: range) -> None:
-    """Images, and a JSON file in COCO's format."""
+    """Write images, and a JSON file in COCO's format."""
     folder.mkdir()
     annotations.parent.mkdir(exist_ok=True)
     images, objects = [], []
@@ -128,7 +129,7 @@ def write_objects(folder: Path, annotations: Path, seeds: range) -> None:
 
 
 def write_data(folder: Path) -> None:
-    """What the pages' names stand for, small; and beside the folder, the model of the Hub."""
+    """Write small data with the names on the pages, and the Hub's model next to the folder."""
     for name in FOLDERS:
         (folder / name).symlink_to(ROOT / name)
     write_digit_folder(folder / "path/to/images", 100)
@@ -163,7 +164,7 @@ def run_until_it_serves(line: str, log: Path, **options) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page, blocks in RUN.items() if blocks])
-def test_shell_blocks_run_one_after_the_other(page, tmp_path):
+def test_shell_blocks_run_in_order(page, tmp_path):
     folder = tmp_path / "work"
     folder.mkdir()
     write_data(folder)

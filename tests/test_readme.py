@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the README says is so; its commands are in test_pages.py."""
+"""Statements in the README are correct; its commands are tested in test_pages.py."""
 
 import re
 from collections.abc import Callable
@@ -36,7 +36,7 @@ from hf_twins import (
 
 
 ROOT = Path(__file__).parents[1]
-# Not those of models and Spaces, whose links are to places on the Hub.
+# Cards of models and Spaces are excluded, because their links are valid on the Hub.
 PAGES = [page for pattern in ("*.md", "*/*.md", "examples/*/*.md") for page in sorted(ROOT.glob(pattern))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "examples" / "benchmark_results.md").read_text(encoding="utf-8")
@@ -71,7 +71,7 @@ def test_code_block_runs(code, small_svt, tmp_path, monkeypatch):
         assert sizes.split() == re.findall(r"\d+|x", code.partition("# of ")[2].partition("\n")[0])
 
 
-def test_code_about_other_libraries_checkpoints_runs(tmp_path, monkeypatch):
+def test_code_for_checkpoints_of_other_libraries_runs(tmp_path, monkeypatch):
     (code,) = re.findall(
         r"^```python\n(.*?)^```$", (ROOT / "conversion/README.md").read_text(), re.MULTILINE | re.DOTALL
     )
@@ -88,7 +88,7 @@ def test_code_about_other_libraries_checkpoints_runs(tmp_path, monkeypatch):
     assert len(names["classify"](Image.new("RGB", (300, 260)), top_k=5)) == 5
 
 
-def test_model_table_is_that_of_the_package():
+def test_model_table_matches_the_package():
     for name, variant in TWINS_VARIANTS.items():
         weights = f"timm/{name.replace('-', '_')}.in1k"
         row = (
@@ -99,7 +99,7 @@ def test_model_table_is_that_of_the_package():
 
 
 def causes_of_messages(folder: Path) -> list[Callable[[], Any]]:
-    """What leads to the messages that the package's page explains, in their order."""
+    """Functions that cause the messages that the package's page explains, in the same order."""
     model = TwinsForImageClassification(tiny_config(num_labels=3))
     model.save_pretrained(folder)
     TwinsImageProcessor().save_pretrained(folder)
@@ -120,9 +120,9 @@ def causes_of_messages(folder: Path) -> list[Callable[[], Any]]:
     ]
 
 
-def test_messages_are_those_that_come(tmp_path):
+def test_documented_messages_match_the_actual_ones(tmp_path):
     table = (ROOT / "hf_twins/README.md").read_text(encoding="utf-8").partition("\n## Troubleshooting\n")[2]
-    # The first comes where the package is not imported.
+    # The first message occurs if the package is not imported.
     messages = re.findall(r"^\| `(.*?)` \|", table, re.MULTILINE)[1:]
     for message, cause in zip(messages, causes_of_messages(tmp_path), strict=True):
         with pytest.raises((ValueError, RuntimeError, OSError)) as caught:
@@ -136,8 +136,8 @@ def test_table_of_public_names_is_complete():
     assert set(re.findall(r"`(\w+)`", table)) >= {*hf_twins.__all__}
 
 
-def test_speed_tables_are_what_the_benchmark_printed():
-    """Except for the CPU that nobody kept the table of."""
+def test_speed_tables_match_the_benchmark_results():
+    """Only the table of one CPU is excluded, because its results were not kept."""
     contenders = {
         "timm, bfloat16": ("timm", "bfloat16"),
         "hf_twins, float32": ("hf_twins", "float32"),
@@ -183,6 +183,6 @@ def test_speed_tables_are_what_the_benchmark_printed():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page):
+def test_links_are_valid(page):
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
         assert target.startswith("https://") or (page.parent / target).exists(), target

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The shape of the project: what may import what, and what a light import loads."""
+"""The structure of the project: which modules may import which, and what `import hf_twins` loads."""
 
 import ast
 import importlib
@@ -31,7 +31,7 @@ import hf_twins
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hf_twins"
 SCRIPTS = sorted((ROOT / "examples").rglob("*.py"))
-# Of the extras, and what comes with them.
+# Modules of the extras and their dependencies.
 OPTIONAL = (
     "sklearn",
     "matplotlib",
@@ -83,15 +83,15 @@ def test_package_imports_nothing_above_it():
         if parts[0] != "training":
             assert not any(module.split(".")[0] == "training" for module in inner), file
         elif len(parts) > 2:
-            # A task of the training imports what all share, and its own.
+            # A training task may import shared modules and its own.
             tasks = {folder.name for folder in (PACKAGE / "training").iterdir() if (folder / "__init__.py").is_file()}
             others = {f"training.{task}" for task in tasks - {parts[1]}}
             assert not any(module.startswith(tuple(others)) for module in inner), file
 
 
-# Fast: which modules import which, read from their code, above.
+# The fast tests above read imports from the code.
 @pytest.mark.slow
-def test_import_works_and_stays_light_where_extras_are_missing():
+def test_import_works_and_stays_light_without_extras():
     code = f"""
 import sys
 for name in {OPTIONAL!r}:
@@ -128,7 +128,7 @@ def test_public_names_are_documented(name):
         if public.startswith("_") or (exported is not None and public not in exported):
             continue
         if inspect.isclass(value) and value.__module__ == name:
-            # A dataclass without a docstring is given its signature for one.
+            # A dataclass without a docstring gets its signature as its docstring.
             documented = (value.__doc__ or f"{public}(").strip()
             assert not documented.startswith(f"{public}("), f"{name}.{public}"
 

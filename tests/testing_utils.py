@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What several tests need: small models whose every weight matters."""
+"""Helpers of several tests: small models in which every weight affects the output."""
 
 import os
 import subprocess
@@ -33,7 +33,7 @@ from hf_twins import TwinsConfig, TwinsForImageClassification
 from hf_twins._utils import files, images
 
 
-# transformers may ask for a release of PEFT's that is not out yet: 5.24 came before PEFT 0.22.
+# transformers may require a PEFT version that is not released yet: 5.24 was released before PEFT 0.22.
 uses_adapters_of_transformers = pytest.mark.skipif(
     Version(version("peft")) < Version(MIN_PEFT_VERSION),
     reason=f"this transformers needs PEFT {MIN_PEFT_VERSION}, {version('peft')} is here",
@@ -48,8 +48,9 @@ TINY = {
     "sr_ratios": [4, 2, 1],
     "num_labels": 5,
 }
-# Fields of a model that is compiled, traced or exported, which takes as long as there are blocks. All kinds of layers, each once:
-# attention within windows, global with sub-sampling and without, both of them with and without position encodings before.
+# Fields of a model to compile, trace or export, which takes time for each block. It has all kinds of layers, each
+# once: attention within windows, and global attention with and without sub-sampling, with and without preceding
+# position encodings.
 TWO_STAGES = {
     "hidden_sizes": [16, 32],
     "num_attention_heads": [1, 2],
@@ -57,18 +58,18 @@ TWO_STAGES = {
     "mlp_ratios": [2, 2],
     "sr_ratios": [2, 1],
 }
-# Fields of a segmentation model whose head does not take most of its time.
+# Fields of a segmentation model with a fast head.
 NARROW_HEAD = {"fpn_hidden_size": 16, "decoder_hidden_size": 16}
 FAMILIES = ("svt", "pcpvt")
 
 
 def tiny_config(family: str = "svt", **overrides) -> TwinsConfig:
-    """Three stages, windows of 3, images from 8 pixels."""
+    """A configuration with three stages and windows of 3, for images of at least 8 pixels."""
     return TwinsConfig(**TINY | {"window_size": 3 if family == "svt" else None} | overrides)
 
 
 def randomize(model: nn.Module) -> nn.Module:
-    """Random biases and norms too, and weights large enough for every branch to show in the output."""
+    """Randomize all weights, including biases and norms, with values so large that every branch affects the output."""
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
@@ -85,7 +86,7 @@ def randomize(model: nn.Module) -> nn.Module:
 
 
 def published_variant(name: str) -> TwinsForImageClassification:
-    """One of the published architectures, randomized, without its own random weights before that: they take as long."""
+    """A published architecture with randomized weights, without the default initialization, which takes as long."""
     with torch.device("meta"):
         model = TwinsForImageClassification(TwinsConfig.from_variant(name))
     return randomize(model.to_empty(device="cpu"))
@@ -99,7 +100,8 @@ def rectangle_mask(sizes: list[tuple[int, int]], height: int, width: int) -> tor
     return mask
 
 
-# Heads of 32 and 64 channels and windows of 7, as all published models have: the authors' files do not say.
+# Heads have 32 and 64 channels, and windows 7 tokens, as in all published models, since the authors' files do not
+# specify it.
 TIMM_ARCHITECTURES: dict[str, dict[str, Any]] = {
     "svt": {"embed_dims": [32, 64, 96], "num_heads": [1, 2, 3], "wss": [7, 7, 7]},
     "pcpvt": {"embed_dims": [64, 128, 192], "num_heads": [1, 2, 3]},
@@ -108,7 +110,7 @@ TIMM_SHARED = {"depths": [2, 3, 2], "mlp_ratios": [2, 2, 2], "sr_ratios": [4, 2,
 
 
 def timm_model(family: str = "svt", **overrides: Any) -> nn.Module:
-    """A small model of timm's, for images from 16 pixels."""
+    """A small timm model, for images of at least 16 pixels."""
     return randomize(
         timm.create_model(f"twins_{family}_small", **TIMM_ARCHITECTURES[family] | TIMM_SHARED | overrides)
     )
@@ -120,7 +122,7 @@ def save_timm(model: nn.Module, folder: Path, safe_serialization: bool = True, *
 
 
 def save_small_svt(folder: Path) -> Path:
-    """What stands for timm/twins_svt_small.in1k on the loopback Hub: its four stages and 1000 labels, small."""
+    """Save a small substitute for timm/twins_svt_small.in1k on the loopback Hub, with four stages and 1000 labels."""
     model = timm_model(
         embed_dims=[32, 64, 96, 128],
         num_heads=[1, 2, 3, 4],
@@ -135,13 +137,13 @@ def save_small_svt(folder: Path) -> Path:
 
 @contextmanager
 def small_file_system(folder: Path) -> Iterator[Callable[[str], None]]:
-    """One of 256 KB at `folder`, and what gives it other options, such as "ro".
+    """Mount a file system of 256 KB at `folder`, and yield a function that remounts it with other options, such as "ro".
 
-    Skips the test where it cannot be mounted: not every container and not every user may. GitHub's runners may, by sudo;
-    there the test fails, so that it is not skipped everywhere unnoticed.
+    The test is skipped if mounting is not permitted, as in some containers. GitHub's runners permit it by sudo; there,
+    the test fails instead, so that it is not skipped everywhere unnoticed.
     """
     folder.mkdir(exist_ok=True)
-    # Without asking for a password.
+    # sudo must not ask for a password.
     as_root = [] if os.geteuid() == 0 else ["sudo", "-n"]
 
     def mount(*arguments: str | Path) -> None:
@@ -160,7 +162,7 @@ def small_file_system(folder: Path) -> Iterator[Callable[[str], None]]:
 
 
 def fail_to_read(name: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the system fail by this errno to read images whose paths end with the name, without pauses between the tries."""
+    """Simulate a system error when images whose paths end with `name` are read, without pauses between the tries."""
     decode = images.decode_file
 
     def decode_file(source: Any, *limits: Any) -> Any:

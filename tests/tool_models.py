@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Small models of each kind that the tools are tried on."""
+"""Small models of each kind on which the tools are tested."""
 
 from collections.abc import Callable
 
@@ -60,7 +60,7 @@ BUILDERS: dict[str, Callable[[str], PreTrainedModel]] = {
     "upernet": upernet,
     "detr": detr,
 }
-# Tools work on the layers, which are the same in all: fast, they are tried on the classifier alone.
+# Tools work on layers, which are the same in all models, so the fast tests only use the classifier.
 EVERY_MODEL = [
     pytest.param(
         kind,
@@ -74,7 +74,7 @@ EVERY_MODEL = [
 
 
 def make_model(kind: str, family: str) -> PreTrainedModel:
-    """One of `BUILDERS`, in evaluation mode, with weights that all matter."""
+    """Create one of `BUILDERS`, in evaluation mode, with weights that all affect the output."""
     torch.manual_seed(0)
     return randomize(BUILDERS[kind](family))
 
@@ -98,7 +98,7 @@ def outputs_of(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
 
 
 def assert_same_outputs(model: nn.Module, expected: list[torch.Tensor], images: torch.Tensor, atol: float = 1e-5):
-    """That a model gives what the plain one does."""
+    """Assert that a model gives the expected outputs of the plain model."""
     actual = outputs_of(model, images)
     assert len(actual) == len(expected) > 0
     for tensor, expected_tensor in zip(actual, expected):
@@ -106,6 +106,6 @@ def assert_same_outputs(model: nn.Module, expected: list[torch.Tensor], images: 
 
 
 def classify_in_worker(classifier: Callable, images: list) -> list:
-    """Run in another process, which imports this module and not the test."""
+    """Classify images; runs in another process, which imports this module and not the test."""
     torch.set_num_threads(1)
     return classifier(images)

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the tests of the training scripts share."""
+"""Helpers of the tests of training scripts."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,12 +24,12 @@ from hf_twins.training.runs import read_run
 
 
 def check_second_runs(main: Callable[[list[str]], Any], arguments: list[str], output: Path) -> None:
-    """Start a short training several times in one folder: only as the same run, or in place of it.
+    """Start a short training several times in one folder, which must only work to resume or replace the run.
 
     Args:
-        main: the script's.
-        arguments: its options, with one of a step after which a checkpoint is saved.
-        output: the folder, which its options name.
+        main: function `main` of the script.
+        arguments: options of the script, which must save a checkpoint after a step.
+        output: output folder in the options.
     """
 
     def start(*options: str) -> None:
@@ -44,7 +44,7 @@ def check_second_runs(main: Callable[[list[str]], Any], arguments: list[str], ou
     start()
     expected = read_run(output)
     written = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
-    # All that is there is named.
+    # The record names all files that exist.
     rest = {name for name in written if name.partition("/")[0] not in expected.checkpoints}
     assert rest == {*expected.written_files(), "run.json", "notes.txt"}
     assert len(expected.checkpoints) == 1

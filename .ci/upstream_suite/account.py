@@ -62,7 +62,9 @@ def main(path: str) -> None:
             unknown.append(f"{number:3d}  {reason}")
         else:
             groups[meaning] += number
-    print("\nNot run of transformers' suite, besides what its source distribution lacks (README.md beside this):")
+    print(
+        "\nNot run of transformers' suite, besides what its source distribution lacks (see README.md in this folder):"
+    )
     for meaning, number in groups.most_common():
         print(f"{number:3d}  {meaning}")
     if unknown:

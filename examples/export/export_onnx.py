@@ -18,11 +18,12 @@
     ... --dtype int8 float16 float32        # three files; run_exported.py and transformers.js load the first by default
     python outputs/onnx/run_exported.py image.png
 
-The folder has the layout that transformers.js loads: `onnx/model.onnx`, `onnx/model_fp16.onnx`, `onnx/model_quantized.onnx`.
+The folder has the layout that transformers.js loads: `onnx/model.onnx`, `onnx/model_fp16.onnx`,
+`onnx/model_quantized.onnx`.
 
-Classifiers and segmentation models return `logits`, backbones `feature_map_0`, `feature_map_1` and so on. The folder is only
-written if ONNX Runtime's outputs match PyTorch's, for one and several images that do and do not fill attention windows.
-int8 needs no images: inputs of linear layers are quantized dynamically.
+Classifiers and segmentation models return `logits`, backbones `feature_map_0`, `feature_map_1` and so on. The folder
+is only written if ONNX Runtime's outputs match PyTorch's, for one and several images that do and do not fill attention
+windows. int8 needs no images: inputs of linear layers are quantized dynamically.
 """
 
 from dataclasses import dataclass, field

@@ -17,8 +17,8 @@ r"""Export a Twins model to a compiled package (AOTInductor), for any number of 
         --dtype bfloat16
     python outputs/torch/run_exported.py image.png
 
-The export needs only PyTorch of the same version, and a CPU that supports the instructions of the one it was compiled on.
-Only exporting needs a C++ compiler.
+The export needs only PyTorch of the same version, and a CPU that supports the instructions of the one it was compiled
+on. Only exporting needs a C++ compiler.
 """
 
 from dataclasses import dataclass, field

@@ -23,7 +23,7 @@ from pathlib import Path
 
 
 if __name__ == "__main__":
-    # The program is run by its path, because importing it would import the package, and so PyTorch and transformers, which it
-    # does not need.
+    # The program is run by its path, because importing it would import the package, and so PyTorch and transformers,
+    # which it does not need.
     program = Path(__file__).resolve().parents[2] / "hf_twins" / "export" / "run_exported.py"
     runpy.run_path(str(program), run_name="__main__")

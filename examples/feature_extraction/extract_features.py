@@ -18,8 +18,8 @@ r"""Extract frozen features of a folder of images: one vector per image, or feat
     ... --features stage3 stage4     # maps, instead of the vectors that a classifier's head receives
 
 Images are read in the order of their paths, `--shard_size` per file. A file is complete if its SHA-256 is next to it.
-After an interruption, the same command writes missing and damaged files. If the system fails to read a file, the run ends;
-corrupt images are skipped and listed.
+After an interruption, the same command writes missing and damaged files. If the system fails to read a file, the run
+ends; corrupt images are skipped and listed.
 """
 
 import itertools

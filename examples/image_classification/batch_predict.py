@@ -11,15 +11,15 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-r"""Label a million images: in shards, in many processes, and resuming where it was stopped.
+r"""Label a million images: in shards, in several processes, and with resuming after an interruption.
 
     accelerate launch examples/image_classification/batch_predict.py --model_name_or_path timm/twins_svt_small.in1k \
         --input_dir path/to/images --output_dir outputs/predictions
 
-The input is a folder of images, .parquet or .tar files (WebDataset), or a dataset on the Hub. The output is a .parquet file
-per shard with the columns `path`, `label` and `score`, `labels` and `scores` of the top few, and `error`, which says why an
-image has no prediction. A file is complete if its SHA-256 is next to it. A rerun writes missing and damaged files, so that
-every image is predicted exactly once. If the system fails to read a file, the run ends.
+The input is a folder of images, .parquet or .tar files (WebDataset), or a dataset on the Hub. The output is a .parquet
+file per shard with the columns `path`, `label` and `score`, `labels` and `scores` of the top few, and `error`, which
+says why an image has no prediction. A file is complete if its SHA-256 is next to it. A rerun writes missing and
+damaged files, so that every image is predicted exactly once. If the system fails to read a file, the run ends.
 """
 
 import time
@@ -133,7 +133,8 @@ def predict(model_arguments: TrainedModelArguments, args: PredictionArguments) -
         if model_arguments.code_revision is not None:
             settings["code_revision"] = model_arguments.code_revision
         record_settings(output_dir, settings, outputs="predictions-*.parquet")
-    # The main process decides for all processes, because others might already see files that the first ones have written.
+    # The main process decides for all processes, because others might already see files that the first ones have
+    # written.
     pending = [find_pending(shards, files) if accelerator.is_main_process else []]
     broadcast_object_list(pending)
     own = pending[0][accelerator.process_index :: accelerator.num_processes]

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-r"""Evaluate top-1 and top-5 accuracy of a checkpoint on ImageNet or your own images, beside published results.
+r"""Evaluate top-1 and top-5 accuracy on ImageNet or your own images, and compare it with published results.
 
     python examples/image_classification/evaluate_classification.py --model_name_or_path timm/twins_svt_small.in1k \
         --dataset_dir path/to/imagenet/validation
@@ -58,7 +58,8 @@ from hf_twins.training.image_classification.models import load_trained
 from hf_twins.training.reports import write_results
 
 
-# Shorter side of the image before a crop of 224 pixels, in the authors' evaluation (main.py) and in timm's (crop_pct 0.9).
+# Shorter side of the image before a crop of 224 pixels, in the authors' evaluation (main.py) and in timm's (crop_pct
+# 0.9).
 PROTOCOLS = {"authors": 256, "timm": 248}
 NUM_IMAGENET_IMAGES = 50_000
 # SHA-256 of the sorted WordNet ids of ImageNet-1k's thousand classes, separated by spaces.
@@ -120,7 +121,8 @@ def evaluate(
             args.per_device_eval_batch_size,
             collate_fn=collate,
             num_workers=args.dataloader_num_workers,
-            # A worker that cannot open more files loses its batch, and without a timeout this process would wait forever.
+            # A worker that cannot open more files loses its batch, and without a timeout this process would wait
+            # forever.
             timeout=600 if args.dataloader_num_workers > 0 else 0,
         )
     )

@@ -11,13 +11,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-r"""Fine-tune a Twins image classifier in an Accelerate training loop, to read and to modify.
+r"""Fine-tune a Twins image classifier in an explicit Accelerate training loop that you can modify.
 
     accelerate launch examples/image_classification/run_accelerate.py --model_name_or_path timm/twins_svt_small.in1k \
         --train_dir path/to/images --output_dir outputs/mine
 
-It supports the recipes of `run_trainer.py`, and its options have the same meaning. Without dropout, the loss of each step is
-the same as with `run_trainer.py`.
+It supports the recipes of `run_trainer.py`, and its options have the same meaning. Without dropout, the loss of each
+step is the same as with `run_trainer.py`.
 """
 
 import itertools
@@ -153,8 +153,8 @@ def train(
     check_output_dir(model_arguments, recipe, output_dir)
     checkpoint = resumed_checkpoint(args, recipe, "step_")
     accelerator = Accelerator(
-        # The loop accumulates gradients itself, because Accelerate would divide the last, shorter step of an epoch by the
-        # number of batches in a complete step.
+        # The loop accumulates gradients itself, because Accelerate would divide the last, shorter step of an epoch by
+        # the number of batches in a complete step.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         mixed_precision=args.mixed_precision,
         log_with=None if args.report_to == "none" else args.report_to,
@@ -288,8 +288,8 @@ def train(
                 mixed = mixer(batch, (step, micro_step, accelerator.process_index))
                 with nullcontext() if is_last else accelerator.no_sync(model):
                     logits = model(pixel_values=mixed["pixel_values"]).logits
-                    # The loss is the mean over all images of the step, times the number of processes, whose gradients are
-                    # averaged.
+                    # The loss is the mean over all images of the step, times the number of processes, whose gradients
+                    # are averaged.
                     loss = loss_function(logits, mixed["labels"], num_images) * accelerator.num_processes
                     accelerator.backward(loss)
                 loss_sum += loss.detach()
@@ -308,8 +308,8 @@ def train(
                 average.update(raw_model)
             if step % finite_check.INTERVAL == 0:
                 finite_check.check(raw_model, step)
-            # If training ends within an epoch, the checkpoint must not count the epoch as complete, so that a run with more
-            # steps can continue it.
+            # If training ends within an epoch, the checkpoint must not count the epoch as complete, so that a run with
+            # more steps can continue it.
             ends_within_epoch = step == num_steps and batches_done < len(train_loader)
             if ends_within_epoch if checkpoint_every is None else step % checkpoint_every == 0:
                 save_checkpoint()

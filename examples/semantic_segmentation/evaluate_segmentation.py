@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-r"""Evaluate a segmentation model: mIoU, IoU of each class and accuracy, beside published results if known.
+r"""Evaluate a segmentation model: mIoU, IoU of each class and accuracy, next to published results if known.
 
     python examples/semantic_segmentation/evaluate_segmentation.py --model_name_or_path outputs/mine \
         --validation_dir path/to/validation

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-r"""Segment an image or a folder of images: draw the mask over each with a legend, and write the mask.
+r"""Segment an image or a folder of images: draw the mask with a legend on top of each, and write the mask.
 
     python examples/semantic_segmentation/predict_segmentation.py --model_name_or_path outputs/mine \
         --images street.jpg --output_dir outputs/street

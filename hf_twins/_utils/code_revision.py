@@ -11,12 +11,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Which commit of a repository's code `trust_remote_code=True` may run.
+"""Pins the code that `trust_remote_code=True` runs to a commit of its repository.
 
 A model's files name the classes that load it in `auto_map`, as `module.Class` for code next to these files, or as
 `repository--module.Class` for code in another repository. transformers runs the code next to a model on the Hub at the
-model's `revision`, but code in another repository at `code_revision`, by default the newest commit of `main`, even if the
-model is a local folder. `main` may change after somebody has reviewed the code, so this module pins the code to a commit.
+model's `revision`, but code in another repository at `code_revision`, by default the newest commit of `main`, even if
+the model is a local folder. `main` may change after somebody has reviewed the code, so this module pins the code to a
+commit.
 """
 
 import json
@@ -37,7 +38,8 @@ from transformers.utils import (
 # The files in which transformers' Auto classes look for `auto_map`.
 FILES = (CONFIG_NAME, IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, PROCESSOR_NAME, "tokenizer_config.json")
 # A commit that does not exist in any repository. Code in a local folder has no commit and runs regardless of
-# `code_revision`. Code that transformers fetches for a reason unknown here, such as for an adapter's base model, is refused.
+# `code_revision`. Code that transformers fetches for a reason unknown here, such as for an adapter's base model, is
+# refused.
 NO_COMMIT = 40 * "0"
 
 

@@ -11,18 +11,19 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The command lines of the scripts: options are the fields of dataclasses, and mistakes end in one sentence.
+"""The command lines of the scripts: options are the fields of dataclasses, and errors are one sentence.
 
     run(train, ModelArguments, TrainingArguments, recipes=RECIPES)
 
 calls `train` with one instance of each dataclass. `--help` shows the docstring of the script, and the options of each
-dataclass under their own heading. Every option can also be written with hyphens (`--output-dir`). A dataclass can require
-one of several options by an attribute `one_of: ClassVar = (("train_dir", "dataset_name"),)`.
+dataclass under their own heading. Every option can also be written with hyphens (`--output-dir`). A dataclass can
+require one of several options by an attribute `one_of: ClassVar = (("train_dir", "dataset_name"),)`.
 
 A recipe is a TOML file with any options except `OPTIONS_OF_A_RUN`. `--recipe` takes a name in `recipes`, or a path.
 Options of the command line have precedence over the recipe, and the recipe over `defaults`.
 
-The environment variable `HF_TWINS_MAX_STEPS` limits the number of training steps of every script that has `--max_steps`.
+The environment variable `HF_TWINS_MAX_STEPS` limits the number of training steps of every script that has
+`--max_steps`.
 """
 
 import argparse
@@ -56,13 +57,14 @@ def _end_in_one_line(kind: type[BaseException], error: BaseException, traceback:
         exit_with_sentence_if_extra_is_missing(kind, error, traceback)
 
 
-# Scripts import this module before modules of extras, which may be missing (see the order of imports in pyproject.toml).
+# Scripts import this module before modules of extras, which may be missing (see the order of imports in
+# pyproject.toml).
 sys.excepthook = _end_in_one_line
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
-# Options that set what a single run reads, writes and publishes, and not how it trains. Those with the prefix `hub_` are
-# treated alike.
+# Options that set what a single run reads, writes and publishes, and not how it trains. Those with the prefix `hub_`
+# are treated alike.
 OPTIONS_OF_A_RUN = {
     "output_dir",
     "overwrite_output_dir",
@@ -90,7 +92,8 @@ def run(
         dataclasses, recipes, defaults, arguments: see `parse_arguments`.
 
     Raises:
-        SystemExit: if the command line is invalid, or reading, writing, data loading or the connection to the Hub fails.
+        SystemExit: if the command line is invalid, or reading, writing, data loading or the connection to the Hub
+            fails.
     """
     quiet_libraries()
     try:
@@ -148,7 +151,8 @@ def parse_arguments(
 
     Args:
         dataclasses: the classes whose fields are the options.
-        recipes: folder of TOML files that `--recipe` accepts by name; one of the dataclasses must have the field `recipe`.
+        recipes: folder of TOML files that `--recipe` accepts by name; one of the dataclasses must have the field
+            `recipe`.
         defaults: default values that override those of the dataclasses.
         arguments: words of the command line; `sys.argv[1:]` if not given.
 

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Inputs and outputs of models as images: inputs, masks in the colors of their classes, and masks over their image."""
+"""Draws inputs of models, masks in the colors of their classes, and masks on top of images."""
 
 import functools
 from collections.abc import Sequence

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Optional dependencies: a missing one is named, with the command that installs it."""
+"""Optional dependencies, and errors with the command that installs a missing one."""
 
 import sys
 from importlib.util import find_spec

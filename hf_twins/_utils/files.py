@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Files and folders that are written atomically: a killed process or a full disk leaves none that is half written."""
+"""Files and folders that are written atomically: a killed process or a full disk leaves no incomplete ones."""
 
 import contextlib
 import errno
@@ -99,8 +99,8 @@ def is_read_error(error: Exception) -> bool:
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a file under a temporary name, and rename it once it is complete.
 
-    No other run uses the same temporary name. When a process writes its first file into a folder, it removes the temporary
-    files that killed runs left there.
+    No other run uses the same temporary name. When a process writes its first file into a folder, it removes the
+    temporary files that killed runs left there.
 
     Args:
         path: the file; an existing one is replaced.
@@ -151,12 +151,12 @@ def check_is_apart(
 
     Args:
         output: folder to write into.
-        inputs: folders that are read, their listings, or single files. None and names on the Hub are ignored. The targets
-            of links in folders count as inputs, too.
+        inputs: folders that are read, their listings, or single files. None and names on the Hub are ignored. The
+            targets of links in folders count as inputs, too.
         is_recursive: whether the folders are read with their sub-folders.
         option: name of the output in messages.
-        follow_links: whether to list folders to find their links. If False, the check is fast, but must be repeated with
-            the listings once they exist.
+        follow_links: whether to list folders to find their links. If False, the check is fast, but must be repeated
+            with the listings once they exist.
     """
     # Imported here, because it imports PyTorch, which processes that only write files do not need.
     from .image_folders import Listing, list_folder
@@ -324,5 +324,6 @@ def close_locked() -> None:
 
 
 if sys.platform != "win32":
-    # Forked data loading processes inherit open descriptors, and would keep the lock after the main process was killed.
+    # Forked data loading processes inherit open descriptors, and would keep the lock after the main process was
+    # killed.
     os.register_at_fork(after_in_child=close_locked)

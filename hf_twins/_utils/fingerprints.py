@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Fingerprints of files, models and datasets, which tell the inputs of runs apart, whatever they are called.
+"""Fingerprints of files, models and datasets, which identify the inputs of runs by content, regardless of names.
 
 A fingerprint includes no times and no absolute paths, so that a copy of a folder has the fingerprint of the original.
 """
@@ -36,7 +36,8 @@ from .progress import progress_bar
 # Number of bytes that are read at the beginning and at the end of a longer file.
 NUM_BYTES = 64 * 1024
 NUM_THREADS = 8
-# Fields of a configuration or an image processor that depend on its origin. The dtype is hashed with the weights instead.
+# Fields of a configuration or an image processor that depend on its origin. The dtype is hashed with the weights
+# instead.
 ORIGINS = {
     "_attn_implementation_autoset",
     "_commit_hash",
@@ -65,7 +66,8 @@ def files_fingerprint(folder: str | Path, files: Iterable[str]) -> str:
     """
     files = list(files)
     digest = hashlib.sha256()
-    # Each thread gets several files at a time, because passing a file to a thread takes as long as reading a small file.
+    # Each thread gets several files at a time, because passing a file to a thread takes as long as reading a small
+    # file.
     chunks = [files[start : start + 64] for start in range(0, len(files), 64)]
     progress = progress_bar(desc="Comparing files", total=len(files), unit="file", delay=3, leave=False)
     with ThreadPoolExecutor(NUM_THREADS) as threads, progress:
@@ -138,9 +140,10 @@ def comparable(value: Any) -> Any:
 def dataset_fingerprint(split: Any) -> str:
     """The fingerprint of a split that `datasets` has loaded.
 
-    For a dataset on the Hub, it covers the name, commit, configuration and split, the first row, and the values of number and
-    text columns, because a column may have been renamed. For other data, it covers the names of images, their size and their
-    first and last 64 KiB, and all other values. For a stream, it covers its files and which columns are renamed.
+    For a dataset on the Hub, it covers the name, commit, configuration and split, the first row, and the values of
+    number and text columns, because a column may have been renamed. For other data, it covers the names of images,
+    their size and their first and last 64 KiB, and all other values. For a stream, it covers its files and which
+    columns are renamed.
 
     Args:
         split: `Dataset` or `IterableDataset`.

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Folders of images: which files are taken, with which label, and what is left out, counted and named."""
+"""Folders of images: which files are used, with which labels, and warnings about those that are left out."""
 
 import logging
 import os
@@ -224,7 +224,8 @@ def list_labeled_images(folder: str | Path | Listing) -> tuple[list[str], list[i
         folder: the folder, or its listing.
 
     Returns:
-        The paths of the images below the folder, sorted; the label number of each; and the names of the labels, sorted.
+        The paths of the images below the folder, sorted; the label number of each; and the names of the labels,
+        sorted.
 
     Raises:
         ValueError: if no sub-folder has an image.
@@ -328,9 +329,9 @@ def said_splits(text: str) -> set[str]:
 def split_folders(folder: str | Path) -> dict[str, Path]:
     """The folders `train`, `validation` and `test` of a dataset that is divided into them; empty if it is not.
 
-    A dataset is divided if the names of all its folders with images or tables are words of `SPLIT_WORDS`, in any case, and
-    the train folder has folders with images, a file of `METADATA_NAMES`, or .parquet or .tar files. Otherwise, these words
-    are names of labels. Other splits without such content are left out, which is logged.
+    A dataset is divided if the names of all its folders with images or tables are words of `SPLIT_WORDS`, in any case,
+    and the train folder has folders with images, a file of `METADATA_NAMES`, or .parquet or .tar files. Otherwise,
+    these words are names of labels. Other splits without such content are left out, which is logged.
 
     Raises:
         ValueError: if two folders denote the same split.

@@ -11,10 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Image files that anybody may have made: none runs a program, none takes more memory or time than an image should.
+"""Reads untrusted image files, without running programs, and with limited memory and time.
 
-All scripts, Spaces and evaluations read images by [`read_image`], or by `open_image` and `convert_image`: the first frame,
-turned upright according to its EXIF orientation, and converted by [`~hf_twins.image_processing_twins.convert_image`].
+All scripts, Spaces and evaluations read images by [`read_image`], or by `open_image` and `convert_image`: the first
+frame, turned upright according to its EXIF orientation, and converted by
+[`~hf_twins.image_processing_twins.convert_image`].
 """
 
 import contextlib
@@ -37,11 +38,11 @@ from .files import ReadError, read_again
 
 
 logger = logging.getLogger(__name__)
-# Images are resized by their shorter side, so a file of a few hundred bytes, one pixel wide and very long, would exhaust
-# the memory. With this limit, an image with a shorter side of 256 pixels takes 20 MB.
+# Images are resized by their shorter side, so a file of a few hundred bytes, one pixel wide and very long, would
+# exhaust the memory. With this limit, an image with a shorter side of 256 pixels takes 20 MB.
 MAX_ASPECT_RATIO = 100
-# Decoding passes over all pixels once per scan of a JPEG. Encoders write up to about 15 scans, but a malicious file can have
-# thousands, at a few bytes each, which would take hours.
+# Decoding passes over all pixels once per scan of a JPEG. Encoders write up to about 15 scans, but a malicious file
+# can have thousands, at a few bytes each, which would take hours.
 MAX_JPEG_SCANS = 50
 # The markers of a JPEG, except those that occur within the data of a scan.
 JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])", re.DOTALL)
@@ -54,8 +55,8 @@ TRANSPARENT = "are transparent: they are composited on white, unless the model h
 TURNED = "are turned upright, as their EXIF orientation says"
 ANIMATED = "have several frames: the first is read"
 
-# PostScript files are programs, which Pillow runs by Ghostscript, whatever the extension of the file. This disables it for
-# everything that opens images in this process, including `datasets`.
+# PostScript files are programs, which Pillow runs by Ghostscript, whatever the extension of the file. This disables it
+# for everything that opens images in this process, including `datasets`.
 PIL.EpsImagePlugin.gs_binary = False
 
 
@@ -87,8 +88,8 @@ def open_image(
 
     Raises:
         ImageError: if this is not a file, or the image is too long, too large or too slow to decode.
-        ReadError: if the system cannot read the file, for reasons unrelated to the image: it is missing or not permitted,
-            or the disk, the network or a process limit prevents reading, also after several tries.
+        ReadError: if the system cannot read the file, for reasons unrelated to the image: it is missing or not
+            permitted, or the disk, the network or a process limit prevents reading, also after several tries.
         Exception: any other error that Pillow's decoders raise if the image cannot be decoded.
     """
     limits = (is_upright, formats, max_aspect_ratio, max_pixels, max_side, applied)

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Label names in the form of a configuration."""
+"""Label names in configurations and files."""
 
 import re
 import unicodedata
@@ -51,8 +51,8 @@ def read_label_names(file: str | Path) -> list[str]:
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: if the file is not UTF-8, or has an empty line, a repeated name, numbers before the names, or fewer than
-            two names.
+        ValueError: if the file is not UTF-8, or has an empty line, a repeated name, numbers before the names, or fewer
+            than two names.
     """
     try:
         text = Path(file).read_text(encoding="utf-8-sig")

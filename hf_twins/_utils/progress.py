@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Progress bars on a terminal, and plain lines where standard error is a file or a pipe."""
+"""Progress bars on a terminal, and plain lines if standard error is a file or a pipe."""
 
 import sys
 from collections.abc import Mapping

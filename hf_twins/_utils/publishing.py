@@ -11,8 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Publishing a model folder: nothing public that was to be private, no owner's card overwritten, nothing old left that is
-loaded instead."""
+"""Publishes a model folder.
+
+It never publishes to a public repository if a private one was requested, keeps cards that were written by hand, and removes
+old files that would be loaded instead of the new ones.
+"""
 
 import re
 from collections.abc import Sequence
@@ -26,8 +29,8 @@ from .cards import is_generated
 
 CARD_NAME = "README.md"
 # Files that transformers would load instead of the published ones, or in addition to them: weights in other formats or
-# numbers of files, their indices, adapters, and processor_config.json, whose image processor has precedence. Also weights
-# under the names that timm and Mistral load.
+# numbers of files, their indices, adapters, and processor_config.json, whose image processor has precedence. Also
+# weights under the names that timm and Mistral load.
 LOADED = re.compile(
     r"(pytorch_model|model|tf_model|flax_model|adapter_model|consolidated)([.-][\w.-]+)?\.(bin|safetensors|h5|msgpack|pth)"
     r"(\.index\.json)?"
@@ -103,7 +106,7 @@ def publish_folder(
         repo_id=repo_id,
         folder_path=folder,
         revision=revision,
-        # The commit fails if somebody else has published in the meantime.
+        # The commit fails if another user has published in the meantime.
         parent_commit=info.sha,
         create_pr=create_pr,
         allow_patterns=None if files is None else list(files),

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the files in an output folder depend on, so that a run that resumes does not mix them with another run's."""
+"""Records the settings that the files in an output folder depend on, so that files of different runs are not mixed."""
 
 import json
 import re

@@ -11,10 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Images to be predicted, however many, in shards that are read one at a time: each becomes one output file.
+"""Divides any number of images to predict into shards, which are read one at a time, with one output file each.
 
-The SHA-256 of each output file is stored next to it, in a file that `sha256sum --check` reads. The output is complete if
-both files exist and match.
+The SHA-256 of each output file is stored next to it, in a file that `sha256sum --check` reads. The output is complete
+if both files exist and match.
 """
 
 import contextlib
@@ -80,8 +80,8 @@ def tar_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         tarfile.ReadError: after the last readable member, if the archive does not end there.
     """
     yield from archive
-    # `tarfile` mistakes a damaged header or the end of a truncated file for the end of the archive, which must be a block of
-    # zeros.
+    # `tarfile` mistakes a damaged header or the end of a truncated file for the end of the archive, which must be a
+    # block of zeros.
     stream: Any = archive.fileobj
     stream.seek(archive.offset)
     if stream.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
@@ -318,9 +318,9 @@ def image_column(file: str, schema: Any) -> str:
 class ShardImages(torch.utils.data.IterableDataset):
     """The prepared images of a shard, each with its index and name, divided among the workers of a loader.
 
-    Unusable images have None as `pixel_values`, and an `error` that says why; `applied` lists the changes made to an image.
-    The last example of each worker is not an image: it has the `count` of the worker's images, or the `failure`, a ReadError
-    or ShardError, whose message would get a traceback if the worker raised it.
+    Unusable images have None as `pixel_values`, and an `error` that says why; `applied` lists the changes made to an
+    image. The last example of each worker is not an image: it has the `count` of the worker's images, or the
+    `failure`, a ReadError or ShardError, whose message would get a traceback if the worker raised it.
     """
 
     def __init__(self, shard: Shard, prepare: Callable[[PIL.Image.Image], torch.Tensor]):
@@ -371,8 +371,8 @@ class ShardImages(torch.utils.data.IterableDataset):
         except Exception as error:
             reason = decoding_fault(error) if decoded is None else f"cannot be prepared: {error!r}"
             return {"pixel_values": None, "error": reason}
-        # Arrays are sent through a pipe. PyTorch sends tensors by open files: a worker that cannot open more files would
-        # lose them, and the main process would wait forever.
+        # Arrays are sent through a pipe. PyTorch sends tensors by open files: a worker that cannot open more files
+        # would lose them, and the main process would wait forever.
         return {"pixel_values": pixel_values.numpy(), "error": None, "applied": list(applied)}
 
 

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Architectures, as the names and shapes of weights show them."""
+"""Infers architectures from the names and shapes of weights."""
 
 import re
 from collections.abc import Mapping
@@ -27,8 +27,8 @@ from .names import ORIGINAL_NAMES, NameTable
 def infer_config(state_dict: Mapping[str, torch.Tensor], window_layers: set[tuple[int, int]]) -> dict[str, Any]:
     """Infer the architecture from the hf_twins names and the shapes of a model's weights.
 
-    The window size and the number of heads cannot be inferred from weights. They are assumed to be those of all published
-    variants: windows of 7 x 7 tokens, and heads with 32 channels in Twins-SVT and 64 in Twins-PCPVT.
+    The window size and the number of heads cannot be inferred from weights. They are assumed to be those of all
+    published variants: windows of 7 x 7 tokens, and heads with 32 channels in Twins-SVT and 64 in Twins-PCPVT.
 
     Args:
         state_dict: weights, including those of an encoder.

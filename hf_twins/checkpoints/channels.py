@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Trained models for images with other channels: the first convolution is adapted, and the image processor."""
+"""Adapts the first convolution of a trained model, and its image processor, to another number of channels."""
 
 from typing import Any
 
@@ -25,8 +25,8 @@ STEM_WEIGHT = "patch_embeddings.0.projection.weight"
 def adapt_stem_weight(weight: torch.Tensor, num_channels: int) -> torch.Tensor:
     """Adapt the weights of the first convolution to a number of channels: `(out_channels, num_channels, height, width)`.
 
-    All channels get equal weights with the same sum as before, as in timm for one channel. So the output for a gray image
-    is the same as that for an image with equal channels before.
+    All channels get equal weights with the same sum as before, as in timm for one channel. So the output for a gray
+    image is the same as that for an image with equal channels before.
 
     Args:
         weight: trained weights, `(out_channels, in_channels, height, width)`.

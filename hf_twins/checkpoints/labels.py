@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Label names that checkpoints do not hold."""
+"""Label names for checkpoints without them."""
 
 from pathlib import Path
 from typing import Any

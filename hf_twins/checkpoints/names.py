@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The names of weights in checkpoint formats, as tables that are read in both directions."""
+"""The names of weights in checkpoint formats, as tables that work in both directions."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -21,8 +21,9 @@ import torch
 
 NameRow = tuple[str, ...]
 
-# Each row has a module of the authors' models, and the hf_twins modules whose weights it holds, stacked if there are several.
-# {layer} is any block of a {stage}, {window} is one with locally-grouped attention and {global} one with global attention.
+# Each row has a module of the authors' models, and the hf_twins modules whose weights it holds, stacked if there are
+# several. {layer} is any block of a {stage}, {window} is one with locally-grouped attention and {global} one with
+# global attention.
 ORIGINAL_NAMES: tuple[NameRow, ...] = (
     ("patch_embeds.{stage}.proj.", "twins.encoder.patch_embeddings.{stage}.projection."),
     ("patch_embeds.{stage}.norm.", "twins.encoder.patch_embeddings.{stage}.layernorm."),
@@ -80,7 +81,8 @@ class NameTable:
         """Rename the format's weights to hf_twins names; stacked weights are split into views.
 
         Raises:
-            ValueError: if a name matches no row, two names give the same weight, or stacked weights cannot be split evenly.
+            ValueError: if a name matches no row, two names give the same weight, or stacked weights cannot be split
+                evenly.
         """
         converted: dict[str, torch.Tensor] = {}
         unknown, repeated = [], []

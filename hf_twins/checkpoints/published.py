@@ -24,7 +24,7 @@ PUBLISHED_FILE = Path(__file__).with_name("published_checkpoints.json")
 def published_checkpoints() -> dict[str, dict[str, Any]]:
     """The checkpoints that OpenMMLab publishes, by the names of the model folders they are converted to.
 
-    The data is from the metafiles of mmpretrain and mmsegmentation: URLs, the first digits of the files' SHA-256, top-1
-    accuracy on ImageNet-1k and mIoU on ADE20K (single scale; multi-scale and flip) in percent.
+    The data is from the metafiles of mmpretrain and mmsegmentation: URLs, the first digits of the files' SHA-256,
+    top-1 accuracy on ImageNet-1k and mIoU on ADE20K (single scale; multi-scale and flip) in percent.
     """
     return {entry["name"]: entry for entry in json.loads(PUBLISHED_FILE.read_text(encoding="utf-8"))}

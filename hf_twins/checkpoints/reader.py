@@ -11,11 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Checkpoints as the authors and timm publish them, read by `from_pretrained` without a conversion step.
+"""Lets `from_pretrained` load checkpoints of the authors and timm without a conversion step.
 
-The authors' files (https://github.com/Meituan-AutoML/Twins) contain only weights. timm's folders contain weights with the
-same names, and a `config.json` in timm's format. Neither contains all fields of a `TwinsConfig`: the others are inferred from
-the names and shapes of the weights.
+The authors' files (https://github.com/Meituan-AutoML/Twins) contain only weights. timm's folders contain weights with
+the same names, and a `config.json` in timm's format. Neither contains all fields of a `TwinsConfig`: the others are
+inferred from the names and shapes of the weights.
 """
 
 import json
@@ -151,7 +151,8 @@ class CheckpointReader(TwinsCheckpointReader):
         with naming(checkpoint):
             if not chooses_dtype(kwargs):
                 check_one_type(weights, "set dtype to the type to load them in")
-            # Weights are copied, because those read are views of the file, which may be overwritten while the model is used.
+            # Weights are copied, because those read are views of the file, which may be overwritten while the model is
+            # used.
             kwargs["state_dict"] = {name: weight.clone() for name, weight in to_ours(weights).items()}
             if (num_channels := wanted_channels(kwargs)) is not None:
                 for key, weight in kwargs["state_dict"].items():
@@ -191,7 +192,8 @@ class CheckpointReader(TwinsCheckpointReader):
         try:
             saved, _ = PreTrainedConfig.get_config_dict(base, _commit_hash=commit, **hub_kwargs)
         except OSError:
-            # There are only weights, for a given configuration, or nothing, in which case transformers raises an error.
+            # There are only weights, for a given configuration, or nothing, in which case transformers raises an
+            # error.
             saved = {}
         saved_channels = saved.get("num_channels", TwinsConfig.num_channels)
         if saved.get("model_type") != TwinsConfig.model_type or saved_channels == num_channels:

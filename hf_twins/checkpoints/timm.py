@@ -40,8 +40,8 @@ TIMM_ARGUMENTS = {
 TIMM_DROPOUTS = ("drop_rate", "pos_drop_rate", "proj_drop_rate")
 # timm's arguments that affect neither the weights nor the output.
 TIMM_OTHER_ARGUMENTS = ("img_size", "num_classes", "global_pool", "pretrained", "pretrained_cfg", *TIMM_DROPOUTS)
-# Fields of `config.json` and its `pretrained_cfg` that are ignored, because they follow from timm's class and the weights, or
-# describe their origin.
+# Fields of `config.json` and its `pretrained_cfg` that are ignored, because they follow from timm's class and the
+# weights, or describe their origin.
 TIMM_OTHER_FIELDS = {
     *("architecture", "num_features", "global_pool", "model_args", "model_type", "pretrained_cfg"),
     *("custom_load", "fixed_input_size", "pool_size", "test_pool_size", "first_conv", "classifier"),
@@ -224,8 +224,8 @@ def revert_timm_preprocessing(processor: Any, num_channels: int) -> dict[str, An
         num_channels: number of channels of the model.
 
     Returns:
-        `input_size`, `crop_pct`, `crop_mode`, `interpolation`, `mean` and `std`. timm always divides pixels by 255, so the
-        mean and std are adjusted for other rescale factors, and for images that are not normalized.
+        `input_size`, `crop_pct`, `crop_mode`, `interpolation`, `mean` and `std`. timm always divides pixels by 255, so
+        the mean and std are adjusted for other rescale factors, and for images that are not normalized.
 
     Raises:
         ValueError: if timm does not support this preprocessing. The message names the field.

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Files written by `torch.save`, in both formats, and other files found in their place."""
+"""Files written by `torch.save`, in both formats, and errors for other kinds of files."""
 
 import mmap
 import os

@@ -13,9 +13,9 @@
 # limitations under the License.
 """An interpreter of pickles that imports and calls nothing that a pickle names.
 
-A pickle is a program that names classes and functions and calls them. Here, names are never imported. The few names that
-tensors and dictionaries are written with are mapped to functions of this module. Every other object that a pickle builds
-becomes a [`StandIn`], which only keeps the name of its class.
+A pickle is a program that names classes and functions and calls them. Here, names are never imported. The few names
+that tensors and dictionaries are written with are mapped to functions of this module. Every other object that a pickle
+builds becomes a [`StandIn`], which only keeps the name of its class.
 """
 
 import io
@@ -31,10 +31,11 @@ from typing import IO, Any, cast
 import torch
 
 
-# A training script's checkpoint has ten thousand to a hundred thousand opcodes. Each may take a few hundred bytes of memory.
+# A training script's checkpoint has ten thousand to a hundred thousand opcodes. Each may take a few hundred bytes of
+# memory.
 MAX_OPCODES = 5_000_000
-# Maximum number of arguments of a call. Without a limit, a small file that repeats a call with many arguments could keep the
-# reader busy for hours.
+# Maximum number of arguments of a call. Without a limit, a small file that repeats a call with many arguments could
+# keep the reader busy for hours.
 MAX_ARGUMENTS = 100
 MAX_DIMENSIONS = 64
 MAX_NAME_LENGTH = 200
@@ -174,8 +175,8 @@ def load_pickle(
     except UnreadableFileError:
         raise
     except Exception as error:
-        # Arbitrary bytes cause all kinds of errors: an unknown opcode, an empty stack, an argument of the wrong type, or a
-        # tensor that PyTorch cannot create.
+        # Arbitrary bytes cause all kinds of errors: an unknown opcode, an empty stack, an argument of the wrong type,
+        # or a tensor that PyTorch cannot create.
         raise DamagedPickleError("its opcodes do not fit each other") from error
 
 
@@ -201,7 +202,8 @@ class Interpreter:
         # A pickle can use an argument repeatedly. Without a limit, a few bytes would copy a long list each time.
         self.copies_left = MAX_OPCODES
 
-    # The methods below implement opcodes. Those for constants and for the structure of the bytes are in the table `HANDLERS`.
+    # The methods below implement opcodes. Those for constants and for the structure of the bytes are in the table
+    # `HANDLERS`.
 
     def check_protocol(self, protocol: int) -> None:
         if not 2 <= protocol <= 5:

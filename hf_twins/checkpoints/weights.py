@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Weights in files, without what training scripts wrap around them; nothing that a file names is imported or run."""
+"""Reads weights in files, without the wrappers of training scripts, and without importing or running anything."""
 
 import os
 import re
@@ -36,7 +36,8 @@ MMENGINE_COUNTER = "steps"
 WRAPPER_COUNTERS = ("n_averaged", MMENGINE_COUNTER, "initted", "step")
 # Parts that activation checkpointing, sharding and compilation insert into names, at any depth.
 WRAPPER_MODULES = re.compile(r"\b(?:_checkpoint_wrapped_module|_fsdp_wrapped_module|_orig_mod|_forward_module)\.")
-# The first weights of a Twins model, under the authors' and OpenMMLab's names. Everything before them in a name is a prefix.
+# The first weights of a Twins model, under the authors' and OpenMMLab's names. Everything before them in a name is a
+# prefix.
 FIRST_WEIGHTS = re.compile(r"(?:^|(?<=\.))patch_embeds\.0\.(?:proj|projection)\.(?:weight|bias)$")
 # Modules that, together with a backbone, form a model with a format of its own.
 PARTS_BESIDE_BACKBONE = ("decode_head.", "auxiliary_head.", "neck.", "head.fc.")
@@ -56,8 +57,8 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 def read_weights(file: str | os.PathLike, averaged: bool = False) -> dict[str, torch.Tensor]:
     """Read the weights in a file of PyTorch or safetensors, without the state that training scripts wrap around them.
 
-    No code in the file is run. The weights are memory-mapped where the format allows it. A warning names weights in the file
-    that are not part of the model, such as those of a loss.
+    No code in the file is run. The weights are memory-mapped where the format allows it. A warning names weights in
+    the file that are not part of the model, such as those of a loss.
 
     Args:
         file: path of the file.
@@ -145,8 +146,8 @@ def find_state_dict(checkpoint: Mapping[str, Any], source: str, averaged: bool) 
     for _ in range(8):
         key = only_key(content, WEIGHTS_KEYS, source) or only_key(content, AVERAGED_WEIGHTS_KEYS, source)
         if key is None:
-            # Weights may be under other keys, such as "student" and "teacher". Each dictionary is checked once, because a
-            # file may refer to the same one any number of times.
+            # Weights may be under other keys, such as "student" and "teacher". Each dictionary is checked once,
+            # because a file may refer to the same one any number of times.
             inner = {id(value): key for key, value in content.items() if isinstance(value, Mapping)}
             holders = [key for key in inner.values() if find_prefixes(content[key])]
             key = only_key(content, holders, source)
@@ -160,8 +161,8 @@ def only_key(content: Mapping[str, Any], keys: Sequence[str], source: str) -> st
     """The first of these keys that is present, which must contain weights; None if none is present.
 
     Raises:
-        ValueError: if the first key contains something else, since the next may contain other weights, or if several keys
-            contain weights.
+        ValueError: if the first key contains something else, since the next may contain other weights, or if several
+            keys contain weights.
     """
     # The key "model" may also contain the name of an architecture.
     present = [key for key in keys if key in content and not (key == "model" and isinstance(content[key], str))]

@@ -37,8 +37,8 @@ AutoModelForObjectDetection.register(TwinsDetectorConfig, TwinsForObjectDetectio
 AutoImageProcessor.register(
     TwinsDetectorConfig, image_processor_classes={"torchvision": TwinsDetectorImageProcessor}, exist_ok=True
 )
-# For this task, pipelines look up supported classes in a mapping of names, to which `register` adds nothing. Without this
-# entry, they log that the model is not supported, and then use it anyway.
+# For this task, pipelines look up supported classes in a mapping of names, to which `register` adds nothing. Without
+# this entry, they log that the model is not supported, and then use it anyway.
 MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES[TwinsDetectorConfig.model_type] = TwinsForObjectDetection.__name__
 
 __all__ = [

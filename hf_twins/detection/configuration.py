@@ -21,8 +21,8 @@ from transformers import PreTrainedConfig
 from ..configuration_twins import TwinsConfig, check_num_labels
 
 
-# The first stage whose feature map each detector uses. RetinaNet's pyramid, P3 to P7, starts at the second stage and has
-# strides of 8 to 128 pixels; Mask R-CNN's, P2 to P6, starts at the first stage and has strides of 4 to 64.
+# The first stage whose feature map each detector uses. RetinaNet's pyramid, P3 to P7, starts at the second stage and
+# has strides of 8 to 128 pixels; Mask R-CNN's, P2 to P6, starts at the first stage and has strides of 4 to 64.
 FIRST_STAGE = {"retinanet": 1, "mask-rcnn": 0}
 
 
@@ -36,9 +36,9 @@ class TwinsDetectorConfig(PreTrainedConfig):
 
     Args:
         detector: `"retinanet"` or `"mask-rcnn"`.
-        backbone_config: configuration of the backbone, a [`TwinsConfig`] or a dictionary. The feature pyramid is built on
-            its `out_features`. By default, the four stages of Twins-SVT-small for Mask R-CNN, and the last three for
-            RetinaNet.
+        backbone_config: configuration of the backbone, a [`TwinsConfig`] or a dictionary. The feature pyramid is built
+            on its `out_features`. By default, the four stages of Twins-SVT-small for Mask R-CNN, and the last three
+            for RetinaNet.
         pyramid_size: channels of the feature pyramid.
         score_threshold: predictions with a lower score are discarded.
         box_head_size: channels of Mask R-CNN's box head.

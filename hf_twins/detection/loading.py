@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Trained detectors, ready to detect."""
+"""Loads trained detectors with their image processors."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +35,8 @@ class Detector:
     """A detector with its image processor, for images of any sizes.
 
     Args:
-        model: a [`~hf_twins.detection.TwinsForObjectDetection`], or a detector of transformers with a Twins backbone, in
-            evaluation mode.
+        model: a [`~hf_twins.detection.TwinsForObjectDetection`], or a detector of transformers with a Twins backbone,
+            in evaluation mode.
         processor: its image processor.
     """
 
@@ -52,9 +52,9 @@ class Detector:
             threshold: objects with this score or a lower one are discarded, in [0, 1).
 
         Returns:
-            For each image a dictionary with `boxes` `(num_objects, 4)`, left, top, right and bottom in pixels, `scores` and
-            `labels` `(num_objects,)`, best first, and, for Mask R-CNN, `masks` `(num_objects, height, width)`, True on the
-            object.
+            For each image a dictionary with `boxes` `(num_objects, 4)`, left, top, right and bottom in pixels,
+            `scores` and `labels` `(num_objects,)`, best first, and, for Mask R-CNN, `masks` `(num_objects, height,
+            width)`, True on the object.
         """
         images = [convert_image(image) for image in images]
         inputs = self.processor(images, return_tensors="pt").to(self.model.device)
@@ -66,7 +66,8 @@ class Detector:
         """Detect objects on prepared images.
 
         Args:
-            inputs: `pixel_values` `(batch_size, 3, height, width)` and optionally `pixel_mask` `(batch_size, height, width)`.
+            inputs: `pixel_values` `(batch_size, 3, height, width)` and optionally `pixel_mask` `(batch_size, height,
+                width)`.
             target_sizes: height and width of the original images, `(batch_size, 2)`.
             threshold: objects with this score or a lower one are discarded, in [0, 1).
 
@@ -87,8 +88,9 @@ class Detector:
 def load_detector(name_or_path: str | Path, revision: str = "main") -> Detector:
     """Load a detector with a Twins backbone and its image processor.
 
-    Supported are [`~hf_twins.detection.TwinsForObjectDetection`] and the detectors of transformers that take a backbone,
-    such as DETR, which then pass their `pixel_mask` to the backbone (see [`~hf_twins.pass_pixel_mask_to_backbone`]).
+    Supported are [`~hf_twins.detection.TwinsForObjectDetection`] and the detectors of transformers that take a
+    backbone, such as DETR, which then pass their `pixel_mask` to the backbone (see
+    [`~hf_twins.pass_pixel_mask_to_backbone`]).
 
     Args:
         name_or_path: folder or Hub id.

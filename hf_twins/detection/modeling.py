@@ -35,10 +35,11 @@ from .configuration import TwinsDetectorConfig
 
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
-# As in the authors' code, batches are padded to multiples of this number of pixels, because torchvision's detectors place
-# anchors correctly only if the image sides are multiples of all strides.
+# As in the authors' code, batches are padded to multiples of this number of pixels, because torchvision's detectors
+# place anchors correctly only if the image sides are multiples of all strides.
 SIZE_DIVISOR = 32
-# Mask of the batch for the next call of the backbone, because torchvision's detectors only pass pixels to the backbone.
+# Mask of the batch for the next call of the backbone, because torchvision's detectors only pass pixels to the
+# backbone.
 PIXEL_MASK: ContextVar[torch.Tensor | None] = ContextVar("PIXEL_MASK", default=None)
 
 
@@ -77,8 +78,8 @@ class TwinsDetectorOutput(ModelOutput):
 class TwinsForObjectDetection(PreTrainedModel):
     """RetinaNet or Mask R-CNN with a Twins backbone and a feature pyramid.
 
-    Padding a batch does not change the backbone's feature maps of any image. The pyramid's convolutions see zeros next to
-    them.
+    Padding a batch does not change the backbone's feature maps of any image. The pyramid's convolutions see zeros next
+    to them.
 
     Args:
         config: configuration of the detector.
@@ -132,9 +133,9 @@ class TwinsForObjectDetection(PreTrainedModel):
             pixel_values: images, `(batch_size, 3, height, width)`.
             pixel_mask: 1 on the image and 0 on the padding at the right and bottom,
                 `(batch_size, height, width)`.
-            labels: for each image, a dictionary with `class_labels` `(num_objects,)` and `boxes` `(num_objects, 4)`, left,
-                top, right and bottom in pixels of `pixel_values`; for Mask R-CNN also `masks`
-                `(num_objects, image_height, image_width)`. Needed in training only.
+            labels: for each image, a dictionary with `class_labels` `(num_objects,)` and `boxes` `(num_objects, 4)`,
+                left, top, right and bottom in pixels of `pixel_values`; for Mask R-CNN also `masks` `(num_objects,
+                image_height, image_width)`. Needed in training only.
             kwargs: ignored.
 
         Raises:
@@ -197,7 +198,8 @@ class TwinsFeaturePyramidBackbone(nn.Module):
         extra_blocks: Any = LastLevelMaxPool()
         if config.detector == "retinanet":
             extra_blocks = LastLevelP6P7(channels[-1], config.pyramid_size)
-            # This is the authors' `add_extra_convs="on_input"`. torchvision decides by the numbers of channels instead.
+            # This is the authors' `add_extra_convs="on_input"`. torchvision decides by the numbers of channels
+            # instead.
             extra_blocks.use_P5 = False
         self.fpn = FeaturePyramidNetwork(channels, config.pyramid_size, extra_blocks)
         self.out_channels = config.pyramid_size

@@ -18,7 +18,7 @@
 
     export_onnx(load_source("timm/twins_svt_small.in1k"), "outputs/onnx")
 
-An export is a folder that is written atomically. It contains the model's file, `twins_export.json`, which says how to run it,
-`config.json` with the names of the labels, `preprocessor_config.json`, and `run_exported.py`, which runs the model without
-this package.
+An export is a folder that is written atomically. It contains the model's file, `twins_export.json`, which says how to
+run it, `config.json` with the names of the labels, `preprocessor_config.json`, and `run_exported.py`, which runs the
+model without this package.
 """

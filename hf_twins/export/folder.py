@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Files that an export writes beside the model, and the comparison of its outputs with PyTorch's."""
+"""Writes the files next to an exported model, and compares its outputs with PyTorch's."""
 
 import json
 import shutil

@@ -17,8 +17,9 @@
     python run_exported.py --json image.png                           # one JSON object per image
     python run_exported.py --inference_precision bf16 image.png       # OpenVINO, on CPUs that multiply bfloat16
 
-It needs NumPy, Pillow and the runtime that the model was exported for: onnxruntime, openvino, torch or executorch. Each export
-has a copy of this file next to its model, which the copy runs unless `--model_dir` names another folder. From Python:
+It needs NumPy, Pillow and the runtime that the model was exported for: onnxruntime, openvino, torch or executorch.
+Each export has a copy of this file next to its model, which the copy runs unless `--model_dir` names another folder.
+From Python:
 
     from run_exported import load_runtime
     logits = load_runtime("outputs/onnx", threads=2)(pixel_values)
@@ -260,15 +261,16 @@ KEPT_CHANNELS = {"1": "L", "LA": "L", "La": "L", "P": "RGB", "PA": "RGB", "RGBa"
 
 
 def convert_image(image: PIL.Image.Image, mode: str | None = "RGB") -> PIL.Image.Image:
-    """Convert an image to channels from 0 to 255, by the rules of the whole package.
+    """Convert an image to channels from 0 to 255, by the rules of the entire package.
 
-    16-bit pixels (`I;16`) are divided by 257 and rounded, so that 65535 becomes 255; 32-bit integers (`I`) too, if they
-    are from 0 to 65535. Fractions (`F`) from 0 to 1 are multiplied by 255. Transparent pixels are composited on white.
-    Color profiles are ignored.
+    16-bit pixels (`I;16`) are divided by 257 and rounded, so that 65535 becomes 255; 32-bit integers (`I`) too, if
+    they are from 0 to 65535. Fractions (`F`) from 0 to 1 are multiplied by 255. Transparent pixels are composited on
+    white. Color profiles are ignored.
 
     Args:
         image: the image, in any mode of Pillow.
-        mode: "L", "RGB" or "RGBA", which keeps transparency; None keeps the number of channels, with a palette resolved.
+        mode: "L", "RGB" or "RGBA", which keeps transparency; None keeps the number of channels, with a palette
+            resolved.
 
     Raises:
         ImageError: if 32-bit integers are not from 0 to 65535, or fractions not from 0 to 1.
@@ -282,7 +284,8 @@ def convert_image(image: PIL.Image.Image, mode: str | None = "RGB") -> PIL.Image
     if image.has_transparency_data and (mode != "RGBA" or image.mode != "RGBA"):
         key = image.info.get("transparency")
         if isinstance(key, tuple) and max(key) > 255:
-            # A PNG with 16 bits per channel has a transparent color of 16 bits, but Pillow reads only the upper 8 of pixels.
+            # A PNG with 16 bits per channel has a transparent color of 16 bits, but Pillow reads only the upper 8 of
+            # pixels.
             image = image.copy()
             image.info["transparency"] = tuple(value >> 8 for value in key)
         image = image.convert("RGBA")

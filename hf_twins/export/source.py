@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The model that is exported, and its graph for one size of images or for all of them."""
+"""The model to export, and its graph for images of one size or any size."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -30,8 +30,8 @@ class ExportableModel(nn.Module):
     """A Twins model that takes pixels and returns a tuple of tensors, which `output_names` names.
 
     Args:
-        model: a classifier or segmentation model, whose output is the logits, a backbone, whose outputs are the feature
-            maps, or a `TwinsModel`, whose outputs are the last hidden state and the pooled output.
+        model: a classifier or segmentation model, whose output is the logits, a backbone, whose outputs are the
+            feature maps, or a `TwinsModel`, whose outputs are the last hidden state and the pooled output.
         dtype: the dtype of the computations; pixels and outputs are float32.
     """
 
@@ -89,8 +89,8 @@ def load_source(model_name_or_path: str, height: int | None = None, width: int |
     """Load a model as the class it was saved as, and its image processor.
 
     Args:
-        model_name_or_path: model, as for `load_model`: folder or Hub id of a Twins model, a timm model or an adapter, or
-            an authors' file.
+        model_name_or_path: model, as for `load_model`: folder or Hub id of a Twins model, a timm model or an adapter,
+            or an authors' file.
         height: height of the images in pixels; the image processor's by default.
         width: width of the images in pixels; the image processor's by default.
 

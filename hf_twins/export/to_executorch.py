@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""An ExecuTorch program for CPUs of phones (XNNPACK), for one image of one size, in float32."""
+"""Export to ExecuTorch programs for CPUs of phones (XNNPACK), for one image of one size, in float32."""
 
 from importlib.util import find_spec
 from pathlib import Path

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""ONNX, for images of any number, height and width, in float32, float16 or int8: a folder that transformers.js loads too."""
+"""Export to ONNX, for batches of any size, height and width, in float32, float16 or int8."""
 
 import json
 import logging
@@ -44,8 +44,8 @@ def export_onnx(
     Args:
         source: the model.
         output_dir: output folder, new or empty.
-        dtype: one or several of "float32", "float16", and "int8", which quantizes weights and activations of all linear
-            layers except the classifier. `run_exported.py` and transformers.js load the first one by default.
+        dtype: one or several of "float32", "float16", and "int8", which quantizes weights and activations of all
+            linear layers except the classifier. `run_exported.py` and transformers.js load the first one by default.
         opset_version: version of ONNX's operators; from 23 on, attention is a single operator.
 
     Raises:
@@ -101,7 +101,8 @@ def save_onnx(source: Source, file: Path, opset_version: int) -> None:
             f"--opset_version {opset_version} is not possible: PyTorch {torch.__version__} writes this model with 18, "
             "or with a later opset that its exporter knows."
         )
-    # Remove the source code lines recorded in each node, which make up most of a small model's file and reveal local paths.
+    # Remove the source code lines recorded in each node, which make up most of a small model's file and reveal local
+    # paths.
     ClearMetadataAndDocStringPass()(program.model)
     program.save(file, external_data=False)
 

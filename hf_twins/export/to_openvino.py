@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""OpenVINO, for images of any number, height and width, in float32 or int8."""
+"""Export to OpenVINO, for batches of any size, height and width, in float32 or int8."""
 
 import logging
 from collections import Counter
@@ -56,9 +56,10 @@ def export_openvino(
     Args:
         source: the model; a classifier for int8.
         output_dir: output folder, new or empty.
-        dtype: "float32", or "int8", which quantizes weights and activations of all linear layers except the classifier.
-        calibration_dir: folder of images for int8, searched with its sub-folders. Four fifths of them calibrate the model,
-            and the rest are used to compare it with float32.
+        dtype: "float32", or "int8", which quantizes weights and activations of all linear layers except the
+            classifier.
+        calibration_dir: folder of images for int8, searched with its sub-folders. Four fifths of them calibrate the
+            model, and the rest are used to compare it with float32.
         max_calibration_samples: maximum number of images to draw from the folder.
 
     Raises:
@@ -142,8 +143,8 @@ def quantize(model: Any, images: Sequence[np.ndarray]) -> Any:
         advanced_parameters=AdvancedQuantizationParameters(
             activations_range_estimator_params=RangeEstimatorParametersSet.HISTOGRAM
         ),
-        # The classifier and the convolutions take little of the time, but quantizing either would double the error of the
-        # logits.
+        # The classifier and the convolutions take little of the time, but quantizing either would double the error of
+        # the logits.
         ignored_scope=nncf.IgnoredScope(
             names=[classifier_name(model)], types=["Convolution", "GroupConvolution"], validate=False
         ),

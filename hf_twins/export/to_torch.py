@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A package of compiled code (AOTInductor), which PyTorch runs alone, for any number of images of one size."""
+"""Export to a package of compiled code (AOTInductor), which needs only PyTorch, for images of one size."""
 
 import copy
 from pathlib import Path

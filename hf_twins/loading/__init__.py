@@ -11,10 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Load a trained Twins model and its image processor from whatever a user names.
+"""Load a trained Twins model and its image processor from any kind of source.
 
 `from_pretrained` builds the class that it is called on, and initializes weights that are missing in the checkpoint.
-`load_model` inspects the checkpoint, builds the class that a task needs, and refuses a checkpoint not trained for the task.
+`load_model` inspects the checkpoint, builds the class that a task needs, and refuses a checkpoint not trained for the
+task.
 """
 
 import os
@@ -76,9 +77,9 @@ def load_model(
     ```
 
     Args:
-        name_or_path: folder or Hub id of a model in transformers' format (a classifier, Semantic FPN, UperNet on Twins,
-            `TwinsBackbone` or `TwinsModel`) or in timm's; an authors' file, or a folder with one; folder or Hub id of a
-            PEFT adapter of any of these, which is merged into its base model.
+        name_or_path: folder or Hub id of a model in transformers' format (a classifier, Semantic FPN, UperNet on
+            Twins, `TwinsBackbone` or `TwinsModel`) or in timm's; an authors' file, or a folder with one; folder or Hub
+            id of a PEFT adapter of any of these, which is merged into its base model.
         task: what the model is needed for:
 
             - `"image-classification"`: a [`TwinsForImageClassification`],
@@ -102,8 +103,8 @@ def load_model(
 
     Raises:
         OSError: if the model or its image processor is missing or cannot be reached.
-        ValueError: if the model is not of the kind that the task needs, or lacks weights; if the image processor crops and
-            the task is semantic segmentation; if code would be run that is not pinned to a commit.
+        ValueError: if the model is not of the kind that the task needs, or lacks weights; if the image processor crops
+            and the task is semantic segmentation; if code would be run that is not pinned to a commit.
         ImportError: if the model is an adapter, and PEFT is not installed.
     """
     model = load_pretrained(
@@ -177,8 +178,8 @@ def load_pretrained(
 def load_image_processor(name_or_path: str | os.PathLike, revision: str = "main") -> Any:
     """Load a model's image processor as the class that was saved, without running code that comes with the model.
 
-    timm's models use timm's preprocessing, the authors' files use that of the authors' evaluation, and an adapter without an
-    image processor uses that of its base model.
+    timm's models use timm's preprocessing, the authors' files use that of the authors' evaluation, and an adapter
+    without an image processor uses that of its base model.
 
     Args:
         name_or_path: folder, file or Hub id of the model, as for [`load_model`].

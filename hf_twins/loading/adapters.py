@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""PEFT adapters, merged into the models that they were trained on."""
+"""Loads PEFT adapters, merged into their base models."""
 
 import warnings
 from typing import Any

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Where models come from: folders and repositories on the Hub, and errors that name them."""
+"""Sources of models: folders and repositories on the Hub, and errors that name them."""
 
 import contextlib
 import json

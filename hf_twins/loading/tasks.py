@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Tasks, and the checkpoints that hold what they need."""
+"""Tasks, and the checkpoints that have the weights they need."""
 
 from dataclasses import dataclass
 from typing import Any

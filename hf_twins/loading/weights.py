@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Models whose weights were all trained."""
+"""Checks that all weights of a loaded model were trained."""
 
 import re
 from collections.abc import Iterable

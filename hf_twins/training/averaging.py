@@ -30,8 +30,9 @@ from hf_twins._utils.files import write_atomically
 class WeightAverage:
     """The exponential moving average of a model's weights and buffers, as part of the run's checkpoints.
 
-    The decay of update t, counted from 1, is min(`decay`, 1 - t^(-2/3)), the warm-up of timm's `ModelEmaV3`. With a constant
-    decay of 0.9999, the average of a run of a few thousand steps is mostly the weights that training started from.
+    The decay of update t, counted from 1, is min(`decay`, 1 - t^(-2/3)), the warm-up of timm's `ModelEmaV3`. With a
+    constant decay of 0.9999, the average of a run of a few thousand steps is mostly the weights that training started
+    from.
 
     Args:
         model: the model that is trained, on the device that it is trained on.

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Files of a checkpoint and their checksums: what is damaged, and what may be removed."""
+"""Checksums of the files of a checkpoint, to detect damage, and to remove only its own files."""
 
 import json
 import shutil

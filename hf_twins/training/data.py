@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Image datasets: what all tasks share."""
+"""Image datasets: code that all tasks share."""
 
 import logging
 import os
@@ -56,7 +56,8 @@ def load_hub_splits(name: str, config: str | None = None, streaming: bool = Fals
 def check_is_no_image_folder(name: str, option: str) -> None:
     """Raise a ValueError if `name` is a folder of images, whose splits and labels `datasets` would guess from names.
 
-    A folder of tables, or one with a README.md that describes its contents as on the Hub, is a dataset and is accepted.
+    A folder of tables, or one with a README.md that describes its contents as on the Hub, is a dataset and is
+    accepted.
     """
     folder = Path(name)
     if not folder.is_dir():
@@ -118,7 +119,8 @@ def renamed_columns(split: Any, image: str, label: str) -> Any:
         raise ValueError(f"--image_column_name and --label_column_name must be two columns, got {image} for both.")
     split = split.select_columns([image, label])
     if isinstance(split, IterableDataset) and isinstance(split.features[image], Image):
-        # Otherwise each step of a stream decodes and encodes all images, loses their names, and fails at a corrupt one.
+        # Otherwise each step of a stream decodes and encodes all images, loses their names, and fails at a corrupt
+        # one.
         split = split.cast_column(image, Image(decode=False))
     # Rename in two steps, because the image column may be called "label", or the label column "image".
     split = split.rename_columns({image: "image_", label: "label_"}).rename_columns(
@@ -156,7 +158,8 @@ class LabeledImages(torch.utils.data.Dataset):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         example = self.split[index]
         image = example["image"]
-        # Images may not have been checked before training: an oversized one must raise an error, not exhaust the memory.
+        # Images may not have been checked before training: an oversized one must raise an error, not exhaust the
+        # memory.
         if isinstance(image, PIL.Image.Image):
             check_shape(image)
         elif isinstance(image, dict):

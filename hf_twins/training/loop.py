@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Shared by the Trainer and the loop of `run_accelerate.py`: the schedule, and when training ends."""
+"""Code that the Trainer and the loop of `run_accelerate.py` share: schedules, and the end of training."""
 
 import json
 import math
@@ -72,7 +72,8 @@ def create_scheduler(args: Any, optimizer: Any, num_steps: int) -> Any:
     """Create the learning rate schedule.
 
     Args:
-        args: object with `lr_scheduler_type`, `lr_scheduler_kwargs` (a dictionary, its JSON, or None), and `warmup_steps`.
+        args: object with `lr_scheduler_type`, `lr_scheduler_kwargs` (a dictionary, its JSON, or None), and
+            `warmup_steps`.
         optimizer: optimizer whose default is the peak learning rate; some schedules derive their minimum from it.
         num_steps: total number of training steps.
 

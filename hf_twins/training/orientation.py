@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Which way up an image with an annotation is: as it is stored, or as its EXIF orientation says.
+"""Decides whether an annotation is for its image as stored, or as turned upright by its EXIF orientation.
 
 Some annotation tools show images upright and some as they are stored, and masks and boxes refer to the image as shown.
 The size of the annotation tells which, except for square images, half turns and mirrored images: these follow the

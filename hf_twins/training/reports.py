@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Files beside every trained model: results, curves, a machine-readable report and a card."""
+"""Files saved with every trained model: results, curves, a machine-readable report and a card."""
 
 import json
 import logging

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What makes two training runs the same: options, labels, images, and the model that they start from."""
+"""The identity of a training run: options, labels, images, and the model that it starts from."""
 
 import dataclasses
 import json
@@ -155,8 +155,8 @@ def compare_identities(
     """Compare a run with the recorded run that it resumes.
 
     Args:
-        recorded: identity of the run that wrote the checkpoint. Its options that no longer exist or no longer matter are
-            not compared.
+        recorded: identity of the run that wrote the checkpoint. Its options that no longer exist or no longer matter
+            are not compared.
         current: identity of the run that resumes it.
         defaults: defaults of the options. An option that is missing in `recorded`, because it is new, must have its
             default.

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Training runs: what they write into their output folder, and how they are resumed or replaced.
+"""Training runs: the files in their output folder, and how they are resumed or replaced.
 
 Before a run trains, it writes `run.json` into its output folder: its identity (see `run_identity.py`) and the names of
 the files that it writes. Each checkpoint has a copy of the identity, and `checksums.json`, which is written last: a
@@ -96,8 +96,9 @@ class Run:
     def start_checkpoint(self, name: str) -> Path:
         """Return an empty folder for a new checkpoint.
 
-        If the newest checkpoint has the same name, it is kept under another name until the new one is complete. An older
-        checkpoint of that name is removed: training was resumed from before it, so it is no longer part of the run.
+        If the newest checkpoint has the same name, it is kept under another name until the new one is complete. An
+        older checkpoint of that name is removed: training was resumed from before it, so it is no longer part of the
+        run.
         """
         self.start_writing()
         folder = self.output_dir / name
@@ -392,7 +393,8 @@ def find_checkpoint(resume_from: str | None, output_dir: str | Path, prefix: str
     """Find the checkpoint to resume from.
 
     Args:
-        resume_from: path of a checkpoint, or "latest" (or "True") for the newest complete one of the run; None for none.
+        resume_from: path of a checkpoint, or "latest" (or "True") for the newest complete one of the run; None for
+            none.
         output_dir: output folder of the run.
         prefix: prefix of checkpoint names, before the number.
 

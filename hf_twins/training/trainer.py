@@ -13,8 +13,8 @@
 # limitations under the License.
 """What all training scripts share: recipes, a resumable order of examples, and checkpoints.
 
-The random choices for an example depend only on the seed, the epoch and its index in the dataset, so that an interrupted
-run resumes with the same results.
+The random choices for an example depend only on the seed, the epoch and its index in the dataset, so that an
+interrupted run resumes with the same results.
 """
 
 import functools
@@ -195,8 +195,8 @@ def mixed_seed(*parts: int) -> int:
 class EpochSampler(Sampler[tuple[int, int]]):
     """Sample every example once per epoch or, with weights, draw as many with replacement.
 
-    The order depends only on the seed and the epoch. The sampler yields pairs (epoch, index), because the augmentation of
-    an example depends on both.
+    The order depends only on the seed and the epoch. The sampler yields pairs (epoch, index), because the augmentation
+    of an example depends on both.
 
     Args:
         num_examples: size of the dataset.
@@ -360,7 +360,8 @@ class RecipeTrainer(Trainer):
         return loader
 
 
-# Trainer options that must be off with a recipe, and why: they would have no effect, or make a run fail after training.
+# Trainer options that must be off with a recipe, and why: they would have no effect, or make a run fail after
+# training.
 OFF = {
     "label_smoothing_factor": "it is for the Trainer's own loss; the recipe's is --label_smoothing",
     "data_seed": "the order of the examples follows --seed",

@@ -16,8 +16,8 @@
     python spaces/image_classification/app.py
     python spaces/image_classification/app.py --model outputs/quickstart timm/twins_svt_small.in1k
 
-It starts with a published ImageNet model or, if none is cached and the Hub cannot be reached, with one of two small bundled
-models of handwritten digits.
+It starts with a published ImageNet model or, if none is cached and the Hub cannot be reached, with one of two small
+bundled models of handwritten digits.
 """
 
 import sys

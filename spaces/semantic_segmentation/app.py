@@ -37,8 +37,8 @@ import torch
 
 
 HERE = Path(__file__).resolve().parent
-# The code that the Spaces share, and the conversion, are next to this file in an assembled Space, and further up in the
-# repository.
+# The code that the Spaces share, and the conversion, are next to this file in an assembled Space, and further up in
+# the repository.
 sys.path += [str(HERE.parent), str(HERE / "conversion"), str(HERE.parents[1] / "conversion")]
 
 from checkpoint_formats import convert_checkpoint, image_processor
@@ -192,8 +192,8 @@ class Segmentation:
             opacity: opacity of the colors, from 0 (only the image) to 1 (only the mask).
 
         Returns:
-            The classes in colors over the image, a table of the area of each class, the mask as a PNG file of class indices,
-            and the time that it took.
+            The classes in colors over the image, a table of the area of each class, the mask as a PNG file of class
+            indices, and the time that it took.
         """
         with page.errors_for_people():
             model = self.shelf.get(model_name)

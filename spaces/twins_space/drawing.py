@@ -29,7 +29,8 @@ METHODS = ("Grad-CAM", "Attention", "Attention rollout")
 LAST_LAYER = "last"
 # Small inputs are enlarged to at least this side by an integer factor, so that their pixels are visible.
 MIN_DRAWN_SIDE = 320
-# Five points of matplotlib's inferno, which goes from dark to bright, and also works for color-blind people and in print.
+# Five points of matplotlib's inferno, which goes from dark to bright, and also works for color-blind people and in
+# print.
 COLORS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)])
 
 
@@ -130,8 +131,8 @@ def spread_map(heat: torch.Tensor, stride: int, input_size: tuple[int, int], ima
         image: enlarged image of the input.
 
     Returns:
-        Map with the height and width of the image, float32. Areas without a value (squares that GSA skips) are 0; parts of
-        windows beyond the image are cut off.
+        Map with the height and width of the image, float32. Areas without a value (squares that GSA skips) are 0;
+        parts of windows beyond the image are cut off.
     """
     factor = stride * image.height // input_size[0]
     rows, columns = heat.shape

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The models of a Space: listed, loaded on first use, few kept in memory, and run on many requests at once."""
+"""The models of a Space: they are loaded on first use, few are kept in memory, and requests are batched."""
 
 import json
 import logging
@@ -39,7 +39,8 @@ from .uploads import UploadError
 
 logger = logging.getLogger(__name__)
 
-# Files that `assemble.py --model` adds to a Space: a list of models, by Hub id or folder, and the parent of these folders.
+# Files that `assemble.py --model` adds to a Space: a list of models, by Hub id or folder, and the parent of these
+# folders.
 MODEL_LIST, OWN_MODELS = "models.txt", "own_models"
 # Two models must fit in memory, so that they can be compared.
 MAX_LOADED = 2
@@ -74,8 +75,8 @@ class Output:
 class LoadedModel:
     """A model with its image processor.
 
-    Requests that arrive while the model is busy wait. Those with inputs of the same size are then processed in one batch, in
-    the thread of the first request.
+    Requests that arrive while the model is busy wait. Those with inputs of the same size are then processed in one
+    batch, in the thread of the first request.
 
     Args:
         name: name on the page.
@@ -195,8 +196,8 @@ class ModelShelf:
         """
         if name not in self.locations:
             raise ModelError(f"There is no model of this name here: choose one of {', '.join(self.names)}.")
-        # One request loads the model, and others for the same model wait. Requests for other models do not wait, because
-        # loading may include a download.
+        # One request loads the model, and others for the same model wait. Requests for other models do not wait,
+        # because loading may include a download.
         with self.loading[name]:
             with self.lock:
                 if name in self.loaded:

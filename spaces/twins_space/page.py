@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The page around the models: its parts, its errors, its command line, and how it is served."""
+"""The page of a Space: its components, error messages, command line, and server."""
 
 import csv
 import html
@@ -70,8 +70,8 @@ button[role=tab].selected {{ color: var(--primary-600); }}
     .examples .gallery-item {{ flex: none; }}
 }}
 """
-# Gradio does not name the buttons around images. For screen readers, this adds the file names of examples, and the names of
-# results.
+# Gradio does not name the buttons around images. For screen readers, this adds the file names of examples, and the
+# names of results.
 NAME_BUTTONS = """() => {
     const name = (selector, find) => document.querySelectorAll(`${selector}:not([aria-label])`).forEach(button => {
         button.setAttribute("aria-label", find(button).replace(/\\..*$/, "").replaceAll(/[-_]/g, " "));
@@ -122,8 +122,9 @@ def image_input(**options: Any) -> gr.Image:
         elem_classes="main-image",
         **options,
     )
-    # Gradio would open the file before any of our code runs: an invalid file would cause an error without an explanation, and
-    # 16 bits per channel would be clipped at 255. For a subclass, Gradio would write a stub file next to the source code.
+    # Gradio would open the file before any of our code runs: an invalid file would cause an error without an
+    # explanation, and 16 bits per channel would be clipped at 255. For a subclass, Gradio would write a stub file next
+    # to the source code.
     image.preprocess = read_or_error  # type: ignore[method-assign, assignment]
     return image
 
@@ -160,8 +161,8 @@ def image_output(label: str, **options: Any) -> gr.Image:
     def postprocess_alone(value: PIL.Image.Image | np.ndarray | None) -> Any:
         if value is not None:
             value = PIL.Image.fromarray(value) if isinstance(value, np.ndarray) else value.copy()
-            # Gradio names files by their content. Without a unique entry, it would overwrite a file that may just be sent to
-            # another visitor.
+            # Gradio names files by their content. Without a unique entry, it would overwrite a file that may just be
+            # sent to another visitor.
             value.info["answer"] = uuid4().hex
         return postprocess(value)
 
@@ -256,7 +257,8 @@ def for_page(action: Callable, num_results: int, num_kept: int = 0) -> Callable:
         num_kept: number of further outputs, which do not change in these cases.
 
     Returns:
-        A function of the same inputs, which returns the update of an [`error_message`] after the outputs of the action.
+        A function of the same inputs, which returns the update of an [`error_message`] after the outputs of the
+        action.
     """
     nothing = (*(None,) * num_results, *(gr.skip() for _ in range(num_kept)))
 

@@ -106,13 +106,14 @@ def list_images(files: Sequence[Path]) -> list[tuple[str, Path, str | None]]:
     Nothing is unpacked to disk. The directory of an archive is checked before any of its files is read.
 
     Raises:
-        UploadError: if there are no images or too many, or an archive is corrupt, encrypted, too large when unpacked, or
-            names files outside itself.
+        UploadError: if there are no images or too many, or an archive is corrupt, encrypted, too large when unpacked,
+            or names files outside itself.
     """
     images: list[tuple[str, Path, str | None]] = []
     for file in files:
         if zipfile.is_zipfile(file):
-            # Names include the archive if there are several, because members of different archives may have the same name.
+            # Names include the archive if there are several, because members of different archives may have the same
+            # name.
             folder = PurePosixPath(file.name if len(files) > 1 else "")
             images += [(str(folder / member.replace("\\", "/")), file, member) for member in list_members(file)]
         else:

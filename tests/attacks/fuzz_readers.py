@@ -11,14 +11,14 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Fuzzing that is guided by coverage: what do the readers of weights and of images do with any bytes at all?
+"""Coverage-guided fuzzing of the readers of weights and images with arbitrary bytes.
 
     python tests/attacks/fuzz_readers.py weights --seconds 600
     python tests/attacks/fuzz_readers.py pickles --seconds 600
     python tests/attacks/fuzz_readers.py images --seconds 600
 
-Anything but a result or the error that the reader promises stops it, with status 77, and leaves the bytes in
-`outputs/fuzzing`: make a test of them.
+If a reader neither returns a result nor raises a documented error, the script stops with status 77, and writes the
+bytes to `outputs/fuzzing`: add a test for them.
 """
 
 import argparse
@@ -38,12 +38,13 @@ import atheris
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / folder) for folder in ("", "tests", "tests/attacks", "conversion", "spaces")]
 
-# What reads files; not all of PyTorch and transformers, which takes minutes.
+# Only the libraries that read files are instrumented. Instrumenting all of PyTorch and transformers would take
+# minutes.
 with atheris.instrument_imports(include=["PIL", "safetensors"]):
     import PIL.Image  # noqa: F401
     import safetensors  # noqa: F401
 
-# Imported below code (E402): behind the instrumentation, which they must not be part of.
+# These are imported below code (E402), after the instrumentation, which must not include them.
 from test_fuzzing import (  # noqa: E402
     KEYS_THAT_ARE_DOUBLED,
     STORAGE_REFERENCE,
@@ -69,7 +70,7 @@ images.convert_image = atheris.instrument_func(images.convert_image)
 
 
 def read_weights_of(content: bytes) -> None:
-    # In memory, if that is where temporary files are: the reader takes names of files.
+    # The reader needs the name of a file, which is in memory if temporary files are.
     with tempfile.NamedTemporaryFile(suffix=".safetensors" if content[8:9] == b"{" else ".pth") as file:
         file.write(content)
         file.flush()
@@ -102,7 +103,7 @@ def main() -> None:
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--seconds", type=int, default=60, help="how long (default: %(default)s)")
     args = parser.parse_args()
-    # What libraries say about what is in the files.
+    # Ignore what libraries log about the content of the files.
     warnings.simplefilter("ignore")
     read, seeds = TARGETS[args.target]
     found = ROOT / "outputs" / "fuzzing"
@@ -111,7 +112,7 @@ def main() -> None:
         for number, seed in enumerate(seeds):
             Path(corpus, str(number)).write_bytes(seed)
         options = [f"-max_total_time={args.seconds}", "-max_len=16384", "-timeout=30", f"-artifact_prefix={found}/"]
-        # Not the memory of the process: what it reports includes the most that its parent ever had.
+        # The reported memory of the process is not limited, because it includes the peak of the parent process.
         options += ["-rss_limit_mb=0", "-malloc_limit_mb=1024", "-print_final_stats=1"]
         atheris.Setup([sys.argv[0], corpus, *options], read)
         atheris.Fuzz()

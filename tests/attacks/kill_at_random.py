@@ -11,14 +11,14 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Every long-running script, killed again and again at random moments: is anything lost, repeated or half written?
+"""Kill every long-running script repeatedly at random moments, and check that nothing is lost, repeated or incomplete.
 
     python tests/attacks/kill_at_random.py --kills 20
 
-Each job is run once undisturbed, which gives what it should leave and how long it takes. Then it is started and sent SIGKILL,
-or SIGTERM, after a random part of that time, and started again as its user would, until it has been killed so many times
-by each; and then run to its end. Whenever it is killed, what lies under its final names has to be whole; in the end, there
-has to be what the undisturbed run left, and nothing beside it. Prints a table in Markdown.
+Each job is first run undisturbed, to measure its time and record its output. Then it is started, killed by SIGKILL or
+SIGTERM after a random part of this time, and started again as its user would, until it has been killed the given
+number of times by each signal. Finally, it runs to its end. After each kill, files with final names must be complete.
+In the end, the output must be that of the undisturbed run, without other files. The script prints a table in Markdown.
 """
 
 import argparse
@@ -48,20 +48,20 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / folder) for folder in ("tests", "conversion", "examples/image_classification")]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)
-# The jobs take seconds. What has not ended after so many minutes hangs: it says where, and fails.
+# The jobs take seconds. A job that takes this long hangs: it prints its stack, and fails.
 MINUTES_TO_HANG = 5
 
 
 @dataclass(frozen=True)
 class Job:
-    """A script to be killed.
+    """A script to kill.
 
     Args:
-        name: of the script.
-        run: starts it, as the user who goes on after a stop would; called in a process of its own.
-        check: raises if what is in its output folder is not whole. Called after each kill.
-        outcome: what a run that came to its end has left, to be compared.
-        start_afresh: removes what a finished run left, so that there is something to do again.
+        name: name of the script.
+        run: starts the script as a user would after an interruption; called in a separate process.
+        check: raises an error if files in the output folder are incomplete; called after each kill.
+        outcome: returns the output of a finished run, for comparison.
+        start_afresh: removes the output of a finished run, so that there is something to do again.
     """
 
     name: str
@@ -118,7 +118,7 @@ def publishing_job(folder: Path, hub: Any) -> Job:
         convert_twins_to_hf.main(arguments)
 
     def check(output: Path) -> None:
-        # The commit is one: all of the folder, or nothing of it.
+        # There is one commit, with the complete folder or nothing.
         names = set(published()) - {".gitattributes"}
         if names:
             assert names == set(files_of(output / "model")), names
@@ -137,10 +137,10 @@ REPO_ID = "somebody/twins"
 
 
 def flip_a_bit(checkpoints: list[Path]) -> None:
-    """Change one bit of one file of the newest checkpoint, if there is one besides: not to start from the beginning each time."""
+    """Change one bit in a file of the newest checkpoint if there is another one, so that training need not start over."""
     if len(checkpoints) > 1:
         newest = max(checkpoints, key=lambda checkpoint: int(re.sub(r"\D", "", checkpoint.name)))
-        # A forked process has its parent's random numbers.
+        # A forked process inherits the state of its parent's random numbers.
         chance = random.SystemRandom()
         file = chance.choice([file for file in newest.rglob("*") if file.is_file() and file.stat().st_size > 0])
         content = bytearray(file.read_bytes())
@@ -149,7 +149,7 @@ def flip_a_bit(checkpoints: list[Path]) -> None:
 
 
 def training_job(folder: Path, script: str, is_damaged: bool = False) -> Job:
-    """A training; `is_damaged`: the newest checkpoint is, before it is resumed."""
+    """Create a training job; if `is_damaged`, the newest checkpoint is damaged before each resume."""
     import importlib
 
     from classification_utils import digit_images, options, save_start, write_parquet
@@ -162,7 +162,7 @@ def training_job(folder: Path, script: str, is_damaged: bool = False) -> Job:
     every_two = ["--checkpointing_steps", "2"]
     if script == "run_trainer":
         every_two = ["--save_strategy", "steps", "--save_steps", "2", "--disable_tqdm", "true"]
-    # The average of the weights is to be resumed, too.
+    # The average of the weights must be resumed, too.
     every_two += ["--ema_decay", "0.9"]
 
     def run(output: Path) -> None:
@@ -256,7 +256,7 @@ def all_jobs(folder: Path) -> Iterator[list[Job]]:
 
 
 def start_process(job: Job, output: Path, log: Path) -> int:
-    """A process that does the job, and its number: forked, because to import everything anew takes longer than the jobs."""
+    """Start a process for the job, and return its id. It is forked, because imports would take longer than the job."""
     process = os.fork()
     if process:
         return process
@@ -283,15 +283,15 @@ def run_to_the_end(job: Job, output: Path, log: Path) -> float:
 
 
 def torment(job: Job, folder: Path, kills: int, log: Path, seed: int = 0) -> dict[str, Any]:
-    """Kill a job so many times by each signal, and compare what it leaves with what an undisturbed run leaves.
+    """Kill a job `kills` times by each signal, and compare its output with that of an undisturbed run.
 
     Returns:
-        The name of the job, the kills by each signal, how many came before there was any output, how many runs were through
-        before they were to be killed, and the seconds of an undisturbed run.
+        The name of the job, the number of kills by each signal, how many of them came before any output, how many runs
+        had finished before their kill, and the seconds of an undisturbed run.
 
     Raises:
-        AssertionError: if something was lost, repeated or half written.
-        RuntimeError: if a run fails, which nobody killed.
+        AssertionError: if output was lost, repeated or incomplete.
+        RuntimeError: if a run fails without being killed.
     """
     chance = random.Random(seed)
     output = folder / "output"
@@ -336,15 +336,15 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     )
     parser.add_argument("--log", type=Path, default=os.devnull, help="file for what the scripts print")
     args = parser.parse_args(arguments)
-    # A process that is forked has only one of its parent's threads.
+    # A forked process has only one of its parent's threads.
     torch.set_num_threads(1)
-    # tqdm's own lock is shared with forked processes: one that is killed while it draws would keep it, and all others would
-    # wait forever. And no thread of tqdm's may hold the lock at a fork.
+    # tqdm's lock is shared with forked processes: one killed while drawing would keep it, and all others would wait
+    # forever. Also, no thread of tqdm may hold the lock during a fork.
     tqdm.set_lock(threading.RLock())
     tqdm.monitor_interval = 0
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        # No traces in the user's cache. The libraries read it once, when they are imported.
+        # Do not write to the user's cache. The libraries read these variables once, when they are imported.
         os.environ["HF_HOME"] = f"{folder}/home"
         with all_jobs(Path(folder)) as jobs:
             for job in jobs:

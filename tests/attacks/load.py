@@ -11,13 +11,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Load: does memory stay flat, and is every answer right, when there is much to do for long?
+"""Load tests: does memory stay constant, and is every answer correct, under high load for a long time?
 
     python tests/attacks/load.py clients --clients 64 --seconds 600
     python tests/attacks/load.py switching --switches 50
     python tests/attacks/load.py predictions --images 100000
 
-Prints what was done, and how much memory the process had to itself a while after its start and at its end.
+The script prints what was done, and the private memory of the process shortly after its start and at its end.
 """
 
 import argparse
@@ -53,12 +53,12 @@ from space_server import SPACES, digit_image, digit_label, serve  # noqa: E402
 MODELS = tuple(sorted(folder.name for folder in (SPACES / "image_classification" / "models").iterdir()))
 
 
-# Of each client, before memory is looked at.
+# Number of requests of each client before memory is measured.
 WARMING_REQUESTS = 2
 
 
 class MemoryWatch:
-    """The memory that a process has to itself, looked at twice a second while it runs."""
+    """Measures the private memory of a process twice a second while it runs."""
 
     def __init__(self, process: int, seconds: float = 0.5):
         self.process, self.seconds = psutil.Process(process), seconds
@@ -68,7 +68,7 @@ class MemoryWatch:
 
     def watch(self) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
-            # Once at once: on a fast machine there may be no second time.
+            # Measure immediately, because on a fast machine there may be no second measurement.
             self.megabytes.append(self.process.memory_full_info().uss / 2**20)
             while not self.stopped.wait(self.seconds):
                 self.megabytes.append(self.process.memory_full_info().uss / 2**20)
@@ -82,14 +82,14 @@ class MemoryWatch:
         self.thread.join()
 
     def growth(self) -> dict[str, float]:
-        """In MB: the most in the second fifth of the time, or all there is where that is too short, and in the last."""
+        """The maximum in MB in the second fifth of the time, or overall if that is too short, and in the last fifth."""
         fifth = max(1, len(self.megabytes) // 5)
         warm = self.megabytes[fifth : 2 * fifth] or self.megabytes
         return {"warm": max(warm, default=0.0), "at the end": max(self.megabytes[-fifth:], default=0.0)}
 
 
 def clients(folder: Path, num_clients: int, seconds: float) -> dict[str, Any]:
-    """A Space that so many clients ask for so long, without a pause, for the labels of different digits."""
+    """Let clients request labels of different digits from a Space, without pause, for the given time."""
     indices = range(0, 1797, 29)
     files = [folder / f"{index}.png" for index in indices]
     for index, file in zip(indices, files):
@@ -100,7 +100,7 @@ def clients(folder: Path, num_clients: int, seconds: float) -> dict[str, Any]:
             for file in tqdm(files, desc="one at a time")
             for model in MODELS
         }
-        # Opened a few at a time: each asks for the page's configuration.
+        # Connect a few clients at a time, because each requests the page's configuration.
         with ThreadPoolExecutor(8) as pool:
             opened = list(pool.map(lambda _: server.client(), range(num_clients)))
 
@@ -119,7 +119,7 @@ def clients(folder: Path, num_clients: int, seconds: float) -> dict[str, Any]:
             return done
 
         with ThreadPoolExecutor(num_clients) as pool:
-            # How long a server takes to its level depends on the machine, how much it has to do for that does not.
+            # Memory reaches its level after a number of requests, not after a time, which depends on the machine.
             list(pool.map(ask, WARMING_REQUESTS * [*range(num_clients)], itertools.count()))
             end = time.monotonic() + seconds
             with MemoryWatch(server.process.pid) as memory:
@@ -145,12 +145,12 @@ def answer(client: Any, file: Path, model: str) -> tuple[str, float]:
 
 
 def are_alike(one: tuple[str, float], other: tuple[str, float]) -> bool:
-    """Batches are put together differently from time to time, and so are sums."""
+    """Whether two answers are equal up to rounding, since batches are composed differently each time."""
     return one[0] == other[0] and abs(one[1] - other[1]) <= 1e-3
 
 
 def switching(folder: Path, switches: int) -> dict[str, Any]:
-    """A Space that is asked for another of four models each time. It keeps two: it has to load what it gave up before."""
+    """Request another one of four models from a Space each time. It keeps two, so it has to reload evicted models."""
     digit_image(3).save(folder / "3.png")
     models = SPACES / "image_classification" / "models"
     copies = [shutil.copytree(models / name, folder / f"copy-of-{name}") for name in MODELS]
@@ -176,7 +176,7 @@ def switching(folder: Path, switches: int) -> dict[str, Any]:
 
 
 def predictions(folder: Path, images: int) -> dict[str, Any]:
-    """So many predictions of a tiny model, by `batch_predict.py`."""
+    """Predict a number of images by `batch_predict.py` with a tiny model."""
     contents = []
     for image in digit_images()[0]:
         file = io.BytesIO()
@@ -199,11 +199,11 @@ def predictions(folder: Path, images: int) -> dict[str, Any]:
         text=True,
         env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home"), "PYTHONUNBUFFERED": "1"},
     )
-    # What is imported first, and when, depends on the machine.
+    # The order and time of imports depend on the machine.
     while process.poll() is None and not any(output.glob("*.parquet")):
         time.sleep(0.1)
     with MemoryWatch(process.pid) as memory:
-        # Until it says what was predicted: what the process takes to end, up to 80 MB, is not of the images.
+        # Stop when the summary is printed: up to 80 MB that the process needs to exit are unrelated to the images.
         assert process.stdout is not None
         process.stdout.readline()
     process.communicate()

@@ -11,9 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What nobody thought of: configurations, shapes, masks, checkpoints and images that are drawn at random.
+"""Randomly drawn configurations, shapes, masks, checkpoints and images.
 
-Each is accepted and works, or is refused with a sentence. The draws are the same in every run.
+Each one is accepted and works, or is refused with one sentence. The same ones are drawn in every run.
 """
 
 import io
@@ -60,7 +60,7 @@ settings.load_profile("reproducible")
 
 @st.composite
 def configurations(draw) -> dict[str, Any]:
-    """Fields that fit each other, and now and then one that does not."""
+    """Fields that match each other, and sometimes one that does not."""
     num_stages = draw(st.integers(1, 4))
     heads = draw(st.lists(st.integers(1, 3), min_size=num_stages, max_size=num_stages))
     fields: dict[str, Any] = {
@@ -81,7 +81,7 @@ def configurations(draw) -> dict[str, Any]:
         "drop_path_rate": draw(st.sampled_from([0, 0.3])),
     }
     if draw(st.integers(0, 3)) == 0:
-        # The number of labels is transformers' own.
+        # transformers checks the number of labels.
         name = draw(st.sampled_from(sorted(fields.keys() - {"num_labels"})))
         anything = (
             st.none() | st.integers(-3, 3) | st.floats(-1, 1) | st.text(max_size=3) | st.lists(st.integers(-2, 2))
@@ -95,7 +95,7 @@ def configurations(draw) -> dict[str, Any]:
 def test_configuration_is_refused_by_name_or_its_model_runs_and_reloads(fields, height, width):
     try:
         config = TwinsConfig(**fields)
-    # The second is huggingface_hub's, for fields of the wrong type.
+    # huggingface_hub raises the second error for fields of the wrong type.
     except (ValueError, StrictDataclassFieldValidationError) as error:
         assert any(name in str(error) for name in fields), error
         return
@@ -114,7 +114,7 @@ def test_configuration_is_refused_by_name_or_its_model_runs_and_reloads(fields, 
     }
     assert all(torch.equal(weight, model.state_dict()[name]) for name, weight in reloaded.state_dict().items())
     with torch.inference_mode():
-        # The same weights at another place in memory may be summed up in another order.
+        # The order of sums may depend on where the weights are in memory.
         torch.testing.assert_close(reloaded(images).logits, logits)
 
 
@@ -132,7 +132,7 @@ MODELS = {
     extra=st.tuples(st.integers(0, 9), st.integers(0, 9)),
     padding_value=st.sampled_from([0.0, 1e4, float("nan")]),
 )
-def test_masked_batch_gives_what_its_images_give_alone(model, sizes, extra, padding_value):
+def test_output_for_each_image_of_a_masked_batch_does_not_depend_on_the_others(model, sizes, extra, padding_value):
     images = [torch.randn(3, height, width) for height, width in sizes]
     height, width = (max(side) + more for side, more in zip(zip(*sizes), extra))
     batch = torch.full((len(images), 3, height, width), padding_value)
@@ -179,7 +179,7 @@ OBJECTS = (None, 3, "text", [1.0], {"state_dict": 1})
 
 
 def other_name(name: str, number: int) -> str:
-    """With another stage, block or module in it."""
+    """Change the stage, block or module in a name."""
     parts = name.split(".")
     parts[number % len(parts)] = ("0", "1", "7", "-1", "x", "", "99999999999")[number % 7]
     return ".".join(parts)
@@ -190,7 +190,7 @@ def other_name(name: str, number: int) -> str:
     family=st.sampled_from(FAMILIES),
     damages=st.lists(st.tuples(st.sampled_from(sorted(DAMAGES)), st.integers(0, 200), st.integers(0, 31)), max_size=2),
 )
-def test_checkpoint_is_converted_whole_or_refused(family, damages):
+def test_checkpoint_is_converted_completely_or_refused(family, damages):
     weights = dict(CHECKPOINTS[family])
     for damage, place, number in damages:
         name = sorted(weights)[place % len(weights)]
@@ -205,7 +205,7 @@ def test_checkpoint_is_converted_whole_or_refused(family, damages):
         except ValueError as error:
             assert str(error)
             return
-    # All that is there is used: as many numbers, every one finite, in a model that runs.
+    # All weights are used: the model has as many numbers, all finite, and runs.
     assert sum(weight.numel() for weight in read.values()) == sum(
         parameter.numel() for parameter in model.parameters()
     )
@@ -215,7 +215,7 @@ def test_checkpoint_is_converted_whole_or_refused(family, damages):
 
 @st.composite
 def damaged_files(draw, content: st.SearchStrategy[bytes]) -> bytes:
-    """Bytes flipped, cut out, written over or added."""
+    """Content in which bytes are flipped, removed, overwritten or added."""
     damaged = bytearray(draw(content))
     for _ in range(draw(st.integers(1, 4))):
         place = draw(st.integers(0, max(0, min(len(damaged), 400) - 1)) | st.integers(0, max(0, len(damaged) - 1)))
@@ -262,7 +262,7 @@ NAMES = (
 
 @st.composite
 def pickles(draw) -> bytes:
-    """Opcodes that fit each other more often than any bytes would; names that are allowed, stood in for and refused."""
+    """Sequences of opcodes that are valid more often than random bytes, with names that are allowed, replaced and refused."""
     name = st.sampled_from(NAMES).map(lambda name: b"c" + name.replace(" ", "\n").encode() + b"\n")
     number = st.integers(0, 8).map(lambda value: b"K" + bytes([value]))
     text = st.sampled_from(["storage", "a", "cpu", "0"]).map(
@@ -276,18 +276,18 @@ def pickles(draw) -> bytes:
     return b"\x80" + bytes([draw(st.sampled_from([2, 4, 5]))]) + b"".join(parts) + b"."
 
 
-# A tensor up to what follows its storage.
+# A tensor, up to the arguments after its storage.
 STORAGE_REFERENCE = b"ctorch._utils\n_rebuild_tensor_v2\n((\x8c\x07storagectorch\nFloatStorage\n\x8c\x010\x8c\x03cpuK\x04tQK\0K\x02\x85K\x01\x85"
 
 
 def doubled(levels: int) -> bytes:
-    """A list of two lists that are one, and so on: to compare or to write it takes 2 to the power of the levels."""
+    """A list that contains the same list twice, and so on. Comparing or printing it takes 2 to the power of `levels`."""
     return b"]" + b"".join(b"q%c0](h%ch%ce" % (level, level, level) for level in range(levels))
 
 
 def amplified(count: int = 200_000, times: int = 2000) -> dict[str, bytes]:
-    """Pickles in which a few bytes have something large gone through, so many times."""
-    # Up to its size.
+    """Pickles in which a few bytes make the reader process something large, `times` times."""
+    # A tensor, up to its size.
     tensor = STORAGE_REFERENCE[:-6]
     long_tuple, long_text = b"(" + b"K\1" * count + b"tq\1", b"X" + struct.pack("<I", count) + b"a" * count + b"q\1"
     shapes = {
@@ -304,7 +304,7 @@ def amplified(count: int = 200_000, times: int = 2000) -> dict[str, bytes]:
 
 
 def legacy_file(*pickles: bytes) -> bytes:
-    """PyTorch's older format, up to the storages."""
+    """A file in PyTorch's older format, up to the storages."""
     return b"".join([*(pickle.dumps(each, 2) for each in (*LEGACY_START, {})), *pickles])
 
 
@@ -312,20 +312,20 @@ KEYS_THAT_ARE_DOUBLED = legacy_file(b"\x80\2}.", b"\x80\2](" + doubled(40) + dou
 
 
 @pytest.mark.parametrize(("name", "content"), amplified().items(), ids=amplified(1, 1))
-def test_what_a_few_bytes_multiply_is_read_or_refused_at_once(name, content):
+def test_amplification_by_a_few_bytes_is_read_or_refused_quickly(name, content):
     before = time.process_time()
     read_pickle(content)
-    # A machine that is slow is not 10 times as slow; before there were limits, each took minutes or all memory.
+    # The limit allows for slow machines. Without limits in the reader, each pickle took minutes or all memory.
     assert time.process_time() - before < 3
 
 
-def test_list_of_storages_that_takes_for_ever_to_sort_is_refused_at_once(tmp_path):
+def test_list_of_storages_that_takes_forever_to_sort_is_refused_quickly(tmp_path):
     (tmp_path / "a.pth").write_bytes(KEYS_THAT_ARE_DOUBLED)
     with pytest.raises(ValueError, match="its list of storages is not that of its tensors"):
         read_weights(tmp_path / "a.pth")
 
 
-def test_names_that_multiply_are_read_or_refused_at_once():
+def test_exponentially_long_names_are_read_or_refused_quickly():
     names = dict.fromkeys((f"{number}.backbone.patch_embeds.0.proj.weight" for number in range(20_000)), 1)
     before = time.process_time()
     for content, message in (
@@ -338,7 +338,7 @@ def test_names_that_multiply_are_read_or_refused_at_once():
 
 
 def read_pickle(content: bytes) -> None:
-    """Interpret a pickle, and raise an AssertionError if anything was imported, called or opened meanwhile."""
+    """Interpret a pickle, and raise an AssertionError if this imported, called or opened anything."""
     memory = torch.zeros(16, dtype=torch.uint8).untyped_storage()
     with audited() as events:
         try:
@@ -348,18 +348,18 @@ def read_pickle(content: bytes) -> None:
     assert events == [], content
 
 
-@pytest.mark.filterwarnings("ignore")  # of PyTorch, about tensors that are drawn
+@pytest.mark.filterwarnings("ignore")  # PyTorch's warnings about drawn tensors
 @settings(max_examples=300)
 @given(content=pickles())
 def test_pickle_of_any_opcodes_imports_and_calls_nothing(content):
     read_pickle(content)
 
 
-# The last is PyTorch's older format.
+# The last format is PyTorch's older one.
 WEIGHTS_FILES = {suffix: weights_file(suffix) for suffix in (".safetensors", ".pth", ".bin")}
 
 
-@pytest.mark.filterwarnings("ignore")  # of PyTorch, about what is in the file
+@pytest.mark.filterwarnings("ignore")  # PyTorch's warnings about the content of the file
 @pytest.mark.parametrize("suffix", WEIGHTS_FILES)
 @settings(max_examples=120)
 @given(data=st.data())
@@ -381,11 +381,11 @@ def image_files() -> list[bytes]:
     return [saved(image, image_format) for image_format in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")]
 
 
-@pytest.mark.filterwarnings("ignore")  # of Pillow, about what is in the file
+@pytest.mark.filterwarnings("ignore")  # Pillow's warnings about the content of the file
 @settings(max_examples=400)
 @given(content=damaged_files(st.sampled_from(image_files())) | st.binary(max_size=200))
 def test_damaged_image_is_read_or_refused(content):
-    """By the Spaces, by the scripts, and, if it can be decoded, by the image processor."""
+    """The readers are those of the Spaces and scripts, and, for images that can be decoded, the image processor."""
     try:
         uploaded = read_upload(io.BytesIO(content))
     except UploadError as error:

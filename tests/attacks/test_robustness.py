@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Short runs of what can be run for long: kills at random, load, and fuzzing guided by coverage."""
+"""Short runs of the long checks: random kills, load, and coverage-guided fuzzing."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ TESTS = Path(__file__).parent
     ids=["conversion and prediction", "run_trainer", "run_accelerate"],
 )
 def test_killed_scripts_lose_and_repeat_nothing(names):
-    """In a process of its own: it forks."""
+    """The check runs in a separate process, because it forks."""
     command = [sys.executable, TESTS / "kill_at_random.py", "--kills", "1", "--only", *names]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -44,8 +44,8 @@ def test_killed_scripts_lose_and_repeat_nothing(names):
     assert [row[2:4] for row in rows] == len(names) * [["1", "1"]]
 
 
-def test_crash_is_no_kill(tmp_path):
-    """In a process of its own, too."""
+def test_crash_is_not_mistaken_for_a_kill(tmp_path):
+    """The check runs in a separate process, because it forks."""
     program = f"""if True:
         import os, signal, time
         from pathlib import Path
@@ -73,9 +73,9 @@ def test_crash_is_no_kill(tmp_path):
     assert "AssertionError: crashing died of SIGUSR1 when it was to be killed by SIGKILL" in done.stderr
 
 
-def test_clients_at_once_get_right_answers_in_flat_memory(tmp_path):
+def test_simultaneous_clients_get_correct_answers_in_constant_memory(tmp_path):
     result = load.clients(tmp_path, num_clients=20, seconds=5)
-    # One of each client, however slow the machine is.
+    # Each client gets at least one answer, even on a slow machine.
     assert result["answers"] >= 20
     assert result["wrong"] == 0
     assert result["at the end"] < 1.25 * result["warm"]
@@ -88,21 +88,21 @@ def test_memory_of_a_short_run_is_known():
     assert memory.growth() == {"warm": memory.megabytes[0], "at the end": memory.megabytes[0]}
 
 
-def test_answers_are_alike_on_both_sides_of_a_rounding():
+def test_answers_that_differ_by_rounding_are_equal():
     assert load.are_alike(("digit 3", 0.98749), ("digit 3", 0.98751))
     assert not load.are_alike(("digit 3", 0.987), ("digit 3", 0.989))
     assert not load.are_alike(("digit 3", 0.987), ("digit 8", 0.987))
 
 
-def test_models_are_switched_in_flat_memory(tmp_path):
+def test_models_are_switched_in_constant_memory(tmp_path):
     result = load.switching(tmp_path, switches=20)
-    # One each time: nothing is asked for that is in memory still.
+    # Each switch loads one model, because the requested model is never in memory.
     assert result["loads"] == 20
     assert result["wrong"] == 0
     assert result["at the end"] < 1.1 * result["warm"]
 
 
-def test_predictions_are_made_in_flat_memory(tmp_path):
+def test_predictions_need_constant_memory(tmp_path):
     result = load.predictions(tmp_path, images=5_000)
     assert result["predicted"] == 5_000
     assert result["at the end"] < 1.1 * result["warm"]

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What must not be in the source: calls that run what a file or a stranger says, and actions that may change under a name."""
+"""Forbidden code: calls that execute the content of files or untrusted input, and GitHub actions that are not pinned."""
 
 import ast
 import re
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(
     file for folder in ("hf_twins", "conversion", "examples", "spaces") for file in ROOT.glob(f"{folder}/**/*.py")
 )
-# `dynamo` is not `eval`: what is forbidden is the builtin, and the modules whose files are programs.
+# Forbidden are the builtin `eval`, but not methods of this name, and modules whose file formats are programs.
 FORBIDDEN = {
     "eval",
     "exec",
@@ -44,7 +44,7 @@ FORBIDDEN |= {
 
 
 def forbidden_calls(source: str) -> list[str]:
-    """Each as its line and what is wrong with it."""
+    """Find forbidden calls, each as its line and the reason."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):
@@ -54,7 +54,7 @@ def forbidden_calls(source: str) -> list[str]:
         if name in FORBIDDEN:
             found.append(f"{node.lineno}: {name}")
         if name.endswith(".register_for_checkpointing"):
-            # Accelerate unpickles it, whatever it is, when training is resumed.
+            # Accelerate unpickles the state of registered objects when training is resumed.
             found.append(f"{node.lineno}: {name}")
         if name == "torch.load" and arguments.get("weights_only") != "True":
             found.append(f"{node.lineno}: torch.load without weights_only=True")
@@ -80,18 +80,18 @@ def forbidden_calls(source: str) -> list[str]:
         "numpy.load(file, allow_pickle=True)",
     ],
 )
-def test_what_is_forbidden_is_found(source):
+def test_forbidden_calls_are_found(source):
     assert forbidden_calls(source)
 
 
-def test_nothing_runs_what_a_file_says():
+def test_no_code_runs_the_content_of_files():
     assert len(SOURCES) > 50
     found = {str(file.relative_to(ROOT)): forbidden_calls(file.read_text(encoding="utf-8")) for file in SOURCES}
     assert {file: calls for file, calls in found.items() if calls} == {}
 
 
 def receivers_of_trust_remote_code(source: str) -> set[str]:
-    """The functions that are given it, and whether a dictionary of arguments is, other than as False."""
+    """The functions that get `trust_remote_code`, directly or in a dictionary of arguments, with a value other than False."""
     receivers = set()
     for node in ast.walk(ast.parse(source)):
         pairs = [(keyword.arg, keyword.value) for keyword in node.keywords] if isinstance(node, ast.Call) else []
@@ -102,7 +102,7 @@ def receivers_of_trust_remote_code(source: str) -> set[str]:
     return receivers
 
 
-def test_code_of_a_repository_is_run_where_its_commit_is_checked():
+def test_remote_code_is_run_only_where_its_commit_is_checked():
     passing = {
         str(file.relative_to(ROOT)): receivers
         for file in SOURCES
@@ -110,11 +110,11 @@ def test_code_of_a_repository_is_run_where_its_commit_is_checked():
     }
     assert passing.pop("hf_twins/loading/__init__.py") == {"load_pretrained", "a dictionary"}
     assert "pinned_code_revision(" in (ROOT / "hf_twins/loading/__init__.py").read_text(encoding="utf-8")
-    # Others hand it on to that module.
+    # Other modules pass the argument to that module.
     assert passing == {"hf_twins/training/image_classification/models.py": {"load_model", "load_pretrained"}}
 
 
-def test_remote_code_is_asked_for_unless_it_is_refused_as_is_said(monkeypatch):
+def test_refusing_remote_code_asks_no_question(monkeypatch):
     said = " ".join((ROOT / "SECURITY.md").read_text(encoding="utf-8").split())
     assert "or confirm transformers' prompt at a terminal; with `trust_remote_code=False`, there is no prompt" in said
     monkeypatch.setattr("builtins.input", lambda question: "y")
@@ -134,28 +134,28 @@ def test_actions_are_pinned_to_commits():
         assert version, f"{action}: say which version this is"
 
 
-def test_workflows_ask_for_no_more_rights_than_they_need():
+def test_workflows_have_only_the_permissions_that_they_need():
     for file in (ROOT / ".github" / "workflows").glob("*.yml"):
         text = file.read_text(encoding="utf-8")
         assert re.search(r"^permissions:\n  contents: read$", text, re.MULTILINE), file
         assert "persist-credentials: false" in text, file
         assert "pull_request_target" not in text, file
-        # What a stranger can write into: a title, a branch's name, a message.
+        # Values that anybody can set: a title, the name of a branch, a message.
         assert not re.search(r"\$\{\{ *github\.(event\.(?!release)|head_ref)", text), file
 
 
 def test_dependencies_are_audited_between_pushes():
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
-    # YAML takes `on` for a truth value.
+    # YAML parses `on` as a Boolean.
     (schedule,) = workflow[True]["schedule"]
     assert re.fullmatch(r"\d+ \d+ \* \* \d", schedule["cron"]), "once a week"
-    # Neither cancels the other.
+    # Neither run cancels the other.
     assert "github.event_name" in workflow["concurrency"]["group"]
     assert "pip-audit" in workflow["jobs"]["audit"]["steps"][-1]["run"]
 
 
-def test_job_that_may_publish_runs_nothing_of_the_project():
-    """What a job may do, everything may do that is installed or run in it."""
+def test_job_that_may_publish_runs_no_code_of_the_project():
+    """Everything that is installed or run in a job has the permissions of the job."""
     jobs = {
         f"{file.stem}.{name}": job
         for file in (ROOT / ".github" / "workflows").glob("*.yml")

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Every format to a model of ours and back: equal to the source, bit for bit the same weights, nothing dropped."""
+"""Conversion of every format to hf_twins and back: equal outputs, identical weights, nothing dropped."""
 
 import warnings
 from dataclasses import replace
@@ -40,7 +40,7 @@ EXPECTED_CLASS = {
 
 
 def timm_fields(architecture, num_classes):
-    """What is read from the `config.json` that timm writes for the architecture."""
+    """The fields that are read from the `config.json` that timm writes for the architecture."""
     model = timm_model(architecture, num_classes)
     arguments = {
         "embed_dims": architecture.hidden_sizes,
@@ -71,7 +71,7 @@ def check(source_format, architecture) -> Conversion:
     toolbox = source_format.partition("-")[0]
     target, reverted, left_out = revert_model(conversion.model, toolbox)
     assert (target, left_out) == (conversion.source_format, [])
-    # All that is not there again is what the format's models never use, and the conversion has named.
+    # Only weights that the format's models never use are missing afterwards, and the conversion has named them.
     used = {name: weight for name, weight in conversion.source_weights.items() if name not in conversion.unused}
     assert reverted.keys() == used.keys()
     assert all(torch.equal(reverted[name], weight) for name, weight in used.items())
@@ -82,7 +82,7 @@ def check(source_format, architecture) -> Conversion:
 
 @pytest.mark.parametrize("prefix", ["module.", "model.", "model._orig_mod.net."])
 @pytest.mark.parametrize("source_format", [name for name in FORMATS if name != "timm"])
-def test_prefix_of_each_format_is_found_beside_a_loss(source_format, prefix):
+def test_prefix_of_each_format_is_found_next_to_a_loss(source_format, prefix):
     weights = source_weights(source_format, TINY["svt"])
     wrapped = {prefix + name: weight for name, weight in weights.items()} | {"criterion.weight": torch.ones(5)}
     unwrapped, left_out = unwrap_weights({"state_dict": wrapped}, "a.ckpt")
@@ -98,7 +98,7 @@ def test_format_converts_and_reverts(source_format, family):
 
 
 def published_of_each_format() -> list[tuple[str, str]]:
-    """Each format with a variant of either family, and each variant with several formats."""
+    """Pairs of formats and variants: each format with both families, and each variant with several formats."""
     families = [[name for name in PUBLISHED if family in name] for family in TINY]
     return [
         (source_format, variants[place % len(variants)])
@@ -163,7 +163,7 @@ def test_class_names_are_read_from_the_checkpoint(meta):
 @pytest.mark.parametrize(
     ("num_classes", "meta", "message"),
     [
-        # As many as ADE20K has, less one: they are not ADE20K's.
+        # There is one class less than in ADE20K, so the names are not ADE20K's.
         (
             150,
             {"CLASSES": ["a"] * 149},
@@ -193,7 +193,7 @@ def test_class_names_are_read_from_the_checkpoint(meta):
         (5, {"CLASSES": {"a": [0], "b": [1]}}, "CLASSES must number its names from 0 on"),
     ],
 )
-def test_class_names_that_are_none_or_of_other_labels_are_refused(num_classes, meta, message):
+def test_invalid_or_mismatched_class_names_are_refused(num_classes, meta, message):
     with pytest.raises(ValueError, match=message):
         class_names(num_classes, meta)
 
@@ -205,7 +205,7 @@ def test_other_fields_in_place_of_class_names_are_not_read(dataset):
     assert class_names(0, {"CLASSES": ["a", "b"]}) is None
 
 
-def test_backbone_without_final_norm_becomes_a_backbone():
+def test_checkpoint_without_final_norm_is_converted_to_a_backbone():
     weights = source_weights("mmseg-backbone", TINY["svt"])
     weights = {name: weight for name, weight in weights.items() if name not in ("norm.weight", "norm.bias")}
     conversion = convert_checkpoint(weights)
@@ -233,7 +233,7 @@ def change(weights, name, weight):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-def test_all_of_one_floating_point_type_converts_beside_batch_counters(dtype):
+def test_weights_of_one_dtype_with_batch_counters_convert(dtype):
     weights = source_weights("mmseg-semantic-fpn", TINY["svt"])
     weights = {name: weight.to(dtype) if weight.is_floating_point() else weight for name, weight in weights.items()}
     counters = [weight for name, weight in weights.items() if name.endswith("num_batches_tracked")]
@@ -244,7 +244,7 @@ def test_all_of_one_floating_point_type_converts_beside_batch_counters(dtype):
 
 
 def quantized(length: int) -> torch.Tensor:
-    """As PyTorch's own quantization made them, which it deprecates."""
+    """A tensor of PyTorch's own quantization, which is deprecated."""
     with warnings.catch_warnings(action="ignore"):
         return torch.quantize_per_tensor(torch.ones(length), 0.1, 0, torch.qint8)
 
@@ -338,9 +338,9 @@ KINDS = ("sparse", "quantized", "without values", "8 bits", "expanded to terabyt
 
 
 @pytest.mark.parametrize("fault", KINDS)
-# PyTorch's, when it reads them.
+# PyTorch's warnings when it reads such tensors.
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
-def test_bad_kind_of_tensor_is_named_when_it_comes_from_a_file(fault, tmp_path):
+def test_unsupported_kind_of_tensor_in_a_file_is_named(fault, tmp_path):
     damage, message = BAD_WEIGHTS[fault]
     weights = source_weights("official", TINY["svt"])
     damage(weights)
@@ -357,8 +357,8 @@ def test_checkpoint_of_another_model_of_timm_is_refused(name):
         convert_checkpoint(weights)
 
 
-def test_weights_exchanged_by_a_mapping_are_found_out():
-    """The verification sees what no check of names and shapes can."""
+def test_weights_swapped_by_a_mapping_are_detected():
+    """The verification detects errors that checks of names and shapes cannot."""
     conversion = convert("mmseg-upernet", TINY["svt"])
     layer = conversion.model.backbone.encoder.stages[2].layers[1]
     layer.attention.q_proj, layer.attention.k_proj = layer.attention.k_proj, layer.attention.q_proj
@@ -366,7 +366,7 @@ def test_weights_exchanged_by_a_mapping_are_found_out():
         verify(conversion.model, conversion.source_format, conversion.source_weights)
 
 
-def test_settings_exchanged_are_found_out():
+def test_swapped_settings_are_detected():
     conversion = convert("mmseg-semantic-fpn", TINY["svt"])
     for module in conversion.model.modules():
         if isinstance(module, torch.nn.LayerNorm) and module.eps == 1e-5:

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Sources of checkpoints: what is read is what is named, and has the hash that it must have; repositories of timm's."""
+"""Sources of checkpoints: files, folders, URLs, published names and timm repositories, and their hashes."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ from hf_twins.checkpoints import published
 
 @pytest.fixture
 def files(tmp_path, monkeypatch) -> Path:
-    """The folder of a site for downloads, which has one checkpoint; and PyTorch's cache, empty."""
+    """The folder of a download site with one checkpoint; PyTorch's cache is empty."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     folder = tmp_path / "files"
     folder.mkdir()
@@ -71,7 +71,7 @@ def test_table_of_published_checkpoints_is_complete():
     assert sum("ade20k_miou" in entry for entry in table.values()) == 12
     for name, entry in table.items():
         assert name.startswith(entry["variant"])
-        # OpenMMLab ends the names of files with the beginning of their SHA-256.
+        # OpenMMLab's file names end with the first digits of their SHA-256.
         assert entry["url"].endswith(f"-{entry['sha256_prefix']}.pth")
         assert entry["url"].startswith("https://download.openmmlab.com/")
 
@@ -94,7 +94,7 @@ def test_published_name_is_fetched_and_must_have_its_hash(files, tmp_path, monke
 
 @pytest.fixture
 def table(files, tmp_path, monkeypatch) -> dict[str, str]:
-    """The entry of the one published checkpoint, which cannot be fetched; the site's file has its hash and its name."""
+    """The entry of the only published checkpoint, whose URL is unreachable; the site's file has its hash and name."""
     entry = {
         "name": "twins-svt-small",
         "variant": "twins-svt-small",
@@ -106,14 +106,14 @@ def table(files, tmp_path, monkeypatch) -> dict[str, str]:
     return entry
 
 
-def test_source_is_what_was_read_whatever_it_is_called(files, table):
-    # A mirror is what was read, not where the file is published.
+def test_recorded_source_is_where_the_file_was_read_from(files, table):
+    # For a mirror, the source is the mirror, not the URL where the file is published.
     with serve_hub(files=files) as hub:
         mirror = open_checkpoint(f"{hub.endpoint}/files/twins.pth")
     assert (mirror.origin, mirror.published) == (f"{hub.endpoint}/files/twins.pth", table)
     assert open_checkpoint(str(files / "twins.pth")).origin == "twins.pth"
     assert source_text(mirror) == f"{mirror.origin}, published as {table['url']}"
-    # The name alone does not make it the published one, whose results would be in the card.
+    # The name alone does not identify a published checkpoint, whose results would be in the card.
     weights = torch.load(files / "twins.pth", weights_only=True)
     weights["head.bias"] += 1
     torch.save(weights, files / "twins.pth")
@@ -124,11 +124,11 @@ def test_source_is_what_was_read_whatever_it_is_called(files, table):
     assert (other.origin, other.published) == ("twins.pth", None)
 
 
-def test_folder_called_as_a_repository_is_not_taken_for_it(tmp_path, monkeypatch):
+def test_folder_named_like_a_repository_is_not_mistaken_for_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_for_hf(timm_model(TINY["svt"], 5), "timm/twins_svt_small.in1k", safe_serialization=True)
     checkpoint = open_checkpoint("timm/twins_svt_small.in1k")
-    # Nor does its path, which is nobody's business, get into the card.
+    # The private path of the folder must not be in the card.
     assert checkpoint.origin == "twins_svt_small.in1k/model.safetensors"
     assert checkpoint.repo_id is None
 

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The way back: what is written loads in the other toolbox, and comes back bit for bit."""
+"""Conversion to other toolboxes: the result loads there, and converting it back gives identical weights."""
 
 import json
 import re
@@ -54,7 +54,7 @@ def fails(model: Path, toolbox: str, output: Path) -> str:
 
 
 def small_config(family: str = "svt", **overrides) -> TwinsConfig:
-    """Four stages, as every other toolbox has, and windows of 7."""
+    """A configuration with four stages, as in every other toolbox, and windows of 7."""
     architecture = {
         "patch_size": 4,
         "hidden_sizes": [32, 64, 64, 96],
@@ -94,7 +94,7 @@ def test_timm_loads_it_with_labels_and_preprocessing(family, tmp_path):
     processor = TwinsImageProcessor.from_pretrained(tmp_path / "timm")
     assert (processor.size.shortest_edge, processor.resample) == (236, 2)
 
-    # And again, from what timm has.
+    # Convert the timm model again.
     run(tmp_path / "timm", "timm", tmp_path / "again")
     for file in ("config.json", "model.safetensors"):
         assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "timm" / file).read_bytes()
@@ -105,7 +105,7 @@ def test_labels_are_in_the_order_of_their_numbers(tmp_path):
     folder = tmp_path / "model"
     randomize(TwinsForImageClassification(small_config(num_labels=11))).save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
-    # As text, label 10 comes before label 2.
+    # Sorted as text, label 10 comes before label 2.
     config["id2label"] = {number: f"label {number}" for number in sorted(map(str, range(11)))}
     (folder / "config.json").write_text(json.dumps(config))
     run(folder, "timm", tmp_path / "timm")
@@ -116,7 +116,7 @@ def test_labels_are_in_the_order_of_their_numbers(tmp_path):
 
 
 @pytest.mark.parametrize(("window_size", "window_padding"), [(4, "zeros"), (9, "zeros"), (4, "masked")])
-def test_windows_of_other_sizes_are_verified_on_whole_windows(window_size, window_padding, tmp_path, capsys):
+def test_other_window_sizes_are_verified_on_complete_windows(window_size, window_padding, tmp_path, capsys):
     config = small_config(window_size=window_size, window_padding=window_padding)
     randomize(TwinsForImageClassification(config)).save_pretrained(tmp_path / "model")
     run(tmp_path / "model", "timm", tmp_path / "timm")
@@ -130,7 +130,7 @@ def test_windows_of_other_sizes_are_verified_on_whole_windows(window_size, windo
         pytest.param({"patch_padding": True}, "patch_padding=True", marks=pytest.mark.slow),
     ],
 )
-def test_padding_that_shows_in_the_models_images_is_named_with_the_way_out(fields, shown, tmp_path):
+def test_different_padding_of_the_models_images_is_named_with_advice(fields, shown, tmp_path):
     randomize(TwinsForImageClassification(small_config(**fields))).save_pretrained(tmp_path / "model")
     TwinsImageProcessor(size={"shortest_edge": 300}, crop_size={"height": 288, "width": 288}).save_pretrained(
         tmp_path / "model"
@@ -152,7 +152,7 @@ def unkept(model_class: type, toolbox: str, folder: Path, **fields) -> list[str]
     return convert_hf_to_timm.unkept_fields(str(folder), model, target, has_head=True)
 
 
-def test_fields_that_the_toolbox_does_not_keep_are_named(tmp_path):
+def test_fields_that_the_toolbox_cannot_store_are_named(tmp_path):
     training = {"hidden_dropout_prob": 0.1, "initializer_range": 0.5, "problem_type": "regression", "note": "mine"}
     kept = {"drop_path_rate": 0.3, "attention_probs_dropout_prob": 0.2}
     names = {"id2label": dict(enumerate("abcde"))}
@@ -173,7 +173,7 @@ def test_fields_that_the_toolbox_does_not_keep_are_named(tmp_path):
     assert segmenter == ["semantic_loss_ignore_index", "the image processor"]
 
 
-def test_timm_keeps_what_it_has_and_invents_no_license(tmp_path, capsys):
+def test_timm_keeps_known_fields_and_invents_no_license(tmp_path, capsys):
     config = small_config(num_labels=2, drop_path_rate=0.3, attention_probs_dropout_prob=0.2)
     randomize(TwinsForImageClassification(config)).save_pretrained(tmp_path / "model")
     run(tmp_path / "model", "timm", tmp_path / "timm")
@@ -190,7 +190,7 @@ def test_timm_keeps_what_it_has_and_invents_no_license(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("stages", "side", "multiple"), [(4, 240, 32), (4, 211, 32), (5, 224, 64)])
-def test_images_of_a_size_that_timm_does_not_take_are_named(stages, side, multiple):
+def test_image_sizes_that_timm_does_not_support_are_named(stages, side, multiple):
     config = TwinsConfig(**{
         name: [1] * stages if name in ("depths", "mlp_ratios", "sr_ratios") else [64] * stages if name == "hidden_sizes" else [2] * stages
         for name in ("depths", "mlp_ratios", "sr_ratios", "hidden_sizes", "num_attention_heads")
@@ -200,7 +200,7 @@ def test_images_of_a_size_that_timm_does_not_take_are_named(stages, side, multip
     convert_hf_to_timm.check_image_size("mine", config, 10 * multiple, multiple)
 
 
-def test_five_stages_go_to_timm_and_back(tmp_path):
+def test_model_with_five_stages_is_converted_to_timm_and_back(tmp_path):
     config = small_config(
         hidden_sizes=[32, 64, 64, 64, 64],
         num_attention_heads=[1, 2, 2, 1, 1],
@@ -221,11 +221,11 @@ def test_five_stages_go_to_timm_and_back(tmp_path):
     assert timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True)
 
 
-def test_preprocessing_that_timm_has_not_is_named(tmp_path):
+def test_preprocessing_that_timm_does_not_support_is_named(tmp_path):
     randomize(TwinsForImageClassification(small_config())).save_pretrained(tmp_path / "model")
     TwinsImageProcessor(do_center_crop=False).save_pretrained(tmp_path / "model")
     assert "do_center_crop=False" in fails(tmp_path / "model", "timm", tmp_path / "timm")
-    # It turns the channels around, and its configuration does not say so.
+    # This class reverses the channels, which its configuration does not mention.
     MobileViTImageProcessor(do_flip_channel_order=True, size={"shortest_edge": 256}).save_pretrained(
         tmp_path / "model"
     )
@@ -253,7 +253,7 @@ def test_file_round_trip_is_bit_exact(source_format, family, tmp_path):
     assert all(torch.equal(back[name], weight) for name, weight in weights.items())
 
 
-def test_classifier_becomes_a_backbone_of_mmsegmentation(tmp_path, capsys):
+def test_classifier_is_converted_to_a_backbone_of_mmsegmentation(tmp_path, capsys):
     randomize(TwinsForImageClassification(small_config(layer_norm_eps=1e-5))).save_pretrained(tmp_path / "model")
     run(tmp_path / "model", "mmseg", tmp_path / "backbone.pth")
     weights = torch.load(tmp_path / "backbone.pth", weights_only=True)
@@ -267,7 +267,7 @@ def test_classifier_becomes_a_backbone_of_mmsegmentation(tmp_path, capsys):
     )
 
 
-def test_backbone_and_upernet_made_here_are_converted(tmp_path):
+def test_new_backbone_and_upernet_are_converted(tmp_path):
     stages = ["stage1", "stage2", "stage3", "stage4"]
     config = small_config(window_padding="authors_segmentation", use_stage_norm=True, out_features=stages)
     config.num_labels = 4
@@ -292,7 +292,7 @@ def test_half_precision_is_kept(tmp_path):
     }
 
 
-def test_what_the_toolbox_has_not_is_named(tmp_path):
+def test_models_that_the_toolbox_lacks_are_named(tmp_path):
     randomize(TwinsForImageClassification(small_config(use_stage_norm=True))).save_pretrained(tmp_path / "norms")
     assert "timm has no models with use_stage_norm=True" in fails(tmp_path / "norms", "timm", tmp_path / "timm")
     randomize(TwinsForSemanticSegmentation(small_config())).save_pretrained(tmp_path / "fpn")
@@ -338,7 +338,7 @@ def test_other_pooling_of_upernet_is_refused(toolbox, tmp_path):
         ),
     ],
 )
-def test_settings_that_the_toolbox_has_not_are_named(toolbox, fields, message, tmp_path):
+def test_settings_that_the_toolbox_lacks_are_named(toolbox, fields, message, tmp_path):
     randomize(TwinsForImageClassification(small_config(**fields))).save_pretrained(tmp_path / "model")
     error = fails(tmp_path / "model", toolbox, tmp_path / "output")
     assert "outputs differ from those of " in error
@@ -350,7 +350,7 @@ def test_attention_without_biases_is_named(tmp_path):
     assert "timm has no models with qkv_bias=False" in fails(tmp_path / "model", "timm", tmp_path / "timm")
 
 
-def test_preprocessing_that_cannot_be_read_is_not_replaced_by_timms(tmp_path):
+def test_unreadable_preprocessing_is_not_replaced_by_the_default_of_timm(tmp_path):
     randomize(TwinsForImageClassification(small_config())).save_pretrained(tmp_path / "model")
     run(tmp_path / "model", "timm", tmp_path / "alone")
     (tmp_path / "model" / "preprocessor_config.json").write_text('{"image_mean": [0.5')
@@ -367,7 +367,7 @@ def test_bad_model_or_output_is_named(tmp_path):
     assert "exists: remove it" in caught.value.code
 
 
-def test_hub_that_cannot_be_reached_is_an_error_in_one_line(tmp_path, monkeypatch):
+def test_unreachable_hub_gives_a_one_line_error(tmp_path, monkeypatch):
     with serve_hub() as hub, hub.in_process(tmp_path / "home"):
         hub.stop()
         assert "couldn't connect to" in (error := fails("somebody/twins", "timm", tmp_path / "timm"))
@@ -380,7 +380,7 @@ def test_hub_that_cannot_be_reached_is_an_error_in_one_line(tmp_path, monkeypatc
     assert fails("somebody/twins", "timm", tmp_path / "timm") == "error: somebody/twins cannot be fetched: ReadTimeout"
 
 
-def test_disk_that_is_full_leaves_nothing(tmp_path, monkeypatch):
+def test_full_disk_leaves_no_files(tmp_path, monkeypatch):
     randomize(TwinsForImageClassification(small_config())).save_pretrained(tmp_path / "model")
 
     def full(content, file):

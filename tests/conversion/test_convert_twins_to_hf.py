@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The command line: what it writes, and that it writes nothing when anything is wrong."""
+"""The command line of the conversion: its output, and that errors leave no output."""
 
 import argparse
 import hashlib
@@ -108,7 +108,7 @@ def test_every_format_becomes_a_repository_that_auto_classes_load(source_format,
         model = AutoModelForSemanticSegmentation.from_pretrained(output)
         assert model.config.id2label[149] == "flag"
         processor = AutoImageProcessor.from_pretrained(output)
-        # A image of 300 x 600 pixels, whose short side is scaled to 512.
+        # An image of 300 x 600 pixels, whose shorter side is scaled to 512.
         inputs = processor(torch.zeros(3, 300, 600, dtype=torch.uint8), return_tensors="pt")
         assert inputs["pixel_values"].shape == (1, 3, 512, 1024)
         assert processor.do_reduce_labels
@@ -168,7 +168,7 @@ def test_dtype_and_shard_size(source, output):
     assert all(torch.equal(weight, expected[name]) for name, weight in model.state_dict().items())
 
 
-def test_half_precision_stays_what_it_is(tmp_path, output):
+def test_half_precision_is_kept_in_conversion(tmp_path, output):
     weights = {name: weight.half() for name, weight in source_weights("official", TINY["pcpvt"]).items()}
     torch.save(weights, tmp_path / "source.pth")
     run(tmp_path / "source.pth", "--output", output)
@@ -198,7 +198,7 @@ def test_wrapped_checkpoint_converts(wrap, tmp_path, source, output):
     assert torch.equal(model.classifier.weight, weights["head.weight"])
 
 
-def test_averaged_weights_are_taken_when_asked_for(tmp_path, source, output):
+def test_averaged_weights_are_converted_if_requested(tmp_path, source, output):
     weights = torch.load(source, weights_only=True)["model"]
     averaged = {f"module.{name}": weight / 2 for name, weight in weights.items()}
     torch.save({"model": weights, "model_ema": averaged, "epoch": 3}, tmp_path / "both.pth")
@@ -234,7 +234,7 @@ def test_detector_of_mmdetection_is_refused(head, tmp_path, output):
 
 
 class RunsCode:
-    """An object that leaves a file behind when it is unpickled."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, trace: Path):
         self.trace = trace
@@ -283,7 +283,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_bad_file_leaves_nothing(fault, source, output):
+def test_invalid_file_leaves_no_output(fault, source, output):
     damage, message = FAULTS[fault]
     damage(source)
     error = fails(source, "--output", output)
@@ -301,20 +301,20 @@ def test_hash_is_checked(source, output):
     assert output.is_dir()
 
 
-def test_file_called_as_a_published_one_must_have_its_hash(source, tmp_path, output):
+def test_file_named_like_a_published_one_must_have_its_hash(source, tmp_path, output):
     name = "twins-svt-small_3rdparty_8xb128_in1k_20220126-8fe5205b.pth"
     source.rename(tmp_path / name)
     assert "must have the SHA-256 8fe5205b, got" in fails(tmp_path / name, "--output", output)
 
 
-def test_variant_only_confirms(source, output):
+def test_variant_option_only_checks_the_architecture(source, output):
     assert "must be a twins-svt-base, but is no published variant" in fails(
         source, "--output", output, "--variant", "twins-svt-base"
     )
     assert_nothing_at(output)
 
 
-def test_output_that_exists_is_not_touched(source, output):
+def test_existing_output_is_not_modified(source, output):
     output.mkdir(parents=True)
     (output / "precious.txt").write_text("mine")
     assert "exists: remove it" in fails(source, "--output", output)
@@ -340,14 +340,14 @@ def test_folder_without_a_checkpoint_is_named(tmp_path, output, source):
         )
 
 
-def test_verification_that_fails_writes_nothing(source, output, monkeypatch):
+def test_failed_verification_writes_nothing(source, output, monkeypatch):
     monkeypatch.setattr("verification.TOLERANCE", 1e-12)
     assert "outputs differ from those of authors' classification" in fails(source, "--output", output)
     assert_nothing_at(output)
 
 
-def test_disk_that_is_full_leaves_nothing(source, output, tmp_path):
-    """On a file system with less room than the weights need."""
+def test_full_disk_leaves_no_files(source, output, tmp_path):
+    """The file system has less space than the weights need."""
     with small_file_system(tmp_path / "small"):
         error = fails(source, "--output", tmp_path / "small" / "converted")
         assert "cannot be written" in error
@@ -355,7 +355,7 @@ def test_disk_that_is_full_leaves_nothing(source, output, tmp_path):
         assert not list((tmp_path / "small").iterdir())
 
 
-def test_write_that_fails_leaves_nothing(source, output, monkeypatch):
+def test_failed_write_leaves_no_files(source, output, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
@@ -364,7 +364,7 @@ def test_write_that_fails_leaves_nothing(source, output, monkeypatch):
     assert_nothing_at(output)
 
 
-def test_weights_that_read_otherwise_than_written_are_found_out(source, output, monkeypatch):
+def test_weights_that_read_back_differently_are_detected(source, output, monkeypatch):
     save = TwinsForImageClassification.save_pretrained
 
     def save_something_else(self, folder, **kwargs):
@@ -379,7 +379,7 @@ def test_weights_that_read_otherwise_than_written_are_found_out(source, output, 
 
 
 @pytest.mark.slow
-def test_killed_process_leaves_nothing_and_the_next_one_succeeds(source, output):
+def test_killed_process_leaves_no_output_and_the_next_one_succeeds(source, output):
     program = (
         "import sys, time, convert_twins_to_hf, transformers\n"
         "convert_twins_to_hf.check_written = lambda *args: (print('writing', flush=True), time.sleep(60))\n"
@@ -416,14 +416,14 @@ def test_killed_process_leaves_nothing_and_the_next_one_succeeds(source, output)
     ],
     ids=["no source", "two sources", "no output", "no name", "org for one", "hash for all", "dry push"],
 )
-def test_arguments_that_do_not_go_together_are_named(arguments, message, capsys):
+def test_contradicting_arguments_are_named(arguments, message, capsys):
     with pytest.raises(SystemExit) as caught:
         run(*arguments)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
 
 
-def test_remote_code_is_written_and_not_for_upernet(source, output, tmp_path):
+def test_remote_code_is_written_except_for_upernet(source, output, tmp_path):
     run(source, "--output", output, "--with-remote-code")
     assert (output / "modeling_twins.py").is_file()
     assert "AutoModelForImageClassification" in json.loads((output / "config.json").read_text())["auto_map"]
@@ -447,7 +447,7 @@ def test_remote_code_is_written_and_not_for_upernet(source, output, tmp_path):
 
 
 @pytest.mark.parametrize("names", ["ADE20K's", "as mmsegmentation writes them", "of another dataset"])
-def test_labels_are_reduced_for_ade20k_alone(names):
+def test_labels_are_reduced_only_for_ade20k(names):
     classes = ade20k_class_names()
     if names == "as mmsegmentation writes them":
         classes[classes.index("bed")] = "bed "
@@ -459,7 +459,7 @@ def test_labels_are_reduced_for_ade20k_alone(names):
     assert processor.do_reduce_labels == (names != "of another dataset")
 
 
-def test_names_that_are_assumed_are_said_to_be(tmp_path, capsys):
+def test_assumed_label_names_are_reported(tmp_path, capsys):
     torch.save(source_weights("official", TINY["svt"], num_classes=1000), tmp_path / "source.pth")
     run(tmp_path / "source.pth", "--dry_run")
     assert "assumed from their number: the source has no names\n" in capsys.readouterr().out

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Files at addresses: fetched complete, kept, fetched again when they change; no secret of an address is written anywhere."""
+"""Downloads: complete, cached, and fetched again when they change; no secret in a URL is written anywhere."""
 
 import hashlib
 import io
@@ -36,7 +36,7 @@ from testing_utils import small_file_system
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
-    """PyTorch's cache, empty."""
+    """An empty cache of PyTorch."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     return tmp_path / "torch"
 
@@ -50,7 +50,7 @@ class Response:
 
 @dataclass
 class Site:
-    """A server whose `responses` are those of each path and query, and what was asked of it."""
+    """A server with given `responses` for each path and query, which records requests."""
 
     responses: dict[str, Response] = field(default_factory=dict)
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
@@ -80,7 +80,7 @@ def serve_site() -> Iterator[Site]:
     site = Site()
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):  # as http.server calls it
+        def do_GET(self):  # the name that http.server requires
             site.requests.append((self.path, dict(self.headers)))
             response = site.respond(self.path, dict(self.headers))
             self.send_response(response.status)
@@ -97,7 +97,7 @@ def serve_site() -> Iterator[Site]:
         thread.start()
 
         def close() -> None:
-            # While its thread waits for connections, a socket that is closed still accepts them, and resets them then.
+            # A socket closed while its thread waits for connections would still accept one, and reset it.
             server.shutdown()
             thread.join()
             server.server_close()
@@ -110,7 +110,7 @@ def serve_site() -> Iterator[Site]:
 
 
 def kept(cache: Path) -> list[str]:
-    """The names of the files in the cache that are no records."""
+    """The names of the files in the cache, without records."""
     return sorted(file.name for file in cache.rglob("*") if file.is_file() and file.name != downloads.RECORD_NAME)
 
 
@@ -134,19 +134,19 @@ def digest(content: bytes) -> str:
         pytest.param({}, id="nothing"),
     ],
 )
-def test_file_that_changed_at_its_address_is_fetched_again(headers, site, cache):
+def test_file_that_changed_on_the_server_is_fetched_again(headers, site, cache):
     for version in (1, 1, 2, 2, 1):
         content = f"version {version}".encode()
         site.responses["/a.pth"] = Response(content, headers={k: v.format(version) for k, v in headers.items()})
         assert download(f"{site.address}/a.pth", None).read_bytes() == content
         assert kept(cache) == ["a.pth"]
     assert len(site.requests) == 5
-    # Where the server tells versions apart, nothing is sent twice.
+    # If the server distinguishes versions, an unchanged file is not sent again.
     asked_for_changes = ["If-None-Match" in given or "If-Modified-Since" in given for _, given in site.requests]
     assert asked_for_changes == [False, *[bool(headers)] * 4]
 
 
-def test_file_with_the_hash_that_it_must_have_is_not_asked_for_again(site, cache, weights):
+def test_cached_file_with_the_required_hash_is_not_requested_again(site, cache, weights):
     site.responses["/twins.pth"] = Response(weights)
     address = f"{site.address}/twins.pth"
     checkpoint = open_checkpoint(address)
@@ -158,7 +158,7 @@ def test_file_with_the_hash_that_it_must_have_is_not_asked_for_again(site, cache
 
 
 @pytest.mark.parametrize("fault", ["away", "503", "429"])
-def test_file_that_is_kept_is_used_and_that_is_printed_when_the_server_does_not_answer(fault, site, cache, capsys):
+def test_cached_file_is_used_with_a_note_if_the_server_does_not_answer(fault, site, cache, capsys):
     site.responses["/a.pth"] = Response(b"content", headers={"ETag": '"1"'})
     address = f"{site.address}/a.pth?token=secret"
     site.responses["/a.pth?token=secret"] = site.responses["/a.pth"]
@@ -179,7 +179,7 @@ def test_file_that_is_kept_is_used_and_that_is_printed_when_the_server_does_not_
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
-def test_file_that_is_gone_is_not_taken_from_what_is_kept(status, site, cache):
+def test_removed_file_is_not_taken_from_the_cache(status, site, cache):
     site.responses["/a.pth"] = Response(b"content", headers={"ETag": '"1"'})
     download(f"{site.address}/a.pth", None)
     site.responses["/a.pth"] = Response(status=status)
@@ -188,7 +188,7 @@ def test_file_that_is_gone_is_not_taken_from_what_is_kept(status, site, cache):
 
 
 @pytest.mark.parametrize("damage", ["file", "record", "no record"])
-def test_file_that_was_damaged_since_is_fetched_again(damage, site, cache):
+def test_damaged_cached_file_is_fetched_again(damage, site, cache):
     site.responses["/a.pth"] = Response(b"content", headers={"ETag": '"1"'})
     path = download(f"{site.address}/a.pth", None)
     record = path.parents[1] / downloads.RECORD_NAME
@@ -201,7 +201,7 @@ def test_file_that_was_damaged_since_is_fetched_again(damage, site, cache):
     assert download(f"{site.address}/a.pth", None).read_bytes() == b"content"
 
 
-def test_redirects_are_followed_and_the_address_that_was_named_stays_the_source(site, cache, weights):
+def test_redirects_are_followed_and_the_given_url_is_recorded_as_the_source(site, cache, weights):
     site.responses["/models/7"] = Response(status=302, headers={"Location": "/storage/x?signature=secret"})
     site.responses["/storage/x?signature=secret"] = Response(
         weights, headers={"Content-Disposition": "attachment; filename*=UTF-8''../tw%20ins.pth"}
@@ -228,9 +228,9 @@ def test_redirects_are_followed_and_the_address_that_was_named_stays_the_source(
         ("/" + 300 * "n" + ".pth", None, 146 * "n" + ".pth"),
     ],
 )
-def test_file_has_the_name_that_the_server_or_the_address_gives_it(path, header, name, site, cache):
+def test_file_name_comes_from_the_server_or_the_url(path, header, name, site, cache):
     response = Response(b"content", headers={"Content-Disposition": header} if header else {})
-    # The client may resolve "..".
+    # The HTTP client may resolve "..".
     site.responses = {path: response, "/": response}
     assert download(f"{site.address}{path}", None).name == name
 
@@ -255,11 +255,11 @@ def test_file_has_the_name_that_the_server_or_the_address_gives_it(path, header,
         ("HTTPS://host/a.pth", "https://host/a.pth"),
     ],
 )
-def test_secrets_of_an_address_are_left_out(address, shown):
+def test_secrets_in_a_url_are_left_out(address, shown):
     assert public_address(address) == shown
 
 
-def test_no_file_and_no_message_holds_a_secret(site, cache, weights, tmp_path, capsys):
+def test_files_and_messages_contain_no_secrets(site, cache, weights, tmp_path, capsys):
     query = "?token=secret1&sig=secret2"
     site.responses[f"/model.pth{query}"] = Response(weights)
     address = f"http://user:secret3@127.0.0.1:{site.port}/model.pth{query}#secret4"
@@ -279,7 +279,7 @@ def test_no_file_and_no_message_holds_a_secret(site, cache, weights, tmp_path, c
     texts = [*errors, capsys.readouterr().out, *(str(file) for file in written)]
     texts += [file.read_bytes().decode("latin-1") for file in written]
     assert not [text[:200] for text in texts if "secret" in text]
-    # And none that is no address is asked for.
+    # Invalid URLs are not requested.
     assert "The URL is not valid" in fails("http://[secret", "--output", tmp_path / "other")
 
 
@@ -293,14 +293,14 @@ def test_no_file_and_no_message_holds_a_secret(site, cache, weights, tmp_path, c
         pytest.param(("/", "/?version=2"), id="no_file_name"),
     ],
 )
-def test_addresses_that_end_in_the_same_name_are_different_files(paths, site, cache):
+def test_urls_with_the_same_file_name_are_different_files(paths, site, cache):
     for _ in range(2):
         for path in paths:
             site.responses[path] = Response(path.encode(), headers={"ETag": '"1"'})
             assert download(f"{site.address}{path}", None).read_bytes() == path.encode()
 
 
-def test_what_a_killed_download_has_left_is_removed(site, cache):
+def test_partial_files_of_killed_downloads_are_removed(site, cache):
     site.responses["/a.pth"] = Response(b"content")
     path = download(f"{site.address}/a.pth", None)
     left = path.parents[1] / f"{downloads.PARTIAL}killed"
@@ -319,13 +319,13 @@ def test_download_with_another_hash_is_not_kept(site, cache):
 
 
 @pytest.mark.parametrize("sha256", ["", "a", "1234567", "0x345678", "g" * 64, "0" * 65])
-def test_hash_that_checks_nothing_is_refused(sha256, tmp_path, weights):
+def test_invalid_hash_is_refused(sha256, tmp_path, weights):
     (tmp_path / "twins.pth").write_bytes(weights)
     error = fails(tmp_path / "twins.pth", "--output", tmp_path / "model", "--sha256", sha256)
     assert f"The SHA-256 must be 8 to 64 hexadecimal digits, got {sha256!r}" in error
 
 
-def test_file_that_cannot_be_read_is_not_kept_but_one_that_the_user_named_is(site, cache, tmp_path):
+def test_unreadable_download_is_removed_but_a_file_of_the_user_is_kept(site, cache, tmp_path):
     site.responses["/a.pth"] = Response(b"<html>", headers={"ETag": '"1"'})
     with pytest.raises(ValueError, match=rf"{site.address}/a\.pth"):
         open_checkpoint(f"{site.address}/a.pth")
@@ -339,7 +339,7 @@ def test_file_that_cannot_be_read_is_not_kept_but_one_that_the_user_named_is(sit
 
 @pytest.fixture
 def files(tmp_path, cache, weights) -> Path:
-    """The folder of a site for downloads, which has one checkpoint."""
+    """The folder of a download site with one checkpoint."""
     folder = tmp_path / "files"
     folder.mkdir()
     (folder / "twins.pth").write_bytes(weights)
@@ -347,7 +347,7 @@ def files(tmp_path, cache, weights) -> Path:
 
 
 @pytest.mark.parametrize("sha256", ["known", "unknown"])
-def test_download_that_is_cut_is_not_kept(sha256, files, cache, weights):
+def test_truncated_download_is_not_kept(sha256, files, cache, weights):
     expected = digest(weights) if sha256 == "known" else None
     with serve_hub(files=files) as hub:
         hub.cut_downloads(after=1000)
@@ -357,7 +357,7 @@ def test_download_that_is_cut_is_not_kept(sha256, files, cache, weights):
         assert len(open_checkpoint(f"{hub.endpoint}/files/twins.pth", expected).weights) > 100
 
 
-def test_download_that_stalls_is_given_up(files, cache, monkeypatch):
+def test_stalled_download_times_out(files, cache, monkeypatch):
     monkeypatch.setattr(downloads, "STALLED_AFTER", 0.2)
     with serve_hub(files=files) as hub:
         hub.stall_downloads(seconds=2, after=1000)
@@ -367,7 +367,7 @@ def test_download_that_stalls_is_given_up(files, cache, monkeypatch):
         assert len(open_checkpoint(f"{hub.endpoint}/files/twins.pth").weights) > 100
 
 
-def test_cache_that_cannot_be_written_is_named_and_one_that_is_full_is_read(site, cache, weights):
+def test_read_only_cache_is_named_but_a_complete_one_is_used(site, cache, weights):
     site.responses["/twins.pth"] = Response(weights, headers={"ETag": '"1"'})
     address = f"{site.address}/twins.pth"
     with small_file_system(cache) as set_options:
@@ -385,7 +385,7 @@ def test_cache_that_cannot_be_written_is_named_and_one_that_is_full_is_read(site
     assert urlsplit(address).path == site.requests[-1][0]
 
 
-def test_address_that_is_not_there_is_named(site, cache):
+def test_missing_url_is_named(site, cache):
     with pytest.raises(OSError, match=r"other\.pth cannot be fetched: HTTP status 404"):
         open_checkpoint(f"{site.address}/other.pth")
     site.close()

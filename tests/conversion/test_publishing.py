@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Publishing to a Hub on loopback, with the real client: what arrives, who may, and what is left when it fails."""
+"""Publishing to a Hub on loopback with the real client: published files, permissions, and failures."""
 
 import hashlib
 import json
@@ -73,7 +73,7 @@ def test_publishing_again_commits_only_changes(hub, source, tmp_path):
     for name in ("first", "second"):
         run(source, "--output", tmp_path / name, *push_options())
     history = list(hub.repository("somebody/twins").branches["main"].history())
-    # The repository's own first commit, and one of ours: nothing had changed.
+    # There is the repository's initial commit and a single other one, because nothing changed.
     assert len(history) == 2
     weights = source_weights("official", TINY["svt"])
     weights["head.bias"] += 1
@@ -99,13 +99,13 @@ def test_private_is_not_published_publicly(hub, source, tmp_path):
     error = fails(source, "--output", tmp_path / "converted", *push_options(), "--private")
     assert "somebody/twins is public, nothing was published: make it private in its settings" in error
     assert set(hub.repository("somebody/twins").branches["main"].files) == {".gitattributes"}
-    # Without converting again.
+    # This does not convert again.
     hub.repository("somebody/twins").private = True
     run(source, "--output", tmp_path / "converted", *push_options(), "--private")
     assert model_info("somebody/twins").private
 
 
-def test_old_weights_do_not_stay_beside_the_new_ones(hub, source, tmp_path, capsys):
+def test_old_weights_are_removed_from_the_repository(hub, source, tmp_path, capsys):
     api = HfApi()
     api.create_repo("somebody/twins")
     old = ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json", "tf_model.h5"]
@@ -127,7 +127,7 @@ def test_old_weights_do_not_stay_beside_the_new_ones(hub, source, tmp_path, caps
 
 
 @pytest.mark.slow
-def test_card_that_its_owner_has_written_is_kept(hub, source, tmp_path, capsys):
+def test_card_written_by_its_owner_is_kept(hub, source, tmp_path, capsys):
     api = HfApi()
     api.create_repo("somebody/twins")
     mine = b"---\nlicense: mit\n---\n# My model"
@@ -139,7 +139,7 @@ def test_card_that_its_owner_has_written_is_kept(hub, source, tmp_path, capsys):
     run(source, "--output", tmp_path / "first", *push_options(), "--replace-card")
     assert "converted from source.pth" in ModelCard.load("somebody/twins").text
 
-    # A card that was generated is replaced, until somebody edits it.
+    # A generated card is replaced unless it was edited.
     weights = source_weights("official", TINY["svt"])
     for name, is_edited in (("second", False), ("third", True)):
         weights["head.bias"] += 1
@@ -154,7 +154,7 @@ def test_card_that_its_owner_has_written_is_kept(hub, source, tmp_path, capsys):
     assert ModelCard.load("somebody/twins").data.license == "mit"
 
 
-def test_repository_of_somebody_else_gets_a_pull_request(hub, source, tmp_path, capsys):
+def test_repository_of_another_user_gets_a_pull_request(hub, source, tmp_path, capsys):
     hub.add_repository("other/twins")
     hub.read_only.add("other/twins")
     assert "other/twins was not published" in fails(
@@ -166,14 +166,14 @@ def test_repository_of_somebody_else_gets_a_pull_request(hub, source, tmp_path, 
     assert set(branches["main"].files) == {".gitattributes"}
     assert branches["refs/pr/1"].title == "Convert from source.pth"
     TwinsForImageClassification.from_pretrained("other/twins", revision="refs/pr/1")
-    # Nothing is created for it.
+    # No repository or branch is created.
     error = fails(source, "--output", tmp_path / "converted", *push_options("other/none"), "--create-pr")
     assert "other/none was not published" in error
     assert not HfApi().repo_exists("other/none")
 
 
 @pytest.mark.parametrize("option", [("--private",), ("--revision", "v1")])
-def test_pull_request_goes_neither_with_private_nor_with_a_revision(option, source, tmp_path, capsys):
+def test_pull_request_cannot_be_combined_with_private_or_a_revision(option, source, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(source, "--output", tmp_path / "converted", *push_options(), "--create-pr", *option)
     assert "--create_pr cannot be used with --private or --revision" in capsys.readouterr().err
@@ -209,7 +209,7 @@ def test_token_that_may_only_read_leaves_the_folder(hub, source, tmp_path):
         ),
     ],
 )
-def test_bad_names_are_told_before_anything_is_done(arguments, message, capsys):
+def test_invalid_names_are_reported_before_anything_is_done(arguments, message, capsys):
     with pytest.raises(SystemExit):
         convert_twins_to_hf.parse_arguments(["x.pth", "--output_dir", "x", "--push_to_hub", *arguments])
     assert re.search(message, capsys.readouterr().err)
@@ -218,14 +218,14 @@ def test_bad_names_are_told_before_anything_is_done(arguments, message, capsys):
         convert_twins_to_hf.parse_arguments([*good, revision])
 
 
-def test_somebody_else_publishing_meanwhile_is_not_written_over(hub, source, tmp_path, monkeypatch):
+def test_concurrent_commit_of_another_user_is_not_overwritten(hub, source, tmp_path, monkeypatch):
     upload_folder = HfApi.upload_folder
 
-    def upload_after_somebody_else(self, *, parent_commit, **kwargs):
+    def upload_after_another_user(self, *, parent_commit, **kwargs):
         self.upload_file(path_or_fileobj=b"mine", path_in_repo="notes.txt", repo_id=kwargs["repo_id"])
         return upload_folder(self, parent_commit=parent_commit, **kwargs)
 
-    monkeypatch.setattr(HfApi, "upload_folder", upload_after_somebody_else)
+    monkeypatch.setattr(HfApi, "upload_folder", upload_after_another_user)
     error = fails(source, "--output", tmp_path / "converted", *push_options())
     assert "was not published" in error
     assert "412" in error
@@ -233,7 +233,7 @@ def test_somebody_else_publishing_meanwhile_is_not_written_over(hub, source, tmp
 
 
 @pytest.mark.parametrize("pattern", [None, "/commit/"], ids=["weights", "commit"])
-def test_connection_cut_in_mid_upload_changes_nothing_and_can_be_repeated(pattern, hub, source, tmp_path):
+def test_interrupted_upload_changes_nothing_and_can_be_repeated(pattern, hub, source, tmp_path):
     output = tmp_path / "converted"
     hub.cut_uploads(after=500, times=100, **({"pattern": pattern} if pattern else {}))
     error = fails(source, "--output", output, *push_options())
@@ -245,7 +245,7 @@ def test_connection_cut_in_mid_upload_changes_nothing_and_can_be_repeated(patter
     TwinsForImageClassification.from_pretrained("somebody/twins")
 
 
-def test_what_was_converted_but_not_published_is_published_by_the_same_command(hub, source, tmp_path, capsys):
+def test_unpublished_conversion_is_published_by_the_same_command(hub, source, tmp_path, capsys):
     output = tmp_path / "converted"
     hub.cut_uploads(after=500, times=100)
     fails(source, "--output", output, *push_options())
@@ -259,13 +259,13 @@ def test_what_was_converted_but_not_published_is_published_by_the_same_command(h
     TwinsForImageClassification.from_pretrained("somebody/twins")
 
 
-def test_hub_out_of_order_is_an_error(hub, source, tmp_path):
+def test_hub_failure_is_an_error(hub, source, tmp_path):
     hub.fail(times=100, status=503, pattern="/api/repos/create")
     assert "was not published" in fails(source, "--output", tmp_path / "converted", *push_options())
 
 
 @pytest.mark.parametrize("fault", ["out of order", "cut", "away"])
-def test_hub_that_does_not_answer_is_not_taken_for_a_token_that_is_wrong(fault, hub, source, tmp_path):
+def test_hub_that_does_not_answer_is_not_mistaken_for_an_invalid_token(fault, hub, source, tmp_path):
     if fault == "out of order":
         hub.fail(times=100, status=503, pattern="/whoami")
     elif fault == "cut":
@@ -307,7 +307,7 @@ def test_remote_code_runs_in_a_process_without_the_package(hub, source, tmp_path
     torch.testing.assert_close(torch.tensor(json.loads(process.stdout)), expected, rtol=0, atol=1e-5)
 
 
-def test_pipelines_run_on_what_was_published(hub, tmp_path, source):
+def test_pipelines_run_on_published_models(hub, tmp_path, source):
     run(source, "--output", tmp_path / "classifier", *push_options())
     image = Image.effect_noise((300, 260), 80).convert("RGB")
     assert len(pipeline("image-classification", "somebody/twins")(image, top_k=5)) == 5
@@ -319,7 +319,7 @@ def test_pipelines_run_on_what_was_published(hub, tmp_path, source):
 
 
 class Site:
-    """Look-alikes of published checkpoints on a site for downloads, and the table of them."""
+    """Small substitutes for published checkpoints on a download site, and their table."""
 
     def __init__(self, hub: LoopbackHub, folder: Path, table: Path):
         self.hub, self.folder, self.table = hub, folder, table
@@ -357,7 +357,7 @@ def site(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_all_goes_on_after_a_failure_and_resumes(site, tmp_path, capsys):
+def test_converting_all_continues_after_a_failure_and_resumes(site, tmp_path, capsys):
     site.add("twins-svt-small", "twins-svt-small", "mmpretrain", imagenet_top1=81.77)
     broken = site.add("twins-pcpvt-small", "twins-pcpvt-small", "mmpretrain", imagenet_top1=81.14)
     right_hash = broken["sha256_prefix"]
@@ -414,7 +414,7 @@ def test_published_checkpoint_of_another_variant_is_refused(site, tmp_path, caps
 
 @pytest.mark.slow
 def test_all_published_checkpoints_are_converted_and_published(site, tmp_path, capsys):
-    """The real table's names and formats, of both families' small variants, at full size."""
+    """The names and formats are those of the real table, for the small variants of both families at full size."""
     table = json.loads(Path(published.__file__).with_name("published_checkpoints.json").read_text())
     real = [entry for entry in table if entry["variant"].endswith("-small")]
     assert len(real) == 6

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Checkpoints as training scripts leave them, converted whole: by mmengine, Lightning, timm's and DeiT's scripts."""
+"""Conversion of complete training checkpoints of mmengine, Lightning, and timm's and DeiT's scripts."""
 
 import argparse
 import gzip
@@ -61,14 +61,14 @@ def assert_converted(
 
 
 def recorded(name: str, tmp_path: Path) -> Path:
-    """A file that `record_checkpoints.py` has had written by the library in its name."""
+    """A file that `record_checkpoints.py` recorded from the library in its name."""
     file = tmp_path / name
     file.write_bytes(gzip.decompress((DATA / f"{name}.gz").read_bytes()))
     return file
 
 
 def test_checkpoint_of_mmengine_converts(tmp_path, output, capsys):
-    """With its message hub: history buffers, numbers of NumPy's, a ConfigDict."""
+    """It has a message hub with history buffers, NumPy numbers, and a ConfigDict."""
     run(recorded("mmengine-0.10.7.pth", tmp_path), "--output", output)
     model = Structure(
         backbone=OpenMMLabBackbone(RECORDED, "stages", norms="norm_after_stage3"),
@@ -80,7 +80,7 @@ def test_checkpoint_of_mmengine_converts(tmp_path, output, capsys):
 
 
 def test_checkpoint_of_lightning_converts(tmp_path, output, capsys):
-    """With hyperparameters (AttributeDict, yacs' CfgNode, a path), and a loss that is weighted by class."""
+    """It has hyperparameters (AttributeDict, yacs' CfgNode, a path), and a class-weighted loss."""
     source = recorded("lightning-2.6.6.ckpt", tmp_path)
     run(source, "--output", output)
     model = assert_converted(output, dict(number_weights(OfficialBackbone(RECORDED, num_classes=2)).state_dict()))
@@ -89,7 +89,7 @@ def test_checkpoint_of_lightning_converts(tmp_path, output, capsys):
 
 
 def test_checkpoint_of_timms_training_script_converts(tmp_path, output):
-    """timm's `train.py` saves by these classes; the folder has one file, called .pth.tar."""
+    """timm's `train.py` saves with these classes; the folder has one file, with the suffix .pth.tar."""
     model = timm_model(TINY["svt"], 5)
     average = ModelEmaV3(model, decay=0.5)
     optimizer = torch.optim.AdamW(model.parameters())
@@ -124,7 +124,7 @@ def test_checkpoint_of_timms_training_script_converts(tmp_path, output):
 
 @pytest.fixture
 def pathlib_of_python_3_13(monkeypatch) -> type:
-    """Whose pickles name another module than those of other versions."""
+    """Simulate Python 3.13, whose pickles name another module for paths than other versions."""
     module = types.ModuleType("pathlib._local")
 
     class PosixPath:
@@ -142,7 +142,7 @@ def pathlib_of_python_3_13(monkeypatch) -> type:
 
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_checkpoint_of_deits_script_converts(tmp_path, output, pathlib_of_python_3_13, protocol):
-    """The authors' training script is DeiT's, here with Python 3.13: its arguments are a Namespace with a path in it."""
+    """The authors' training script is DeiT's, here with Python 3.13. Its arguments are a Namespace that contains a path."""
     weights = source_weights("official", TINY["svt"])
     content = {
         "model": weights,
@@ -159,7 +159,7 @@ def test_checkpoint_of_deits_script_converts(tmp_path, output, pathlib_of_python
 
 
 def test_object_in_place_of_the_weights_is_refused(tmp_path, output):
-    """Never the next weights, which may be others."""
+    """The conversion must not use the weights under the next key, which may be different ones."""
     weights = source_weights("official", TINY["svt"])
     torch.save({"model": argparse.Namespace(), "state_dict_ema": weights}, tmp_path / "checkpoint.pth")
     error = fails(tmp_path / "checkpoint.pth", "--output", output)
@@ -167,7 +167,7 @@ def test_object_in_place_of_the_weights_is_refused(tmp_path, output):
     assert not output.exists()
 
 
-def test_types_that_are_mixed_become_what_is_asked_for(tmp_path, output):
+def test_mixed_dtypes_are_converted_to_the_requested_one(tmp_path, output):
     weights = source_weights("official", TINY["svt"])
     mixed = {name: weight if "norm" in name else weight.half() for name, weight in weights.items()}
     torch.save(mixed, tmp_path / "mixed.pth")
@@ -178,8 +178,8 @@ def test_types_that_are_mixed_become_what_is_asked_for(tmp_path, output):
 
 
 @pytest.mark.parametrize("meta", ["twins", None, 3, ["a"]])
-def test_meta_that_is_none_of_openmmlabs_is_not_read(tmp_path, output, capsys, meta):
+def test_meta_of_other_toolboxes_is_not_read(tmp_path, output, capsys, meta):
     torch.save({"meta": meta, "state_dict": source_weights("mmseg-backbone", TINY["svt"])}, tmp_path / "a.pth")
     run(tmp_path / "a.pth", "--dry_run")
-    # Not those that every configuration has.
+    # The names must not be the default ones of every configuration.
     assert "labels    none\n" in capsys.readouterr().out

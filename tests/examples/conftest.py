@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the tests of the examples share."""
+"""Fixtures of the tests of the examples."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from classification_utils import digit_images, save_start, write_parquet
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> Path:
-    """The first 360 of scikit-learn's digits in a .parquet file, as texts and images."""
+    """The first 360 of scikit-learn's digits in a .parquet file, as images with text labels."""
     return write_parquet(tmp_path_factory.mktemp("digits"), *digit_images(360))
 
 
@@ -35,7 +35,7 @@ def start(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def one_process():
-    """Accelerate's state of one run does not become the next one's."""
+    """Reset Accelerate's state, so that it does not carry over to the next run."""
     yield
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()

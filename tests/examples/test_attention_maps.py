@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The figures of attention maps: written for every stage, nothing left of them where something is wrong."""
+"""The figures of attention maps are written for every stage, and errors leave no files."""
 
 import importlib.util
 import sys
@@ -37,7 +37,7 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "attention_maps.py"
 
 @pytest.fixture
 def draw_maps(monkeypatch, tmp_path):
-    """Run the script's `main` on flower.jpg, with the options given, in a folder with a tiny model of each kind."""
+    """Run the script's `main` on flower.jpg with the given options, in a folder with a tiny model of each kind."""
     spec = importlib.util.spec_from_file_location("attention_maps", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "attention_maps", module)

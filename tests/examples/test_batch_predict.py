@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Every image is predicted exactly once, wherever it comes from and however often the script was stopped."""
+"""Every image is predicted exactly once, from any source and after any number of interruptions."""
 
 import errno
 import io
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.usefixtures("one_process")
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """35 digits, one file that is no image though it is called one, and one that is called nothing of the kind."""
+    """A folder with 35 digits, a corrupt file with the name of an image, and a text file."""
     folder = write_digit_folder(tmp_path / "digits", 35)
     (folder / "3" / "broken.jpg").write_text("no image")
     (folder / "notes.txt").write_text("no image")
@@ -62,7 +62,7 @@ def read(output: Path) -> list[dict]:
     return [row for file in sorted(output.glob("*.parquet")) for row in pyarrow.parquet.read_table(file).to_pylist()]
 
 
-def test_predictions_are_the_models(start, folder, tmp_path, capsys):
+def test_predictions_equal_those_of_the_model(start, folder, tmp_path, capsys):
     summary = batch_predict.main(command(start, folder, tmp_path / "out", "--top_k", 3))
     rows = read(tmp_path / "out")
     files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.suffix in (".png", ".jpg"))
@@ -86,7 +86,7 @@ def test_predictions_are_the_models(start, folder, tmp_path, capsys):
         assert row["error"] is None
 
 
-def test_image_too_long_for_the_memory_is_an_error(start, folder, tmp_path):
+def test_image_that_is_too_long_is_an_error(start, folder, tmp_path):
     (folder / "3" / "long.png").write_bytes(long_png())
     assert batch_predict.main(command(start, folder, tmp_path / "out")) == {"images": 37, "errors": 2}
     errors = {row["path"]: row["error"] for row in read(tmp_path / "out")}
@@ -147,12 +147,12 @@ def test_other_sources_give_the_same_predictions(kind, start, tmp_path):
     rows = read(tmp_path / "out")
     assert [row["path"] for row in rows] == names
     assert [(row["label"], row["score"]) for row in rows] == expected
-    # Row groups of four: shards of twelve, that is, at least ten.
+    # With row groups of four images, shards of at least ten have twelve images.
     assert len(list((tmp_path / "out").glob("*.parquet"))) == {"tar": 2, "parquet": 2, "dataset": 3}[kind]
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_broken_archive_is_named_when_all_others_are_done(workers, start, tmp_path):
+def test_damaged_archive_is_named_after_all_others_are_predicted(workers, start, tmp_path):
     source = tmp_path / "source"
     source.mkdir()
     for name in ("a.tar", "b.tar", "c.tar"):
@@ -162,7 +162,8 @@ def test_broken_archive_is_named_when_all_others_are_done(workers, start, tmp_pa
                 member.size = len(encode_png(image))
                 archive.addfile(member, io.BytesIO(encode_png(image)))
     whole = (source / "b.tar").read_bytes()
-    # In the content of its second image, which begins behind the first one's header and block, and its own header.
+    # The damage is in the content of the second image, which comes after the header and block of the first, and a
+    # header.
     (source / "b.tar").write_bytes(whole[: 3 * 512 + 50])
     (source / "c.tar").write_bytes(b"no archive")
     arguments = command(start, source, tmp_path / "out", "--dataloader_num_workers", workers)
@@ -190,7 +191,7 @@ def test_workers_divide_a_shard(start, folder, tmp_path):
     assert [row["label"] for row in read(tmp_path / "one")] == [row["label"] for row in read(tmp_path / "two")]
 
 
-def test_only_what_is_missing_is_done_again(start, folder, tmp_path):
+def test_only_missing_files_are_predicted_again(start, folder, tmp_path):
     output = tmp_path / "out"
     batch_predict.main(command(start, folder, output))
     expected = read(output)
@@ -206,7 +207,7 @@ def test_only_what_is_missing_is_done_again(start, folder, tmp_path):
         assert file.stat().st_mtime_ns == times[file]
 
 
-def test_predictions_of_something_else_are_not_mixed_in(start, folder, tmp_path):
+def test_predictions_of_different_runs_are_not_mixed(start, folder, tmp_path):
     output = tmp_path / "out"
     batch_predict.main(command(start, folder, output))
     with pytest.raises(
@@ -219,7 +220,7 @@ def test_predictions_of_something_else_are_not_mixed_in(start, folder, tmp_path)
         batch_predict.main(command(start, folder, output))
 
 
-def test_folders_that_were_moved_or_touched_are_the_same(start, folder, tmp_path, monkeypatch):
+def test_moved_or_touched_folders_are_treated_as_the_same(start, folder, tmp_path, monkeypatch):
     batch_predict.main(command(start, folder, tmp_path / "out"))
     next((tmp_path / "out").glob("*.parquet")).unlink()
     expected = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.parquet")}
@@ -234,7 +235,7 @@ def test_folders_that_were_moved_or_touched_are_the_same(start, folder, tmp_path
     assert str(tmp_path) not in (tmp_path / "out" / "settings.json").read_text()
 
 
-def test_images_that_changed_since_they_were_predicted_are_told(start, folder, tmp_path):
+def test_images_that_changed_after_their_prediction_are_named(start, folder, tmp_path):
     output = tmp_path / "out"
     batch_predict.main(command(start, folder, output))
     content = (folder / "3" / "003.png").read_bytes()
@@ -250,7 +251,7 @@ def test_images_that_changed_since_they_were_predicted_are_told(start, folder, t
     assert batch_predict.main(command(start, folder, output)) == {"images": 36, "errors": 1}
 
 
-def test_finished_file_that_says_nothing_of_its_images_is_named(folder, tmp_path):
+def test_complete_file_without_a_fingerprint_is_named(folder, tmp_path):
     file = tmp_path / "rows.parquet"
     write_output(file, lambda partial: pyarrow.parquet.write_table(pyarrow.table({"path": ["3/003.png"]}), partial))
     with pytest.raises(
@@ -259,7 +260,7 @@ def test_finished_file_that_says_nothing_of_its_images_is_named(folder, tmp_path
         batch_predict.find_pending([FileShard(str(folder), ("3/003.png",))], [file])
 
 
-def test_finished_file_with_a_damaged_byte_is_noticed_and_predicted_again(start, folder, tmp_path, caplog):
+def test_damaged_file_is_detected_and_predicted_again(start, folder, tmp_path, caplog):
     output = tmp_path / "out"
     batch_predict.main(command(start, folder, output, "--shard_size", 20))
     untouched, damaged = sorted(output.glob("*.parquet"))
@@ -272,8 +273,8 @@ def test_finished_file_with_a_damaged_byte_is_noticed_and_predicted_again(start,
     assert untouched.stat().st_mtime_ns == time
 
 
-def test_run_ends_with_a_sentence_where_the_system_cannot_read_an_image(start, folder, tmp_path, monkeypatch):
-    """It is no broken image: once it can be read, it is predicted."""
+def test_run_ends_with_one_sentence_if_the_system_cannot_read_an_image(start, folder, tmp_path, monkeypatch):
+    """The image is not corrupt: it is predicted in a later run, when it can be read."""
     output = tmp_path / "out"
     with monkeypatch.context() as context:
         fail_to_read("003.png", errno.EIO, context)
@@ -287,7 +288,7 @@ def test_run_ends_with_a_sentence_where_the_system_cannot_read_an_image(start, f
 
 @pytest.mark.slow
 def test_few_open_files_lose_no_image(start, folder, tmp_path):
-    """Workers that may open no more files could not send tensors, which take one each."""
+    """Workers that cannot open more files could not send tensors, each of which needs a file."""
     output = tmp_path / "out"
     arguments = command(start, folder, output, "--dataloader_num_workers", 2, "--per_device_eval_batch_size", 1)
     limit = (
@@ -304,13 +305,13 @@ def test_few_open_files_lose_no_image(start, folder, tmp_path):
         last = done.stderr.strip().splitlines()[-1]
         assert last.startswith("error: "), done.stderr
         assert "ulimit -n" in last, done.stderr
-    # Files that were finished are whole.
+    # Files with final names are complete.
     assert batch_predict.main(arguments) == {"images": 36, "errors": 1}
 
 
 @pytest.mark.parametrize("change", ["weights", "id2label", "image_size", "mixed_precision"])
-def test_predictions_of_another_model_of_the_same_name_are_not_mixed_in(change, start, folder, tmp_path):
-    """Trained again into the same folder, say, or asked to look at the images in another way."""
+def test_predictions_of_another_model_with_the_same_name_are_not_mixed(change, start, folder, tmp_path):
+    """For example, the model was trained again in the same folder, or other preprocessing is requested."""
     name, output = shutil.copytree(start, tmp_path / "model"), tmp_path / "out"
     batch_predict.main(command(name, folder, output))
     next(output.glob("*.parquet")).unlink()
@@ -332,7 +333,7 @@ def test_predictions_of_another_model_of_the_same_name_are_not_mixed_in(change, 
         batch_predict.main(command(name, folder, output, *options))
 
 
-def test_output_of_a_running_script_is_left_alone(start, folder, tmp_path):
+def test_output_of_a_running_script_is_not_modified(start, folder, tmp_path):
     with (
         exclusive_folder(tmp_path / "out"),
         pytest.raises(SystemExit, match=r"Another run is writing to .*out: wait for it, or give another --output_dir"),
@@ -355,7 +356,7 @@ def test_wrong_input_is_named(start, folder, tmp_path, capsys):
     ):
         with pytest.raises(SystemExit, match=message):
             batch_predict.main(command(start, source, tmp_path / "out", *more))
-    # Options of a model that is trained.
+    # These options are for models to train.
     for option in ("--config_name", "--num_channels"):
         with pytest.raises(SystemExit):
             batch_predict.main(command(start, folder, tmp_path / "out", option, 1))
@@ -365,14 +366,14 @@ def test_wrong_input_is_named(start, folder, tmp_path, capsys):
         batch_predict.main(command(start, tmp_path / "tables", tmp_path / "out", "--image_column_name", "photograph"))
 
 
-def test_names_that_are_no_text_are_kept(start, folder, tmp_path):
+def test_names_that_are_not_valid_text_are_kept(start, folder, tmp_path):
     (folder / "3" / "003.png").rename(folder / "3" / os.fsdecode(b"\xff.png"))
     batch_predict.main(command(start, folder, tmp_path / "out"))
     assert "3/\\xff.png" in [row["path"] for row in read(tmp_path / "out")]
 
 
 @pytest.mark.slow
-def test_killed_again_and_again_two_processes_predict_every_image_exactly_once(start, tmp_path):
+def test_two_repeatedly_killed_processes_predict_every_image_exactly_once(start, tmp_path):
     """One process is killed by attacks/kill_at_random.py."""
     folder = write_digit_folder(tmp_path / "digits", 1600)
     output = tmp_path / "out"
@@ -395,7 +396,7 @@ def test_killed_again_and_again_two_processes_predict_every_image_exactly_once(s
         while len(list(output.glob("*.parquet"))) == before and process.poll() is None:
             time.sleep(0.01)
         time.sleep(random.uniform(0, 0.1))
-        # torchrun's workers outlive it.
+        # torchrun's workers outlive torchrun.
         everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         for one in everyone:
             one.kill()

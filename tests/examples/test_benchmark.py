@@ -34,7 +34,7 @@ INFERENCE = Case("hf_twins", "twins-svt-small", "inference", "bfloat16", 8, 224)
 @pytest.mark.parametrize(
     ("dtypes", "first"), [(["float32", "bfloat16"], "float32"), (["bfloat16"], "bfloat16"), (["int8"], "float32")]
 )
-def test_every_group_begins_with_timm_in_the_first_dtype(dtypes, first):
+def test_every_group_starts_with_timm_in_the_first_dtype(dtypes, first):
     for group in benchmark.all_cases(
         benchmark.parse_arguments(["--contenders", "hf_twins-optimized", "--dtypes", *dtypes])
     ):

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What users bring, through the scripts: used as it is meant, or refused by name. `tests/situations.md` lists it all."""
+"""Data of users in all scripts: used as intended, or refused by name. `tests/situations.md` lists all situations."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def write(folder: Path, *names: str) -> Path:
 
 
 def strange_folder(folder: Path) -> Path:
-    """Six images of each of three labels, one of them a link, among what systems leave behind."""
+    """Write six images of each of three labels, one of them a link, among files that systems create."""
     for label in ("bullet train", "linked", "cat$"):
         write(folder / "data" / label / "2021", *(f"x test {index}.PNG" for index in range(3)))
         write(folder / "data" / label / "2022 val", *(f"train_{index}[1].jpeg" for index in range(3)))
@@ -77,7 +77,7 @@ def short_training(start: Path, folder: Path, output: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_folder_is_learned_whatever_its_names_are(script, start, tmp_path, caplog):
+def test_folder_is_learned_regardless_of_its_names(script, start, tmp_path, caplog):
     folder = strange_folder(tmp_path)
     script.main(short_training(start, folder, tmp_path / "run"))
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -95,7 +95,7 @@ def test_folder_is_learned_whatever_its_names_are(script, start, tmp_path, caplo
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_what_cannot_be_learned_is_refused_before_anything_is_written(script, start, tmp_path):
+def test_unusable_data_is_refused_before_anything_is_written(script, start, tmp_path):
     png = (write(tmp_path, "a.png") / "a.png").read_bytes()
     (tmp_path / "data").mkdir()
     columns = {"image": [png] * 4, "fine": [0, 1, 0, 1], "coarse": [1, 1, 0, 0], "text": ["a", "b", "c", "d"]}
@@ -122,7 +122,7 @@ def evaluate(start: Path, folder: Path, *options: object) -> dict:
 
 
 def brightness_model(folder: Path, names: list[str]) -> Path:
-    """A classifier that takes an image of brightness 50 * n for label n."""
+    """Save a classifier that predicts label n for an image with brightness 50 * n."""
     config = tiny_config(num_labels=len(names), id2label=dict(enumerate(names)))
     model = TwinsForImageClassification(config)
     model.save_pretrained(folder)
@@ -130,7 +130,7 @@ def brightness_model(folder: Path, names: list[str]) -> Path:
     return folder
 
 
-def test_labels_that_differ_by_case_are_counted_apart(tmp_path, monkeypatch):
+def test_labels_that_differ_only_in_case_are_counted_separately(tmp_path, monkeypatch):
     names = ["A", "B", "a", "b"]
     start = brightness_model(tmp_path / "start", names)
     for number, name in enumerate(names):
@@ -181,7 +181,7 @@ def test_validation_part_is_evaluated(start, tmp_path, capsys):
         evaluate(start, tmp_path / "data" / "val", "--split", "test")
 
 
-def test_numbered_folders_are_named_by_a_file(tmp_path):
+def test_numbered_folders_get_their_names_from_a_file(tmp_path):
     names = [f"class {letter}" for letter in "abcdefghijk"]
     start = brightness_model(tmp_path / "start", names[::-1])
     folder = write(tmp_path / "data", *(f"{number}/1.png" for number in (0, 1, 2, 10)))
@@ -218,7 +218,7 @@ def test_rows_without_an_image_have_no_prediction(start, tmp_path):
     assert errors == [None, "there is no image", "there is no image"]
 
 
-def test_folder_of_images_is_no_data_set_to_predict(start, tmp_path):
+def test_folder_of_images_is_refused_as_a_dataset_to_predict(start, tmp_path):
     folder = write(tmp_path / "pets", "train/1.png", "test/2.png")
     arguments = ["--model_name_or_path", start, "--dataset_name", folder, "--output_dir", tmp_path / "out"]
     with pytest.raises(
@@ -227,18 +227,18 @@ def test_folder_of_images_is_no_data_set_to_predict(start, tmp_path):
         batch_predict.main([str(argument) for argument in arguments])
 
 
-def test_images_with_features_are_those_whose_paths_can_be_written(tmp_path, caplog):
+def test_features_are_extracted_only_for_images_with_valid_paths(tmp_path, caplog):
     paths = extract_features.find_images(strange_folder(tmp_path))
     assert len(paths) == 19
     assert {"cover.png", "linked/2021/x test 0.PNG", "cat$/2022 val/train_2[1].jpeg"} < set(paths)
     assert r"1 images whose names are not UTF-8: rename them (cat$/caf\xe9.png)" in caplog.text
 
 
-def test_calibration_images_are_found_behind_links(tmp_path):
+def test_calibration_images_are_found_through_links(tmp_path):
     assert len(calibration_images(strange_folder(tmp_path))) == 20
 
 
-def test_label_of_two_classes_is_asked_for_by_number():
+def test_ambiguous_label_must_be_given_by_number():
     config = tiny_config(num_labels=3, id2label={0: "crane", 1: "dog", 2: "crane"})
     model = TwinsForImageClassification(config)
     assert attention_maps.choose_label("dog", model, torch.zeros(0)) == 1
@@ -247,7 +247,7 @@ def test_label_of_two_classes_is_asked_for_by_number():
         attention_maps.choose_label("crane", model, torch.zeros(0))
 
 
-# Beside formulas, what Matplotlib, Markdown, f-strings and terminals know otherwise; and two of one name.
+# Names with formulas, with special characters of Matplotlib, Markdown, f-strings and terminals, and a repeated name.
 NAMES = ["$x_1^{$", r"\frac{", "_background_", "a\nb", "50% {x}", "`|", "cat", "cat"]
 
 
@@ -283,7 +283,7 @@ def test_names_are_drawn_as_they_are(draw, tmp_path):
     assert (tmp_path / "drawing.png").is_file()
 
 
-def test_classes_of_one_name_are_counted_apart():
+def test_classes_with_the_same_name_are_counted_separately():
     mask = np.array([[0, 1, 1, 2]])
     assert class_shares(mask, ["cat", "cat", "dog"]) == {"cat (1)": 0.5, "cat (0)": 0.25, "dog": 0.25}
     entries = legend_entries([mask], ["cat", "cat", "dog"], 9)

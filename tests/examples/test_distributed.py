@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Several processes do what one does, and every committed launch configuration is one that accelerate understands."""
+"""Several processes give the same results as one, and every committed launch configuration is valid for Accelerate."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def test_launch_configuration_is_valid(file):
     parser = launch_command_parser()
     args, _, _ = _validate_launch_command(parser.parse_args(["--config_file", str(file), "script.py"]))
     assert args.num_processes == config.num_processes
-    # accelerate takes any key and value in these, so each is given to the parser of its command line.
+    # Accelerate accepts any key and value in these files, so each is passed to the parser of its command line.
     for section in ("fsdp_config", "deepspeed_config"):
         for name, value in (getattr(config, section) or {}).items():
             given = parser.parse_args(
@@ -54,7 +54,7 @@ def test_launch_configuration_is_valid(file):
     assert yaml.safe_load(file.read_text())["mixed_precision"] in ("no", "bf16")
 
 
-def test_fsdp_configuration_wraps_what_the_model_is_made_of(monkeypatch):
+def test_fsdp_configuration_wraps_the_blocks_of_the_model(monkeypatch):
     file = next(file for file in CONFIGS if file.stem == "fsdp2")
     arguments = ["--config_file", str(file), "--main_process_port", "0", "script.py"]
     args, _, _ = _validate_launch_command(launch_command_parser().parse_args(arguments))
@@ -100,8 +100,8 @@ LAUNCH = [
 @pytest.mark.parametrize(
     ("script", "launcher"), [(run_trainer, TORCHRUN), (run_accelerate, LAUNCH)], ids=["trainer", "accelerate"]
 )
-def test_two_processes_learn_what_one_learns(script, launcher, digits, start, tmp_path):
-    """Loss curve and accuracy, at the same number of images a step, of which an epoch's last has fewer."""
+def test_two_processes_learn_the_same_as_one(script, launcher, digits, start, tmp_path):
+    """Loss curves and accuracies are compared, with the same number of images per step; an epoch's last step has fewer."""
     quiet = ["--disable_tqdm", "true"] if script is run_trainer else []
     quiet += ["--gradient_accumulation_steps", "3", "--max_grad_norm", "0"]
     one, two = tmp_path / "one", tmp_path / "two"
@@ -118,7 +118,7 @@ def test_two_processes_learn_what_one_learns(script, launcher, digits, start, tm
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_process")
-def test_two_processes_evaluate_what_one_evaluates(start, tmp_path):
+def test_two_processes_evaluate_the_same_as_one(start, tmp_path):
     folder = write_digit_folder(tmp_path / "digits", 37)
     arguments = [
         "--model_name_or_path",
@@ -137,9 +137,9 @@ def test_two_processes_evaluate_what_one_evaluates(start, tmp_path):
 
 
 @pytest.mark.slow
-def test_sharded_weights_learn_what_whole_ones_learn():
-    """FSDP2 over gloo, both families, with and without checkpoints: by PyTorch's own `fully_shard`, because Accelerate does
-    not shard on CPUs."""
+def test_sharded_training_equals_unsharded_training():
+    """FSDP2 over gloo, with both families, with and without activation checkpointing. PyTorch's `fully_shard` is called
+    directly, because Accelerate does not shard on CPUs."""
     script = Path(sharded_training.__file__)
     curves = []
     for launcher in ([sys.executable], TORCHRUN):

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Accuracies are those of the model on the images, beside what was published for it."""
+"""Evaluation of classifiers: accuracies, their comparison with published ones, and matching of labels."""
 
 import json
 
@@ -45,7 +45,7 @@ def run(start, folder, *more: object) -> dict:
     return evaluate_classification.main([str(argument) for argument in arguments])
 
 
-def test_accuracy_is_that_of_every_single_image(start, folder, tmp_path, capsys):
+def test_accuracy_equals_that_of_single_images(start, folder, tmp_path, capsys):
     (folder / "3" / "half.png").write_bytes(next((folder / "3").iterdir()).read_bytes()[:60])
     results = run(start, folder, "--per_device_eval_batch_size", 8, "--output_dir", tmp_path / "results")
     model = TwinsForImageClassification.from_pretrained(start).eval()
@@ -71,7 +71,7 @@ def test_accuracy_is_that_of_every_single_image(start, folder, tmp_path, capsys)
     assert "published" not in printed
 
 
-def test_results_of_something_else_are_not_replaced(start, folder, tmp_path):
+def test_results_of_different_runs_are_not_replaced(start, folder, tmp_path):
     output = ["--output_dir", tmp_path / "results"]
     run(start, folder, *output)
     before = (tmp_path / "results" / "all_results.json").read_bytes()
@@ -86,7 +86,7 @@ def test_results_of_something_else_are_not_replaced(start, folder, tmp_path):
     assert (tmp_path / "results" / "all_results.json").read_bytes() == before
 
 
-def test_other_names_of_the_labels_are_other_results(start, tmp_path):
+def test_results_for_different_label_names_are_not_replaced(start, tmp_path):
     (tmp_path / "data").mkdir()
     rows = {"image": [Image.new("RGB", (18, 18))] * 2, "label": [0, 1]}
     datasets.Dataset.from_dict(
@@ -117,7 +117,7 @@ def test_labels_are_found_by_name_number_and_wordnet_id():
         ValueError, match=r"n10000000, n10000037, .*, and 990 more are not among ImageNet-1k's classes"
     ):
         evaluate_classification.label_numbers(others, imagenet)
-    # The tench, the first class, and a toilet tissue, the last; in any order.
+    # These are the first class, tench, and the last, toilet tissue, in any order.
     assert evaluate_classification.label_numbers(["n15075141", "n01440764"], imagenet) == [999, 0]
     with pytest.raises(ValueError, match="n00000001 is not among ImageNet-1k's classes"):
         evaluate_classification.label_numbers(["n00000001"], imagenet)
@@ -129,15 +129,15 @@ def test_labels_are_found_by_name_number_and_wordnet_id():
         (["A", "B", "a", "b"], ["b", "a", "B", "A"], [3, 2, 1, 0]),
         (["a", "B"], ["A", "b", "c"], [0, 1]),
         (["cafe\N{COMBINING ACUTE ACCENT}"], ["tea", "caf\N{LATIN SMALL LETTER E WITH ACUTE}"], [1]),
-        # By their names, and not by their places.
+        # Labels are matched by name, not by position.
         (["0", "1", "10", "2"], ["0", "1", "10", "2"], [0, 1, 2, 3]),
         (["0", "1", "10", "2"], [f"LABEL_{number}" for number in range(11)], [0, 1, 10, 2]),
         (["134", "517"], imagenet_class_names(), [134, 517]),
     ],
 )
-def test_labels_are_told_apart_by_case_and_number(names, labels, numbers):
+def test_labels_are_distinguished_by_case_and_number(names, labels, numbers):
     assert evaluate_classification.label_numbers(names, dict(enumerate(labels))) == numbers
-    # Numbers are the keys of `id2label`, in whatever order.
+    # Numbers are the keys of `id2label`, in any order.
     assert evaluate_classification.label_numbers(names, dict(reversed([*enumerate(labels)]))) == numbers
 
 
@@ -155,25 +155,25 @@ def test_labels_are_told_apart_by_case_and_number(names, labels, numbers):
         (["\N{SUPERSCRIPT TWO}"], ["a", "b", "c"], "1 labels of the dataset are not the model's"),
     ],
 )
-def test_label_that_could_be_several_is_refused(names, labels, message):
+def test_ambiguous_label_is_refused(names, labels, message):
     with pytest.raises(ValueError, match=message):
         evaluate_classification.label_numbers(names, dict(enumerate(labels)))
 
 
-def test_labels_in_another_order_than_the_models_are_matched(start, folder, tmp_path):
+def test_labels_in_a_different_order_are_matched(start, folder, tmp_path):
     expected = run(start, folder)["eval_accuracy"]
     model = TwinsForImageClassification.from_pretrained(start)
     model.config.id2label = {number: f"digit {number}" for number in range(10)}
     model.save_pretrained(tmp_path / "renamed")
     TwinsImageProcessor.from_pretrained(start).save_pretrained(tmp_path / "renamed")
     for name in sorted(path.name for path in folder.iterdir()):
-        # Sorted, the folders' names are in another order than the labels.
+        # The sorted folder names have a different order than the labels.
         (folder / name).rename(folder / f"Digit {name}")
     assert run(tmp_path / "renamed", folder)["eval_accuracy"] == expected
 
 
 @pytest.mark.parametrize("name", TWINS_VARIANTS)
-def test_published_accuracy_is_that_of_the_way_it_was_measured(name):
+def test_published_accuracy_is_shown_only_for_its_preprocessing(name):
     with torch.device("meta"):
         model = TwinsForImageClassification(TwinsConfig.from_variant(name))
         other = TwinsForImageClassification(TwinsConfig.from_variant(name, num_labels=10))
@@ -198,7 +198,7 @@ def test_protocol_keeps_the_colors_of_the_checkpoint():
 
 
 @pytest.mark.parametrize(("measured", "differs"), [(0.8161, False), (0.8179, False), (0.8155, True), (0.5, True)])
-def test_more_than_a_tenth_of_a_point_is_said(measured, differs):
+def test_differences_above_a_tenth_of_a_point_are_reported(measured, differs):
     results = {
         "eval_accuracy": measured,
         "eval_top5_accuracy": 0.95,

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The scripts that export: what they write computes the same as the model, and runs on images by itself."""
+"""The export scripts: exports compute the same as the model, and run on images without this package."""
 
 import json
 import os
@@ -71,22 +71,22 @@ def outputs_of(model, pixel_values: np.ndarray):
         return model(torch.from_numpy(pixel_values))
 
 
-# Fast: what becomes of the model, in hf_twins/export.
+# Fast tests of exports are in hf_twins/export.
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> tuple[Path, Path]:
-    """A tiny Twins-SVT, and its ONNX."""
+    """A tiny Twins-SVT, and its ONNX export."""
     folder = tmp_path_factory.mktemp("onnx")
     model = save(folder / "model")
     return model, convert(export_onnx, model, folder / "onnx")
 
 
 @pytest.mark.slow
-def test_onnx_computes_what_the_model_does_at_any_size(exported):
-    # Twins-PCPVT: test_other_heads_keep_their_outputs.
+def test_onnx_computes_the_same_as_the_model_at_any_size(exported):
+    # Twins-PCPVT is tested in test_other_heads_keep_their_outputs.
     model, folder = exported
     classifier = TwinsForImageClassification.from_pretrained(model).eval()
     runtime = run_exported.load_runtime(folder, threads=1)
-    # One window, several, some of them padded.
+    # The sizes have one window, several windows, and padded windows.
     for shape in ((1, 3, 8, 8), (4, 3, 12, 24), (2, 3, 33, 47), (1, 3, 61, 12)):
         pixel_values = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
         expected = outputs_of(classifier, pixel_values).logits.numpy()
@@ -109,7 +109,7 @@ def test_int8_onnx_is_close_and_leaves_the_classifier(exported, tmp_path):
 
 
 @pytest.mark.slow
-def test_folder_holds_all_that_the_runner_needs(exported):
+def test_folder_contains_everything_that_the_runner_needs(exported):
     _, folder = exported
     assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*")) == [
         "config.json",
@@ -119,26 +119,26 @@ def test_folder_holds_all_that_the_runner_needs(exported):
         "run_exported.py",
         "twins_export.json",
     ]
-    # Without it, transformers.js would look for int8 in a browser.
+    # Without this field, transformers.js would look for int8 in a browser.
     assert json.loads((folder / "config.json").read_text())["transformers.js_config"] == {"dtype": "fp32"}
     assert TwinsConfig.from_pretrained(folder).model_type == "twins"
-    # Nothing half-written is left beside it.
+    # No incomplete files are left next to it.
     assert sorted(path.name for path in folder.parent.iterdir()) == ["model", "onnx"]
 
 
 @pytest.mark.slow
-def test_onnx_has_no_traces_of_the_machine_that_made_it(exported, tmp_path):
+def test_onnx_contains_no_paths_of_the_machine_that_exported_it(exported, tmp_path):
     model, folder = exported
     for file in (path for path in folder.rglob("*") if path.is_file()):
         content = file.read_bytes()
         for trace in (".py", str(Path(torch.__file__).parents[2]), str(Path(__file__).parents[2]), str(model)):
             assert trace.encode() not in content or file.suffix == ".py", (file.name, trace)
-    # Most of a small model's file was stack traces.
+    # Stack traces made up most of a small model's file.
     assert (folder / "onnx" / "model.onnx").stat().st_size < 2 * (model / "model.safetensors").stat().st_size
 
 
 @pytest.mark.slow
-def test_folder_is_not_taken_for_an_export_of_transformers(exported):
+def test_folder_is_not_mistaken_for_an_export_of_transformers(exported):
     exporters = pytest.importorskip("transformers.exporters")
     _, folder = exported
     with pytest.raises(OSError, match=r"does not appear to have a file named export\.json"):
@@ -152,7 +152,7 @@ def noise_image(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_runner_names_the_labels_of_an_image(exported, tmp_path, capsys):
+def test_runner_prints_the_labels_of_an_image(exported, tmp_path, capsys):
     model, folder = exported
     image = noise_image(tmp_path)
     options = [str(image), "--model_dir", str(folder), "--top_k", "3", "--threads", "1"]
@@ -169,7 +169,7 @@ def test_runner_names_the_labels_of_an_image(exported, tmp_path, capsys):
     assert f"{scores.max():.2%}  {result['labels'][0]['label']}" in capsys.readouterr().out
 
 
-# Imported by no name that the test's own environment would find.
+# The environment must not find the package.
 WITHOUT_PACKAGES = """
 import runpy, sys
 for name in ("torch", "transformers", "hf_twins"):
@@ -222,7 +222,7 @@ def test_other_heads_keep_their_outputs(tmp_path, capsys, model_class, names):
 
 
 @pytest.mark.slow
-def test_export_that_computes_something_else_is_not_left(exported, tmp_path, monkeypatch):
+def test_export_with_different_outputs_is_removed(exported, tmp_path, monkeypatch):
     model, folder = exported
     monkeypatch.setattr(export_folder, "load_runtime", lambda _: run_exported.load_runtime(folder))
 
@@ -279,7 +279,7 @@ def digit_folder(folder: Path, indices: np.ndarray) -> Path:
 
 
 @pytest.mark.slow
-def test_openvino_computes_what_the_model_does_in_every_precision(tmp_path, capsys):
+def test_openvino_computes_the_same_as_the_model_in_every_precision(tmp_path, capsys):
     model = DIGIT_MODELS / "twins-svt-digits"
     classifier = TwinsForImageClassification.from_pretrained(model).eval()
     training, held_out = split_handwriting(0)
@@ -302,7 +302,7 @@ def test_openvino_computes_what_the_model_does_in_every_precision(tmp_path, caps
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_model_trained_on_mnist_keeps_its_labels_in_int8(tmp_path):
-    """Logits within 3 %, and the same label for 99 of 100 held-out images. OpenVINO has digits for the same, above."""
+    """Logits are within 3 %, and 99 of 100 held-out images have the same label. OpenVINO is tested with digits above."""
     images, labels = mnist_data()
     order = np.random.default_rng(0).permutation(len(images))[:1600]
     files = []
@@ -336,7 +336,7 @@ def test_model_trained_on_mnist_keeps_its_labels_in_int8(tmp_path):
 
 
 @pytest.mark.slow
-def test_package_without_a_compiler_says_so(tmp_path):
+def test_missing_compiler_gives_one_sentence(tmp_path):
     model = save(tmp_path / "model")
     done = subprocess.run(
         [sys.executable, export_torch.__file__, "--model_name_or_path", model, "--output_dir", tmp_path / "torch"],
@@ -350,7 +350,7 @@ def test_package_without_a_compiler_says_so(tmp_path):
 
 
 @pytest.mark.slow
-def test_compiled_package_computes_what_the_model_does(tmp_path, capsys):
+def test_compiled_package_computes_the_same_as_the_model(tmp_path, capsys):
     model = save(tmp_path / "model")
     folder = convert(export_torch, model, tmp_path / "torch", "--dtype", "bfloat16", "--width", "40")
     assert "compiling, which can take minutes ..." in capsys.readouterr().out

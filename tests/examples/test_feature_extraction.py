@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Features of scikit-learn's digits: equal to the model's own, whole after an interruption, and good for finding the like."""
+"""Features of scikit-learn's digits: equal to the model's, complete after an interruption, and useful for searching."""
 
 import errno
 import json
@@ -60,7 +60,7 @@ def prepared(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def extract(prepared, monkeypatch, tmp_path):
-    """Run `extract_features.py` with the options given, in an empty folder, to the folder `features` in it."""
+    """Run `extract_features.py` with the given options, in an empty folder, with `features` as its output folder."""
     monkeypatch.chdir(tmp_path)
 
     def run(*options: str) -> list[str]:
@@ -132,7 +132,7 @@ def test_feature_maps_equal_the_backbones(prepared, extract):
         assert tensors.get_tensor("z/last.png/stage3").shape == (48, 2, 2)
 
 
-def test_images_of_different_sizes_have_features_of_their_own(prepared, tmp_path, extract):
+def test_images_of_different_sizes_have_separate_features(prepared, tmp_path, extract):
     model, images = tmp_path / "model", tmp_path / "images"
     TwinsForImageClassification.from_pretrained(prepared / "model").save_pretrained(model)
     TwinsImageProcessor(do_resize=False, do_center_crop=False).save_pretrained(model)
@@ -150,8 +150,8 @@ def test_images_of_different_sizes_have_features_of_their_own(prepared, tmp_path
     assert not torch.equal(maps["b.png/stage1"], maps["c.png/stage1"])
 
 
-def test_an_interrupted_extraction_goes_on(prepared, extract, monkeypatch):
-    """Killed after a file and amid the next one, it leaves neither half a file nor anything to be done again."""
+def test_interrupted_extraction_resumes(prepared, extract, monkeypatch):
+    """If it is killed in the middle of the second file, it leaves no incomplete file, and does not repeat the first."""
     write_table = pyarrow.parquet.write_table
     num_written = 0
 
@@ -197,7 +197,7 @@ def test_corrupt_images_are_counted_named_and_left_out(prepared, tmp_path, extra
         assert Path(f"{features}/features-0000{shard}").exists()
 
 
-def test_neighbors_are_those_of_scikit_learn(prepared, extract, search):
+def test_neighbors_equal_those_of_scikit_learn(prepared, extract, search):
     extract("--shard_size", "7")
     paths, features = read_features(Path("features"))
     reference = NearestNeighbors(n_neighbors=9, metric="cosine").fit(features)
@@ -215,7 +215,7 @@ def test_neighbors_are_those_of_scikit_learn(prepared, extract, search):
 
 
 def test_most_nearest_neighbors_have_the_same_label(extract):
-    """Even of random weights: by chance it would be a tenth."""
+    """This holds even for random weights; by chance, it would be a tenth."""
     extract()
     paths, features = read_features(Path("features"))
     shards = search_features.find_shards(Path("features"))
@@ -227,7 +227,7 @@ def test_most_nearest_neighbors_have_the_same_label(extract):
     assert np.mean(same) > 0.5
 
 
-def test_a_neighbor_that_is_gone_is_said_to_be(prepared, tmp_path, extract, search):
+def test_missing_neighbor_is_reported(prepared, tmp_path, extract, search):
     images = tmp_path / "images"
     images.mkdir()
     for name in ("a.png", "b.png"):
@@ -259,13 +259,13 @@ def test_a_neighbor_that_is_gone_is_said_to_be(prepared, tmp_path, extract, sear
     ],
     ids=["model", "folder", "empty", "mixed", "order", "stage", "shard size", "batch size"],
 )
-def test_extraction_names_bad_input_without_a_traceback(extract, options, message):
+def test_extraction_names_invalid_input_without_a_traceback(extract, options, message):
     with pytest.raises(SystemExit, match=message):
         extract(*options)
     assert not Path("features").exists()
 
 
-def test_features_of_other_settings_are_not_mixed(prepared, tmp_path, extract, search):
+def test_features_of_different_settings_are_not_mixed(prepared, tmp_path, extract, search):
     extract()
     with pytest.raises(
         SystemExit, match="features holds the files of a run with shard_size 256, now 10: give another --output_dir"
@@ -284,7 +284,7 @@ def test_features_of_other_settings_are_not_mixed(prepared, tmp_path, extract, s
 
 
 @pytest.mark.parametrize("name", ["features-00001-of-00002.parquet", "features-00001-of-00002.safetensors"])
-def test_finished_file_with_a_damaged_byte_is_noticed_and_written_again(name, prepared, extract, search, caplog):
+def test_damaged_file_is_detected_and_written_again(name, prepared, extract, search, caplog):
     options = ["--shard_size", "30", "--features", "pooled" if name.endswith(".parquet") else "stage3"]
     extract(*options)
     damaged = Path("features", name)
@@ -299,7 +299,7 @@ def test_finished_file_with_a_damaged_byte_is_noticed_and_written_again(name, pr
     assert damaged.read_bytes() == whole
 
 
-def test_features_of_folders_that_were_moved_go_on_and_are_found(prepared, tmp_path, extract, search):
+def test_features_of_moved_folders_are_resumed_and_found(prepared, tmp_path, extract, search):
     extract("--shard_size", "30")
     kept = Path("features/features-00001-of-00002.parquet")
     kept, before = Path("moved/again") / kept, kept.stat().st_mtime_ns
@@ -317,7 +317,7 @@ def test_features_of_folders_that_were_moved_go_on_and_are_found(prepared, tmp_p
     assert printed[0] == "1.0000  z/last.png"
 
 
-def test_images_that_changed_since_are_not_mixed(prepared, tmp_path, extract):
+def test_features_of_changed_images_are_not_mixed(prepared, tmp_path, extract):
     images = shutil.copytree(prepared / "images", tmp_path / "images")
     extract("--input_dir", str(images))
     content = (images / "z/last.png").read_bytes()
@@ -326,7 +326,7 @@ def test_images_that_changed_since_are_not_mixed(prepared, tmp_path, extract):
         extract("--input_dir", str(images))
 
 
-def test_run_ends_with_a_sentence_where_the_system_cannot_read_an_image(extract, monkeypatch):
+def test_run_ends_with_one_sentence_if_the_system_cannot_read_an_image(extract, monkeypatch):
     with monkeypatch.context() as context:
         fail_to_read("00_0.png", errno.ESTALE, context)
         with pytest.raises(SystemExit, match=r"00_0\.png could not be read in 2 tries \(Stale file handle\)"):
@@ -336,7 +336,7 @@ def test_run_ends_with_a_sentence_where_the_system_cannot_read_an_image(extract,
 
 
 def test_models_that_lack_the_features_are_refused(tmp_path, extract):
-    """A backbone has no final layer norm: its vectors would be those of random weights."""
+    """A backbone has no final layer norm, so its vectors would depend on random weights."""
     TwinsBackbone(tiny_config("pcpvt")).save_pretrained(tmp_path / "backbone")
     TwinsImageProcessor(size={"height": 16, "width": 16}, do_center_crop=False).save_pretrained(tmp_path / "backbone")
     model = ["--model_name_or_path", str(tmp_path / "backbone")]
@@ -348,7 +348,7 @@ def test_models_that_lack_the_features_are_refused(tmp_path, extract):
     assert "features-00001-of-00001.safetensors" in extract(*model, "--features", "stage2")
 
 
-def test_folder_of_a_running_script_is_left_alone(extract):
+def test_folder_of_a_running_script_is_not_modified(extract):
     with (
         exclusive_folder(Path("features")),
         pytest.raises(
@@ -359,7 +359,7 @@ def test_folder_of_a_running_script_is_left_alone(extract):
     assert not Path("features").exists()
 
 
-def test_search_names_bad_input_without_a_traceback(prepared, extract, search):
+def test_search_names_invalid_input_without_a_traceback(prepared, extract, search):
     query = prepared / "images/z/last.png"
     with pytest.raises(SystemExit, match=r"features has no settings\.json"):
         search(query)

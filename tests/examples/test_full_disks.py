@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Disks that are full, and runs that write into the same folder."""
+"""Full disks, and runs that write to the same folder."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ TRAININGS = {"trainer": run_trainer.main, "accelerate": run_accelerate.main}
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("script", [*TRAININGS, "evaluate", "predict"])
-def test_full_disk_is_a_sentence_and_the_next_run_gets_to_the_end(script, digits, start, tmp_path):
+def test_full_disk_gives_one_sentence_and_the_next_run_succeeds(script, digits, start, tmp_path):
     model = ["--model_name_or_path", str(start)]
     with small_file_system(tmp_path / "disk") as set_options:
         output_dir = tmp_path / "disk" / "output"
@@ -61,7 +61,7 @@ def test_full_disk_is_a_sentence_and_the_next_run_gets_to_the_end(script, digits
             ),
         }[script]
         if script not in TRAININGS:
-            # A model does not fit anyway.
+            # For training, the disk need not be filled, because a model does not fit anyway.
             fill(tmp_path / "disk" / "other")
         with pytest.raises(SystemExit, match=r"^error: .*No space left on device"):
             main(arguments)
@@ -69,14 +69,14 @@ def test_full_disk_is_a_sentence_and_the_next_run_gets_to_the_end(script, digits
 
         set_options("size=64m")
         (tmp_path / "disk" / "other").unlink(missing_ok=True)
-        # A folder with files of a training is taken by one that resumes it alone.
+        # A folder with files of a training run can only be used to resume the run.
         main(arguments + (["--resume_from_checkpoint", "latest"] if script in TRAININGS else []))
         assert (output_dir / result).is_file()
         assert not list(output_dir.rglob("*.partial-*"))
 
 
 def fill(file: Path) -> None:
-    """To the last byte of its disk."""
+    """Write a file that fills the disk to its last byte."""
     with file.open("wb", buffering=0) as opened:
         try:
             while True:
@@ -85,7 +85,7 @@ def fill(file: Path) -> None:
             pass
 
 
-def test_other_errors_are_no_full_disks():
+def test_other_errors_are_not_mistaken_for_a_full_disk():
     def fail() -> None:
         raise RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 576 vs 534")
 
@@ -99,7 +99,7 @@ def test_other_errors_are_no_full_disks():
 
 
 @pytest.mark.parametrize("main", TRAININGS.values(), ids=TRAININGS)
-def test_second_training_of_a_folder_is_refused(main, digits, start, tmp_path):
+def test_second_training_in_a_folder_is_refused(main, digits, start, tmp_path):
     with (
         exclusive_folder(tmp_path),
         pytest.raises(SystemExit, match=r"^error: Another run is writing to .*: wait for it"),

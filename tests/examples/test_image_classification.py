@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Fine-tuning with Trainer and with Accelerate: data, recipes, and training that goes on where it was killed."""
+"""Fine-tuning with the Trainer and with Accelerate: data, recipes, and training that resumes after it was killed."""
 
 import functools
 import io
@@ -128,7 +128,7 @@ def test_recipe_trains_only_its_part(recipe, script, digits, start, tmp_path):
 
 
 class Program:
-    """Pickled, it makes a folder when it is read."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, trace: Path):
         self.trace = trace
@@ -138,22 +138,22 @@ class Program:
 
 
 def test_checkpoint_runs_no_code(digits, start, tmp_path):
-    """Each file in turn, so that none hides behind one that is refused before it is read."""
+    """Files are tested one at a time, so that each is read, and not only the first that is refused."""
     run, trace = tmp_path / "run", tmp_path / "trace"
     arguments = [*options(digits, start, run), "--ema_decay", "0.9", "--max_steps", "1", "--checkpointing_steps", "1"]
     quietly("accelerate", arguments)
     names = {file.name for file in (run / "step_1").iterdir() if file.suffix in (".pkl", ".bin", ".pt")}
     assert {"optimizer.bin", "random_states_0.pkl", "average.pt"} <= names
-    # The file that Accelerate would unpickle.
+    # Accelerate would unpickle this file.
     names.add("custom_checkpoint_0.pkl")
     for hostile in [[name] for name in sorted(names)] + [sorted(names)]:
         checkpoint = shutil.copytree(run / "step_1", tmp_path / "+".join(hostile))
         for name in hostile:
             torch.save(Program(trace), checkpoint / name)
-        # As whoever made these files can.
+        # An attacker can also adapt the checksums.
         write_checksums(checkpoint)
         refused = pytest.raises(SystemExit, match=r"^error: \S+ must be a checkpoint that this run wrote: .*$")
-        # Accelerate leaves random numbers that it cannot read as they are.
+        # Accelerate ignores random states that it cannot read.
         with nullcontext() if hostile == ["random_states_0.pkl"] else refused:
             quietly("accelerate", [*arguments, "--resume_from_checkpoint", str(checkpoint)])
         assert not trace.exists(), hostile
@@ -238,7 +238,7 @@ def test_corrupt_images_are_left_out_and_named(tmp_path, caplog):
     assert all(example["image"].size == (12, 10) for example in images["train"])
 
 
-def test_image_too_long_for_the_memory_ends_a_run_that_did_not_check(tmp_path):
+def test_image_that_is_too_long_ends_a_run_that_did_not_check_images(tmp_path):
     folder = write_images(tmp_path / "images", {"cat": 2, "dog": 2})
     (folder / "cat" / "0.png").write_bytes(long_png())
     arguments = DataArguments(train_dir=str(folder), validation_dir=str(folder), check_images=False)
@@ -256,7 +256,7 @@ def test_held_out_images_are_split_off_by_label(tmp_path):
     assert len(images["train"]) == 30
 
 
-def test_columns_are_found_or_asked_for(tmp_path):
+def test_columns_are_found_or_must_be_given(tmp_path):
     image = io.BytesIO()
     PILImage.new("RGB", (9, 9)).save(image, "PNG")
     columns = {"photo": [{"bytes": image.getvalue(), "path": None}] * 6, "kind": [3, 3, 3, 5, 5, 5]}
@@ -290,7 +290,7 @@ def test_image_depends_only_on_seed_epoch_and_index(tmp_path):
         assert not torch.equal(other["pixel_values"], first)
 
 
-def test_sampler_gives_each_image_once_an_epoch_in_another_order():
+def test_sampler_yields_each_image_once_per_epoch_in_a_new_order():
     sampler = EpochSampler(50, seed=1)
     first = list(sampler)
     assert first == list(sampler)
@@ -323,7 +323,7 @@ def test_loss_is_cross_entropy_of_numbers_and_of_shares():
 
 
 @pytest.mark.usefixtures("accelerators_keep_their_random_numbers")
-def test_mixing_depends_on_seed_and_step_alone():
+def test_mixing_depends_only_on_seed_and_step():
     batch = {"pixel_values": torch.rand(4, 3, 16, 16), "labels": torch.tensor([0, 1, 2, 3])}
     mixer = BatchMixer(ClassificationRecipe(mixup_alpha=0.8, cutmix_alpha=1.0), num_labels=4, seed=0)
     first, again, other = (mixer(batch, step) for step in ((3, 0, 0), (3, 0, 0), (4, 0, 0)))
@@ -334,7 +334,7 @@ def test_mixing_depends_on_seed_and_step_alone():
 
 
 @pytest.mark.parametrize("num_channels", [1, 5])
-def test_stem_takes_other_channels_and_gives_the_same_for_gray(num_channels):
+def test_stem_adapted_to_other_channels_gives_the_same_output_for_gray(num_channels):
     model = randomize(TwinsForImageClassification(tiny_config()))
     gray = torch.randn(2, 1, 24, 24)
     with torch.no_grad():
@@ -351,7 +351,7 @@ def test_other_image_size_keeps_the_share_of_the_crop(start):
     assert processor(image, return_tensors="pt")["pixel_values"].shape == (1, 1, 32, 32)
 
 
-def test_revision_is_that_of_configuration_and_image_processor(tmp_path):
+def test_revision_applies_to_configuration_and_image_processor(tmp_path):
     with serve_hub(tokens={"hf_write": "write"}) as hub, hub.in_process(tmp_path / "home", token="hf_write"):
         HfApi().create_repo("me/start")
         commits = []
@@ -368,7 +368,7 @@ def test_revision_is_that_of_configuration_and_image_processor(tmp_path):
 
 
 def quietly(script: str, arguments: list[str]) -> dict[str, float]:
-    """The run of a script in this process."""
+    """Run a script in this process, and return its results."""
     with blank_figures():
         return SCRIPTS[script].main(arguments + (["--disable_tqdm", "true"] if script == "trainer" else []))
 
@@ -410,16 +410,16 @@ def test_tracker_is_told(tracker, script, digits, start, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_runs_in_one_folder_have_tracks_of_their_own(script, digits, start, tmp_path):
+def test_runs_in_one_folder_have_separate_tracker_logs(script, digits, start, tmp_path):
     arguments = plain_options(digits, start, tmp_path / "run")
     for _ in range(2):
         quietly(
             script, [*arguments, "--report_to", "tensorboard", "--max_steps", "1", "--overwrite_output_dir", "true"]
         )
-        # Accelerate's own state belongs to one run.
+        # Accelerate's global state belongs to one run.
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
-        # The Trainer calls a run by the second.
+        # The Trainer names a run by the time in seconds.
         time.sleep(1)
     runs = sorted((tmp_path / "run" / "runs").iterdir())
     assert len(runs) == 2
@@ -429,7 +429,7 @@ def test_runs_in_one_folder_have_tracks_of_their_own(script, digits, start, tmp_
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_training_that_gets_no_better_stops(script, digits, start, tmp_path):
+def test_training_that_does_not_improve_stops(script, digits, start, tmp_path):
     arguments = plain_options(digits, start, tmp_path / "run")
     quietly(script, [*arguments, "--num_train_epochs", "9", "--learning_rate", "0", "--early_stopping_patience", "2"])
     assert len(losses(tmp_path / "run")) == 3
@@ -438,7 +438,7 @@ def test_training_that_gets_no_better_stops(script, digits, start, tmp_path):
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("class_weights", ["loss", "sampling"])
-def test_rare_labels_are_weighed(class_weights, script, start, tmp_path):
+def test_rare_labels_are_weighted(class_weights, script, start, tmp_path):
     folder = write_images(tmp_path / "images", {"often": 40, "rarely": 8})
     arguments = plain_options(folder, start, tmp_path / "run")
     metrics = quietly(script, [*arguments, "--class_weights", class_weights, "--num_train_epochs", "1"])
@@ -461,7 +461,7 @@ def test_result_is_published(script, digits, start, tmp_path):
     assert {"model.safetensors", "README.md", "all_results.json", "report.json", "curves.png"} <= set(files)
     written = set(read_run(tmp_path / "run").written_files())
     assert set(files) == written | {".gitattributes"}
-    # All that is there is the run's, or a checkpoint's.
+    # All existing files belong to the run or a checkpoint.
     found = {path.name for path in (tmp_path / "run").iterdir() if path.is_file()}
     assert found == written | {"run.json", ".env", "id_rsa", "notes.txt"}
 
@@ -469,7 +469,7 @@ def test_result_is_published(script, digits, start, tmp_path):
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_folder_of_a_run_is_for_that_run_alone(script, digits, start, tmp_path):
+def test_folder_of_a_run_is_refused_for_other_runs(script, digits, start, tmp_path):
     saving = (
         ["--checkpointing_steps", "1"] if script == "accelerate" else ["--save_strategy", "steps", "--save_steps", "1"]
     )
@@ -479,7 +479,7 @@ def test_folder_of_a_run_is_for_that_run_alone(script, digits, start, tmp_path):
 
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("pattern", ["^/lfs-upload/", "/commit/"])
-def test_result_that_cannot_be_published_is_kept_and_said_how_to_be(pattern, digits, start, tmp_path):
+def test_unpublished_result_is_kept_and_the_command_to_publish_is_shown(pattern, digits, start, tmp_path):
     run = tmp_path / "run"
     with serve_hub(tokens={"hf_write": "write"}) as hub, hub.in_process(tmp_path / "home", token="hf_write"):
         hub.cut_uploads(times=100, pattern=pattern)
@@ -494,7 +494,7 @@ def test_result_that_cannot_be_published_is_kept_and_said_how_to_be(pattern, dig
         assert (run / "model.safetensors").is_file()
 
 
-def test_report_that_cannot_be_finished_leaves_the_one_before(tmp_path, monkeypatch):
+def test_failed_report_keeps_the_previous_one(tmp_path, monkeypatch):
     settings = {"recipe": "fine-tune", "start": "random weights", "dataset": "digits"}
     arguments = {"kind": "classifier", "task": "image-classification", "metric_types": {}, "figures": {}, "usage": ""}
     write_report_and_card(tmp_path, {"metrics": {"accuracy": 0.5}}, settings, **arguments)
@@ -525,7 +525,7 @@ def test_weights_and_preprocessing_are_of_the_same_revision(start, tmp_path):
         assert create_processor(arguments, 3).size.shortest_edge == 40
 
 
-def test_failed_connection_is_a_sentence():
+def test_failed_connection_gives_one_sentence():
     def fail(*options):
         raise httpx.ConnectError("connection refused")
 
@@ -536,7 +536,7 @@ def test_failed_connection_is_a_sentence():
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("num_channels", [1, 5])
-def test_images_with_other_channels_are_learnt(num_channels, script, start, tmp_path):
+def test_images_with_other_channels_are_learned(num_channels, script, start, tmp_path):
     images, labels = digit_images(360)
     if num_channels == 1:
         folder = write_parquet(tmp_path / "images", images, labels)
@@ -558,7 +558,7 @@ def test_images_with_other_channels_are_learnt(num_channels, script, start, tmp_
 
 
 @pytest.mark.usefixtures("one_process")
-def test_channels_that_are_not_the_models_are_named(start, tmp_path):
+def test_mismatched_channels_are_named(start, tmp_path):
     features = Features({"image": Array3D((8, 8, 5), "uint8"), "label": Value("string")})
     columns = {"image": [np.zeros((8, 8, 5), "uint8")] * 20, "label": ["a", "b"] * 10}
     Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "data" / "train.parquet")
@@ -586,7 +586,7 @@ def test_published_weights_are_fine_tuned_to_other_labels(source, script, digits
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "run")
     assert isinstance(model, TwinsForImageClassification)
     assert list(model.config.id2label.values()) == list("0123456789")
-    # Learning rates fall from block to block, and one step moves no weight further than about them.
+    # Learning rates decrease with depth, and one step changes no weight by much more than its learning rate.
     start = TwinsForImageClassification.from_pretrained(folder).twins.state_dict()
     for name, weight in model.twins.state_dict().items():
         assert (weight - start[name]).abs().max() < 2e-3, name
@@ -598,7 +598,7 @@ def test_published_weights_are_fine_tuned_to_other_labels(source, script, digits
 def test_compiled_training_in_bfloat16_writes_a_plain_model(script, digits, monkeypatch, tmp_path):
     start = save_start(tmp_path / "start", **TWO_STAGES)
     if script == "accelerate":
-        # What is written does not depend on the kernels, which take a minute to compile.
+        # The output does not depend on the kernels, which would take a minute to compile.
         monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     half = ["--bf16", "true"] if script == "trainer" else ["--mixed_precision", "bf16"]
     arguments = [*plain_options(digits, start, tmp_path / "run"), "--num_train_epochs", "1", "--ema_decay", "0.5"]
@@ -609,7 +609,7 @@ def test_compiled_training_in_bfloat16_writes_a_plain_model(script, digits, monk
 
 
 @pytest.mark.usefixtures("one_process")
-def test_webdataset_is_learnt(start, tmp_path):
+def test_webdataset_is_learned(start, tmp_path):
     (tmp_path / "data").mkdir()
     with tarfile.open(tmp_path / "data" / "train.tar", "w") as archive:
         for index, (image, label) in enumerate(zip(*digit_images(80))):
@@ -642,13 +642,13 @@ def test_adapter_is_saved_loaded_and_merged(script, digits, start, tmp_path):
     loaded, processor = load_model(tmp_path / "run" / "adapter", "image-classification")
     with torch.no_grad():
         torch.testing.assert_close(loaded(pixel_values).logits, expected, rtol=0, atol=1e-5)
-    # Its own, and not the names of the base model's labels.
+    # The adapter has its own label names, not those of the base model.
     assert loaded.config.id2label == {index: str(index) for index in range(10)} != base.config.id2label
     assert (tmp_path / "run" / "adapter" / "preprocessor_config.json").is_file()
     assert processor.crop_size.height == 16
 
 
-def test_training_without_an_image_processor_says_so(start, tmp_path, caplog):
+def test_training_without_an_image_processor_logs_the_defaults(start, tmp_path, caplog):
     TwinsForImageClassification.from_pretrained(start).save_pretrained(tmp_path / "alone")
     processor = create_processor(TrainedModelArguments(str(tmp_path / "alone")), num_channels=3)
     assert f"{tmp_path}/alone has no image processor: using the authors' evaluation settings." in caplog.text
@@ -678,13 +678,13 @@ def test_options_of_the_trainer_act_or_are_refused(digits, start, tmp_path):
             quietly("trainer", arguments + extra)
     frozen = [*arguments, "--optim", "sgd", "--learning_rate", "1e-12", "--weight_decay", "0"]
     quietly("trainer", [*frozen, "--num_train_epochs", "1", "--ema_decay", "0.5"])
-    # AdamW's steps would not shrink with the gradients.
+    # AdamW's steps do not depend on the scale of gradients, so another optimizer is used.
     first = losses(tmp_path / "run")
     quietly("trainer", [*frozen, "--num_train_epochs", "2", "--output_dir", str(tmp_path / "more")])
     assert losses(tmp_path / "more")[0] == pytest.approx(first[0])
 
 
-def test_sharding_that_was_asked_for_and_is_not_there_is_said(caplog, monkeypatch):
+def test_requested_but_missing_sharding_is_logged(caplog, monkeypatch):
     check_sharding(DistributedType.NO, False, ClassificationRecipe())
     check_sharding(DistributedType.FSDP, True, ClassificationRecipe())
     assert not caplog.text
@@ -701,9 +701,7 @@ def test_sharding_that_was_asked_for_and_is_not_there_is_said(caplog, monkeypatc
 
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_script_that_was_asked_for_fsdp_says_that_it_is_not_sharded(
-    script, digits, start, tmp_path, caplog, monkeypatch
-):
+def test_script_logs_that_requested_fsdp_is_not_active(script, digits, start, tmp_path, caplog, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     quietly(script, [*plain_options(digits, start, tmp_path / "run"), "--num_train_epochs", "1"])
     assert "FSDP was requested, but this run is not sharded" in caplog.text
@@ -723,7 +721,7 @@ def test_label_names_are_given_by_a_file(tmp_path):
     assert images["train"]["label"][:] == [0, 1, 2, 0, 1, 2]
 
 
-def test_single_label_is_nothing_to_learn(tmp_path):
+def test_single_label_is_refused(tmp_path):
     folder = write_images(tmp_path / "images", {"cat": 4})
     with pytest.raises(ValueError, match="There must be at least two labels, got only cat"):
         load_images(DataArguments(train_dir=str(folder)), seed=0)
@@ -771,7 +769,7 @@ def test_stream_is_learnt(script, start, tmp_path):
 
 
 @pytest.mark.usefixtures("one_process")
-def test_what_a_stream_cannot_do_is_said(start, tmp_path):
+def test_unsupported_options_of_streams_are_named(start, tmp_path):
     arguments = stream_options(start, tmp_path)
     names, validation, limit = (
         arguments.index(f"--{name}") for name in ("class_names_file", "validation_dir", "max_train_samples")
@@ -790,7 +788,7 @@ def test_what_a_stream_cannot_do_is_said(start, tmp_path):
 
 
 def numbered_stream(tmp_path: Path, batch_size: int, **options: int) -> StreamedImages:
-    """Of 40 gray images that are known by their brightness, one of which cannot be decoded, in four files."""
+    """A stream of 40 gray images in four files, identified by their brightness, one of which cannot be decoded."""
     tmp_path.mkdir(exist_ok=True)
     for part in range(4):
         images = [PILImage.new("L", (8, 8), 10 * part + index) for index in range(10)]
@@ -815,7 +813,7 @@ def encode_png(image: PILImage.Image) -> bytes:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_stream_gives_every_image_in_another_order_each_epoch(num_workers, tmp_path, caplog):
+def test_stream_yields_every_image_in_a_new_order_each_epoch(num_workers, tmp_path, caplog):
     images = numbered_stream(tmp_path, batch_size=4)
     loader = stream_loader(images, num_workers, torch.device("cpu"))
     assert len(loader) == 10
@@ -825,10 +823,10 @@ def test_stream_gives_every_image_in_another_order_each_epoch(num_workers, tmp_p
         epochs.append(torch.cat([batch["pixel_values"] for batch in loader]).tolist())
     assert epochs[0] == epochs[2] != epochs[1]
     assert len(epochs[0]) == 40
-    # Memory that all workers share: one that sets it changes what another reads.
+    # Workers share this memory, so that a worker that changes it affects the others.
     assert images.stream.epoch == 0
     if num_workers == 0:
-        # All but the one that cannot be decoded, in whose place another comes again.
+        # All images except the corrupt one occur. Another one is repeated in its place.
         assert set(epochs[0]) == set(epochs[1]) == set(range(40)) - {25}
         assert "left out, because it cannot be decoded: 2.png (1 so far)" in caplog.text
 
@@ -837,12 +835,12 @@ def test_processes_share_a_stream(tmp_path):
     shares = [list(numbered_stream(tmp_path, 5, process_index=index, num_processes=2)) for index in (0, 1)]
     seen = [{int(example["pixel_values"]) for example in share} for share in shares]
     assert [len(share) for share in shares] == [20, 20]
-    # In place of the one that cannot be decoded comes another, from whatever share.
+    # Another image, from any share, takes the place of the corrupt one.
     assert len(seen[0] & seen[1]) <= 1
     assert len(seen[0] | seen[1]) >= 39
 
 
-def test_stream_without_images_is_no_endless_loop(tmp_path):
+def test_stream_without_usable_images_raises_an_error(tmp_path):
     features = Features({"image": Image(), "label": ClassLabel(num_classes=2)})
     columns = {"image": [{"bytes": b"no image", "path": None}] * 4, "label": [0, 1, 0, 1]}
     Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "a.parquet")

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""All images of a folder are loaded, with the names of its sub-folders as labels, whatever words are in the names."""
+"""All images of a folder are loaded, with the names of sub-folders as labels, regardless of words in the names."""
 
 import re
 from collections import Counter
@@ -29,7 +29,7 @@ from hf_twins.training.image_classification.folders import load_folder
 
 
 pytestmark = pytest.mark.usefixtures("one_process")
-# Two of ImageNet's classes by their WordNet ids, and their places among the thousand.
+# Two of ImageNet's classes by their WordNet ids, and their numbers.
 SYNSETS = {"n01440764": 0, "n15075141": 999}
 LAYOUTS = {
     "imagenet_val": {
@@ -82,7 +82,7 @@ def test_labels_are_the_names_of_the_folders(name, parent, streaming, tmp_path):
     assert sum(1 for _ in split) == len(expected)
 
 
-def test_folder_is_found_however_it_is_named(tmp_path, monkeypatch):
+def test_folder_is_found_by_any_kind_of_path(tmp_path, monkeypatch):
     images = write_images(tmp_path / ".cache" / "__val__", LAYOUTS["imagenet_val"])
     (tmp_path / "link").symlink_to(images)
     monkeypatch.chdir(tmp_path)
@@ -113,7 +113,7 @@ def test_folder_without_images_is_named(content, tmp_path):
         load_folder(str(folder))
 
 
-def test_training_and_validation_images_are_those_of_their_folders(tmp_path):
+def test_training_and_validation_images_come_from_their_folders(tmp_path):
     train = write_images(tmp_path / "train", LAYOUTS["imagenet_train"])
     validation = write_images(tmp_path / "val", LAYOUTS["imagenet_val"])
     splits = load_images(DataArguments(train_dir=str(train), validation_dir=str(validation)), seed=0)
@@ -123,7 +123,7 @@ def test_training_and_validation_images_are_those_of_their_folders(tmp_path):
         assert Counter(split["label"]) == {0: 2, 1: 2}
 
 
-def test_imagenets_own_validation_files_are_evaluated(tmp_path):
+def test_original_validation_files_of_imagenet_are_evaluated(tmp_path):
     folder = write_images(tmp_path / "val", LAYOUTS["imagenet_val"])
     start = save_start(tmp_path / "start", num_labels=1000)
     results = evaluate_classification.main(

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What every script does alike: the pixels that it reads, and where it does not write."""
+"""Rules for all scripts: they read the same pixels, and never write among their inputs."""
 
 from collections import Counter
 from pathlib import Path
@@ -79,7 +79,7 @@ PLAIN = {"do_resize": False, "do_center_crop": False, "do_normalize": False, "do
 
 
 class Recorder:
-    """A model or an image processor that keeps what it is given, and answers nothing."""
+    """A model or an image processor that records its inputs, and returns nothing."""
 
     def __call__(self, images, **kwargs):
         self.pixels = np.asarray(images[0] if isinstance(images, list) else images)
@@ -93,7 +93,7 @@ def given_to(recorder: Recorder, call) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_reader_gives_the_same_pixels(name, tmp_path):
+def test_every_reader_returns_the_same_pixels(name, tmp_path):
     for folder in ("all/cat", "all/dog", "images", "annotations"):
         (tmp_path / folder).mkdir(parents=True)
     file = tmp_path / "all" / "cat" / name
@@ -129,7 +129,7 @@ def test_every_reader_gives_the_same_pixels(name, tmp_path):
     entry = {"file_name": name, "height": expected.shape[0], "width": expected.shape[1]}
     found["detection"] = CocoImages(file.parent, [entry], ["cat"]).open(0)
     found["detector"] = given_to(recorder, lambda: Detector(None, recorder)([opened]))
-    # Exported models, and both image processors; images that were opened by somebody else are not turned.
+    # Exported models, and both image processors, which do not turn images that the caller opened.
     preprocessing = run_exported.Preprocessing(TwinsImageProcessorPil(**PLAIN).to_dict())
     found["exported"] = preprocessing(run_exported.read_image(file))[0].transpose(1, 2, 0)
     for processor in (TwinsImageProcessor(**PLAIN), TwinsImageProcessorPil(**PLAIN)):
@@ -204,7 +204,7 @@ def tiny_models(start) -> Path:
     return start
 
 
-def test_contact_sheet_is_none_of_the_images(inputs, start, tmp_path, monkeypatch):
+def test_contact_sheet_cannot_replace_an_image(inputs, start, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "sys.argv",
         [
@@ -232,7 +232,7 @@ def test_contact_sheet_is_none_of_the_images(inputs, start, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("place", ["data/images/0.png", "data/annotations/0.png", "model/config.json"])
-def test_results_of_segmentation_replace_no_input(place, tmp_path):
+def test_results_of_segmentation_cannot_replace_input(place, tmp_path):
     file = tmp_path / place
     for folder in ("data/images", "data/annotations", "model"):
         (tmp_path / folder).mkdir(parents=True)

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The code in the card of every model folder that the training scripts write loads the model and runs it."""
+"""The code in the model cards that the training scripts write loads and runs the model."""
 
 import json
 
@@ -55,7 +55,7 @@ def test_final_weights_are_evaluated_once(extra, digits, start, tmp_path, monkey
         run_trainer.main([*options(digits, start, tmp_path / "trainer"), *extra])
         assert len(evaluations) == 2
         run_accelerate.main([*options(digits, start, tmp_path / "accelerate"), *extra])
-    # After each of two epochs, with the weights that would be saved.
+    # Evaluations are after each of two epochs, with the weights that would be saved.
     assert len(evaluations) == 2 + 2
     for name in ("trainer", "accelerate"):
         history = json.loads((tmp_path / name / "report.json").read_text())["history"]

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What users may name as a model, in the scripts that take one: used, or refused in one sentence before anything is written."""
+"""All kinds of models in all scripts: used, or refused with one sentence before anything is written."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("one_process")
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
-    """A folder with models of ten labels, or of none, under what they are."""
+    """A folder with all kinds of models by name, with ten labels or none."""
     folder = tmp_path_factory.mktemp("models")
     processor = TwinsImageProcessor(size={"shortest_edge": 18}, crop_size={"height": 16, "width": 16})
     for name, model_class in (
@@ -78,7 +78,7 @@ def test_classifiers_of_every_format(model, models, images, tmp_path):
 
 @pytest.mark.parametrize("script", [evaluate, predict])
 @pytest.mark.parametrize("model", ["semantic-fpn", "backbone"])
-def test_models_that_classify_nothing_are_refused(script, model, models, images, tmp_path):
+def test_models_other_than_classifiers_are_refused(script, model, models, images, tmp_path):
     message = (
         rf"^error: {models}/{model} holds a Twins\w+, but an image classifier is needed \(\w+\): pass another model"
     )
@@ -98,7 +98,7 @@ def test_classifier_without_an_image_processor_is_refused(models, images, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["semantic_segmentation/predict_segmentation.py", "quickstart.py"])
-def test_started_as_a_user_does(script, models, images, tmp_path):
+def test_scripts_started_as_processes(script, models, images, tmp_path):
     if script == "quickstart.py":
         name, sentence = "somebody/not-here", "there is no such folder, and on the Hub: "
         options = ["--model", name]
@@ -121,7 +121,7 @@ def test_started_as_a_user_does(script, models, images, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_peft_is_a_sentence(models, images, tmp_path, monkeypatch):
+def test_missing_peft_gives_one_sentence(models, images, tmp_path, monkeypatch):
     monkeypatch.setattr("hf_twins._utils.extras.find_spec", lambda module: None)
     with pytest.raises(SystemExit, match=r'^error: \S+adapter is a PEFT adapter: .* pip install "hf_twins\[train\]"$'):
         evaluate(models / "adapter", images, tmp_path / "out")

@@ -76,7 +76,9 @@ def run_options(scenes: Path, start: Path, output: Path, detector: str) -> list[
 
 
 @pytest.mark.usefixtures("one_process")
-def test_script_trains_evaluates_and_writes_what_predicts(scenes, start, tmp_path, caplog, capsys, monkeypatch):
+def test_script_trains_evaluates_and_writes_a_model_that_predicts(
+    scenes, start, tmp_path, caplog, capsys, monkeypatch
+):
     num_computed = []
     compute = run_detection.average_precision
     monkeypatch.setattr(
@@ -84,7 +86,7 @@ def test_script_trains_evaluates_and_writes_what_predicts(scenes, start, tmp_pat
     )
     output = tmp_path / "run"
     arguments = run_options(scenes, start, output, "mask-rcnn")
-    # Low, so that an untrained detector finds something to draw.
+    # The threshold is low, so that an untrained detector detects something.
     arguments[3] = json.dumps(OPTIONS["mask-rcnn"] | {"score_threshold": 0.001})
     metrics = run_detection.main(
         [
@@ -101,7 +103,7 @@ def test_script_trains_evaluates_and_writes_what_predicts(scenes, start, tmp_pat
     results = json.loads((output / "all_results.json").read_text())
     for name in ("eval_ap", "eval_ap50", "eval_ap75", "eval_mask_ap", "eval_mask_ap50"):
         assert results[name] == metrics[name]
-    # The only category.
+    # There is only one category.
     expected = {"ap": results["eval_ap"], "mask_ap": results["eval_mask_ap"]}
     assert results["per_category"] == {"digit": pytest.approx(expected)}
     assert results["steps"] == 3
@@ -140,14 +142,14 @@ def test_script_trains_evaluates_and_writes_what_predicts(scenes, start, tmp_pat
         assert coco_mask.decode(entry["mask"]).shape == (48, 110)
 
 
-# What `pip install "hf_twins[train]"` installs beside the core dependencies.
+# Modules that `pip install "hf_twins[train]"` installs in addition to the core dependencies.
 EXTRAS = ["accelerate", "datasets", "matplotlib", "peft", "pyarrow", "pycocotools", "sklearn", "torchmetrics"]
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("detector", ["retinanet", "mask-rcnn", "detr"])
-def test_snippet_of_the_card_runs_with_the_core_dependencies_alone(detector, scenes, start, tmp_path):
+def test_code_in_the_card_runs_with_only_the_core_dependencies(detector, scenes, start, tmp_path):
     output = tmp_path / "run"
     arguments = run_options(scenes, start, output, detector)
     if detector != "detr":
@@ -157,7 +159,7 @@ def test_snippet_of_the_card_runs_with_the_core_dependencies_alone(detector, sce
     (snippet,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert snippet.startswith("import hf_twins ")
     digit_scene(60, (48, 80)).image.save(tmp_path / "image.jpg")
-    # Low, so that it detects something.
+    # The threshold is low, so that the detector detects something.
     snippet = snippet.replace("threshold=0.5", "threshold=0.0")
     program = f"""
 import sys
@@ -178,7 +180,7 @@ assert not [name for name in {EXTRAS} if sys.modules[name]]
     assert all(line.startswith("digit 0.") for line in found)
 
 
-def test_images_that_would_be_drawn_into_one_file_are_refused(tmp_path):
+def test_images_drawn_to_the_same_file_are_refused(tmp_path):
     for name in ("x.jpg", "x.jpg.png", "y.png"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     arguments = ["--model_name_or_path", "x", "--images", str(tmp_path), "--output_dir", str(tmp_path / "found")]
@@ -187,7 +189,7 @@ def test_images_that_would_be_drawn_into_one_file_are_refused(tmp_path):
     assert not (tmp_path / "found").exists()
 
 
-def test_predictions_of_something_else_are_not_mixed_in(tmp_path, monkeypatch):
+def test_predictions_of_different_runs_are_not_mixed(tmp_path, monkeypatch):
     torch.manual_seed(0)
     model = randomize(TwinsForImageClassification(tiny_config()))
     monkeypatch.setattr(predict_detection, "load_detector", lambda folder: Detector(model, TwinsImageProcessor()))
@@ -220,7 +222,7 @@ def test_predictions_of_something_else_are_not_mixed_in(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("options", "device"), [([], "xpu"), (["--device", "cpu"], "cpu")])
-def test_prediction_takes_the_accelerator_unless_told_otherwise(options, device, tmp_path, monkeypatch):
+def test_prediction_uses_the_accelerator_by_default(options, device, tmp_path, monkeypatch):
     def move(device):
         raise ValueError(f"moved to {device}")
 
@@ -254,7 +256,7 @@ def test_learning_rate_is_warmed_up_and_falls_at_epochs(start, tmp_path):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    # Ten images are three steps.
+    # Ten images take three steps.
     expected = [0.0001, 0.0334, 0.0667] + 3 * [0.1] + 6 * [0.01] + 6 * [0.001]
     assert rates == pytest.approx(expected)
 
@@ -317,7 +319,7 @@ def test_wrong_options_are_named(scenes, start, tmp_path, capsys):
     ids=["retinanet", "mask-rcnn"],
 )
 def test_detector_learns_to_find_digits(detector, num_epochs, least, start, tmp_path):
-    """From random weights, in about a minute on one core: 40 steps an epoch."""
+    """Training starts from random weights, and takes about a minute on one core, with 40 steps per epoch."""
     train, validation = (
         write_scenes(tmp_path / name, seeds) for name, seeds in (("train", range(100, 420)), ("validation", range(60)))
     )
@@ -337,7 +339,7 @@ def test_detector_learns_to_find_digits(detector, num_epochs, least, start, tmp_
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_process")
 def test_detr_learns(start, tmp_path):
-    """Slowly, as it does: its loss falls, and what was saved detects as what was trained."""
+    """DETR learns slowly, so only its loss must decrease. The saved model detects the same as the trained one."""
     scenes = write_scenes(tmp_path / "scenes", range(80))
     output = tmp_path / "run"
     run_detection.main(
@@ -356,7 +358,7 @@ def test_detr_learns(start, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_process")
-def test_folder_of_a_run_is_for_that_run_alone(scenes, start, tmp_path):
+def test_folder_of_a_run_is_refused_for_other_runs(scenes, start, tmp_path):
     saving = ["--max_steps", "1", "--save_strategy", "steps", "--save_steps", "1"]
     arguments = [*run_options(scenes, start, tmp_path / "run", "retinanet"), *saving]
     check_second_runs(run_detection.main, arguments, tmp_path / "run")
@@ -374,7 +376,7 @@ def train(arguments: list[str]) -> subprocess.Popen:
 
 @pytest.mark.slow
 def test_killed_training_resumes_to_the_same_weights(scenes, start, tmp_path):
-    """Bit for bit, with augmentation, the detector's own random proposals, and the average of the weights."""
+    """Weights are identical, with augmentation, the detector's random proposals, and the average of the weights."""
     assert train(run_options(scenes, start, tmp_path / "whole", "mask-rcnn")).wait() == 0
 
     output = tmp_path / "killed"
@@ -407,7 +409,7 @@ def test_loss_that_is_not_finite_ends_training_and_is_not_saved(scenes, start, t
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_process")
-def test_evaluations_are_of_the_average_that_is_saved(scenes, start, tmp_path, monkeypatch):
+def test_evaluations_use_the_average_that_is_saved(scenes, start, tmp_path, monkeypatch):
     evaluated = []
     detector = run_detection.Detector
 
@@ -417,10 +419,10 @@ def test_evaluations_are_of_the_average_that_is_saved(scenes, start, tmp_path, m
 
     monkeypatch.setattr(run_detection, "Detector", note)
     arguments = run_options(scenes, start, tmp_path / "run", "retinanet")
-    # With patience, the last evaluation is not left out.
+    # With patience, the last evaluation is not skipped.
     run_detection.main(
         [*arguments, "--num_train_epochs", "2", "--ema_decay", "0.9999", "--early_stopping_patience", "9"]
     )
-    # The last but one is the training's last, before the script's own.
+    # The second to last evaluation is the last one in training, before the script's own.
     for name, weight in load_file(tmp_path / "run" / "model.safetensors").items():
         assert torch.equal(weight, evaluated[-2][name]), name

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The quickstart, run for real on small data, and once as a user runs it."""
+"""The quickstart on small data, and once exactly as a user runs it."""
 
 import importlib.util
 import json
@@ -36,7 +36,7 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "quickstart.py"
 
 @pytest.fixture
 def quickstart(monkeypatch, tmp_path):
-    """Run the script's `main` with the options given, in an empty folder."""
+    """Run the script's `main` with the given options, in an empty folder."""
     spec = importlib.util.spec_from_file_location("quickstart", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "quickstart", module)
@@ -52,7 +52,7 @@ def quickstart(monkeypatch, tmp_path):
 
 @pytest.fixture
 def image_folder(tmp_path) -> Path:
-    """Twelve images of each of three digits, as a user would have them."""
+    """A folder of a user, with twelve images of each of three digits."""
     digits = load_digits()
     for digit, name in enumerate(["zero", "one", "two"]):
         folder = tmp_path / "images" / name
@@ -63,7 +63,7 @@ def image_folder(tmp_path) -> Path:
 
 
 @pytest.mark.slow
-def test_quickstart_on_an_image_folder_then_on_from_there(quickstart, image_folder, tmp_path, capsys):
+def test_quickstart_on_an_image_folder_and_further_training(quickstart, image_folder, tmp_path, capsys):
     quickstart("--dataset", str(image_folder), "--epochs", "1", "--output-dir", "first")
     model = AutoModelForImageClassification.from_pretrained("first")
     assert type(model) is TwinsForImageClassification
@@ -93,7 +93,7 @@ def test_quickstart_on_an_image_folder_then_on_from_there(quickstart, image_fold
     assert set(AutoModelForImageClassification.from_pretrained("second").config.label2id) == {"zero", "one"}
 
 
-def test_quickstart_replaces_another_run_only_if_told(quickstart, tmp_path, image_folder):
+def test_quickstart_replaces_another_run_only_if_requested(quickstart, tmp_path, image_folder):
     identity = {"options": {}, "labels": [], "data": {}, "model": "", "num_processes": 1}
     finished = Run(tmp_path / "first", identity, files=["results.png"])
     finished.output_dir.mkdir()
@@ -105,7 +105,7 @@ def test_quickstart_replaces_another_run_only_if_told(quickstart, tmp_path, imag
         quickstart("--dataset", str(image_folder), "--output-dir", "first")
 
 
-def test_quickstart_saves_no_model_that_is_not_finite(quickstart, image_folder):
+def test_quickstart_does_not_save_a_model_that_is_not_finite(quickstart, image_folder):
     with pytest.raises(
         SystemExit, match=r"^error: The model was not saved, because its loss .* is nan: try a lower --lea"
     ):
@@ -113,7 +113,7 @@ def test_quickstart_saves_no_model_that_is_not_finite(quickstart, image_folder):
     assert [path.name for path in Path("nan").iterdir()] == ["run.json"]
 
 
-def test_quickstart_is_alone_in_its_folder(quickstart, tmp_path, image_folder):
+def test_second_quickstart_in_a_folder_is_refused(quickstart, tmp_path, image_folder):
     with (
         exclusive_folder(tmp_path / "used"),
         pytest.raises(SystemExit, match=r"^error: Another run is writing to used: wait"),
@@ -152,21 +152,21 @@ def test_quickstart_builds_a_published_variant(quickstart, image_folder):
     ],
     ids=["no dataset", "no model", "no variant", "model and variant"],
 )
-def test_quickstart_says_what_it_cannot_do_without_a_traceback(quickstart, tmp_path, options, message):
+def test_quickstart_explains_errors_without_a_traceback(quickstart, tmp_path, options, message):
     with pytest.raises(SystemExit) as exit_info:
         quickstart(*options)
     assert message in str(exit_info.value)
     assert not (tmp_path / "outputs").exists()
 
 
-def test_quickstart_with_images_that_are_no_data_set_says_what_it_needs(quickstart, tmp_path):
+def test_quickstart_with_unusable_images_explains_what_it_needs(quickstart, tmp_path):
     (tmp_path / "images").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "images" / "lonely.png")
     with pytest.raises(SystemExit, match=r"1 images directly in it, not in a label folder \(lonely.png\)"):
         quickstart("--dataset", str(tmp_path / "images"))
 
 
-def test_quickstart_with_too_few_images_says_so(quickstart, tmp_path):
+def test_quickstart_with_too_few_images_is_refused(quickstart, tmp_path):
     for label in ("cat", "dog", "cow"):
         (tmp_path / "images" / label).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "images" / label / "1.png")
@@ -176,13 +176,13 @@ def test_quickstart_with_too_few_images_says_so(quickstart, tmp_path):
         quickstart("--dataset", str(tmp_path / "images"))
 
 
-def test_quickstart_leaves_out_what_it_cannot_use_and_names_it(quickstart, image_folder, caplog, capsys):
+def test_quickstart_leaves_out_and_names_unusable_images(quickstart, image_folder, caplog, capsys):
     (image_folder / "one" / "3.png").write_bytes(long_png())
     (image_folder / "two" / ".ipynb_checkpoints").mkdir()
     (image_folder / "two").rename(image_folder.parent / "linked")
     (image_folder / "two").symlink_to(image_folder.parent / "linked")
     (image_folder / "zero").rename(image_folder / "bullet train")
-    # Quoted, the printed commands are those for this folder.
+    # The printed commands are quoted, so that they work for this folder.
     folder = "it's $HOME; x"
     quickstart("--dataset", str(image_folder), "--epochs", "1", "--output_dir", folder)
     assert "3.png is too long, 1 x 65535 pixels" in caplog.text

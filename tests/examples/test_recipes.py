@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Every recipe of both scripts reaches what it should: from random weights to MNIST, and from there to other digits."""
+"""Every recipe of both scripts reaches the expected accuracy, from random weights or a trained model."""
 
 import gc
 from pathlib import Path
@@ -39,11 +39,11 @@ SMALL = {
 
 
 def learn(script: str, recipe: str, data: Path, output: Path, *more: str) -> float:
-    """The accuracy on held-out images, in percent."""
+    """Train by a recipe, and return the accuracy on held-out images, in percent."""
     arguments = [
         *("--recipe", recipe, "--train_dir", str(data), "--output_dir", str(output)),
         *("--num_train_epochs", "3", "--horizontal_flip", "0", "--min_crop_scale", "0.7"),
-        # Drawn from the global random numbers, which the scripts use for other things as well.
+        # These are drawn from the global random numbers, which the scripts also use for other purposes.
         *("--drop_path_rate", "0"),
         *(["--disable_tqdm", "true", "--save_strategy", "no"] if script == "trainer" else []),
     ]
@@ -56,10 +56,10 @@ def learn(script: str, recipe: str, data: Path, output: Path, *more: str) -> flo
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_process")
 def test_every_recipe_learns(tmp_path):
-    """From random weights to scikit-learn's digits, with the authors' augmentation; from the bundled model of such digits to
-    600 of MNIST's, by the head alone, by LoRA and by all weights, in three epochs each.
+    """From random weights, scikit-learn's digits are learned with the authors' augmentation. From the bundled model for these
+    digits, 600 of MNIST's digits are learned in three epochs each, by training the head, LoRA, or all weights.
 
-    Each by one script: that both take the same steps, by every recipe, is tested in test_training_loops.py.
+    Each recipe is tested with one script. test_training_loops.py tests that both scripts take the same steps.
     """
     pixels, labels = mnist_data()
     chosen = np.random.default_rng(0).permutation(len(pixels))[:1400]

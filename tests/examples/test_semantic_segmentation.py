@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Semantic segmentation: data, both heads, inference in windows and at several sizes, and training that goes on."""
+"""Semantic segmentation: data, both heads, sliding windows, multi-scale inference, and resumed training."""
 
 import json
 import logging
@@ -90,13 +90,13 @@ from hf_twins.training.semantic_segmentation.models import checkpoint_config, cr
 
 
 HEADS = ("semantic-fpn", "upernet")
-# Those in the scenes to learn.
+# The classes in the scenes.
 DIGITS = (0, 1, 4)
 CLASSES = ["background", *(f"digit {digit}" for digit in DIGITS)]
 
 
 def write_scenes(folder: Path, seeds: range, size: tuple[int, int] = (32, 32)) -> Path:
-    """Scenes with the classes 0 (the background) to 3."""
+    """Write scenes with the classes 0 (the background) to 3."""
     handwriting = np.flatnonzero(np.isin(load_digits().target, DIGITS))
     number = np.zeros(11, dtype=np.uint8)
     number[[1 + digit for digit in DIGITS]] = range(1, len(CLASSES))
@@ -146,7 +146,7 @@ def starts(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def one_process():
-    """Accelerate's state of one run does not become the next one's."""
+    """Reset Accelerate's state, so that it does not carry over to the next run."""
     yield
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
@@ -174,7 +174,7 @@ def test_script_trains_evaluates_and_writes_a_repository(head, scenes, starts, t
     assert results["eval_mean_iou"] == metrics["eval_mean_iou"]
     assert results["steps"] == 6
     report = json.loads((output / "report.json").read_text())
-    # Once an epoch, the last time with the final weights.
+    # Evaluations are once per epoch, the last one with the final weights.
     assert [entry["epoch"] for entry in report["history"] if "eval_mean_iou" in entry] == [1, 2]
     assert np.sum(report["confusion_matrix"]) == 6 * 30 * 37
     assert list(report["per_class"]) == CLASSES
@@ -183,7 +183,7 @@ def test_script_trains_evaluates_and_writes_a_repository(head, scenes, starts, t
         with PILImage.open(output / name) as image:
             assert min(image.size) >= 200
 
-    # What it measured is what its folder gives.
+    # Evaluating the saved folder gives the same result.
     model = AutoModelForSemanticSegmentation.from_pretrained(output)
     assert model.config.id2label == dict(enumerate(CLASSES))
     arguments = [
@@ -224,7 +224,7 @@ def test_classifier_gets_either_head(head, tmp_path):
     backbone = model.backbone if head == "upernet" else model.twins
     assert model.config.num_labels == len(CLASSES)
     assert (backbone.config.window_padding, backbone.config.drop_path_rate) == ("zeros", 0.25)
-    # Trainer is to divide the loss of accumulated batches where the model does not.
+    # The Trainer must divide the loss of accumulated batches if the model does not.
     assert getattr(model, "accepts_loss_kwargs", True) == (head != "upernet")
     weights = backbone.encoder.state_dict()
     for name, weight in classifier.twins.encoder.state_dict().items():
@@ -233,13 +233,13 @@ def test_classifier_gets_either_head(head, tmp_path):
     assert (processor.size.shortest_edge, processor.size.longest_edge) == (48, 192)
     assert list(processor.image_mean) == [0.5, 0.4, 0.3]
     assert processor.do_reduce_labels
-    # As mmsegmentation has it, and not as classifiers do.
+    # Images are prepared as in mmsegmentation, not as for classifiers.
     assert not processor.do_center_crop
     assert processor.resample == PILImage.Resampling.BILINEAR
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_segmentation_checkpoint_keeps_its_head_where_the_classes_are_as_many(head, starts, tmp_path):
+def test_segmentation_checkpoint_keeps_its_head_for_the_same_number_of_classes(head, starts, tmp_path):
     trained = AutoModelForSemanticSegmentation.from_config(
         upernet_config() if head == "upernet" else tiny_config(num_labels=4)
     )
@@ -258,7 +258,7 @@ def test_segmentation_checkpoint_keeps_its_head_where_the_classes_are_as_many(he
     assert list(processor.image_mean) == [0.1, 0.2, 0.3]
 
 
-def test_folder_with_another_image_processor_trains_on_with_the_same_pixels(tmp_path):
+def test_training_with_another_image_processor_class_sees_the_same_pixels(tmp_path):
     randomize(TwinsForSemanticSegmentation(tiny_config(num_labels=4))).save_pretrained(tmp_path)
     former = SegformerImageProcessor(size={"shortest_edge": 40, "longest_edge": 160}, image_std=[0.1, 0.2, 0.3])
     former.save_pretrained(tmp_path)
@@ -274,8 +274,8 @@ def test_folder_with_another_image_processor_trains_on_with_the_same_pixels(tmp_
 
 
 @pytest.mark.parametrize("script", [evaluate_segmentation, predict_segmentation])
-def test_what_cannot_segment_is_refused(script, scenes, tmp_path):
-    """A processor that crops, and a classifier, whose segmentation would be that of random weights."""
+def test_models_that_cannot_segment_are_refused(script, scenes, tmp_path):
+    """The models are one with a processor that crops, and a classifier, whose head would have random weights."""
     model = tmp_path / "model"
     arguments = ["--model_name_or_path", str(model), "--device", "cpu"]
     if script is evaluate_segmentation:
@@ -342,7 +342,7 @@ def test_multi_scale_and_flip_equals_a_plain_loop(head):
     actual = segment(model, processor, image, InferenceArguments(scales=list(MULTI_SCALES), flip=True))
     expected = []
     for short_side in (16, 24, 32, 40, 48, 56):
-        # The processor of another model, which does the same.
+        # An image processor of another model, which does the same.
         inputs = SegformerImageProcessor(size={"shortest_edge": short_side, "longest_edge": 4 * short_side})(
             image, return_tensors="pt"
         )["pixel_values"]
@@ -357,7 +357,7 @@ def test_multi_scale_and_flip_equals_a_plain_loop(head):
     torch.testing.assert_close(actual, torch.stack(expected).mean(0))
 
 
-def test_windows_as_large_as_the_image_are_the_image():
+def test_window_as_large_as_the_image_equals_the_entire_image():
     model = randomize(TwinsForSemanticSegmentation(tiny_config()))
     image = PILImage.effect_noise((45, 31), 80)
     how = InferenceArguments(slide_crop_size=64, slide_stride=64)
@@ -370,7 +370,7 @@ def test_metrics_equal_those_of_scikit_learn():
     truth = torch.randint(4, (3, 20, 30), generator=generator)
     prediction = torch.where(torch.rand(truth.shape, generator=generator) < 0.6, truth, (truth + 1) % 4)
     truth[0, :5] = IGNORE_INDEX
-    # In two parts, with a class that is nowhere.
+    # The matrix is the sum of two parts, and one class does not occur.
     matrix = sum(confusion_matrix(truth[part], prediction[part], 5) for part in (slice(1), slice(1, 3)))
     is_labeled = truth != IGNORE_INDEX
     expected, actual = truth[is_labeled].numpy(), prediction[is_labeled].numpy()
@@ -397,7 +397,7 @@ def test_evaluation_counts_every_pixel_of_every_image(scenes):
     assert model.training
 
 
-def test_pairs_that_do_not_fit_are_left_out_and_named(tmp_path, caplog):
+def test_mismatched_pairs_are_left_out_and_named(tmp_path, caplog):
     folder = write_scenes(tmp_path / "scenes", range(9))
     whole = (folder / "images" / "0.png").read_bytes()
     (folder / "images" / "0.png").write_bytes(whole[: len(whole) // 2])
@@ -430,14 +430,14 @@ def test_reduced_labels_ignore_zero_and_count_from_one():
     mask = PILImage.fromarray(np.array([[0, 1], [150, 255]], dtype=np.uint8))
     np.testing.assert_array_equal(class_numbers(mask, True), [[255, 0], [149, 255]])
     np.testing.assert_array_equal(class_numbers(mask, False), [[0, 1], [150, 255]])
-    # A palette's colors are not its numbers.
+    # The colors of the palette differ from the class numbers.
     indexed = mask_image(np.array([[0, 1], [2, 2]], dtype=np.uint8), "abc")
     np.testing.assert_array_equal(class_numbers(indexed, False), [[0, 1], [2, 2]])
     with pytest.raises(ValueError, match=r"A mask must have one number per pixel, its class, got .* of mode RGB"):
         class_numbers(mask.convert("RGB"), False)
 
 
-def test_columns_of_a_data_set_are_found(tmp_path, scenes):
+def test_columns_of_a_dataset_are_found(tmp_path, scenes):
     files = [str(scenes / "training" / "images" / f"{index}.png") for index in range(6)]
     columns = {"image": files, "annotation": [file.replace("images", "annotations") for file in files]}
     features = Features({"image": Image(), "annotation": Image()})
@@ -445,13 +445,13 @@ def test_columns_of_a_data_set_are_found(tmp_path, scenes):
     pairs, names = load_pairs(DataArguments(dataset_name=str(tmp_path / "data"), train_val_split=0.5), seed=0)
     assert (len(pairs["train"]), len(pairs["validation"])) == (3, 3)
     assert names == ["0", "1", "2", "3"]
-    # Those of the model are taken where they are as many.
+    # The model's names are used if their number matches.
     _, names = load_pairs(DataArguments(dataset_name=str(tmp_path / "data")), 0, ["a", "b", "c", "d"])
     assert names == ["a", "b", "c", "d"]
 
 
 @pytest.mark.usefixtures("accelerators_keep_their_random_numbers")
-def test_crop_depends_on_seed_epoch_and_place_alone(scenes):
+def test_crop_depends_only_on_seed_epoch_and_index(scenes):
     pairs, _ = load_pairs(DataArguments(train_dir=str(scenes / "training")), seed=0)
     transform = training_transform(SegmentationRecipe(), processor_of(32))
     images = LabeledImages(pairs["train"], Preparation(transform, do_reduce_labels=False, seed=7))
@@ -467,7 +467,7 @@ def test_crop_depends_on_seed_epoch_and_place_alone(scenes):
 
 
 def test_image_and_mask_are_cropped_padded_and_mirrored_together():
-    """An image that is its own mask, so that each pixel must have its class's color."""
+    """The image is its own mask, so that each pixel must have its class's color."""
     numbers = np.kron(np.arange(12).reshape(3, 4), np.ones((16, 16), int)).astype(np.uint8)
     image = PILImage.fromarray(numbers * 20).convert("RGB")
     processor = processor_of(64, image_mean=[0.5] * 3, image_std=[1.0] * 3)
@@ -480,16 +480,16 @@ def test_image_and_mask_are_cropped_padded_and_mirrored_together():
         assert example["labels"].dtype == torch.int64
         is_padding = example["labels"] == IGNORE_INDEX
         num_padded += int(is_padding.any())
-        # Within the rounding of the mean color.
+        # The tolerance is the rounding of the mean color.
         assert example["pixel_values"][0][is_padding].abs().sum() < 0.003 * 64 * 64
         found = (example["pixel_values"][0] + 0.5) * 255 / 20
         is_same = (found - example["labels"]).abs() < 0.5
-        # Not all: between the squares the image is blended, the mask is not.
+        # Not all pixels match, because the image is blended between the squares, but the mask is not.
         assert is_same[~is_padding].float().mean() > 0.8
     assert 0 < num_padded < 12
 
 
-def test_crop_avoids_what_is_nearly_all_of_one_class():
+def test_crop_avoids_regions_dominated_by_one_class():
     mask = np.zeros((64, 64), dtype=np.uint8)
     mask[:, 48:] = 1
     pair = {"image": PILImage.new("RGB", (64, 64)), "label": PILImage.fromarray(mask)}
@@ -506,7 +506,7 @@ def test_crop_avoids_what_is_nearly_all_of_one_class():
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("head", HEADS)
 def test_batch_without_a_class_changes_nothing(head, tmp_path):
-    """PyTorch's mean over no pixel is NaN, and so is the models' loss."""
+    """The mean over no pixels is NaN in PyTorch, and so is the models' loss."""
     config = upernet_config() if head == "upernet" else tiny_config(num_labels=4)
     model = AutoModelForSemanticSegmentation.from_config(config)
     trainer = run_segmentation.SegmentationTrainer(
@@ -581,7 +581,7 @@ def test_recipe_sets_defaults(recipe):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """A model of random weights with five classes, and its image processor."""
+    """A model with random weights and five classes, and its image processor."""
     folder = tmp_path_factory.mktemp("trained")
     names = {0: "sky", 1: "road", 2: "tree", 3: "house", 4: "a car of a rather long name"}
     randomize(TwinsForSemanticSegmentation(tiny_config(id2label=names))).save_pretrained(folder)
@@ -633,7 +633,7 @@ def test_prediction_writes_mask_and_overlay_of_every_image(trained, tmp_path, ca
         predict_segmentation.main([*arguments, "--images", str(tmp_path / "images")])
 
 
-def test_published_result_is_that_of_the_same_source_and_the_same_way(tmp_path, trained, scenes, capsys):
+def test_published_result_is_shown_only_for_the_same_source_and_inference(tmp_path, trained, scenes, capsys):
     published = json.loads(
         (Path(__file__).parents[2] / "hf_twins" / "checkpoints" / "published_checkpoints.json").read_text()
     )
@@ -667,7 +667,7 @@ def test_published_result_is_that_of_the_same_source_and_the_same_way(tmp_path, 
     assert "a car of a rather long name" in printed
 
 
-def test_evaluation_names_what_is_wrong(trained, scenes, tmp_path):
+def test_evaluation_names_invalid_input(trained, scenes, tmp_path):
     good = ["--validation_dir", str(scenes / "validation"), "--model_name_or_path"]
     many = tmp_path / "many"
     TwinsForSemanticSegmentation(tiny_config(num_labels=300)).save_pretrained(many)
@@ -686,7 +686,7 @@ def test_evaluation_names_what_is_wrong(trained, scenes, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_process")
-def test_folder_of_a_run_is_for_that_run_alone(scenes, starts, tmp_path):
+def test_folder_of_a_run_is_refused_for_other_runs(scenes, starts, tmp_path):
     saving = ["--max_steps", "1", "--save_strategy", "steps", "--save_steps", "1"]
     arguments = [*options(scenes, starts["semantic-fpn"], tmp_path / "run"), *saving]
     check_second_runs(run_segmentation.main, arguments, tmp_path / "run")
@@ -704,7 +704,7 @@ def train(arguments: list[str]) -> subprocess.Popen:
 
 @pytest.mark.slow
 def test_killed_training_resumes_to_the_same_weights(scenes, starts, tmp_path):
-    """Bit for bit, with augmentation, dropout, batch statistics and the average of the weights."""
+    """Weights are identical, with augmentation, dropout, batch statistics and the average of the weights."""
     head = "upernet"
     assert train(options(scenes, starts[head], tmp_path / "whole")).wait() == 0
 
@@ -727,7 +727,7 @@ def test_killed_training_resumes_to_the_same_weights(scenes, starts, tmp_path):
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("head", HEADS)
 def test_both_heads_learn_the_scenes(head, tmp_path):
-    """A mIoU of 0.7 on other scenes than the 200 that are learned, within eight epochs (seven for UperNet)."""
+    """They reach a mIoU of 0.7 on new scenes after eight epochs (seven for UperNet) of 200 scenes."""
     write_scenes(tmp_path / "training", range(200), size=(48, 48))
     write_scenes(tmp_path / "validation", range(10_000, 10_050), size=(48, 48))
     config = tiny_config(
@@ -740,7 +740,7 @@ def test_both_heads_learn_the_scenes(head, tmp_path):
     )
     if head == "upernet":
         config.out_features = ["stage1", "stage2", "stage3"]
-        # The default is for 512 channels: 32 of so small weights learn late.
+        # The default initialization is for 512 channels. With such small weights, 32 channels learn late.
         config = UperNetConfig(backbone_config=config, hidden_size=32, auxiliary_channels=32, initializer_range=0.2)
     config.save_pretrained(tmp_path / "start")
     metrics = run_segmentation.main(
@@ -784,7 +784,7 @@ def test_loss_that_is_not_finite_ends_training_and_is_not_saved(scenes, starts, 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_process")
-def test_evaluations_are_of_the_average_that_is_saved(scenes, starts, tmp_path, monkeypatch):
+def test_evaluations_use_the_average_that_is_saved(scenes, starts, tmp_path, monkeypatch):
     evaluated = []
     evaluate = run_segmentation.evaluate_pairs
 
@@ -794,14 +794,14 @@ def test_evaluations_are_of_the_average_that_is_saved(scenes, starts, tmp_path, 
 
     monkeypatch.setattr(run_segmentation, "evaluate_pairs", note)
     arguments = options(scenes, starts["semantic-fpn"], tmp_path / "run")
-    # With patience, the last evaluation is not left out.
+    # With patience, the last evaluation is not skipped.
     run_segmentation.main([*arguments, "--ema_decay", "0.9999", "--early_stopping_patience", "9"])
-    # The last but one is the training's last, before the script's own.
+    # The second to last evaluation is the last one in training, before the script's own.
     for name, weight in load_file(tmp_path / "run" / "model.safetensors").items():
         assert torch.equal(weight, evaluated[-2][name]), name
 
 
-def test_results_of_something_else_are_not_replaced(tmp_path):
+def test_results_of_different_runs_are_not_replaced(tmp_path):
     file = tmp_path / "results.json"
     identity = {"model": "a" * 64, "data": "b" * 64, "settings": {"flip": False, "scales": (1.0,)}}
     evaluate_segmentation.check_replaceable(file, identity)

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Both training scripts of image classification take the same steps, by every option, and end for the same reasons."""
+"""Both training scripts of image classification take the same steps with every option, and end for the same reasons."""
 
 import json
 import shutil
@@ -79,12 +79,12 @@ SLOW = [
     "--mixed_precision bf16",
     "--activation_checkpointing true",
 ]
-# Of all others, why they are not compared.
+# Reasons why other options are not compared.
 REASONS = {
     "drop_path_rate": "0 in every comparison: random numbers of layers depend on what was drawn before",
     "drop_path_rates": "as --drop_path_rate",
     "help": "ends the script",
-    "dataloader_num_workers": "compared in test_images_are_the_same_whichever_process_prepares_them",
+    "dataloader_num_workers": "compared in test_images_do_not_depend_on_the_process_that_prepares_them",
     "config_name": "given in every comparison but one",
     "model_revision": "as --image_processor_name",
     "code_revision": "as --image_processor_name",
@@ -111,13 +111,13 @@ REASONS = {
     "hub_model_id": "after training",
     "hub_private_repo": "after training",
 }
-# Words that the Trainer has others for.
+# Options that have other names in the Trainer.
 OF_THE_TRAINER = {"--mixed_precision": "--bf16", "bf16": "true"}
 
 
 @pytest.fixture
 def record(monkeypatch) -> Any:
-    """Trains with a script; returns the loss and the learning rates of each step, and the weights that would be saved."""
+    """Train with a script, and return the loss and learning rates of each step, and the weights that would be saved."""
     compute = ClassificationLoss.__call__
 
     def run(script: str, arguments: list[str]) -> tuple[list[float], list[list[float]], dict[str, torch.Tensor]]:
@@ -191,7 +191,7 @@ def assert_same(record: Callable, arguments: Callable[[str], list[str]], toleran
 
 @pytest.mark.parametrize("extra", FAST + [pytest.param(each, marks=pytest.mark.slow) for each in SLOW])
 def test_scripts_take_the_same_steps(extra, record, few, start, tmp_path):
-    # The last digits of bfloat16 are worth 0.4 %.
+    # The resolution of bfloat16 is 0.4 %.
     tolerance = 1e-2 if "bf16" in extra else 1e-6
     extra += f" --config_name {start}"
     assert_same(record, lambda script: words(script, few, tmp_path / script, extra), tolerance)
@@ -215,8 +215,8 @@ def test_scripts_read_streams_by_the_same_steps(record, few, start, tmp_path):
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_images_are_the_same_whichever_process_prepares_them(script, few, start, tmp_path):
-    """The weights are, bit for bit. In a process of its own: data loading forks, which this one is too large for."""
+def test_images_do_not_depend_on_the_process_that_prepares_them(script, few, start, tmp_path):
+    """The weights are identical. The script runs in a separate process, because this one is too large to fork workers."""
     extra = f"--config_name {start} --rand_augment true --mixup_alpha 0.8"
     arguments = [*words(script, few, tmp_path / "two", extra), "--dataloader_num_workers", "2"]
     done = subprocess.run([sys.executable, SCRIPTS[script].__file__, *arguments], capture_output=True, text=True)
@@ -248,13 +248,13 @@ def test_options_have_the_same_defaults():
     shared = {name for name in vars(loop) if hasattr(of_trainer, name)}
     assert {"learning_rate", "max_grad_norm", "warmup_steps", "lr_scheduler_type"} <= shared
     differ = {name for name in shared if (getattr(loop, name) or None) != (getattr(of_trainer, name) or None)}
-    # The Trainer has a list of the one, and keeps what it makes of --bf16 under the other name.
+    # One of these is a list in the Trainer, and the other is where the Trainer stores what it derives from --bf16.
     assert differ <= {"report_to", "mixed_precision"}
 
 
 @pytest.fixture
 def no_reports(monkeypatch) -> None:
-    """Figures take longer than so short a training."""
+    """Drawing figures takes longer than such a short training."""
     for module in SCRIPTS.values():
         monkeypatch.setattr(module, "write_report", lambda *_: None)
 
@@ -284,10 +284,10 @@ def test_training_that_is_over_is_not_resumed(
 ):
     """In the middle of an epoch, the Trainer would take one more step."""
     warnings: list[str] = []
-    # Not `caplog`, which stays empty here after other slow tests in the same process, for a reason that is not known.
+    # `caplog` stays empty here after other slow tests in the same process, for an unknown reason.
     monkeypatch.setattr((run_accelerate if script == "accelerate" else trainer).logger, "warning", warnings.append)
     arguments = words(script, few, tmp_path, f"{extra} --config_name {start}")
-    # A checkpoint of each step: that of the last is written before its evaluation.
+    # There is a checkpoint of each step, and that of the last step is written before its evaluation.
     arguments += ["--checkpointing_steps", "1"] if script == "accelerate" else SAVE_EACH_STEP
     SCRIPTS[script].main(arguments)
     expected = load_file(tmp_path / "model.safetensors")
@@ -296,7 +296,7 @@ def test_training_that_is_over_is_not_resumed(
     assert any(f"is over: {reason}. Its model is evaluated and written again." in each for each in warnings)
     for name, weight in load_file(tmp_path / "model.safetensors").items():
         assert torch.equal(weight, expected[name]), name
-    # More patience, or more steps, and there is something to train.
+    # With more patience or more steps, training can continue.
     assert resumed(script, arguments + more, tmp_path)["steps"] == more_steps
 
 
@@ -309,7 +309,7 @@ def test_training_that_is_over_is_not_resumed(
         pytest.param("--num_train_epochs 1.5", "--num_train_epochs 3", marks=pytest.mark.slow),
     ],
 )
-def test_training_that_ended_within_an_epoch_goes_on_within_it(fewer, more, script, few, start, tmp_path):
+def test_training_that_ended_within_an_epoch_resumes_within_it(fewer, more, script, few, start, tmp_path):
     extra = f"--config_name {start} --lr_scheduler_type constant --ema_decay 0.5"
     often = [] if script == "accelerate" else ["--save_strategy", "epoch"]
     whole, grown = (
@@ -318,7 +318,7 @@ def test_training_that_ended_within_an_epoch_goes_on_within_it(fewer, more, scri
     )
     SCRIPTS[script].main([*whole, *more.split()])
     SCRIPTS[script].main([*grown, *fewer.split()])
-    # Again without another step: evaluated, and not counted as a whole epoch.
+    # Resuming without another step evaluates the model, and does not count the epoch as complete.
     once = resumed(script, [*grown, *fewer.split()], tmp_path / "grown")
     assert once["steps"] == (2 if "max_steps" in fewer else 9)
     resumed(script, [*grown, *more.split()], tmp_path / "grown")
@@ -343,7 +343,7 @@ def test_loss_that_is_not_finite_ends_training_and_is_not_saved(script, few, sta
 
 @pytest.mark.usefixtures("one_process", "no_reports")
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_evaluations_are_of_the_average_that_is_saved(script, few, start, tmp_path, monkeypatch):
+def test_evaluations_use_the_average_that_is_saved(script, few, start, tmp_path, monkeypatch):
     evaluated: list[dict[str, torch.Tensor]] = []
 
     def note(model: Any) -> None:
@@ -363,10 +363,10 @@ def test_evaluations_are_of_the_average_that_is_saved(script, few, start, tmp_pa
             "predict",
             lambda accelerator, model, loader: note(model) or predict(accelerator, model, loader),
         )
-    # With patience, the Trainer does not leave out the last evaluation.
+    # With patience, the Trainer does not skip the last evaluation.
     extra = f"--config_name {start} --ema_decay 0.9999 --num_train_epochs 2 --early_stopping_patience 9"
     SCRIPTS[script].main(words(script, few, tmp_path, extra))
-    # The second is after the last step.
+    # The second evaluation is after the last step.
     assert len(evaluated) == (3 if script == "trainer" else 2)
     for name, weight in load_file(tmp_path / "model.safetensors").items():
         assert torch.equal(weight, evaluated[1][name]), name
@@ -374,7 +374,7 @@ def test_evaluations_are_of_the_average_that_is_saved(script, few, start, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_process")
-def test_best_model_is_the_average_that_was_best(few, start, tmp_path):
+def test_best_model_is_the_best_average(few, start, tmp_path):
     extra = f"--config_name {start} --ema_decay 0.9 --num_train_epochs 3 --load_best_model_at_end true"
     arguments = [
         *words("trainer", few, tmp_path, extra),
@@ -387,7 +387,7 @@ def test_best_model_is_the_average_that_was_best(few, start, tmp_path):
     history = json.loads((tmp_path / "report.json").read_text())["history"]
     evaluations = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
     assert metrics["eval_loss"] == pytest.approx(min(evaluations[:3]))
-    # A copy has its own best checkpoint, whatever has become of the run that it is of.
+    # A copied run uses its own best checkpoint, whatever happened to the original run.
     expected = load_file(tmp_path / "model.safetensors")
     copied = shutil.copytree(tmp_path, tmp_path.with_name("copy"))
     shutil.rmtree(tmp_path)

@@ -37,7 +37,8 @@ from hf_twins.modeling_twins import TwinsAttention, TwinsLocalAttention
 
 
 HEIGHT, WIDTH = 29, 41
-# These are 14 x 20, 12 x 13 and 10 x 20 tokens of the first stage: no side, one side or both sides are multiples of the window.
+# These are 14 x 20, 12 x 13 and 10 x 20 tokens of the first stage: no side, one side or both sides are multiples of
+# the window.
 IMAGE_SIZES = [(29, 41), (24, 27), (20, 41)]
 # Window padding only applies to models with windows.
 CASES = [("pcpvt", "masked"), *(("svt", window_padding) for window_padding in WINDOW_PADDING_MODES)]

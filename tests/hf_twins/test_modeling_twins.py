@@ -238,7 +238,8 @@ def test_flash_attention_is_not_used_with_unsupported_masks(monkeypatch):
     calls = []
 
     def flash_attention(module, query, key, value, attention_mask, **kwargs):
-        # This has the interface of the real function, which supports masks only if queries and keys are the same tokens.
+        # This has the interface of the real function, which supports masks only if queries and keys are the same
+        # tokens.
         assert attention_mask is None
         calls.append(query.shape)
         return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, None, **kwargs)
@@ -367,7 +368,8 @@ def test_attentions_are_distributions_over_real_tokens():
     ]
     for attention in attentions:
         torch.testing.assert_close(attention.sum(-1), torch.ones_like(attention[..., 0]))
-    # The last window in the first row of the second image has the columns 6, 7 and 8, of which only one is on the image.
+    # The last window in the first row of the second image has the columns 6, 7 and 8, of which only one is on the
+    # image.
     last_column = attentions[0].view(2, 5, 7, 1, 9, 3, 3)[:, :, -1]
     assert (last_column[..., 2:] == 0).all()
     assert (last_column[..., :-1, 0] > 0).all()
@@ -845,8 +847,8 @@ def test_segmentation_model_has_the_parameters_of_encoder_and_semantic_fpn(name,
     *_, hidden_size = variant.hidden_sizes
     encoder = variant.num_parameters - (hidden_size + 1) * 1000 - 2 * hidden_size
     neck = sum((hidden_size + 1) * 256 for hidden_size in variant.hidden_sizes) + 4 * (9 * 256 + 1) * 256
-    # There are convolutions from 256 channels, one for each level, and from 128 channels on levels 2 and 3. Each has two
-    # parameters of a batch norm per channel.
+    # There are convolutions from 256 channels, one for each level, and from 128 channels on levels 2 and 3. Each has
+    # two parameters of a batch norm per channel.
     head = 4 * (9 * 256 + 2) * 128 + 3 * (9 * 128 + 2) * 128 + (128 + 1) * 150
     assert sum(parameter.numel() for parameter in model.parameters()) == encoder + neck + head
     assert expected in (None, encoder + neck + head)

@@ -213,8 +213,8 @@ def test_package_uses_its_own_code_and_saves_no_auto_map_without_the_code(publis
 
 
 def test_code_files_need_no_package_and_no_extra():
-    # transformers refuses remote code whose imports are not installed. Every user has these packages: transformers needs
-    # Pillow for every image processor.
+    # transformers refuses remote code whose imports are not installed. Every user has these packages: transformers
+    # needs Pillow for every image processor.
     for file in Path(hf_twins.__file__).parent.glob("*_twins.py"):
         for line in file.read_text().splitlines():
             if line.startswith(("import ", "from ")):

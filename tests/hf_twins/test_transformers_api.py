@@ -196,7 +196,8 @@ def test_fsdp_plan_shards_exactly_the_existing_blocks(model_class):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "model_class", "window_padding"),
-    # test_exporters.py tests torch.export with the other classes. Padding is part of the encoder, which all classes share.
+    # test_exporters.py tests torch.export with the other classes. Padding is part of the encoder, which all classes
+    # share.
     [
         ("svt", TwinsForImageClassification, "masked"),
         ("pcpvt", TwinsBackbone, "masked"),
@@ -230,7 +231,8 @@ def test_exported_model_takes_any_batch_and_size(family, model_class, window_pad
 @pytest.mark.parametrize("model_class", [TwinsForImageClassification, TwinsForSemanticSegmentation])
 def test_model_compiles_to_one_graph(fresh_compiler, family, masked, model_class):
     model = randomize(model_class(tiny_config(family, **TWO_STAGES)))
-    # This includes all of torch.compile except the generation of machine code, which is slow and independent of the model.
+    # This includes all of torch.compile except the generation of machine code, which is slow and independent of the
+    # model.
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True, dynamic=False, backend="aot_eager")
     pixel_values, labels = torch.randn(2, 3, 33, 47), torch.tensor([1, 2])
     if model_class is TwinsForSemanticSegmentation:

@@ -11,12 +11,12 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Tests that need a server are slow: it takes 20 seconds to start."""
+"""Mark tests that need a server as slow, because it takes 20 seconds to start."""
 
 import pytest
 
 
-# Before pytest leaves out what is slow.
+# This must run before pytest deselects slow tests.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:

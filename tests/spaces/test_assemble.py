@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""An assembled Space is whole: it starts where nothing of the repository can be seen, and the Hub gets all of it."""
+"""An assembled Space is complete: it starts without access to the repository, and all of it is published."""
 
 import importlib.util
 import re
@@ -57,7 +57,7 @@ def fails(*arguments: object) -> str:
 def test_assembled_space_starts_without_the_repository(tmp_path, name, endpoint):
     assemble.main([name, "--output", str(tmp_path / "space")])
     digit_image(3).save(tmp_path / "digit.png")
-    # Neither the environment's path nor an editable installation leads to the repository.
+    # The repository must not be reachable by the environment's path or an editable installation.
     runner = tmp_path / "space" / "run_app.py"
     runner.write_text(
         "import runpy, sys\n"
@@ -80,14 +80,14 @@ def test_assembled_space_starts_without_the_repository(tmp_path, name, endpoint)
 
 
 def built(folder: Path):
-    """The app of an assembled Space, and the models that it offers."""
+    """Import the app of an assembled Space, and return it with the models that it offers."""
     spec = importlib.util.spec_from_file_location("assembled_app", folder / "app.py")
     app = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(app)
     return app.find_models(app.models.listed_models(folder))[0]
 
 
-def test_space_of_own_folder_starts_with_it(tmp_path):
+def test_space_with_a_model_folder_starts_with_it(tmp_path):
     model = TwinsForImageClassification(tiny_config(num_labels=2))
     model.save_pretrained(tmp_path / "cats")
     TwinsImageProcessor().save_pretrained(tmp_path / "cats")
@@ -106,7 +106,7 @@ def test_space_of_own_folder_starts_with_it(tmp_path):
     assert "preload_from_hub" not in (tmp_path / "space" / "README.md").read_text()
 
 
-def test_space_of_a_model_on_the_hub_starts_with_it(hub, tmp_path):
+def test_space_with_a_model_on_the_hub_starts_with_it(hub, tmp_path):
     hub.add_repository("somebody/twins", save_small_svt(tmp_path / "timm"))
     assemble.main(["image_classification", "--output", str(tmp_path / "space"), "--model", "somebody/twins"])
     assert built(tmp_path / "space").names[0] == "somebody/twins"
@@ -116,7 +116,7 @@ def test_space_of_a_model_on_the_hub_starts_with_it(hub, tmp_path):
     assert card.text.strip().startswith("# Twins image classification")
 
 
-def test_model_of_another_kind_makes_no_space(tmp_path):
+def test_model_of_another_kind_is_refused_by_assemble(tmp_path):
     model = SPACES / "semantic_segmentation" / "models" / "twins-svt-digit-scenes"
     message = fails("image_classification", "--output", tmp_path / "space", "--model", model)
     assert "TwinsForSemanticSegmentation, but an image classifier is needed" in message
@@ -147,13 +147,13 @@ def test_published_space_is_the_folder(hub, name, tmp_path, capsys):
     card = RepoCard.load("somebody/twins", repo_type="space")
     assert card.data.sdk == "gradio"
     assert card.data.app_file == "app.py"
-    # Where links to the Space find it.
+    # The card has the URL where links to the Space find the thumbnail.
     thumbnail = httpx.get(card.data.thumbnail, trust_env=False, follow_redirects=True)
     assert thumbnail.content == (SPACES / "thumbnail.png").read_bytes()
     assert HfApi().repo_info("somebody/twins", repo_type="space").sha
 
 
-def test_publishing_again_removes_what_is_gone(hub, tmp_path):
+def test_publishing_again_removes_deleted_files(hub, tmp_path):
     for name in ("first", "second"):
         output = tmp_path / name
         assemble.assemble("semantic_segmentation", output)
@@ -165,7 +165,7 @@ def test_publishing_again_removes_what_is_gone(hub, tmp_path):
     assert "app.py" in files
 
 
-def test_push_without_the_right_ends_with_a_sentence(hub, tmp_path, monkeypatch):
+def test_push_without_permission_ends_with_one_sentence(hub, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_read")
     arguments = ("--output", tmp_path / "space", "--push-to-hub", "--repo-id", "somebody/twins")
     message = fails("image_classification", *arguments)
@@ -174,7 +174,7 @@ def test_push_without_the_right_ends_with_a_sentence(hub, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("fault", ["upload cut", "answer cut", "out of order"])
-def test_connection_that_is_cut_ends_with_a_sentence(fault, hub, tmp_path):
+def test_interrupted_connection_ends_with_one_sentence(fault, hub, tmp_path):
     if fault == "upload cut":
         hub.cut_uploads(times=100)
     elif fault == "answer cut":
@@ -187,7 +187,7 @@ def test_connection_that_is_cut_ends_with_a_sentence(fault, hub, tmp_path):
     assert "\n" not in message
 
 
-def test_nothing_is_overwritten_and_nothing_half_written_is_left(tmp_path, monkeypatch):
+def test_nothing_is_overwritten_and_no_incomplete_files_are_left(tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file.txt").write_text("mine")
     assert "exists: remove it" in fails("image_classification", "--output", tmp_path / "mine")
@@ -218,19 +218,19 @@ def test_metadata_and_requirements_agree(name):
     card = RepoCard.load(SPACES / name / "README.md")
     requirements = (SPACES / name / "requirements.txt").read_text()
     pins = dict(re.findall(r"^([\w-]+)(?:\[mcp\])?==([\w.]+)$", requirements, re.MULTILINE))
-    # PyTorch's CPU build: a plain pin takes its 2.x.y+cpu before the 2.x.y of PyPI, which brings CUDA.
+    # With PyTorch's CPU index, a plain pin prefers 2.x.y+cpu over PyPI's 2.x.y, which includes CUDA.
     assert requirements.startswith("--extra-index-url https://download.pytorch.org/whl/cpu\n")
     assert {"torch", "torchvision", "gradio"} <= pins.keys()
     assert card.data.sdk_version == pins["gradio"]
     assert len(card.data.short_description) <= 60
     assert card.data.license == "apache-2.0"
-    # What the tests ran with is what the Space runs with, as far as it is the same release.
+    # If the release is the same, the Space must use the versions that the tests ran with.
     for package, version in pins.items():
         assert metadata.version(package).split(".")[0] == version.split(".")[0], package
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_cards_and_pages_lead_to_files_that_are_there(name):
+def test_links_in_cards_and_pages_lead_to_existing_files(name):
     for card in (SPACES / name).rglob("README.md"):
         for target in re.findall(r"\]\(([^)#]+)\)", card.read_text()):
             assert target.startswith("https://") or (card.parent / target).exists(), f"{card}: {target}"

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The pages in a real browser, as people use them. What they look like is kept in outputs/screenshots."""
+"""The pages in a real browser. Screenshots are written to outputs/screenshots."""
 
 import re
 from collections.abc import Iterator
@@ -34,16 +34,16 @@ DESKTOP, TABLET, PHONE = (
     {"width": 820, "height": 1180},
     {"width": 390, "height": 844},
 )
-# Findings of axe-core in what Gradio makes, by rule and a part of the element.
+# Findings of axe-core in Gradio's own elements, by rule and a part of the element.
 GRADIO_FINDINGS = {
     # The empty cell of a results panel has a label without a role.
     ("aria-prohibited-attr", 'aria-label="Empty value"'),
-    # The button beside the list of files is in a box that takes files, too.
+    # The button next to the list of files is in a box that accepts files, too.
     ("nested-interactive", 'aria-label="common.upload"'),
     # Colors of strings and punctuation in blocks of code.
     ("color-contrast", 'class="token '),
 }
-# On a slow machine.
+# Timeout for a slow machine.
 PATIENCE = 20_000
 
 
@@ -68,7 +68,7 @@ def segmentation(tmp_path_factory) -> Iterator[Server]:
 
 @pytest.fixture
 def open_page(chromium):
-    """Open a server's page; at the end, nothing outside this machine was asked for."""
+    """Open a server's page, and check at the end that it sent no requests to other machines."""
     pages: list[Page] = []
     outside: list[str] = []
 
@@ -107,7 +107,7 @@ def shoot(page: Page, name: str) -> None:
 
 
 def findings(page: Page) -> list[tuple[str, str]]:
-    """Serious and critical findings of axe-core that are not of Gradio's own, as rule and element."""
+    """Serious and critical findings of axe-core outside Gradio's own elements, as rule and element."""
     violations = page.evaluate("axe.run()")["violations"]
     return [
         (violation["id"], node["html"])
@@ -119,12 +119,12 @@ def findings(page: Page) -> list[tuple[str, str]]:
 
 
 def assert_fits(page: Page) -> None:
-    """Nothing is wider than the window, which would be cut off or have to be scrolled to."""
+    """Check that nothing is wider than the window, where it would be cut off or need scrolling."""
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
 def assert_no_word_breaks_in_headings(page: Page) -> None:
-    """The headings of tables, each of one word, are on one line."""
+    """Check that one-word headings of tables are on one line."""
     lines = """headings => headings.map(heading => {
         const text = document.createRange();
         text.selectNodeContents(heading);
@@ -150,8 +150,8 @@ def overlay(page: Page):
 
 
 def overlay_source(page: Page) -> str:
-    """The address of the overlay's image."""
-    # It is not loaded before it can be seen.
+    """The URL of the overlay's image."""
+    # The image is loaded only when it is visible.
     overlay(page).scroll_into_view_if_needed()
     overlay(page).wait_for()
     return overlay(page).get_attribute("src") or ""
@@ -166,13 +166,13 @@ def open_options(page: Page) -> None:
 
 
 def is_on_screen(page: Page, locator) -> bool:
-    """Whether all of an element can be seen without scrolling."""
+    """Whether an element is completely visible without scrolling."""
     box = locator.bounding_box()
     height = page.viewport_size["height"]
     return page.evaluate("window.scrollY") == 0 and box["y"] >= 0 and box["y"] + box["height"] <= height
 
 
-def test_first_visit_has_an_answer_and_a_tap_on_a_phone_another(open_page, classification, segmentation):
+def test_first_visit_shows_a_result_and_a_tap_on_a_phone_another_one(open_page, classification, segmentation):
     page = open_page(classification, viewport=PHONE)
     expect(result(page)).to_have_text("digit 7")
     expect(page.get_by_text("Offline: the Hub cannot be reached, so none of the published models")).to_have_count(1)
@@ -191,7 +191,7 @@ def test_first_visit_has_an_answer_and_a_tap_on_a_phone_another(open_page, class
     assert is_on_screen(page, overlay(page))
 
 
-def test_upload_says_what_it_is_and_where_the_model_looked(open_page, classification, digit):
+def test_upload_shows_the_label_and_where_the_model_looked(open_page, classification, digit):
     page = open_page(classification)
     before = overlay_source(page)
     upload(page, digit)
@@ -201,13 +201,13 @@ def test_upload_says_what_it_is_and_where_the_model_looked(open_page, classifica
     expect(page.get_by_text("twins-svt-digits is loaded")).to_be_visible()
     page.get_by_role("radio", name="Attention", exact=True).check()
     expect(page.get_by_text("Attention of stage3")).to_be_visible()
-    # A layer of the model's own, of a stage that has others.
+    # This layer exists only in this model's stage.
     page.get_by_role("combobox", name="Stage").click()
     page.get_by_role("option", name="stage1").click()
     expect(page.get_by_text("Attention of stage1")).to_be_visible()
 
 
-def test_sliders_drop_downs_and_examples_work_by_key(open_page, classification):
+def test_sliders_dropdowns_and_examples_work_by_keyboard(open_page, classification):
     page = open_page(classification)
     example(page, "digit 4").focus()
     page.keyboard.press("Enter")
@@ -247,12 +247,12 @@ def test_last_of_fast_clicks_wins(open_page, classification):
         example(page, name).click()
         page.wait_for_timeout(150)
     expect(result(page)).to_have_text("digit 5")
-    # Nothing comes after it.
+    # No further result arrives.
     page.wait_for_timeout(2500)
     expect(result(page)).to_have_text("digit 5")
 
 
-def test_page_starts_with_the_published_model_once_it_is_there(open_page, tmp_path):
+def test_page_starts_with_the_published_model_once_it_is_available(open_page, tmp_path):
     with serve_hub(files=tmp_path / "files") as hub:
         table, _ = save_published(tmp_path / "files", hub.endpoint)
         (tmp_path / "run_app.py").write_text(
@@ -277,7 +277,7 @@ def test_page_starts_with_the_published_model_once_it_is_there(open_page, tmp_pa
 
 
 @pytest.mark.parametrize("space", ["classification", "segmentation"])
-def test_bad_file_gets_a_sentence_and_no_old_answer(open_page, request, space, digit, tmp_path):
+def test_invalid_file_gives_an_error_and_clears_the_old_result(open_page, request, space, digit, tmp_path):
     page = open_page(request.getfixturevalue(space))
     (tmp_path / "broken.png").write_bytes(digit.read_bytes()[:300])
     overlay_source(page)
@@ -286,7 +286,7 @@ def test_bad_file_gets_a_sentence_and_no_old_answer(open_page, request, space, d
     expect(overlay(page)).to_have_count(0)
     expect(result(page)).to_have_count(0)
     assert "Traceback" not in page.content()
-    # The next answer takes the place of the error.
+    # The next result replaces the error.
     upload(page, digit)
     overlay_source(page)
     expect(page.get_by_role("alert")).to_have_count(0)
@@ -313,7 +313,7 @@ def start_batch(page: Page, file: Path):
 
 
 def test_batch_shows_progress_and_can_be_stopped(open_page, classification, tmp_path):
-    # Large ones, so that there is time for it.
+    # The images are large, so that there is time to stop.
     image = saved(digit_image(0, side=1500), "JPEG", quality=30)
     (tmp_path / "digits.zip").write_bytes(archive({f"{index}.jpg": image for index in range(200)}))
     page = open_page(classification)
@@ -324,12 +324,12 @@ def test_batch_shows_progress_and_can_be_stopped(open_page, classification, tmp_
     expect(panel.get_by_label("predictions.csv")).to_have_count(0)
 
 
-def test_api_is_explained_on_the_page(open_page, classification):
+def test_api_is_documented_on_the_page(open_page, classification):
     page = open_page(classification)
     page.get_by_role("tab", name="API").click()
     for endpoint in ("/classify", "/explain", "/compare", "/classify_batch", "/describe_model"):
         expect(page.get_by_role("cell", name=endpoint, exact=True)).to_be_visible()
-    # The address is this Space's.
+    # The URL is that of this Space.
     expect(page.locator("pre").first).to_contain_text(f'Client("{classification.url}")')
     shoot(page, "classification_api")
     assert_fits(page)
@@ -337,7 +337,7 @@ def test_api_is_explained_on_the_page(open_page, classification):
 
 @pytest.mark.parametrize("space", ["classification", "segmentation"])
 def test_pages_fit_and_are_accessible(open_page, request, tmp_path, space):
-    """First visit, answer, error and batch, kept as screenshots and, where it is installed, looked at by axe-core."""
+    """First visit, result, error and batch are checked by axe-core, if installed, and saved as screenshots."""
     page = open_page(request.getfixturevalue(space))
     axe = axe_script()
     if axe is not None:

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The Space that runs its model in the browser: in a real one, as it is published, with the CDN's files from npm."""
+"""The Space that runs its model in the browser, tested in a real browser, as published, with the CDN's files from npm."""
 
 import base64
 import io
@@ -50,18 +50,18 @@ EXAMPLES = ROOT / "spaces" / "image_classification" / "examples"
 DIGITS = ROOT / "spaces" / "image_classification" / "models" / "twins-svt-digits"
 SCREENSHOTS = ROOT / "outputs" / "screenshots"
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-# Beside other tests, on a slow machine.
+# Timeout for a slow machine that runs other tests, too.
 PATIENCE = 120_000
 
 
 @dataclass
 class Space:
-    """A static Space that is served.
+    """A served static Space.
 
     Args:
-        folder: its files.
-        url: its address.
-        model: the model that it holds, in PyTorch.
+        folder: folder of the Space.
+        url: URL of the Space.
+        model: the Space's model in PyTorch.
     """
 
     folder: Path
@@ -78,7 +78,7 @@ class Space:
         return self.model(torch.from_numpy(pixel_values)).logits.numpy()
 
     def top_5(self, file: Path) -> list[tuple[str, float]]:
-        """The five likeliest labels of an image and their probabilities, by PyTorch."""
+        """The five most likely labels of an image and their probabilities, computed by PyTorch."""
         processor = TwinsImageProcessorPil.from_pretrained(self.model_folder)
         with Image.open(file) as image:
             logits = self.logits(processor(image, return_tensors="np").pixel_values)
@@ -91,7 +91,7 @@ class Space:
 
 @pytest.fixture(scope="module")
 def spaces(tmp_path_factory) -> Iterator[dict[str, Space]]:
-    """A bundled digit model, from its folder, and the default model as the loopback Hub has it, which is also published."""
+    """Spaces with a bundled digit model from its folder, and with the default model on the loopback Hub, also published."""
     npm_package("onnxruntime-web")
     folder = tmp_path_factory.mktemp("spaces")
     timm = save_small_svt(tmp_path_factory.mktemp("timm"))
@@ -122,7 +122,7 @@ def spaces(tmp_path_factory) -> Iterator[dict[str, Space]]:
 
 @pytest.fixture(scope="module")
 def context(spaces) -> Iterator[BrowserContext]:
-    """A browser that keeps what it has loaded, with a camera; at the end, nothing but this machine and the CDN was asked."""
+    """A browser with a cache and a camera; checks at the end that requests only went to this machine and the CDN."""
     outside = []
 
     def note(request) -> None:
@@ -142,7 +142,7 @@ def context(spaces) -> Iterator[BrowserContext]:
 
 @pytest.fixture(scope="module")
 def page(context, spaces) -> Page:
-    """The default model's page, opened once. Tests leave it as they like, and begin with an image of theirs."""
+    """The default model's page, opened once. Tests may leave it in any state, and start with their own image."""
     page = context.new_page()
     page.goto(spaces["imagenet"].url)
     return page
@@ -150,7 +150,7 @@ def page(context, spaces) -> Page:
 
 @pytest.fixture
 def empty_page(context, spaces) -> Iterator[Page]:
-    """Where scripts of the page can be imported."""
+    """An empty page, in which scripts of the Space can be imported."""
     page = context.new_page()
     page.goto(f"{spaces['digits'].url}style.css")
     yield page
@@ -192,13 +192,13 @@ RUN_MODEL = """async ([library, folder, dtype, values, dims]) => {
 def test_same_tensor_gives_the_logits_of_pytorch(empty_page, spaces):
     for name, side in (("digits", 32), ("imagenet", 224)):
         space = spaces[name]
-        # What is loaded where no dtype is named.
+        # The file that is loaded if no dtype is named.
         config = json.loads((space.model_folder / "config.json").read_text())
         assert config["transformers.js_config"] == {"dtype": "q8"}
         pixel_values = np.random.default_rng(0).standard_normal((1, 3, side, side), dtype=np.float32)
         expected = space.logits(pixel_values)
         folder = space.model_folder.relative_to(space.folder.parent).as_posix()
-        # Relative to the length of the logits.
+        # The difference is relative to the norm of the logits.
         for dtype, tolerance in (("fp32", 1e-5), ("fp16", 5e-3), ("q8", 3e-2)):
             arguments = [LIBRARY, folder, dtype, pixel_values.ravel().tolist(), list(pixel_values.shape)]
             values, dims, model_type = empty_page.evaluate(RUN_MODEL, arguments)
@@ -212,7 +212,7 @@ def test_same_tensor_gives_the_logits_of_pytorch(empty_page, spaces):
 
 @pytest.mark.slow
 def test_same_image_gives_the_label_of_pytorch(page, context, spaces):
-    # Random weights do not decide as clearly as those of the digits: int8 may turn the order of their labels around.
+    # Random weights decide less clearly than those for digits, so int8 may change the order of their labels.
     choose(page, EXAMPLES / "chelsea.jpg")
     page.get_by_label("Precision and backend").select_option("float32-wasm")
     assert_answer_is_that_of_pytorch(page, spaces["imagenet"], "float32", EXAMPLES / "chelsea.jpg", 0.005)
@@ -220,7 +220,7 @@ def test_same_image_gives_the_label_of_pytorch(page, context, spaces):
 
     digits = context.new_page()
     digits.goto(spaces["digits"].url)
-    # A page of digits has no photographs for examples.
+    # The page of the digit model has no photographs as examples.
     expect(digits.get_by_role("status")).to_have_text("The model is ready: choose an image.", timeout=PATIENCE)
     expect(digits.get_by_role("group", name="Example images")).to_be_hidden()
     for file in (EXAMPLES / "chelsea.jpg", EXAMPLES / "digit_7.png"):
@@ -262,7 +262,7 @@ SIZES = {"size": {"shortest_edge": 62}, "crop_size": {"height": 56, "width": 56}
         (SIZES, (31, 47), "RGB"),
         (SIZES, (63, 62), "RGBA"),
         (SIZES, (90, 1117), "L"),
-        # Read in several strips.
+        # The image is read in several strips.
         (SIZES, (1500, 1401), "RGB"),
         ({"size": {"height": 37, "width": 52}, "do_center_crop": False, "resample": 2}, (97, 133), "RGB"),
         ({"size": {"shortest_edge": 31}, "crop_size": {"height": 40, "width": 27}, "resample": 1}, (97, 133), "RGB"),
@@ -271,9 +271,9 @@ SIZES = {"size": {"shortest_edge": 62}, "crop_size": {"height": 56, "width": 56}
     ],
     ids=["reduced", "enlarged", "transparent", "long", "large", "bilinear", "lanczos", "cropped", "plain"],
 )
-def test_pixels_are_those_of_the_processor(empty_page, settings, size, mode):
+def test_pixels_equal_those_of_the_processor(empty_page, settings, size, mode):
     width, height = size
-    # Smooth shapes and noise, where filters that ring or do not antialias differ.
+    # The image has smooth shapes and noise, which reveal filters that ring or do not antialias.
     y, x = np.mgrid[:height, :width]
     waves = [127 + 120 * np.sin(x / (3 + channel) + y * y / 900) for channel in range(len(mode))]
     noise = np.random.default_rng(0).integers(-60, 60, (height, width, len(mode)))
@@ -285,15 +285,15 @@ def test_pixels_are_those_of_the_processor(empty_page, settings, size, mode):
     url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
     encoded, dims = empty_page.evaluate(RUN_PROCESSOR, [url, processors[0].to_dict()])
     actual = np.frombuffer(base64.b64decode(encoded), np.float32).reshape(dims)
-    # With torchvision, one pixel more is added on another side than with Pillow.
+    # torchvision adds an odd pixel on a different side than Pillow.
     for processor in processors if settings.get("do_resize", True) else processors[:1]:
         expected = np.asarray(processor(convert_image(image), return_tensors="np").pixel_values)
         assert actual.shape == expected.shape
-        # In steps of 8 bits, as Pillow has them after resizing.
+        # The difference is in steps of 8 bits, which Pillow rounds to after resizing.
         step = processor.rescale_factor if processor.do_rescale else 1
         std = np.array(processor.image_std if processor.do_normalize else [1.0] * 3)[:, None, None]
         steps = abs(actual - expected) * std / step
-        # Blending with white is rounded in the browser's own way.
+        # The browser rounds differently when it blends with white.
         exact = isinstance(processor, TwinsImageProcessorPil) and mode != "RGBA"
         assert steps.max() <= (0.01 if exact else 1.01)
 
@@ -338,7 +338,7 @@ def test_images_are_pasted_dropped_and_photographed(page, context):
     page.evaluate(transfer, "drop two")
     expect(page.get_by_role("alert")).to_have_text("Drop one image file at a time; got 2.")
 
-    # Not allowed at first.
+    # The camera is not permitted at first.
     page.get_by_role("button", name="Use the webcam").click()
     expect(page.get_by_role("alert")).to_have_text(
         "The webcam is not allowed on this page: allow it in the browser, or choose an image file."
@@ -367,7 +367,7 @@ def test_last_of_fast_clicks_wins(page):
     page.route("**/coffee.jpg", answer_late)
     for name in ("a cup of coffee", "an astronaut", "a cup of coffee", "a cat", "an astronaut"):
         page.get_by_role("button", name=f"Example: {name}").click()
-    # Until the late ones have come, too.
+    # Wait for the late results, too.
     page.wait_for_timeout(1500)
     wait_for_answer_to(page, "Example: an astronaut")
     assert answer(page) == expected
@@ -375,7 +375,7 @@ def test_last_of_fast_clicks_wins(page):
 
 
 @pytest.mark.slow
-def test_file_that_cannot_be_used_is_one_sentence_and_leaves_a_clean_page(page, tmp_path):
+def test_unusable_file_gives_one_sentence_and_leaves_a_clean_page(page, tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
     Image.new("L", (8000, 7000)).save(tmp_path / "vast.png")
     Image.new("L", (2100, 100)).save(tmp_path / "long.png")
@@ -414,8 +414,8 @@ def test_file_that_cannot_be_used_is_one_sentence_and_leaves_a_clean_page(page, 
         ),
     ],
 )
-def test_what_cannot_be_loaded_is_one_sentence(context, spaces, fault, message):
-    # Where nothing has been loaded before.
+def test_failed_loading_gives_one_sentence(context, spaces, fault, message):
+    # Use a new browser context, which has no cached files.
     fresh = context.browser.new_context()
     fresh.set_default_timeout(PATIENCE)
     fresh.route(re.compile("^https:"), answer_as_cdn)
@@ -436,7 +436,7 @@ def test_download_is_shown_in_megabytes_and_threads_are_used(context, spaces):
     fresh = context.browser.new_context(viewport=DESKTOP)
     fresh.set_default_timeout(PATIENCE)
     fresh.route(re.compile("^https:"), answer_as_cdn)
-    # The library takes half of the cores.
+    # The library uses half of the cores.
     fresh.add_init_script("Object.defineProperty(navigator, 'hardwareConcurrency', { get: () => 4 })")
     fresh.add_init_script(
         """addEventListener("DOMContentLoaded", () => {
@@ -464,7 +464,7 @@ def test_download_is_shown_in_megabytes_and_threads_are_used(context, spaces):
 
 
 @pytest.mark.slow
-def test_answer_is_seen_at_once_and_named_for_screen_readers(page):
+def test_result_is_visible_at_once_and_named_for_screen_readers(page):
     axe = npm_package("axe-core") / "axe.min.js"
     for viewport in (DESKTOP, PHONE):
         page.set_viewport_size(viewport)
@@ -485,12 +485,12 @@ def test_answer_is_seen_at_once_and_named_for_screen_readers(page):
 
 
 @pytest.mark.slow
-def test_lines_of_the_export_page_classify(empty_page, spaces):
+def test_code_on_the_export_page_classifies(empty_page, spaces):
     text = (ROOT / "examples" / "export" / "README.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"^```js\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     space = spaces["digits"]
     html = f'<!doctype html><title>Test</title><script type="module">{code}; window.answer = label</script>'
-    # Beside the folder with the model, under the name that the page gives it.
+    # The script is next to the folder with the model, which has the name on the page.
     (space.folder / "outputs").mkdir()
     (space.folder / "outputs" / "onnx").symlink_to(space.model_folder)
     (space.folder / "image.png").write_bytes((EXAMPLES / "digit_7.png").read_bytes())
@@ -517,7 +517,7 @@ def test_model_that_the_page_cannot_use_is_refused():
         check_page_can_use(source(settings={"resample": 0}), "m")
 
 
-def test_page_names_files_that_are_there_and_versions_that_are_fixed():
+def test_page_names_existing_files_and_fixed_versions():
     html = (PAGE / "index.html").read_text(encoding="utf-8")
     for name in re.findall(r'(?:src|href)="([^"#:]+)"', html):
         assert (PAGE / name).is_file(), name

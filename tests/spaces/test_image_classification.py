@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The classification Space as its visitors' programs use it: started with `python app.py`, asked with gradio_client."""
+"""The API of the classification Space, started with `python app.py`, and called with gradio_client."""
 
 import asyncio
 import base64
@@ -50,7 +50,7 @@ from hf_twins import (
 
 SPACE = SPACES / "image_classification"
 MODELS = ("twins-svt-digits", "twins-pcpvt-digits")
-# Of scikit-learn's digits: one of each, told right by both models.
+# Indices of scikit-learn's digits: one of each, which both models classify correctly.
 DIGITS = range(10)
 
 
@@ -92,7 +92,7 @@ def probabilities(model, processor, image: Image.Image, side: int = 32) -> dict[
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(("resolution", "side"), [(100, 32), (150, 48)])
-def test_classify_gives_what_the_model_gives(client, local_models, digit, name, resolution, side):
+def test_classify_returns_the_output_of_the_model(client, local_models, digit, name, resolution, side):
     label, seen, details = client.predict(handle_file(digit), name, resolution, api_name="/classify")
     expected = probabilities(*local_models[name], digit_image(3), side)
     assert label["label"] == max(expected, key=expected.get) == digit_label(3)
@@ -105,7 +105,7 @@ def test_classify_gives_what_the_model_gives(client, local_models, digit, name, 
 
 @pytest.mark.slow
 def test_model_of_another_task_is_refused(tmp_path):
-    """Its labels would be those of random weights."""
+    """Its classifier would have random weights."""
     TwinsForSemanticSegmentation(tiny_config()).save_pretrained(tmp_path)
     TwinsImageProcessor().save_pretrained(tmp_path)
     shelf = ModelShelf({"another": str(tmp_path)}, runpy.run_path(str(SPACE / "app.py"))["load"])
@@ -115,7 +115,7 @@ def test_model_of_another_task_is_refused(tmp_path):
         shelf.get("another")
 
 
-def test_classify_needs_a_image_alone(client, tmp_path):
+def test_classify_needs_only_an_image(client, tmp_path):
     for index in DIGITS:
         digit_image(index).save(tmp_path / "digit.png")
         label, *_ = client.predict(handle_file(tmp_path / "digit.png"), api_name="/classify")
@@ -128,7 +128,7 @@ def test_seen_crop_is_exact(client, tmp_path):
     wide.save(tmp_path / "wide.png")
     _, seen, _ = client.predict(handle_file(tmp_path / "wide.png"), api_name="/classify")
     crop = wide.resize((64, 32), Image.Resampling.BICUBIC).crop((16, 0, 48, 32)).convert("RGB")
-    # Each pixel is shown as a square of 10.
+    # Each pixel is shown as a square of 10 x 10 pixels.
     assert np.abs(pixels(seen)[5::10, 5::10] - np.asarray(crop, dtype=float)).max() <= 3
 
 
@@ -139,7 +139,7 @@ def cells(overlay: str, side: int) -> np.ndarray:
     return gray.reshape(side, size, side, size).mean((1, 3)).flatten()
 
 
-def test_explain_shows_the_maps_of_the_model(client, local_models, digit):
+def test_explain_returns_the_maps_of_the_model(client, local_models, digit):
     model, processor = local_models[MODELS[0]]
     inputs = processor(digit_image(3).convert("RGB"), return_tensors="pt")["pixel_values"]
     cam = grad_cam(model, inputs, stage="stage2")[0]
@@ -165,7 +165,7 @@ def test_opacity_goes_from_the_image_to_the_map(client, digit):
     assert np.abs(shown[0.5] - (shown[0] + shown[1]) / 2).max() <= 1
 
 
-def test_compare_gives_what_each_model_gives(client, local_models, digit):
+def test_compare_returns_the_output_of_each_model(client, local_models, digit):
     results = client.predict(handle_file(digit), *MODELS, api_name="/compare")
     for name, label, overlay, details in zip(MODELS, results[0::3], results[1::3], results[2::3]):
         expected = probabilities(*local_models[name], digit_image(3))
@@ -174,12 +174,12 @@ def test_compare_gives_what_each_model_gives(client, local_models, digit):
         assert details.startswith(name)
 
 
-def test_describe_model_says_what_is_in_memory(client):
+def test_describe_model_lists_the_models_in_memory(client):
     said = client.predict(MODELS[1], api_name="/describe_model")
     assert said.startswith(f"**{MODELS[1]}** is loaded: 0.2 M parameters, 10 labels, 32 x 32 pixels. In memory: ")
 
 
-def test_batch_gives_a_table_and_the_same_as_csv(client, tmp_path):
+def test_batch_returns_a_table_and_the_same_as_csv(client, tmp_path):
     members = {f"folder/{index}.png": saved(digit_image(index), "PNG") for index in range(12)}
     (tmp_path / "digits.zip").write_bytes(archive({**members, "=1+1.png": b"no image"}))
     digit_image(18).save(tmp_path / "eight.png")
@@ -188,11 +188,11 @@ def test_batch_gives_a_table_and_the_same_as_csv(client, tmp_path):
     table, download = job.result(timeout=120)
     assert table["headers"] == ["file", "label", "probability", "problem"]
     rows = table["data"]
-    # Members keep their folders, and the archive's name tells them from other files.
+    # Names of members include their folders and the archive, which distinguishes them from other files.
     assert [row[0] for row in rows] == [*(f"digits.zip/{name}" for name in (*members, "=1+1.png")), "eight.png"]
     assert [row[1] for row in rows] == [*map(digit_label, range(12)), "", digit_label(18)]
     assert "not a supported image" in rows[12][3]
-    # The table grew meanwhile.
+    # The table grew during the run.
     assert len(job.outputs()) > 1
     with Path(download).open(newline="") as file:
         read = list(csv.reader(file))
@@ -208,7 +208,7 @@ def fails(client: Client, *arguments, **options) -> str:
     return message
 
 
-def test_bad_files_get_a_sentence_and_the_server_goes_on(server, client, digit, tmp_path):
+def test_invalid_files_give_one_sentence_and_the_server_keeps_running(server, client, digit, tmp_path):
     image = digit_image(3, side=200)
     unusable, unusual = write_unusable(tmp_path, image), write_unusual(tmp_path, image)
     archives = write_unusable_archives(tmp_path, image)
@@ -219,14 +219,14 @@ def test_bad_files_get_a_sentence_and_the_server_goes_on(server, client, digit, 
             assert sentence in fails(client, handle_file(path), api_name="/classify")
         for path, sentence in archives.values():
             if path.name == "broken.zip":
-                # Taken for one more file that is no image.
+                # Such a file is treated as one that is not an image.
                 continue
             assert sentence in fails(client, [handle_file(path)], api_name="/classify_batch")
         for path in unusual.values():
             assert client.predict(handle_file(path), api_name="/classify")[0]["label"] == digit_label(3), path.name
         assert client.predict(handle_file(tmp_path / "pixel.png"), api_name="/classify")[0]["label"]
 
-    # Once, so that what is loaded once is loaded.
+    # Call it once, so that everything that is loaded on first use is loaded.
     client.predict(handle_file(digit), api_name="/classify")
     before = server.megabytes()
     for _ in range(2):
@@ -247,11 +247,11 @@ def test_bad_files_get_a_sentence_and_the_server_goes_on(server, client, digit, 
     ],
     ids=["layer", "model", "resolution", "stage"],
 )
-def test_bad_arguments_get_a_sentence(client, digit, arguments, message):
+def test_invalid_arguments_give_one_sentence(client, digit, arguments, message):
     assert re.search(message, fails(client, handle_file(digit), **arguments, api_name="/explain"))
 
 
-def test_no_image_gets_a_sentence(client):
+def test_missing_image_gives_one_sentence(client):
     assert "There is no image yet" in fails(client, None, api_name="/classify")
     assert "There is no image in these files" in fails(client, [], api_name="/classify_batch")
 
@@ -271,14 +271,14 @@ def test_files_of_the_server_cannot_be_read(server):
         response = httpx.post(f"{server.url}/gradio_api/call/classify", json=body, trust_env=False)
         answer = get(f"/gradio_api/call/classify/{response.json()['event_id']}").text
         assert "event: error" in answer
-        # Why is said in one sentence, not in a traceback.
+        # The reason is given in one sentence, not in a traceback.
         assert re.search(r'"error": "[^"\\]+"', answer), answer
         assert "root:" not in answer
         assert "Traceback" not in answer
 
 
-def test_assistants_can_call_it(server, digit):
-    """With the client of the Model Context Protocol's own library."""
+def test_assistants_can_call_the_endpoints(server, digit):
+    """The client is that of the Model Context Protocol's own library."""
     pytest.importorskip("mcp", reason="gradio[mcp] is not installed")
     from mcp import ClientSession
     from mcp.client.streamable_http import streamable_http_client
@@ -298,7 +298,7 @@ def test_assistants_can_call_it(server, digit):
 
     tools, (answer, failure) = asyncio.run(call())
     assert set(tools) == {"classify", "explain", "compare", "classify_batch", "describe_model"}
-    # Docstrings are what an assistant knows of them.
+    # Assistants get the docstrings as descriptions.
     assert tools["classify"].description.startswith("Classify an image with a Twins model.")
     assert "percent" in tools["classify"].inputSchema["properties"]["resolution"]["description"]
     assert tools["classify"].inputSchema["required"] == ["image"]
@@ -308,14 +308,14 @@ def test_assistants_can_call_it(server, digit):
     assert "This is not a supported image" in failure.content[0].text
 
 
-def test_page_and_configuration_name_no_place_of_the_server(server):
+def test_page_and_configuration_reveal_no_paths_of_the_server(server):
     for path in ("/", "/config", "/gradio_api/info"):
         content = httpx.get(f"{server.url}{path}", trust_env=False).text
         assert str(SPACES) not in content, path
         assert "Traceback" not in content
 
 
-def test_log_has_no_address_with_a_token(server):
+def test_log_has_no_url_with_a_token(server):
     assert "monitoring" not in server.log.read_text()
 
 
@@ -328,7 +328,7 @@ def app():
     return module
 
 
-def test_labels_of_one_name_are_told_apart(app):
+def test_labels_with_the_same_name_are_distinguished(app):
     labels = ["crane", "dog", "crane"]
     model = SimpleNamespace(labels=labels)
     logits = torch.tensor([3.0, 1.0, 2.0])
@@ -337,14 +337,14 @@ def test_labels_of_one_name_are_told_apart(app):
     assert list(answer.values()) == pytest.approx(logits.softmax(-1)[[0, 2, 1]].tolist())
 
 
-def test_selector_offers_what_is_there_and_says_so(app, monkeypatch, tmp_path):
+def test_selector_lists_the_available_models(app, monkeypatch, tmp_path):
     monkeypatch.setattr(app.models, "hub_answers", lambda: False)
     shelf, said = app.find_models([])
     assert tuple(shelf.names) == MODELS
     assert shelf.title(MODELS[0]) == "twins-svt-digits: 10 digits"
     assert said == "Offline: the Hub cannot be reached, so none of the published models can be chosen."
 
-    # What was downloaded before, and the models that were asked for, come first.
+    # Cached models and the models given by the user come first.
     monkeypatch.setattr(app.models, "is_cached", lambda repo_id: "svt_small" in repo_id)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.json").write_text('{"model_type": "twins", "id2label": {"0": "a", "1": "b"}}')
@@ -377,7 +377,7 @@ def test_published_model_answers_a_photograph_on_the_first_visit(app, tmp_path):
     assert list(app.examples_for(example))[:4] == ["cat", "coffee", "astronaut", "digit 7"]
 
 
-def test_default_that_cannot_be_loaded_is_replaced_and_said_so(app, tmp_path):
+def test_default_model_that_cannot_be_loaded_is_replaced_with_a_notice(app, tmp_path):
     (tmp_path / "mine").mkdir()
     shelf, notice = app.find_models([str(tmp_path / "mine")])
     default, example, answer, notice = app.first_answer(app.Classification(shelf), notice)
@@ -397,13 +397,13 @@ def test_model_of_the_command_line_or_the_environment_is_the_default(app, monkey
     assert models("--model", "a/third") == ["a/third"]
 
 
-def test_model_that_is_nowhere_ends_the_start_with_a_sentence(app):
+def test_missing_model_ends_the_start_with_one_sentence(app):
     with pytest.raises(SystemExit, match="error: --model must be a folder or a Hub id, got not/a/folder"):
         run(partial(app.page.serve, app.build), app.page.PageArguments, arguments=["--model", "not/a/folder"])
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_bundled_models_say_how_well_they_do(name):
+def test_bundled_models_reach_the_accuracy_in_their_cards(name):
     folder = SPACE / "models" / name
     assert (folder / "model.safetensors").stat().st_size < 2**20
     accuracy = float(re.search(r"\| ([\d.]+)% \|", (folder / "README.md").read_text())[1])

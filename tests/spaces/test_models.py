@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The models of a Space are loaded once, few are kept, and requests are computed together without being mixed up."""
+"""Models of a Space are loaded once, few are kept in memory, and requests are batched without mixing up results."""
 
 import copy
 import gc
@@ -44,7 +44,7 @@ def model() -> LoadedModel:
     return LoadedModel("tiny", *make())
 
 
-def test_model_is_loaded_once_and_others_are_given_up():
+def test_model_is_loaded_once_and_others_are_evicted():
     loads = []
 
     def load(location):
@@ -69,7 +69,7 @@ def test_model_is_loaded_once_and_others_are_given_up():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_gpu_is_used_where_there_is_one():
+def test_gpu_is_used_if_available():
     plain, processor = make()
     plain.eval()
     model = LoadedModel("tiny", copy.deepcopy(plain), processor)
@@ -81,7 +81,7 @@ def test_gpu_is_used_where_there_is_one():
         assert heat.device.type == "cpu"
 
 
-def test_model_that_cannot_be_loaded_is_said_so_without_where_it_lies():
+def test_error_of_a_model_that_cannot_be_loaded_does_not_reveal_its_path():
     def load(location):
         raise OSError(f"no such file: {location}")
 
@@ -93,7 +93,7 @@ def test_model_that_cannot_be_loaded_is_said_so_without_where_it_lies():
         shelf.get("other")
 
 
-def test_model_that_is_no_twins_is_refused():
+def test_model_other_than_twins_is_refused():
     shelf = ModelShelf({"linear": "somewhere"}, lambda location: (OtherModel(), None))
     with pytest.raises(ModelError, match="linear is not a Twins model"):
         shelf.get("linear")
@@ -103,7 +103,7 @@ class OtherModel(torch.nn.Module):
     config = object()
 
 
-def test_names_show_no_paths_and_are_told_apart(tmp_path):
+def test_names_reveal_no_paths_and_are_unique(tmp_path):
     folders = [tmp_path / name / "model" for name in ("first", "second", "third")]
     for folder in folders:
         folder.mkdir(parents=True)
@@ -136,7 +136,7 @@ def test_requests_of_many_threads_get_their_own_answers(model):
     assert max(output.batch_size for output in outputs) > 1
 
 
-def test_failure_of_a_batch_reaches_everybody_in_it(model):
+def test_failure_of_a_batch_is_raised_for_all_of_its_requests(model):
     too_small = torch.rand(3, 4, 4)
     with ThreadPoolExecutor(4) as pool:
         futures = [pool.submit(model, too_small) for _ in range(4)]
@@ -145,12 +145,12 @@ def test_failure_of_a_batch_reaches_everybody_in_it(model):
 
 
 @pytest.mark.parametrize(("resolution", "side"), [(100, 24), (50, 12), (200, 48), (12.5, 8)])
-def test_resolution_scales_what_the_model_sees(model, resolution, side):
-    # At 12.5 percent it would be smaller than the model can see.
+def test_resolution_scales_the_input_of_the_model(model, resolution, side):
+    # At 12.5 percent, the input would be smaller than the model's minimum.
     assert model.prepare(PIL.Image.new("RGB", (60, 40)), resolution).shape == (3, side, side)
 
 
-def test_image_too_long_for_a_model_that_crops_nothing_is_refused():
+def test_image_too_long_for_a_model_without_crop_is_refused():
     model, processor = make()
     processor.do_center_crop = False
     processor.size = {"shortest_edge": 512}
@@ -160,7 +160,7 @@ def test_image_too_long_for_a_model_that_crops_nothing_is_refused():
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", drawing.METHODS)
-def test_explanations_cover_what_the_model_saw(family, method):
+def test_explanations_cover_the_input_of_the_model(family, method):
     model = LoadedModel("tiny", *make(family))
     pixel_values = model.prepare(PIL.Image.effect_noise((50, 40), 80).convert("RGB"))
     seen = drawing.draw_input(pixel_values, model.processor)
@@ -168,7 +168,7 @@ def test_explanations_cover_what_the_model_saw(family, method):
     for stage in ("stage1", "stage2", "stage3"):
         for _, layer in drawing.layer_choices(model, stage):
             heat, stride = drawing.explain(model, pixel_values, method, stage, layer)
-            # GSA may leave incomplete squares out, windows may reach beyond the image.
+            # GSA may skip incomplete squares, and windows may reach beyond the image.
             assert abs(heat.shape[0] * stride - SIDE) < 12
             large = drawing.spread_map(heat, stride, (SIDE, SIDE), seen)
             assert large.shape == (336, 336)
@@ -177,7 +177,7 @@ def test_explanations_cover_what_the_model_saw(family, method):
     assert drawing.overlay(seen, large, 0.7) != seen
 
 
-def test_input_is_drawn_as_it_is(model):
+def test_input_is_drawn_unchanged(model):
     image = PIL.Image.effect_noise((SIDE, SIDE), 80).convert("RGB")
     drawn = drawing.draw_input(model.prepare(image), model.processor)
     assert list(drawn.resize((SIDE, SIDE), PIL.Image.Resampling.NEAREST).tobytes()) == list(image.tobytes())
@@ -197,13 +197,13 @@ def test_explanation_that_does_not_exist_is_refused(model, method, stage, layer,
         drawing.explain(model, torch.rand(3, SIDE, SIDE), method, stage, layer)
 
 
-def test_hub_that_is_switched_off_is_not_asked(monkeypatch):
+def test_hub_is_not_contacted_in_offline_mode(monkeypatch):
     monkeypatch.setattr(models, "get_session", None)
     monkeypatch.setattr(models.constants, "HF_HUB_OFFLINE", True)
     assert not models.hub_answers()
 
 
-def test_hub_that_cannot_be_reached_is_offline(monkeypatch):
+def test_unreachable_hub_counts_as_offline(monkeypatch):
     monkeypatch.setattr(models.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(models.constants, "ENDPOINT", "http://127.0.0.1:9")
     assert not models.hub_answers()

@@ -42,7 +42,7 @@ from twins_space.uploads import UploadError
         ('cat",=1.png', "cat\",'=1.png"),
     ],
 )
-def test_names_of_files_are_no_formulas_in_a_csv_file(name, written):
+def test_file_names_are_not_formulas_in_a_csv_file(name, written):
     content = page.write_csv(["file", "probability"], [[name, -0.5]])
     (_, row) = csv.reader(io.StringIO(content.decode(), newline=""))
     # Numbers stay numbers.
@@ -60,5 +60,5 @@ def test_page_shows_results_or_an_error_and_never_both():
     first, second, kept, message = act(UploadError("This file is <empty>."), 1)
     assert (first, second, kept) == (None, None, gr.skip())
     assert message == gr.update(value='<p role="alert">This file is &lt;empty&gt;.</p>', visible=True)
-    # Without an image there is neither.
+    # Without an image, there is neither a result nor an error.
     assert act(None, 1) == (None, None, gr.skip(), gr.update(value="", visible=False))

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The segmentation Space as its visitors' programs use it: started with `python app.py`, asked with gradio_client."""
+"""The API of the segmentation Space, started with `python app.py`, and called with gradio_client."""
 
 import csv
 import json
@@ -60,7 +60,7 @@ def client(server) -> Client:
 
 @pytest.fixture(scope="module")
 def scenes() -> list[tuple[Image.Image, np.ndarray]]:
-    """Of handwriting that the model has not seen."""
+    """Scenes of digits that the model was not trained on."""
     _, held_out = split_handwriting(seed=0)
     scenes = [
         digit_scene(200_000 + index, size, handwriting=held_out, min_side=MIN_DIGIT_SIDE)
@@ -71,7 +71,7 @@ def scenes() -> list[tuple[Image.Image, np.ndarray]]:
 
 @pytest.fixture(scope="module")
 def segment_locally():
-    """The mask that the same model gives without a server."""
+    """A function that computes the mask by the same model without a server."""
     model = TwinsForSemanticSegmentation.from_pretrained(SPACE / "models" / MODEL).eval()
     processor = TwinsImageProcessor.from_pretrained(SPACE / "models" / MODEL)
 
@@ -83,7 +83,7 @@ def segment_locally():
     return segment
 
 
-def test_segment_gives_what_the_model_gives(client, scenes, segment_locally, tmp_path):
+def test_segment_returns_the_output_of_the_model(client, scenes, segment_locally, tmp_path):
     for image, truth in scenes[:3]:
         image.save(tmp_path / "scene.png")
         overlay, legend, mask, details = client.predict(handle_file(tmp_path / "scene.png"), api_name="/segment")
@@ -92,7 +92,7 @@ def test_segment_gives_what_the_model_gives(client, scenes, segment_locally, tmp
             assert file.format == "PNG"
             found = np.asarray(file)
         assert (found == expected).mean() > 0.999
-        # Most of the ink is found.
+        # Most of the ink is segmented correctly.
         assert ((found > 0) & (truth > 0)).sum() > 0.7 * (truth > 0).sum()
         assert legend["headers"] == ["color", "class", "pixels", "%"]
         assert sum(row[2] for row in legend["data"]) == expected.size
@@ -118,7 +118,7 @@ def test_opacity_goes_from_the_image_to_the_mask(client, scenes, tmp_path):
     assert np.array_equal(pixels(opaque), np.where(is_background[..., None], pixels(clear), colors))
 
 
-def test_batch_gives_a_table_and_the_same_as_csv(client, scenes, tmp_path):
+def test_batch_returns_a_table_and_the_same_as_csv(client, scenes, tmp_path):
     members = {f"{index}.png": saved(image, "PNG") for index, (image, _) in enumerate(scenes[:6])}
     (tmp_path / "scenes.zip").write_bytes(archive(members | {"broken.png": b"no image"}))
     table, download = client.predict([handle_file(tmp_path / "scenes.zip")], api_name="/segment_batch")
@@ -130,7 +130,7 @@ def test_batch_gives_a_table_and_the_same_as_csv(client, scenes, tmp_path):
         assert len(list(csv.reader(file))) == 1 + len(table["data"])
 
 
-def test_bad_files_get_a_sentence_and_the_server_goes_on(server, client, tmp_path):
+def test_invalid_files_give_one_sentence_and_the_server_keeps_running(server, client, tmp_path):
     unusable = write_unusable(tmp_path, digit_image(3))
     archives = write_unusable_archives(tmp_path, digit_image(3))
     digit_image(3).save(tmp_path / "digit.png")
@@ -155,13 +155,13 @@ def test_images_of_all_sizes_are_segmented(client, tmp_path):
             assert file.size == size
 
 
-def test_describe_model_says_what_is_in_memory(client):
+def test_describe_model_lists_the_models_in_memory(client):
     said = client.predict(MODEL, api_name="/describe_model")
     assert said.startswith(f"**{MODEL}** is loaded: 0.2 M parameters, 11 labels, 64 pixels. In memory: {MODEL}.")
 
 
 @pytest.mark.slow
-def test_clients_at_once_get_their_own_answers(server, scenes, segment_locally, tmp_path):
+def test_simultaneous_clients_get_their_own_answers(server, scenes, segment_locally, tmp_path):
     expected = [segment_locally(image) for image, _ in scenes]
     for index, (image, _) in enumerate(scenes):
         image.save(tmp_path / f"{index}.png")
@@ -197,7 +197,7 @@ def app():
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    """A site that has the published model, and its entry in the table."""
+    """A site with the published model, and the model's entry in the table."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     with serve_hub(files=tmp_path / "files") as hub, hub.in_process(tmp_path / "home"):
         table, entry = save_published(tmp_path / "files", hub.endpoint)
@@ -210,7 +210,7 @@ def test_published_model_is_downloaded_checked_and_converted(app, site, monkeypa
     shelf, notice = app.find_models([])
     assert shelf.names == [app.DEFAULT, MODEL]
     assert shelf.title(app.DEFAULT) == f"{app.DEFAULT}: 150 ADE20K classes"
-    # The page starts with the digits, while it is downloaded.
+    # The page starts with the digit model while the published one is downloaded.
     default, example, _, notice = app.first_answer(app.Segmentation(shelf), notice)
     assert (default, example.name) == (MODEL, "scene_1.jpg")
     assert notice == "An ADE20K model is being downloaded: reload this page later."
@@ -218,16 +218,16 @@ def test_published_model_is_downloaded_checked_and_converted(app, site, monkeypa
     app.prepare(shelf, app.DEFAULT, is_ready)
     assert is_ready.is_set()
 
-    # From then on it starts with it, also without a network.
+    # From then on, the page starts with the published model, also without a network.
     loaded = shelf.get(app.DEFAULT)
-    # Undone before `site` is: the other way around, all tests after this one would be online.
+    # This is undone before `site`; in the reverse order, all later tests would be online.
     with monkeypatch.context() as patch:
         patch.setattr(app.models.constants, "HF_HUB_OFFLINE", True)
         shelf, notice = app.find_models([])
         assert notice == "Offline: other ADE20K models cannot be downloaded."
         default, example, answer, _ = app.first_answer(app.Segmentation(shelf), notice)
         assert (default, example.name) == (app.DEFAULT, "china.jpg")
-    # As the conversion to a folder has it.
+    # The result must equal that of the conversion to a folder.
     weights = source_weights("mmseg-semantic-fpn", TINY["svt"], num_classes=150)
     expected = convert_checkpoint(weights, {}).model.eval()
     for model in (loaded, shelf.get(app.DEFAULT)):
@@ -247,13 +247,13 @@ def test_published_file_with_another_hash_is_refused(app, site, caplog):
     assert 'expected "00000000"' in caplog.text
 
 
-def test_page_without_a_network_has_the_digits_alone(app):
+def test_page_without_a_network_has_only_the_digit_model(app):
     shelf, notice = app.find_models([])
     assert shelf.names == [MODEL]
     assert notice == "Offline: the ADE20K models cannot be downloaded."
 
 
-def test_bundled_model_says_how_well_it_does():
+def test_bundled_model_reaches_the_result_in_its_card():
     folder = SPACE / "models" / MODEL
     assert (folder / "model.safetensors").stat().st_size < 2**20
     mean_iou = float(re.search(r"\| ([\d.]+)% \|", (folder / "README.md").read_text())[1])

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Images as strangers send them: each is read as what it is, or refused with a sentence."""
+"""Uploaded images: each is read correctly, or refused with one sentence."""
 
 import io
 import os
@@ -32,7 +32,7 @@ WIDTH, HEIGHT = 40, 30
 
 @pytest.fixture
 def scene() -> PIL.Image.Image:
-    """Dark at the left, bright at the right, red at the top."""
+    """An image that is dark at the left, bright at the right, and red at the top."""
     pixels = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
     pixels[..., :] = np.linspace(0, 255, WIDTH, dtype=np.uint8)[None, :, None]
     pixels[:10] = (255, 0, 0)
@@ -86,7 +86,7 @@ def test_palette_with_transparency_is_composited_on_white(scene):
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
 def test_turned_images_are_upright(scene, image_format):
     exif = PIL.Image.Exif()
-    # The camera lay on its side: to be turned by 90 degrees clockwise.
+    # The camera was held sideways: the image must be turned by 90 degrees clockwise.
     exif[0x0112] = 6
     file = sent(scene.transpose(PIL.Image.Transpose.ROTATE_90), image_format, exif=exif)
     assert difference(read_upload(file), scene) < 8
@@ -100,7 +100,7 @@ def test_turned_image_of_16_bits_is_upright(scene):
     assert difference(image, scene.convert("L").convert("RGB")) < 1
 
 
-def test_animation_gives_its_first_frame(scene):
+def test_first_frame_of_an_animation_is_read(scene):
     file = sent(scene, "GIF", save_all=True, append_images=[PIL.Image.new("RGB", scene.size)], duration=50)
     assert difference(read_upload(file), scene) < 8
 
@@ -109,7 +109,7 @@ def test_single_pixel_is_read():
     assert read_upload(sent(PIL.Image.new("RGB", (1, 1), "red"), "PNG")).size == (1, 1)
 
 
-def test_large_image_is_made_smaller(scene):
+def test_large_image_is_reduced(scene):
     image = read_upload(sent(scene.resize((4000, 3000)), "JPEG"))
     assert image.size == (uploads.MAX_SIDE, uploads.MAX_SIDE * 3 // 4)
 
@@ -127,22 +127,22 @@ REFUSED = {
 }
 
 
-# Pillow warns of the sizes that we refuse.
+# Pillow warns about sizes that are refused here.
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(("file", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_used_is_refused_with_a_sentence(file, message):
+def test_unusable_file_is_refused_with_one_sentence(file, message):
     with pytest.raises(UploadError, match=message):
         read_upload(file)
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"])
-def test_truncated_image_is_refused_with_a_sentence(image_format):
+def test_truncated_image_is_refused_with_one_sentence(image_format):
     content = sent(PIL.Image.effect_noise((200, 200), 80).convert("RGB"), image_format).getvalue()
     with pytest.raises(UploadError, match=r"broken or incomplete|not a supported image"):
         read_upload(io.BytesIO(content[: len(content) // 2]))
 
 
-def test_fractions_are_refused_with_a_sentence():
+def test_fractions_are_refused_with_one_sentence():
     with pytest.raises(UploadError, match="fractions from 255 to 255 as pixels, but only 0 to 1 is read"):
         read_upload(sent(PIL.Image.new("F", (20, 20), 255), "TIFF"))
     gray = read_upload(sent(PIL.Image.new("F", (20, 20), 0.5), "TIFF"))
@@ -150,7 +150,7 @@ def test_fractions_are_refused_with_a_sentence():
 
 
 def test_images_of_32_bits_may_have_a_quarter_of_the_pixels(monkeypatch):
-    """They take four bytes a pixel, from a file that may have some hundred thousand."""
+    """They take four bytes per pixel, although the file may have only a few hundred thousand bytes."""
     monkeypatch.setattr(uploads, "MAX_PIXELS", 400)
     assert read_upload(sent(PIL.Image.new("L", (20, 20)), "TIFF")).size == (20, 20)
     assert read_upload(sent(PIL.Image.new("I", (10, 10)), "TIFF")).size == (10, 10)
@@ -160,7 +160,7 @@ def test_images_of_32_bits_may_have_a_quarter_of_the_pixels(monkeypatch):
 
 
 def test_images_of_many_scans_are_refused_alone_and_in_an_archive(scene, tmp_path):
-    """Each scan takes a pass over all pixels, and a few bytes."""
+    """Decoding each scan passes over all pixels, although a scan may take only a few bytes."""
     progressive = many_scans(saved(scene, "JPEG", progressive=True), 1000)
     with pytest.raises(UploadError, match=r"a JPEG of 10\d\d scans, more than the 50 allowed"):
         read_upload(io.BytesIO(progressive))
@@ -170,7 +170,7 @@ def test_images_of_many_scans_are_refused_alone_and_in_an_archive(scene, tmp_pat
     assert "scans" in str(scans[1])
 
 
-def test_what_is_no_file_is_refused_without_waiting(tmp_path):
+def test_special_file_is_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     for path in (tmp_path / "pipe.png", tmp_path, tmp_path / "gone.png"):
         with pytest.raises(UploadError, match="This is not a file"):
@@ -202,7 +202,7 @@ def test_images_of_files_and_archives_are_listed_and_read(scene, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../out.png", "/etc/out.png", "a/../../out.png", "..\\out.png", "C:\\out.png"])
-def test_archive_that_leads_out_of_itself_is_refused(tmp_path, name):
+def test_archive_that_names_files_outside_itself_is_refused(tmp_path, name):
     with pytest.raises(UploadError, match="names files outside itself"):
         list_images([write_zip(tmp_path / "out.zip", {"good.png": b"", name: b""})])
 
@@ -214,13 +214,13 @@ def test_archive_that_unpacks_to_too_much_is_refused(tmp_path):
         list_images([bomb])
 
 
-def test_member_that_unpacks_to_too_much_is_refused_alone(tmp_path):
+def test_only_the_member_that_is_too_large_is_refused(tmp_path):
     archive = write_zip(tmp_path / "large.zip", {"large.png": bytes(uploads.MAX_FILE_SIZE + 1)})
     ((_, result),) = read_images(list_images([archive]))
     assert "too large" in str(result)
 
 
-def test_member_that_is_larger_than_it_says_is_refused(tmp_path):
+def test_member_that_is_larger_than_declared_is_refused(tmp_path):
     archive = write_zip(tmp_path / "lying.zip", {"lying.png": bytes(100_000)})
     content = archive.read_bytes()
     archive.write_bytes(content.replace(struct.pack("<I", 100_000), struct.pack("<I", 100)))
@@ -237,8 +237,8 @@ def test_broken_archive_is_refused(tmp_path):
         list_images([tmp_path / "broken.zip"])
 
 
-def test_member_that_is_nowhere_in_its_archive_is_refused(scene, tmp_path):
-    """The directory of an archive from which the beginning was cut off leads before its start."""
+def test_member_with_an_offset_outside_the_archive_is_refused(scene, tmp_path):
+    """If the beginning of an archive was cut off, offsets in its directory are before its start."""
     file = tmp_path / "cut.zip"
     file.write_bytes(archive({"0.png": saved(scene, "PNG")})[2:])
     ((_, refusal),) = read_images(list_images([file]))

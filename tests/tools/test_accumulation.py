@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Accumulated batches have the gradient of one batch, with transformers' Trainer as it is and for every loss."""
+"""Accumulated batches have the gradient of one batch, with transformers' Trainer and every loss."""
 
 import gc
 from collections.abc import Callable
@@ -36,7 +36,7 @@ from hf_twins import TwinsForImageClassification, TwinsForSemanticSegmentation
 
 
 NUM_IMAGES, SIZE, NUM_LABELS = 8, 16, 5
-# Batch size, and how many batches make a step; the last has one of 3, one of 3 and one of 2.
+# Batch size, and number of batches per step; the last step has batches of 3, 3 and 2 images.
 SPLITS = {"8 x 1": (1, 8), "2 x 4": (4, 2), "3, 3 and 2": (3, 3)}
 LABELS: dict[str, Callable[[], torch.Tensor]] = {
     "single_label_classification": lambda: torch.randint(NUM_LABELS, (NUM_IMAGES,)),
@@ -48,12 +48,12 @@ LABELS: dict[str, Callable[[], torch.Tensor]] = {
 
 @pytest.fixture(autouse=True)
 def no_garbage_collection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trainer asks for one in every run, which takes longer than the rest of it."""
+    """The Trainer collects garbage in every run, which takes longer than the rest."""
     monkeypatch.setattr(gc, "collect", lambda: 0)
 
 
 class KeepGradients(TrainerCallback):
-    """Those that the optimizer is about to use."""
+    """Keeps the gradients that the optimizer is about to use."""
 
     def __init__(self):
         self.gradients: list[torch.Tensor] = []
@@ -65,7 +65,7 @@ class KeepGradients(TrainerCallback):
 def gradient(
     model: PreTrainedModel, examples: list[dict], batch_size: int, num_batches: int, folder, **options
 ) -> torch.Tensor:
-    """The gradient of the one step that Trainer makes of all examples."""
+    """The gradient of the single step that the Trainer takes with all examples."""
     keeper = KeepGradients()
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -89,7 +89,7 @@ def relative_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def without_batch_statistics(model: nn.Module) -> nn.Module:
-    """Batch norms that do not depend on how images are batched, as no loss can help that they do."""
+    """Freeze batch norms, which depend on how images are batched, regardless of the loss."""
     for module in model.modules():
         for name, child in module.named_children():
             if isinstance(child, nn.BatchNorm2d):
@@ -103,7 +103,7 @@ def make_examples(labels: torch.Tensor) -> list[dict[str, torch.Tensor]]:
 
 
 def segmentation_labels(ignore_index: int) -> torch.Tensor:
-    """Of each image, another part has no class: from 4 rows of 16 to all of them."""
+    """Labels in which a different part of each image has no class: from 4 of 16 rows to all rows."""
     labels = torch.randint(NUM_LABELS, (NUM_IMAGES, SIZE, SIZE))
     for image, num_ignored in zip(labels, (4, 16, 5, 12, 15, 7, 10, 13)):
         image[:num_ignored] = ignore_index
@@ -118,7 +118,7 @@ def test_accumulated_batches_have_the_gradient_of_one_batch(family, problem_type
     config = tiny_config(family, num_labels=num_labels, problem_type=problem_type.split(" ")[0])
     model = randomize(TwinsForImageClassification(config)).double()
     examples = make_examples(labels)
-    # What is wanted, without Trainer: the gradient of the mean over the whole batch.
+    # The expected gradient, without the Trainer, is that of the mean over the entire batch.
     model(torch.stack([example["pixel_values"] for example in examples]), labels=labels).loss.backward()
     expected = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
     model.zero_grad()
@@ -145,7 +145,7 @@ def test_accumulated_segmentation_batches_have_the_gradient_of_one_batch(family,
     expected = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     model.zero_grad()
     if ignore_index != -100:
-        # Trainer counts the labels other than -100, these too: their loss is 0.
+        # The Trainer counts labels other than -100, including these, whose loss is 0.
         expected *= (labels != ignore_index).double().mean()
     for batch_size, num_batches in SPLITS.values():
         actual = gradient(model, examples, batch_size, num_batches, tmp_path)
@@ -153,7 +153,7 @@ def test_accumulated_segmentation_batches_have_the_gradient_of_one_batch(family,
 
 
 @pytest.mark.parametrize("model_class", [TwinsForImageClassification, TwinsForSemanticSegmentation])
-def test_losses_divide_by_any_kind_of_number(model_class):
+def test_losses_can_be_divided_by_any_kind_of_number(model_class):
     model = randomize(model_class(tiny_config(num_labels=NUM_LABELS, problem_type="multi_label_classification")))
     images = torch.randn(2, 3, SIZE, SIZE)
     is_classifier = model_class is TwinsForImageClassification
@@ -165,15 +165,15 @@ def test_losses_divide_by_any_kind_of_number(model_class):
             torch.testing.assert_close(loss, mean * labels.numel() / 80)
 
 
-def test_a_loss_function_of_the_user_is_called_as_transformers_calls_it():
+def test_loss_function_of_the_user_is_called_as_in_transformers():
     model = TwinsForImageClassification(tiny_config())
     model.loss_function = lambda labels, logits, config, num_items_in_batch=None, **kwargs: num_items_in_batch * 2.0
     assert model(torch.randn(1, 3, 8, 8), labels=torch.ones(1), num_items_in_batch=3).loss == 6.0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_upernet_averages_accumulated_batches_once_told_so(family, tmp_path):
-    """transformers' UperNet has no loss that divides: batches of one size, with as many pixels with a class, are right."""
+def test_upernet_averages_accumulated_batches_if_configured(family, tmp_path):
+    """The loss of transformers' UperNet is a mean, so only batches with equal numbers of labeled pixels are exact."""
     backbone_config = tiny_config(family, out_features=["stage1", "stage2", "stage3"])
     fields = {"hidden_size": 8, "pool_scales": [1, 2], "use_auxiliary_head": False, "num_labels": NUM_LABELS}
     model = UperNetForSemanticSegmentation(UperNetConfig(backbone_config=backbone_config, **fields))
@@ -182,7 +182,8 @@ def test_upernet_averages_accumulated_batches_once_told_so(family, tmp_path):
     labels[:, :4] = 255
     examples = make_examples(labels)
     expected = gradient(model, examples, NUM_IMAGES, 1, tmp_path)
-    # It takes any keyword, from which Trainer concludes that it divides the loss: the gradient is the number of batches too large.
+    # UperNet's forward accepts any keyword, so the Trainer assumes that it divides the loss. Then the gradient is too
+    # large by the number of batches.
     wrong = gradient(model, examples, 1, 8, tmp_path)
     assert relative_difference(wrong, 8 * expected) < 1e-6
     model.accepts_loss_kwargs = False
@@ -193,7 +194,7 @@ def test_upernet_averages_accumulated_batches_once_told_so(family, tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_detr_averages_accumulated_batches(family, tmp_path):
-    """Trainer does not count boxes: batches with as many of them are right."""
+    """The Trainer does not count boxes, so only batches with equal numbers of boxes are exact."""
     fields = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "num_queries": 4, "dropout": 0.0}
     fields |= {
         "encoder_ffn_dim": 16,
@@ -218,5 +219,5 @@ def test_detr_averages_accumulated_batches(family, tmp_path):
     expected = gradient(model, examples, NUM_IMAGES, 1, tmp_path, data_collator=collate)
     for batch_size, num_batches in ((1, 8), (4, 2)):
         actual = gradient(model, examples, batch_size, num_batches, tmp_path, data_collator=collate)
-        # Its loss has parts in float32, whatever the model's type.
+        # Parts of DETR's loss are computed in float32, whatever the model's dtype.
         assert relative_difference(actual, expected) < 1e-5

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""peft's adapters on every layer that has weights, in any model that holds a Twins encoder."""
+"""PEFT's adapters on every layer with weights, in any model that contains a Twins encoder."""
 
 import re
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from tool_models import EVERY_MODEL, assert_same_outputs, make_images, make_mode
 from torch import nn
 
 
-# With random weights: peft's own start as no change at all.
+# Adapters get random weights, because PEFT's default initialization changes nothing.
 CONFIGS: dict[str, Callable[[list[str]], PeftConfig]] = {
     "lora": lambda names: LoraConfig(target_modules=names, r=4, init_lora_weights=False),
     "dora": lambda names: LoraConfig(target_modules=names, r=4, use_dora=True, init_lora_weights=False),
@@ -33,7 +33,7 @@ CONFIGS: dict[str, Callable[[list[str]], PeftConfig]] = {
 
 
 def adapted_layers(model: nn.Module, kind: str) -> list[str]:
-    """Every Linear and every Conv2d with one group; in transformers' heads, of the backbone."""
+    """Names of every Linear and every Conv2d with one group; in transformers' heads, only those of the backbone."""
     names = [
         name
         for name, module in model.named_modules()
@@ -47,7 +47,7 @@ def position_encodings(model: nn.Module) -> list[str]:
 
 
 def adapt(model: nn.Module, config: PeftConfig) -> PeftModel:
-    """With adapters strong enough to show: LoHa's product of four small matrices is not."""
+    """Add adapters with weights so large that they have an effect, unlike LoHa's product of four small matrices."""
     adapted = get_peft_model(model, config).eval()
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
@@ -57,7 +57,7 @@ def adapt(model: nn.Module, config: PeftConfig) -> PeftModel:
 
 
 def assert_adapters_work(adapted: PeftModel, plain: list[torch.Tensor], images: torch.Tensor) -> list[torch.Tensor]:
-    """That adapters change the output, are trained, and can be switched off; returns the output."""
+    """Assert that adapters change the output, are trained, and can be disabled; return the output."""
     outputs = outputs_of(adapted, images)
     assert any((output - expected).abs().max() > 1e-3 for output, expected in zip(outputs, plain))
     sum(output.square().mean() for output in tensors_of(adapted(images))).backward()
@@ -94,7 +94,7 @@ def test_loha_on_position_encodings(family):
 @pytest.mark.filterwarnings("ignore:LoRA adapter added to ConvNd layer with groups > 1:UserWarning")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_lora_on_position_encodings_within_the_limits_of_peft(family):
-    """A depthwise convolution takes a rank that is a multiple of its channels, and is not merged."""
+    """PEFT needs a rank that is a multiple of the channels for a depthwise convolution, and cannot merge it."""
     model, images = make_model("classifier", family), make_images()
     plain = outputs_of(model, images)
     names = position_encodings(model)

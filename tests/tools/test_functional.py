@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""torch.func: a model as a function of its parameters and inputs, and what PyTorch derives from that."""
+"""torch.func: a model as a function of its parameters and inputs, and its derivatives."""
 
 import pytest
 import torch
@@ -21,12 +21,12 @@ from torch import nn
 from torch.func import functional_call, grad, jacrev, jvp, vmap
 
 
-# vmap runs PyTorch's attention image by image, and says that this takes longer.
+# vmap warns that it runs PyTorch's attention image by image, which is slower.
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 
 
 def loss_of(model: nn.Module, parameters: dict[str, torch.Tensor], image: torch.Tensor) -> torch.Tensor:
-    """Of one image `(num_channels, height, width)`."""
+    """The loss for one image `(num_channels, height, width)`."""
     return sum(output.square().mean() for output in tensors_of(functional_call(model, parameters, (image[None],))))
 
 
@@ -40,7 +40,7 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize(("kind", "family"), EVERY_MODEL)
-def test_functional_call_uses_the_parameters_it_is_given(kind, family):
+def test_functional_call_uses_the_given_parameters(kind, family):
     model, images = make_model(kind, family), make_images()
     parameters = {name: 1.1 * parameter for name, parameter in parameters_of(model).items()}
     with torch.no_grad():
@@ -53,7 +53,7 @@ def test_functional_call_uses_the_parameters_it_is_given(kind, family):
 
 
 @pytest.mark.parametrize(("kind", "family"), EVERY_MODEL)
-def test_gradients_of_each_image_are_those_of_the_image_alone(kind, family):
+def test_per_image_gradients_equal_those_of_single_images(kind, family):
     model, images = make_model(kind, family), make_images(2, 16, 24)
     parameters = parameters_of(model)
     per_image = vmap(grad(lambda values, image: loss_of(model, values, image)), in_dims=(None, 0))(parameters, images)
@@ -61,7 +61,8 @@ def test_gradients_of_each_image_are_those_of_the_image_alone(kind, family):
         model.zero_grad()
         loss_of(model, dict(model.named_parameters()), image).backward()
         for name, parameter in model.named_parameters():
-            # Of what does not reach the output (a stage that a head does not use), torch.func gives zeros.
+            # For weights that do not affect the output (of a stage that a head does not use), torch.func returns
+            # zeros.
             expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             assert_close(per_image[name][index], expected)
 
@@ -83,11 +84,11 @@ def test_vmap_over_images(family):
         assert_close(vmap(lambda image: model(image[None]).logits[0])(images), model(images).logits)
 
 
-# PyTorch's own forward mode is written with it.
+# PyTorch's own forward mode uses a deprecated function.
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_forward_mode_derivative(family):
-    """With eager attention: PyTorch's kernel of scaled dot product attention for CPUs has no forward mode."""
+    """Attention is eager, because PyTorch's attention kernel for CPUs has no forward mode."""
     model, images = make_model("classifier", family), make_images(1, 16, 24)
     model.set_attn_implementation("eager")
     direction = torch.randn_like(images)

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Forward hooks, and torch.jit.trace: both keep tensors that a later operation must not write to."""
+"""Forward hooks and torch.jit.trace, which keep tensors that later operations must not modify."""
 
 from contextlib import AbstractContextManager
 
@@ -39,7 +39,7 @@ class KeepOutputs:
         return keep
 
     def check(self) -> set[str]:
-        """That nothing was written to afterwards; returns the modules that ran."""
+        """Assert that no kept output was modified, and return the names of the modules that ran."""
         for name, tensor, clone in self.kept:
             assert torch.equal(tensor, clone), f"the output of {name} was overwritten"
         for handle in self.handles:
@@ -54,7 +54,7 @@ def run(model: nn.Module, images: torch.Tensor, gradients: AbstractContextManage
 
 @pytest.mark.parametrize("gradients", GRADIENTS)
 @pytest.mark.parametrize(("kind", "family"), EVERY_MODEL)
-def test_hooks_on_every_module_keep_what_the_module_gave(kind, family, gradients):
+def test_outputs_kept_by_hooks_are_not_modified(kind, family, gradients):
     model, images = make_model(kind, family), make_images()
     expected = outputs_of(model, images)
     hooks = KeepOutputs(dict(model.named_modules()))
@@ -68,8 +68,8 @@ def test_hooks_on_every_module_keep_what_the_module_gave(kind, family, gradients
 
 @pytest.mark.parametrize("gradients", ["no_grad", "inference_mode"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_hook_on_one_module_keeps_what_it_gave(family, gradients):
-    """Alone, so that no other hook keeps the model from working in place."""
+def test_output_kept_by_a_single_hook_is_not_modified(family, gradients):
+    """There is only one hook, because others would prevent the model from working in place."""
     model, images = make_model("classifier", family), make_images(1, 16, 16)
     for name, module in model.named_modules():
         hook = KeepOutputs({name: module})
@@ -79,7 +79,7 @@ def test_a_hook_on_one_module_keeps_what_it_gave(family, gradients):
 
 @pytest.mark.parametrize("gradients", ["no_grad", "inference_mode"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_global_hook_keeps_what_every_module_gave(family, gradients):
+def test_outputs_kept_by_a_global_hook_are_not_modified(family, gradients):
     model, images = make_model("classifier", family), make_images(1, 16, 16)
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -97,7 +97,7 @@ def test_a_global_hook_keeps_what_every_module_gave(family, gradients):
 
 @pytest.mark.parametrize("gradients", ["no_grad", "inference_mode"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_pre_hooks_keep_what_every_module_was_given(family, gradients):
+def test_inputs_kept_by_pre_hooks_are_not_modified(family, gradients):
     model, images = make_model("classifier", family), make_images(1, 16, 16)
     for module in model.modules():
         kept: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -122,7 +122,7 @@ class Remember(nn.Module):
 
 @pytest.mark.parametrize("gradients", GRADIENTS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_replaced_activation_gives_the_same_values(family, gradients):
+def test_replaced_activation_gives_the_same_values(family, gradients):
     model, images = make_model("classifier", family), make_images()
     expected = outputs_of(model, images)
     for stage in model.twins.encoder.stages:
@@ -135,7 +135,7 @@ def test_a_replaced_activation_gives_the_same_values(family, gradients):
             assert all(torch.equal(tensor, clone) for tensor, clone in module.kept)
 
 
-# Tracing is deprecated, and still what many deployments use.
+# Tracing is deprecated, but many deployments still use it.
 ignore_warnings_of_tracing = [
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
     pytest.mark.filterwarnings("ignore:.torch.jit.trace.* is deprecated"),
@@ -148,7 +148,7 @@ ignore_warnings_of_tracing = [
     [pytest.param(*case.values, marks=[*ignore_warnings_of_tracing, *case.marks], id=case.id) for case in EVERY_MODEL],
 )
 def test_jit_trace_passes_its_own_check(kind, family):
-    """With `strict=False`, as for every model whose output is a dictionary; for images of the same size only."""
+    """As for every model with a dictionary as output, `strict=False` is needed; images must have the traced size."""
     model, images = make_model(kind, family), make_images(1, 16, 24)
     assert_same_outputs(torch.jit.trace(model, images, strict=False), outputs_of(model, images), images)
 

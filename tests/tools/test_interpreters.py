@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""captum and pytorch-grad-cam, against the same written with PyTorch alone and against `grad_cam`."""
+"""captum and pytorch-grad-cam, compared with plain PyTorch implementations and with `grad_cam`."""
 
 import pytest
 import torch
@@ -27,12 +27,12 @@ from hf_twins import grad_cam
 
 
 LABEL = 2
-# Models that give logits of classes, of images or pixels.
+# Models that return class logits, for images or pixels.
 KINDS = ["classifier", "segmentation", "upernet"]
 
 
 class Logits(nn.Module):
-    """What the tools call: from images to logits `(batch_size, num_labels)`, of pixels their mean over the image."""
+    """The function that the tools call: images to logits `(batch_size, num_labels)`, averaged over pixels if needed."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -59,7 +59,7 @@ def test_captum_saliency_is_the_gradient(family, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_captum_integrated_gradients_are_those_written_out(family, kind):
+def test_captum_integrated_gradients_equal_a_plain_implementation(family, kind):
     model, images = Logits(make_model(kind, family)), make_images(1, 16, 24)
     steps = 8
     actual = IntegratedGradients(model).attribute(images, target=LABEL, n_steps=steps, method="riemann_middle")
@@ -81,10 +81,11 @@ def test_captum_reads_and_explains_layers(family, kind):
     for stage, expected in zip(stages, hidden_states, strict=True):
         activation = LayerActivation(model, stage).attribute(images)
         torch.testing.assert_close(activation, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
-    # The second stage: of a classifier's last, `grad_cam` takes the output after the final layer norm.
+    # The second stage is used, because for a classifier's last stage, `grad_cam` uses the output after the final layer
+    # norm.
     actual = LayerGradCam(model, stages[1]).attribute(images, target=LABEL, relu_attributions=True)[:, 0]
     assert_same_maps(actual, grad_cam(plain, images, label=LABEL, stage="stage2"))
-    # Every Linear of the model is a layer that captum finds.
+    # captum finds every Linear of the model.
     linear = [module for module in stages.modules() if isinstance(module, nn.Linear)]
     for module in (linear[0], linear[-1]):
         assert LayerActivation(model, module).attribute(images).abs().max() > 0
@@ -97,11 +98,11 @@ def assert_same_maps(actual: torch.Tensor, expected: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_pytorch_grad_cam_gives_the_maps_of_grad_cam(family, kind):
+def test_pytorch_grad_cam_returns_the_maps_of_grad_cam(family, kind):
     plain, images = make_model(kind, family), make_images()
     with GradCAM(Logits(plain), [stages_of(plain)[1]]) as tool:
         actual = tool(images, [ClassifierOutputTarget(LABEL)] * len(images))
     expected = grad_cam(plain, images, label=LABEL, stage="stage2").numpy()
-    # It resizes the map of each layer to the image, of which the width comes first, and scales their mean again.
+    # The library resizes the map of each layer to the image, with the width first, and rescales their mean.
     expected = scale_cam_image(scale_cam_image(expected, (images.shape[3], images.shape[2])))
     torch.testing.assert_close(torch.from_numpy(actual), torch.from_numpy(expected), rtol=0, atol=1e-5)

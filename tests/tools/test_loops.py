@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Lightning's fit loop trains as a loop of PyTorch's own does."""
+"""Lightning's fit loop trains like a plain PyTorch loop."""
 
 import lightning
 import pytest
@@ -46,21 +46,21 @@ def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=1e-2)
 
 
-# Lightning asks PyTorch in a way that it deprecates.
+# Lightning calls PyTorch in a deprecated way.
 @pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
-# It would start more processes to load six images, and not turn training mode on where a model is not in it.
+# Lightning recommends more workers even for six images, and warns if a model is not in training mode.
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.filterwarnings("ignore:The number of training batches")
 @pytest.mark.filterwarnings("ignore:.*in eval mode")
 @pytest.mark.parametrize("kind", ["classifier", "segmentation", "upernet"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_lightning_trains_as_a_plain_loop_does(family, kind, tmp_path):
+def test_lightning_trains_like_a_plain_loop(family, kind, tmp_path):
     images = make_images(NUM_IMAGES, 16, 24)
     labels = torch.randint(4, (NUM_IMAGES,) if kind == "classifier" else (NUM_IMAGES, 16, 24))
     loader = DataLoader(TensorDataset(images, labels), batch_size=BATCH_SIZE)
     models = [make_model(kind, family) for _ in range(2)]
     for model in models:
-        # The same random numbers would be drawn, but not at the same moments.
+        # Dropout is disabled, because the loops would draw its random numbers in different orders.
         for module in model.modules():
             if isinstance(module, nn.Dropout | nn.Dropout2d):
                 module.p = 0.0
@@ -86,7 +86,7 @@ def test_lightning_trains_as_a_plain_loop_does(family, kind, tmp_path):
             optimizer.step()
     for (name, parameter), other in zip(actual.named_parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(parameter, other, rtol=0, atol=1e-5, msg=name)
-    # What was trained is saved and loaded as ever.
+    # The trained model is saved and loaded as usual.
     actual.save_pretrained(tmp_path / "model")
     loaded = type(actual).from_pretrained(tmp_path / "model").eval()
     with torch.no_grad():

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""accelerate keeps weights in memory or on disk, and hands each module its own when it runs."""
+"""Accelerate's offloading, which keeps weights in memory or on disk until their module runs."""
 
 from pathlib import Path
 
@@ -23,7 +23,8 @@ from torch import nn
 
 
 CPU = torch.device("cpu")
-# transformers' DETR reads weights of its children, for which accelerate has no place: only its backbone can be offloaded.
+# transformers' DETR reads weights of its submodules directly, which Accelerate does not support: only its backbone can
+# be offloaded.
 OFFLOADED = {"detr": "model.backbone.model"}
 
 

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Copies of a whole model: pickled, saved, deep, in shared memory, and in processes that are started afresh."""
+"""Copies of a model: pickled, saved, deep copies, in shared memory, and in spawned processes."""
 
 import copy
 import io
@@ -53,13 +53,13 @@ COPIES = {
 
 @pytest.mark.parametrize("way", COPIES)
 @pytest.mark.parametrize(("kind", "family"), EVERY_MODEL)
-def test_a_copy_gives_what_the_model_gives(kind, family, way):
+def test_copy_gives_the_same_output_as_the_model(kind, family, way):
     model, images = make_model(kind, family), make_images()
     before = outputs_of(model, images)
     copied = COPIES[way](model)
     assert_same_outputs(copied, before, images)
     assert_same_outputs(model, before, images)
-    # Hidden states are kept by hooks, which have to have come along, once each.
+    # Attentions are recorded by hooks, which must be copied exactly once.
     with torch.no_grad():
         expected = model(images, output_hidden_states=True)
         actual = copied(images, output_hidden_states=True)
@@ -70,7 +70,7 @@ def test_a_copy_gives_what_the_model_gives(kind, family, way):
 
 
 @pytest.mark.parametrize("way", ["torch.save", "pickle", "deepcopy"])
-def test_a_copy_keeps_the_hooks_of_the_user(way):
+def test_copy_keeps_the_hooks_of_the_user(way):
     model = make_model("classifier", "svt")
     model.twins.encoder.stages[0].register_forward_hook(double_output)
     model.twins.encoder.stages[1].layers[0].attention.register_forward_pre_hook(double_input)
@@ -87,7 +87,7 @@ def double_input(module: nn.Module, args: tuple) -> tuple:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_pipeline_is_pickled_and_copied(family):
+def test_pipeline_is_pickled_and_copied(family):
     classifier, images = make_pipeline(family)
     expected = classifier(images)
     for copied in (pickle.loads(pickle.dumps(classifier)), copy.deepcopy(classifier)):  # noqa: S301
@@ -95,8 +95,8 @@ def test_a_pipeline_is_pickled_and_copied(family):
 
 
 @pytest.mark.slow
-def test_workers_that_are_started_afresh_get_the_pipeline():
-    """By `multiprocessing`, as a data loader's or a service's: Ray's get their objects by pickle, too."""
+def test_spawned_workers_get_the_pipeline():
+    """Workers are started by `multiprocessing`, as in data loaders and services; Ray also pickles objects."""
     pipelines = [make_pipeline(family) for family in FAMILIES]
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         results = pool.starmap(classify_in_worker, pipelines)

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""torch.nn.utils.prune and weight norm: each computes a weight from others just before its module runs."""
+"""torch.nn.utils.prune and weight norm, which compute a weight just before its module runs."""
 
 import copy
 
@@ -32,7 +32,7 @@ def loss_of(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("kind", "family"), EVERY_MODEL)
-def test_pruned_layers_train_as_layers_with_zeros_do(kind, family):
+def test_pruned_layers_train_like_layers_with_zeros(kind, family):
     model, images = make_model(kind, family), make_images()
     plain = copy.deepcopy(model)
     masks = []
@@ -42,7 +42,7 @@ def test_pruned_layers_train_as_layers_with_zeros_do(kind, family):
         with torch.no_grad():
             plain_module.weight *= module.weight_mask
     assert_same_outputs(model, outputs_of(plain, images), images)
-    # Two steps, with the size of the gradient as the unit: how steep the loss is differs from model to model.
+    # Take two steps of a size relative to the norm of the gradient, which differs between models.
     for _ in range(2):
         for each in (model, plain):
             each.zero_grad()

@@ -34,7 +34,7 @@ from transformers import (
 from hf_twins import TwinsForImageClassification
 
 
-# So many that no lucky draw makes all logits small, for which the relative error would be large.
+# With this many labels, logits are not all small by chance, which would make the relative error large.
 NUM_LABELS = 100
 TORCHAO_CONFIGS = [Int8WeightOnlyConfig, Int8DynamicActivationInt8WeightConfig]
 
@@ -54,7 +54,8 @@ def test_torchao_int8_saved_and_reloaded(kind, family, config_class):
     quantized = copy.deepcopy(model)
     quantize_(quantized, config_class())
     outputs = outputs_of(quantized, images)
-    # Of random weights: the layers are narrow, and their rounding errors do not average out as in trained models.
+    # The tolerance is for narrow layers with random weights, whose rounding errors do not average out as in trained
+    # models.
     assert 0 < relative_error(outputs, outputs_of(model, images)) < 0.1
     buffer = io.BytesIO()
     torch.save(quantized.state_dict(), buffer)
@@ -78,7 +79,7 @@ def test_torchao_int8_by_from_pretrained(family, config_class, tmp_path):
 
 
 def bitsandbytes_error(model: PreTrainedModel, images: torch.Tensor, folder) -> float:
-    """Relative L2 distance of the logits with 8-bit layers from those in float32."""
+    """The relative L2 distance of logits with 8-bit layers from those in float32."""
     model.save_pretrained(folder)
     loaded = type(model).from_pretrained(
         folder,
@@ -96,7 +97,7 @@ def pvt_v2() -> PreTrainedModel:
     return PvtV2ForImageClassification(PvtV2Config(**fields, mlp_ratios=[2, 2, 2, 2], num_labels=NUM_LABELS))
 
 
-def test_bitsandbytes_8_bit_is_as_exact_as_with_pvt_v2(tmp_path):
+def test_bitsandbytes_8_bit_is_as_accurate_as_for_pvt_v2(tmp_path):
     pytest.importorskip("bitsandbytes")
     images = make_images(4, 64, 96)
     builders = {
@@ -108,7 +109,7 @@ def test_bitsandbytes_8_bit_is_as_exact_as_with_pvt_v2(tmp_path):
     }
     errors: dict[str, list[float]] = {}
     for name, build in builders.items():
-        # Six random models of each: one alone may be lucky.
+        # Compare six random models of each, because a single one may be good by chance.
         for seed in range(6):
             torch.manual_seed(seed)
             error = bitsandbytes_error(randomize(build()), images, tmp_path / f"{name}-{seed}")
@@ -121,5 +122,5 @@ def test_bitsandbytes_8_bit_is_as_exact_as_with_pvt_v2(tmp_path):
 @pytest.mark.parametrize(("kind", "family"), [case for case in EVERY_MODEL if case.values[0] != "classifier"])
 def test_bitsandbytes_8_bit_in_other_models(kind, family, tmp_path):
     pytest.importorskip("bitsandbytes")
-    # An odd height and width, which windows pad.
+    # Height and width are odd, so that windows are padded.
     assert bitsandbytes_error(make_model(kind, family), make_images(2, 33, 40), tmp_path) <= 0.05

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Threads that share one model: no call changes it, so that each gives what it gives alone."""
+"""Threads that share one model: no call changes the model, so that each gets correct results."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ from hf_twins import attention_maps, grad_cam
 
 @pytest.fixture(autouse=True)
 def threads_that_switch_often() -> Iterator[None]:
-    """A hundred times as often as usual: between the instructions of a call, too."""
+    """Switch threads a hundred times as often as usual, also in the middle of a call."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(5e-5)
     yield
@@ -80,13 +80,13 @@ MODELS: dict[str, Callable[[str], nn.Module]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_threads_on_one_model_get_what_each_gets_alone(family, kind):
+def test_threads_that_share_a_model_get_correct_results(family, kind):
     model = MODELS[kind](family)
-    # DETR's logits are of queries, not of classes: it has no Grad-CAM.
+    # DETR's logits are for queries, not for images, so it has no Grad-CAM.
     calls = [call for call in CALLS if kind != "detr" or call in (plain, maps)]
     images = [make_images(1, height, width) for height, width in ((16, 24), (21, 16))]
     expected = {(call, index): call(model, image) for call in calls for index, image in enumerate(images)}
-    # transformers' own hooks, which are there for good.
+    # transformers' own hooks are permanent.
     num_hooks = [len(module._forward_hooks) for module in model.modules()]
     implementations = {module.config._attn_implementation for module in model.modules() if hasattr(module, "config")}
     tasks = 5 * list(expected)
@@ -104,8 +104,8 @@ def test_threads_on_one_model_get_what_each_gets_alone(family, kind):
 
 
 @pytest.mark.parametrize("call", [attention_maps, grad_cam])
-def test_a_model_is_not_changed_while_it_is_looked_into(call):
-    """What another thread would see in the middle of the call."""
+def test_model_is_not_changed_while_it_is_analyzed(call):
+    """The state of the model is checked in the middle of a call, as another thread would see it."""
     model = make_model("classifier", "svt")
     hooks = [dict(module._forward_hooks) for module in model.modules()]
     seen = []

@@ -13,8 +13,8 @@
 # limitations under the License.
 """Options of the scripts, and the recipes that set them all at once.
 
-A recipe is a set of defaults: `--recipe fine-tune --learning_rate 1e-3` is that recipe with another learning rate. Options
-have the names that transformers' and Accelerate's own examples use, if there is one.
+A recipe is a set of defaults: `--recipe fine-tune --learning_rate 1e-3` is that recipe with another learning rate.
+Options have the names that transformers' and Accelerate's own examples use, if there is one.
 """
 
 from dataclasses import dataclass, field

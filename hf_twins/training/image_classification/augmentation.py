@@ -11,12 +11,12 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""RandAugment (https://huggingface.co/papers/1909.13719) as timm has it, with which the authors trained.
+"""RandAugment (https://huggingface.co/papers/1909.13719) as in timm, with which the authors trained.
 
 This is timm's `rand-m9-mstd0.5-inc1`:
-https://github.com/huggingface/pytorch-image-models/blob/main/timm/data/auto_augment.py. Unlike torchvision's version, it
-applies each drawn operation with a probability of 0.5, has other operations and strengths, and resamples with bicubic
-interpolation, which torchvision supports for Pillow images only.
+https://github.com/huggingface/pytorch-image-models/blob/main/timm/data/auto_augment.py. Unlike torchvision's version,
+it applies each drawn operation with a probability of 0.5, has other operations and strengths, and resamples with
+bicubic interpolation, which torchvision supports for Pillow images only.
 """
 
 from collections.abc import Callable, Sequence

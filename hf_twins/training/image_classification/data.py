@@ -11,10 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Images and labels for training and evaluation, from wherever they are, each image the same whenever it is asked for.
+"""Loads images and labels from any source, and prepares them reproducibly for training and evaluation.
 
-The random augmentation of an image depends only on the seed, the epoch and the image's index in the dataset, not on the
-number of workers or on earlier images. So a resumed run sees the same images as an uninterrupted one.
+The random augmentation of an image depends only on the seed, the epoch and the image's index in the dataset, not on
+the number of workers or on earlier images. So a resumed run sees the same images as an uninterrupted one.
 """
 
 import itertools
@@ -69,12 +69,12 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 def load_images(arguments: DataArguments, seed: int, output_dir: Path | None = None) -> dict[str, Any]:
     """Load the dataset as `train`, a stream if requested, and `validation`.
 
-    Both have the columns `image` and `label`, a `ClassLabel`. Images that cannot be decoded, and rows without an image or a
-    label, are left out, counted and named in a warning. In a stream, this happens while it is read.
+    Both have the columns `image` and `label`, a `ClassLabel`. Images that cannot be decoded, and rows without an image
+    or a label, are left out, counted and named in a warning. In a stream, this happens while it is read.
 
     Raises:
-        ValueError: if there is no dataset, or it lacks required parts, or files written to `output_dir` could replace some
-            of it. The message says which.
+        ValueError: if there is no dataset, or it lacks required parts, or files written to `output_dir` could replace
+            some of it. The message says which.
     """
     splits = {name: with_columns(split, arguments) for name, split in load_splits(arguments, output_dir).items()}
     splits = with_label_names(splits, arguments.class_names_file)

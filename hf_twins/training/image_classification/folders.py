@@ -11,10 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Images and labels in folders: in a sub-folder for each label, beside a table of metadata, or in .parquet or .tar files.
+"""Images and labels in folders: in a sub-folder for each label, with a metadata table, or in .parquet or .tar files.
 
-`datasets` gets paths and label numbers, never a folder: given a folder, it would guess splits from words in the names of
-files and folders, take the last folder of a path as the label, and interpret names as patterns.
+`datasets` gets paths and label numbers, never a folder: given a folder, it would guess splits from words in the names
+of files and folders, take the last folder of a path as the label, and interpret names as patterns.
 """
 
 import functools

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The labels of a dataset as a `ClassLabel` with their names, the same in all splits; rows without one are left out."""
+"""Converts the labels of all splits to the same `ClassLabel` with names, and leaves out rows without a label."""
 
 import logging
 from collections.abc import Mapping, Sequence

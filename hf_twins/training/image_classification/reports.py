@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Results of a run, as numbers and figures, saved beside the model."""
+"""Results of a run, as numbers and figures, saved with the model."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -11,10 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Files in COCO's format, checked before anything is trained: what pycocotools and COCO's evaluation would stumble over.
+"""Files in COCO's format, checked before training for errors that would break pycocotools and COCO's evaluation.
 
-https://cocodataset.org/#format-data. Faults of the entire file raise an error. Single annotations that cannot be used are
-left out, as [`find_fault`] decides.
+https://cocodataset.org/#format-data. Faults of the entire file raise an error. Single annotations that cannot be used
+are left out, as [`find_fault`] decides.
 """
 
 import json

@@ -13,8 +13,8 @@
 # limitations under the License.
 """Images and their objects in COCO's format, read and augmented.
 
-https://cocodataset.org/#format-data: a folder of images, and a JSON file with `images`, `categories` and `annotations`.
-Random augmentation depends only on the seed, the epoch and the index of the image.
+https://cocodataset.org/#format-data: a folder of images, and a JSON file with `images`, `categories` and
+`annotations`. Random augmentation depends only on the seed, the epoch and the index of the image.
 """
 
 import hashlib
@@ -262,8 +262,8 @@ def run_lengths(segmentation: Any, height: int, width: int) -> dict[str, Any]:
 class EvaluationImages(torch.utils.data.Dataset):
     """The images of a dataset, prepared by the image processor as in inference.
 
-    An example has the `pixel_values` `(3, height, width)`, and `labels` with the `image_id`, the index of the image in the
-    dataset, and its `orig_size` `(2,)`, the height and width in the file.
+    An example has the `pixel_values` `(3, height, width)`, and `labels` with the `image_id`, the index of the image in
+    the dataset, and its `orig_size` `(2,)`, the height and width in the file.
 
     Args:
         split: images of the dataset.
@@ -286,9 +286,9 @@ class EvaluationImages(torch.utils.data.Dataset):
 class TrainingImages(torch.utils.data.Dataset):
     """Augmented images and objects of a dataset. The key is an epoch and an index in the dataset.
 
-    An example has the `pixel_values` `(3, height, width)`, and `labels` with the `class_labels` `(num_objects,)` and `boxes`
-    `(num_objects, 4)`, left, top, right and bottom in pixels of `pixel_values`; with `needs_masks`, also the `masks`
-    `(num_objects, height, width)`.
+    An example has the `pixel_values` `(3, height, width)`, and `labels` with the `class_labels` `(num_objects,)` and
+    `boxes` `(num_objects, 4)`, left, top, right and bottom in pixels of `pixel_values`; with `needs_masks`, also the
+    `masks` `(num_objects, height, width)`.
 
     Args:
         split: images and objects of the dataset.
@@ -417,8 +417,8 @@ def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
 def collate_for_detr(examples: list[dict[str, Any]]) -> dict[str, Any]:
     """Same as `collate`, with the boxes for transformers detectors: center and size, relative to the image.
 
-    DETR's image processor makes boxes relative to the padded batch instead, although predicted boxes are scaled to the size
-    of the image.
+    DETR's image processor makes boxes relative to the padded batch instead, although predicted boxes are scaled to the
+    size of the image.
     """
     relative = []
     for example in examples:

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Detectors to be trained: a backbone, a head for the categories of the dataset, and the image processor."""
+"""Detectors to train: a backbone, a head for the categories of the dataset, and the image processor."""
 
 import json
 from dataclasses import dataclass

@@ -32,8 +32,8 @@ from hf_twins.training.object_detection.data import CocoImages, binary_mask
 from hf_twins.training.reports import draw_curves, write_report_and_card
 
 
-# torchmetrics' names of COCO's average precisions: the mean over overlaps from 0.5 to 0.95 unless the name gives one, also
-# for objects with an area below 32 x 32 pixels, up to 96 x 96, and above.
+# torchmetrics' names of COCO's average precisions: the mean over overlaps from 0.5 to 0.95 unless the name gives one,
+# also for objects with an area below 32 x 32 pixels, up to 96 x 96, and above.
 METRICS = {
     "map": "ap",
     "map_50": "ap50",
@@ -70,12 +70,13 @@ def average_precision(
 
     Args:
         split: images and their objects.
-        predictions: maps the index of an image to a dictionary with `boxes` `(num_objects, 4)`, left, top, right and bottom
-            in pixels, `scores` and `labels` `(num_objects,)`, and optionally `masks`, a list of COCO's run lengths.
+        predictions: maps the index of an image to a dictionary with `boxes` `(num_objects, 4)`, left, top, right and
+            bottom in pixels, `scores` and `labels` `(num_objects,)`, and optionally `masks`, a list of COCO's run
+            lengths.
 
     Returns:
-        The metrics, those of masks with the prefix `mask_`, and the `ap` and `mask_ap` of each category. Metrics for which
-        there are no objects are left out.
+        The metrics, those of masks with the prefix `mask_`, and the `ap` and `mask_ap` of each category. Metrics for
+        which there are no objects are left out.
     """
     # This import takes seconds, so it must not delay code that only draws predictions.
     from torchmetrics.detection import MeanAveragePrecision
@@ -102,8 +103,8 @@ def average_precision(
     for prefix, ours in prefixes.items():
         values = {ours + METRICS[name]: float(results[prefix + name]) for name in METRICS}
         metrics |= {name: value for name, value in values.items() if value >= 0}
-        # The axes are overlaps, recalls, categories, areas (index 0: all) and numbers of detections (index -1: 100). With
-        # `class_metrics=True`, torchmetrics would evaluate every category again.
+        # The axes are overlaps, recalls, categories, areas (index 0: all) and numbers of detections (index -1: 100).
+        # With `class_metrics=True`, torchmetrics would evaluate every category again.
         precisions = results[f"{prefix}precision"][:, :, :, 0, -1].unbind(2)
         for label, precision in zip(results["classes"].reshape(-1).tolist(), precisions):
             if (precision >= 0).any():

@@ -13,7 +13,8 @@
 # limitations under the License.
 """mmsegmentation's augmentation for ADE20K, with which the authors trained.
 
-https://github.com/open-mmlab/mmsegmentation, configs/_base_/datasets/ade20k.py and mmseg/datasets/transforms/transforms.py.
+https://github.com/open-mmlab/mmsegmentation, configs/_base_/datasets/ade20k.py and
+mmseg/datasets/transforms/transforms.py.
 """
 
 from typing import Any
@@ -81,8 +82,9 @@ class PadToSquare(v2.Transform):
 class PhotometricDistortion(v2.Transform):
     """Change brightness, contrast, saturation and hue of a `uint8` image, each with a probability of 0.5.
 
-    This is `PhotoMetricDistortion` of mmsegmentation. Unlike torchvision's transforms of these names, it adds the brightness,
-    multiplies pixels by the contrast, and changes the saturation in HSV, which keeps the brightest channel.
+    This is `PhotoMetricDistortion` of mmsegmentation. Unlike torchvision's transforms of these names, it adds the
+    brightness, multiplies pixels by the contrast, and changes the saturation in HSV, which keeps the brightest
+    channel.
     """
 
     BRIGHTNESS = 32

@@ -11,11 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Images and masks for training and evaluation, from wherever they are, each crop the same whenever it is asked for.
+"""Loads images and masks from any source, and prepares them reproducibly for training and evaluation.
 
 A mask has the number of a class for each pixel, and `IGNORE_INDEX` where there is none. The augmentation is
-mmsegmentation's for ADE20K (https://github.com/open-mmlab/mmsegmentation, configs/_base_/datasets/ade20k.py). Its random
-choices depend only on the seed, the epoch and the image's index in the dataset.
+mmsegmentation's for ADE20K (https://github.com/open-mmlab/mmsegmentation, configs/_base_/datasets/ade20k.py). Its
+random choices depend only on the seed, the epoch and the image's index in the dataset.
 """
 
 import logging
@@ -153,8 +153,8 @@ def load_pairs(
         output_dir: folder that the run writes to.
 
     Raises:
-        ValueError: if there is no dataset, or it lacks required parts, or files written to `output_dir` could replace some
-            of it. The message says which.
+        ValueError: if there is no dataset, or it lacks required parts, or files written to `output_dir` could replace
+            some of it. The message says which.
     """
     splits = load_splits(arguments, output_dir)
     if "validation" not in splits:
@@ -241,8 +241,8 @@ def load_folder(folder: str, output_dir: Path | None = None) -> Dataset:
     """Load the images in `images/` with the masks of the same names in `annotations/`; images without a mask are left out.
 
     Raises:
-        ValueError: if a folder is missing or empty, or names are ambiguous because several images or masks share one, or
-            files written to `output_dir` could replace some of them.
+        ValueError: if a folder is missing or empty, or names are ambiguous because several images or masks share one,
+            or files written to `output_dir` could replace some of them.
     """
     images, annotations = Path(folder, "images"), Path(folder, "annotations")
     if not images.is_dir() or not annotations.is_dir():
@@ -376,8 +376,9 @@ def checked_pair(pair: dict[str, Any], do_reduce_labels: bool, exif: ExifOption 
     """Check a pair of image and mask.
 
     Returns:
-        A dictionary with the `fault`; the fault if the EXIF convention of the dataset remains unknown, as `unknown`; the
-        `convention` that the sizes imply; the class `numbers` in the mask; and the rules that were `applied` to the image.
+        A dictionary with the `fault`; the fault if the EXIF convention of the dataset remains unknown, as `unknown`;
+        the `convention` that the sizes imply; the class `numbers` in the mask; and the rules that were `applied` to
+        the image.
     """
     result: dict[str, Any] = {"fault": "", "unknown": "", "convention": None, "numbers": [], "applied": []}
     applied: Counter[str] = Counter()

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Masks over their images, with a legend."""
+"""Draws masks on top of images, with a legend."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -11,11 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Segmentation of an image: whole or in windows, at one size or at several, mirrored too.
+"""Segmentation of an image, at once or in sliding windows, at one or several sizes, optionally also mirrored.
 
 The steps are mmsegmentation's (https://github.com/open-mmlab/mmsegmentation, `EncoderDecoder.whole_inference` and
-`slide_inference`, `SegTTAModel`), so that published results can be reproduced: logits are resized to the model's input,
-then to the image, and the probabilities of several inputs are averaged.
+`slide_inference`, `SegTTAModel`), so that published results can be reproduced: logits are resized to the model's
+input, then to the image, and the probabilities of several inputs are averaged.
 """
 
 from dataclasses import dataclass, field
@@ -71,7 +71,7 @@ def resized(logits: torch.Tensor, size: Any) -> torch.Tensor:
 
 
 def whole_logits(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Logits of the whole input, resized to its size: `(batch_size, num_labels, height, width)`, float32."""
+    """Logits of the entire input, resized to its size: `(batch_size, num_labels, height, width)`, float32."""
     return resized(model(pixel_values).logits.float(), pixel_values.shape[2:])
 
 

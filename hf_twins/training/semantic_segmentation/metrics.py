@@ -11,10 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""How well images are segmented: intersection over union (IoU) and accuracy, from counts of pixels.
+"""Metrics of segmentation: intersection over union (IoU) and accuracy, computed from pixel counts.
 
-As in mmsegmentation's `IoUMetric` and transformers' examples, pixels are counted over all images together, except those
-without a class. A class that neither occurs nor is predicted has no IoU, and is left out of the mean.
+As in mmsegmentation's `IoUMetric` and transformers' examples, pixels are counted over all images together, except
+those without a class. A class that neither occurs nor is predicted has no IoU, and is left out of the mean.
 """
 
 import json

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Segmentation models: with either head on a pretrained backbone, or as trained."""
+"""Creates segmentation models with either head on a pretrained backbone, or loads trained ones."""
 
 import logging
 from collections.abc import Sequence
@@ -127,8 +127,8 @@ def create_model(
         if hasattr(model.config, name):
             setattr(model.config, name, IGNORE_INDEX)
     if model.config.model_type == "upernet":
-        # UperNet's loss is always a mean over the pixels of a batch. The Trainer assumes otherwise, because its forward
-        # accepts any keyword.
+        # UperNet's loss is always a mean over the pixels of a batch. The Trainer assumes otherwise, because its
+        # forward accepts any keyword.
         model.accepts_loss_kwargs = False
     return model
 

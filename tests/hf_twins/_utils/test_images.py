@@ -35,7 +35,7 @@ from hostile_files import (
     png_of,
     png_of_chunks,
     saved,
-    write_no_images,
+    write_unusable_images,
 )
 from PIL import ExifTags, Image, ImageCms, ImageFile
 from twins_space.uploads import UploadError, read_upload
@@ -278,7 +278,7 @@ def test_transparent_color_of_16_bits_is_white(deep, tmp_path):
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_every_reader_refuses_unusable_files_by_name(tmp_path):
     """Readers must not wait for a pipe, or decode for hours."""
-    for name, sentence in write_no_images(tmp_path).items():
+    for name, sentence in write_unusable_images(tmp_path).items():
         # An error unrelated to the image is not a reason to leave it out.
         is_gone = name == "gone.png"
         with pytest.raises(ReadError if is_gone else ImageError, match=rf"^{tmp_path}/{name} .*{sentence}"):

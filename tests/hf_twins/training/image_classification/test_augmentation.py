@@ -83,7 +83,7 @@ def test_images_stay_bytes_of_their_shape(num_channels):
 
 def test_transforms_of_the_authors_recipe_match_timm():
     """The recipe's transforms are compared with those of `create_transform` as the authors call it in their datasets.py."""
-    theirs = create_transform(
+    expected = create_transform(
         *(224, True),
         color_jitter=0.4,
         auto_augment="rand-m9-mstd0.5-inc1",
@@ -92,21 +92,21 @@ def test_transforms_of_the_authors_recipe_match_timm():
         re_mode="pixel",
         re_count=1,
     ).transforms
-    names = [type(step).__name__ for step in theirs]
+    names = [type(step).__name__ for step in expected]
     assert names == [
         *("RandomResizedCropAndInterpolation", "RandomHorizontalFlip", "RandAugment"),
         *("MaybeToTensor", "Normalize", "RandomErasing"),
     ]
-    assert {(each.magnitude, each.magnitude_std, each.prob) for each in theirs[2].ops} == {(9, 0.5, 0.5)}
+    assert {(each.magnitude, each.magnitude_std, each.prob) for each in expected[2].ops} == {(9, 0.5, 0.5)}
     recipe = ClassificationRecipe(rand_augment=True, random_erasing=0.25)
-    ours = training_transform(recipe, TwinsImageProcessor()).transforms
-    assert [type(step).__name__ for step in ours] == [
+    actual = training_transform(recipe, TwinsImageProcessor()).transforms
+    assert [type(step).__name__ for step in actual] == [
         *("ToImage", "RandomResizedCrop", "RandomHorizontalFlip", "RandAugment"),
         *("ProcessorPixels", "RandomErasing", "ToPureTensor"),
     ]
-    assert tuple(ours[3].fill) == theirs[2].ops[0].kwargs["fillcolor"]
-    assert (ours[1].scale, ours[2].p) == (theirs[0].scale, theirs[1].p)
-    erasing, reference = ours[5], theirs[5]
+    assert tuple(actual[3].fill) == expected[2].ops[0].kwargs["fillcolor"]
+    assert (actual[1].scale, actual[2].p) == (expected[0].scale, expected[1].p)
+    erasing, reference = actual[5], expected[5]
     assert (erasing.p, *erasing.scale) == (reference.probability, reference.min_area, reference.max_area)
     assert np.log(erasing.ratio) == pytest.approx(reference.log_aspect_ratio)
 

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from detection_utils import small_detector, write_scenes
-from hostile_files import long_png, write_no_images
+from hostile_files import long_png, write_unusable_images
 from PIL import ExifTags, Image
 from pycocotools import mask as coco_mask
 from torchvision import tv_tensors
@@ -469,7 +469,7 @@ def test_image_is_turned_to_match_its_boxes(annotated, number, tmp_path, caplog)
 @pytest.mark.parametrize("is_decoded", [True, False])
 def test_unusable_images_are_left_out_and_named(is_decoded, tmp_path, caplog):
     folder = write_scenes(tmp_path / "scenes", range(2))
-    unusable = write_no_images(folder)
+    unusable = write_unusable_images(folder)
     # A link to a device leads outside the folder.
     (folder / "device.png").unlink()
     names = ["0.png", *(name for name in unusable if name != "device.png")]

@@ -51,13 +51,15 @@ def detections(*found: tuple) -> dict[str, torch.Tensor]:
     return {"scores": values[:, 0], "labels": values[:, 1].long(), "boxes": values[:, 2:]}
 
 
-# There are three objects. Detections are the first object exactly, an empty place, and the third with an overlap of 0.62.
+# There are three objects. Detections are the first object exactly, an empty place, and the third with an overlap of
+# 0.62.
 OBJECTS = [[(0, 10, 10, 50, 40), (0, 100, 10, 50, 40)], [(0, 20, 20, 50, 40)]]
 FOUND = {
     0: detections((0.9, 0, 10, 10, 60, 50), (0.8, 0, 150, 60, 190, 90)),
     1: detections((0.7, 0, 20, 20, 51, 60)),
 }
-# Of 101 recalls, 34 are at most 1/3 and have precision 1. 33 more are at most 2/3, with precision 2/3 if the third counts.
+# Of 101 recalls, 34 are at most 1/3 and have precision 1. 33 more are at most 2/3, with precision 2/3 if the third
+# counts.
 BOTH, ONE = (34 + 33 * 2 / 3) / 101, 34 / 101
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hostile_files import write_no_images
+from hostile_files import write_unusable_images
 from PIL import ExifTags, Image, ImageOps
 
 from hf_twins.training.semantic_segmentation.arguments import DataArguments
@@ -292,7 +292,7 @@ def test_images_in_both_splits_are_logged(tmp_path, caplog):
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_unusable_images_are_left_out_and_named(tmp_path, caplog):
     write_pair(tmp_path, "whole", mask_of(0, 1))
-    unusable = write_no_images(tmp_path / "images")
+    unusable = write_unusable_images(tmp_path / "images")
     for number, name in enumerate(unusable):
         (tmp_path / "images" / name).rename(tmp_path / "images" / f"{number}{name[name.rindex('.') :]}")
         Image.fromarray(mask_of(0, 1)).save(tmp_path / "annotations" / f"{number}.png")
