@@ -13,6 +13,9 @@
 # limitations under the License.
 """Image processor class for Twins, PIL backend."""
 
+from typing import Any
+
+import numpy as np
 from transformers.image_processing_backends import PilBackend
 from transformers.utils import auto_docstring
 
@@ -27,6 +30,19 @@ from .image_processing_twins import TwinsImageProcessorKwargs, TwinsImageProcess
 )
 class TwinsImageProcessorPil(TwinsImageProcessorMixin, PilBackend):
     valid_kwargs = TwinsImageProcessorKwargs
+
+    def resize(self, image: np.ndarray, *args: Any, **kwargs: Any) -> np.ndarray:
+        """Resize an image of any number of channels.
+
+        Args:
+            image: array `(num_channels, height, width)`.
+            args, kwargs: passed on to the backend.
+        """
+        resize = super().resize
+        if image.shape[0] in (1, 3):
+            return resize(image, *args, **kwargs)
+        # Pillow would take the last of two or four channels for transparency, and multiply the others by it.
+        return np.concatenate([resize(channel[None], *args, **kwargs) for channel in image])
 
 
 __all__ = ["TwinsImageProcessorPil"]

@@ -13,13 +13,18 @@
 # limitations under the License.
 """Image processor class for Twins, torchvision backend."""
 
+import base64
+import io
+import math
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import torch
+from huggingface_hub.utils import get_session
 from torch import nn
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
@@ -138,6 +143,52 @@ def to_eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
     return PIL.Image.fromarray(gray)
 
 
+def open_image(source: str) -> PIL.Image.Image:
+    """Open the image at a URL or a path, or in a base64 string, upright, in the mode in which it was saved.
+
+    transformers' own function converts images to RGB, which cuts off wide pixels and drops transparency.
+
+    Raises:
+        ValueError: if `source` is none of these.
+    """
+    if source.startswith(("http://", "https://")):
+        response = get_session().get(source, follow_redirects=True)
+        response.raise_for_status()
+        file: Any = io.BytesIO(response.content)
+    # `Path.is_file` raises an error for a long base64 string.
+    elif os.path.isfile(source):  # noqa: PTH113
+        file = source
+    else:
+        try:
+            content = source.partition(",")[2] if source.startswith("data:image/") else source
+            file = io.BytesIO(base64.b64decode(content, validate=True))
+        except ValueError as error:
+            raise ValueError(
+                f"An image must be the path of a file, a URL, or a base64 string, got {source[:80]!r}: there is no such file."
+            ) from error
+    image = PIL.Image.open(file)
+    PIL.ImageOps.exif_transpose(image, in_place=True)
+    image.load()
+    return image
+
+
+def to_bytes(image: Any) -> Any:
+    """Convert integers of an array or tensor to uint8, in which interpolation stays between 0 and 255.
+
+    Raises:
+        ImageError: if they are not from 0 to 255.
+    """
+    is_integer = image.dtype.kind in "iu" if isinstance(image, np.ndarray) else not image.dtype.is_floating_point
+    if not is_integer or image.dtype in (np.uint8, torch.uint8, torch.bool) or 0 in image.shape:
+        return image
+    smallest, largest = int(image.min()), int(image.max())
+    if smallest < 0 or largest > 255:
+        raise ImageError(
+            f"Integer pixels must be from 0 to 255, got {smallest} to {largest}: convert them to 8 bits, or pass a PIL image."
+        )
+    return image.astype(np.uint8) if isinstance(image, np.ndarray) else image.to(torch.uint8)
+
+
 def read_segmentation_maps(segmentation_maps: Any) -> list[torch.Tensor]:
     """Convert one map, a batch of maps, or a list of either to a list of int64 tensors of shape `(height, width)`.
 
@@ -202,6 +253,23 @@ def pad_labels(labels: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     return nn.functional.pad(labels, (0, size[1] - width, 0, size[0] - height), value=IGNORE_INDEX)
 
 
+def find_stride(size: Sequence[int], logits_size: Sequence[int]) -> int:
+    """The distance in pixels between logits of a model that cuts off, or pads, incomplete patches.
+
+    If several distances fit, a power of two is preferred, and then the one closest to the ratio of the sizes.
+    """
+    ratio = math.sqrt(math.prod(size) / math.prod(logits_size))
+    fitting = [
+        stride
+        for stride in range(1, 2 * math.ceil(ratio) + 1)
+        if all(logits_side in (side // stride, -(-side // stride)) for side, logits_side in zip(size, logits_size))
+    ]
+    return min(
+        fitting or [max(round(ratio), 1)],
+        key=lambda stride: (stride & (stride - 1) != 0, abs(math.log(stride / ratio))),
+    )
+
+
 def crop_logits(logits: torch.Tensor, pixel_mask: torch.Tensor) -> torch.Tensor:
     """Crop logits to those of the image, without its padding.
 
@@ -210,9 +278,9 @@ def crop_logits(logits: torch.Tensor, pixel_mask: torch.Tensor) -> torch.Tensor:
         pixel_mask: mask of shape `(height, width)`, 1 on one rectangle at the top left.
     """
     image_size = (int(pixel_mask.any(1).sum()), int(pixel_mask.any(0).sum()))
+    stride = find_stride(pixel_mask.shape, logits.shape[1:])
     ends = []
     for image_side, padded_side, logits_side in zip(image_size, pixel_mask.shape, logits.shape[1:]):
-        stride = max(round(padded_side / logits_side), 1)
         # Keep only complete patches, unless the logits reach beyond the input because the model pads incomplete
         # patches. If the padded input has only complete patches, the last patch of the image may be partly padding,
         # and is dropped.
@@ -249,7 +317,15 @@ class TwinsImageProcessorMixin(BaseImageProcessor):
         """Convert an image to a channels-first array or tensor; PIL images are converted by [`convert_image`] first."""
         if is_pil_image(image):
             image = convert_image(image, "RGB" if do_convert_rgb else None)
+        elif isinstance(image, np.ndarray | torch.Tensor):
+            image = to_bytes(image)
         return super().process_image(image, do_convert_rgb, *args, **kwargs)
+
+    def fetch_images(self, images: Any) -> Any:
+        """Open images that are strings, see [`open_image`], so that all images are converted by [`convert_image`]."""
+        if isinstance(images, list | tuple):
+            return [self.fetch_images(each) for each in images]
+        return open_image(images) if isinstance(images, str) else super().fetch_images(images)
 
     @auto_docstring
     def preprocess(
@@ -304,6 +380,8 @@ class TwinsImageProcessorMixin(BaseImageProcessor):
         >>> [list(classes.shape) for classes in segmentation]
         [[300, 400], [300, 500]]
         ```"""
+        if isinstance(images, list | tuple) and not images:
+            raise ValueError("images must be one or more images, got an empty list.")
         return super().preprocess(images, segmentation_maps, **kwargs)
 
     def _preprocess_image_like_inputs(  # type: ignore[override]  # which gets its arguments from `preprocess` alone
@@ -325,6 +403,14 @@ class TwinsImageProcessorMixin(BaseImageProcessor):
                 "create the image processor with do_center_crop=False."
             )
         prepared = self._prepare_image_like_inputs(images, **kwargs)
+        for name in ("image_mean", "image_std") if kwargs.get("do_normalize") else ():
+            numbers = kwargs[name] if isinstance(kwargs[name], list | tuple) else [kwargs[name]]
+            channels = {image.shape[0] for image in prepared} - {len(numbers)}
+            if channels and len(numbers) > 1:
+                raise ValueError(
+                    f"{name} must have one number for each of the {min(channels)} channels of an image, got {len(numbers)}: "
+                    "set it, or do_convert_rgb=True for images with 3 channels."
+                )
         maps = None
         if segmentation_maps is not None:
             maps = read_segmentation_maps(segmentation_maps)
@@ -357,9 +443,15 @@ class TwinsImageProcessorMixin(BaseImageProcessor):
         If the center is at half a pixel, this rounds to even like torchvision, with which the authors and timm evaluate.
         transformers rounds down instead.
         """
-        margins = (side - (crop or 0) for side, crop in zip(image.shape[-2:], (size.height, size.width)))
+        margins = [side - (crop or 0) for side, crop in zip(image.shape[-2:], (size.height, size.width))]
         top, left = (int(margin > 0 and margin % 4 == 3) for margin in margins)
-        return super().center_crop(image[..., top:, left:], size, *args, **kwargs)
+        image = image[..., top:, left:]
+        if isinstance(image, np.ndarray) and min(margins) < 0:
+            # An odd pixel of padding is at the bottom and right, as in torchvision. transformers adds it at the top and
+            # left to arrays.
+            paddings = [(max(-margin, 0) // 2, (max(-margin, 0) + 1) // 2) for margin in margins]
+            image = np.pad(image, [(0, 0)] * (image.ndim - 2) + paddings)
+        return super().center_crop(image, size, *args, **kwargs)
 
     def post_process_semantic_segmentation(
         self,

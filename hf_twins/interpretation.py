@@ -192,6 +192,7 @@ def attention_maps(
     with torch.no_grad(), recorded_stages() as records:
         # The options are passed to the call, because changing the configuration would affect other threads.
         outputs = encoder(pixel_values, pixel_mask, output_attentions=True, attn_implementation="eager")
+    check_recorded(encoder, records)
     places = [(stage, layer) for stage, depth in enumerate(config.depths) for layer in range(depth)]
     modules = [module for module in encoder.modules() if isinstance(module, TwinsAttention)]
     if len(outputs.attentions) != len(modules):
@@ -343,11 +344,12 @@ def grad_cam(
                 f"model must return logits, (batch_size, num_labels) or (batch_size, num_labels, height, width), but "
                 f"{type(model).__name__} does not."
             )
-        if (encoder, 0) not in records:
-            raise ValueError("model must not contain a compiled Twins encoder: call grad_cam before compiling it.")
+        check_recorded(encoder, records)
         if logits.ndim == 4:
             if pixel_mask is not None:
-                logits = logits * tokens_on_image(*records[encoder, 0]).unsqueeze(1)
+                # The logits may be larger than the first stage.
+                on_image = tokens_on_image(*records[encoder, 0]).unsqueeze(1)
+                logits = logits * nn.functional.interpolate(on_image.float(), logits.shape[2:]).to(logits.dtype)
             logits = logits.sum((2, 3))
         score = logits.gather(1, check_label(label, logits).unsqueeze(1)).sum()
         hidden_states, token_mask = records[encoder, stage_names.index(stage)]
@@ -357,6 +359,12 @@ def grad_cam(
     channel_weights = (gradients * on_image).sum((2, 3), keepdim=True)
     maps = (channel_weights * hidden_states.detach() * on_image).sum(1).relu()
     return maps / maps.amax((1, 2), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
+
+
+def check_recorded(encoder: TwinsEncoder, records: dict[tuple[nn.Module, int], Any]) -> None:
+    """Raise a ValueError if the encoder ran without recording its stages."""
+    if (encoder, 0) not in records:
+        raise ValueError("model must not contain a compiled Twins encoder: call this function before compiling it.")
 
 
 def check_label(label: int | Sequence[int] | torch.Tensor | None, logits: torch.Tensor) -> torch.Tensor:

@@ -121,7 +121,9 @@ def mean_over_image(image: torch.Tensor, token_mask: torch.Tensor | None) -> tor
     """(batch_size, channels, height, width), zero outside the image -> (batch_size, channels)."""
     if token_mask is None:
         return image.mean((2, 3))
-    return image.sum((2, 3)) / token_mask.sum((1, 2)).unsqueeze(1).to(image.dtype)
+    # In float32, like PyTorch's mean: a sum in half precision overflows or loses digits.
+    total = image.sum((2, 3), dtype=torch.promote_types(image.dtype, torch.float32))
+    return (total / token_mask.sum((1, 2)).unsqueeze(1)).to(image.dtype)
 
 
 # Outputs of stages for `interpretation`: maps encoder and stage to the image and the token mask. Unlike hooks, it is
@@ -210,7 +212,9 @@ def is_watched(module: nn.Module) -> bool:
             return True
         if part._forward_pre_hooks:
             return True
-        if part._forward_hooks and not all(map(is_recording_hook, part._forward_hooks.values())):
+        # Attention weights, which transformers records, are not what is overwritten. Other recorded outputs are.
+        is_recorded = isinstance(part, TwinsAttention) and all(map(is_recording_hook, part._forward_hooks.values()))
+        if part._forward_hooks and not is_recorded:
             return True
         if part._modules and is_watched(part):
             return True
@@ -971,7 +975,8 @@ class TwinsModel(TwinsPreTrainedModel):
         Raises:
             ValueError: if the shape or type of the inputs does not fit the model, an image is smaller than
                 `config.min_image_size`, or the mask is not one rectangle at the top left of each image. On a CUDA device,
-                where raising would synchronize, a device-side assertion checks the mask instead.
+                where raising would synchronize, a device-side assertion checks the mask instead. Compiled and exported
+                models do not check it.
 
         Example:
 
@@ -987,7 +992,7 @@ class TwinsModel(TwinsPreTrainedModel):
         >>> [list(hidden_state.shape) for hidden_state in outputs.hidden_states]
         [[1, 64, 56, 56], [1, 64, 56, 56], [1, 128, 28, 28], [1, 256, 14, 14], [1, 512, 7, 7]]
         ```"""
-        outputs = self.encoder(pixel_values, pixel_mask, **kwargs)
+        outputs = self.encoder(pixel_values, pixel_mask, return_dict=True, **kwargs)
         image, pooled_output = outputs.last_hidden_state, None
         if self.layernorm is not None:
             token_mask = make_token_mask(pixel_mask, self.config, stage=len(self.config.depths) - 1)
@@ -1061,7 +1066,8 @@ class TwinsForImageClassification(TwinsPreTrainedModel):
         Raises:
             ValueError: if the shape or type of the inputs does not fit the model, an image is smaller than
                 `config.min_image_size`, or the mask is not one rectangle at the top left of each image. On a CUDA device,
-                where raising would synchronize, a device-side assertion checks the mask instead.
+                where raising would synchronize, a device-side assertion checks the mask instead. Compiled and exported
+                models do not check it.
 
         Example:
 
@@ -1074,7 +1080,7 @@ class TwinsForImageClassification(TwinsPreTrainedModel):
         >>> list(outputs.logits.shape), list(outputs.loss.shape)
         ([2, 10], [])
         ```"""
-        outputs = self.twins(pixel_values, pixel_mask, **kwargs)
+        outputs = self.twins(pixel_values, pixel_mask, return_dict=True, **kwargs)
         logits = self.classifier(outputs.pooler_output)
         loss = None
         if labels is not None:
@@ -1155,6 +1161,8 @@ class TwinsForSemanticSegmentation(TwinsPreTrainedModel):
 
     def __init__(self, config: TwinsConfig):
         super().__init__(config)
+        if not config.num_labels:
+            raise ValueError(f"A segmentation model must have num_labels of at least 1, got {config.num_labels}.")
         self.num_labels = config.num_labels
         self.twins = TwinsModel(config, add_pooling_layer=False)
         self.neck = TwinsFeaturePyramid(config)
@@ -1176,8 +1184,11 @@ class TwinsForSemanticSegmentation(TwinsPreTrainedModel):
             Normalized images of height and width at least `config.min_image_size`.
         pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
             1 on the image, 0 on the padding at its right and bottom, whose content then has no effect. Only the
-            backbone uses it. The head, which takes no mask, sees zeros there, as at the border of a feature map, so
-            logits near the padding differ slightly from those without padding. `labels` must mark padding, too.
+            backbone uses it. The head, which takes no mask, sees zeros there, as at the border of a feature map. If
+            the image's height and width are multiples of the last stage's stride (32), only logits near the padding
+            differ from those without padding. Otherwise, all logits differ, because the head resizes the maps of all
+            stages to the size of the first: pass images of other sizes one at a time for the same result as alone.
+            `labels` must mark padding, too.
         labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
             Class of each pixel, or `config.semantic_loss_ignore_index` for no class. The loss is the mean over all pixels
             of the batch with a class; NaN if there are none, as in PyTorch and transformers' other segmentation models.
@@ -1190,7 +1201,8 @@ class TwinsForSemanticSegmentation(TwinsPreTrainedModel):
         Raises:
             ValueError: if the shape or type of the inputs does not fit the model, an image is smaller than
                 `config.min_image_size`, or the mask is not one rectangle at the top left of each image. On a CUDA device,
-                where raising would synchronize, a device-side assertion checks the mask instead.
+                where raising would synchronize, a device-side assertion checks the mask instead. Compiled and exported
+                models do not check it.
 
         Example:
 
@@ -1204,7 +1216,7 @@ class TwinsForSemanticSegmentation(TwinsPreTrainedModel):
         >>> list(logits.shape)  # a quarter of the image's height and width
         [1, 150, 56, 80]
         ```"""
-        outputs = self.twins(pixel_values, pixel_mask, **kwargs)
+        outputs = self.twins(pixel_values, pixel_mask, return_dict=True, **kwargs)
         logits = self.decode_head(self.neck(outputs.hidden_states[1:]))
         loss = None
         if labels is not None:
@@ -1254,7 +1266,8 @@ class TwinsBackbone(BackboneMixin, TwinsPreTrainedModel):
         Raises:
             ValueError: if the shape or type of the inputs does not fit the model, an image is smaller than
                 `config.min_image_size`, or the mask is not one rectangle at the top left of each image. On a CUDA device,
-                where raising would synchronize, a device-side assertion checks the mask instead.
+                where raising would synchronize, a device-side assertion checks the mask instead. Compiled and exported
+                models do not check it.
 
         Example:
 
@@ -1268,7 +1281,7 @@ class TwinsBackbone(BackboneMixin, TwinsPreTrainedModel):
         [[1, 64, 56, 56], [1, 128, 28, 28], [1, 256, 14, 14], [1, 512, 7, 7]]
         ```"""
         check_out_features(self.out_features, self.stage_names[: len(self.encoder.stages) + 1])
-        outputs = self.encoder(pixel_values, pixel_mask, **kwargs)
+        outputs = self.encoder(pixel_values, pixel_mask, return_dict=True, **kwargs)
         return BackboneOutput(
             feature_maps=tuple(
                 hidden_state

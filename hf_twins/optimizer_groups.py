@@ -30,7 +30,8 @@ def parameter_groups(
     Biases, norm weights and position encodings get no weight decay, as in the authors' recipes (`no_weight_decay` in
     https://github.com/Meituan-AutoML/Twins/blob/main/gvt.py). With layer-wise decay of the learning rate
     (https://huggingface.co/papers/2106.08254, section 4.1), the head has `learning_rate`, and every block below it has
-    `layer_decay` times the learning rate of the block above it.
+    `layer_decay` times the learning rate of the block above it. Patch embeddings count as part of the block before them, and
+    the final layer norm as part of the head; timm counts them to the first block of their stage and to the last block.
 
     Args:
         model: a Twins model, or any model that contains one: UperNet, DETR, a PEFT model.

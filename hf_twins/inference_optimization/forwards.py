@@ -75,6 +75,20 @@ class Compiled(PerCopy):
     call: Callable | None = None
 
 
+def with_own_code(forward: Callable) -> Callable:
+    """Wrap a function in one with a code object of its own.
+
+    PyTorch limits the number of compilations of a code object. Other models of the same class, which share the code of
+    `forward`, would count, and models beyond the limit would silently not be compiled.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    call.__code__ = call.__code__.replace()
+    return call
+
+
 class CompiledForward(ReplacedForward):
     """`torch.compile`."""
 
@@ -84,7 +98,7 @@ class CompiledForward(ReplacedForward):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.compiled.call is None:
-            self.compiled.call = torch.compile(self.forward, options=self.options)
+            self.compiled.call = torch.compile(with_own_code(self.forward), options=self.options)
         return self.compiled.call(*args, **kwargs)
 
 

@@ -13,6 +13,8 @@
 # limitations under the License.
 """The image processors against each other and against the authors' preprocessing."""
 
+import base64
+import itertools
 import json
 import math
 import subprocess
@@ -33,8 +35,10 @@ from transformers import SegformerImageProcessor
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
 from hf_twins import TwinsForSemanticSegmentation, TwinsImageProcessor, TwinsImageProcessorPil
+from hf_twins.image_processing_twins import find_stride
 
 
+ORIENTATION = 0x0112
 PROCESSOR_CLASSES = [TwinsImageProcessor, TwinsImageProcessorPil]
 SEGFORMER_CLASSES = [SegformerImageProcessor, SegformerImageProcessorPil]
 SEGMENTATION = {"size": {"shortest_edge": 32, "longest_edge": 128}, "resample": 2, "do_center_crop": False}
@@ -115,6 +119,85 @@ def test_processor_after_json_is_equal(processor_class, tmp_path):
 def test_input_that_is_not_an_image_is_named(processor_class):
     with pytest.raises((TypeError, ValueError), match="image"):
         processor_class()("not-an-image", return_tensors="pt")
+
+
+@pytest.mark.parametrize("processor_class", PROCESSOR_CLASSES)
+@pytest.mark.parametrize("kind", ["16 bits", "transparent"])
+def test_image_by_path_or_in_base64_is_converted_like_an_opened_one(processor_class, kind, photographs, tmp_path):
+    if kind == "16 bits":
+        image = Image.fromarray(np.asarray(photographs[2].convert("L")).astype(np.uint16) * 257)
+    else:
+        image = photographs[2].convert("RGBA")
+        image.putalpha(128)
+    file = tmp_path / "image.png"
+    image.save(file)
+    processor = processor_class()
+    expected = processor(image, return_tensors="pt").pixel_values
+    encoded = base64.b64encode(file.read_bytes()).decode()
+    for source in (str(file), encoded, f"data:image/png;base64,{encoded}", [str(file)]):
+        assert torch.equal(processor(source, return_tensors="pt").pixel_values, expected)
+
+
+def test_image_by_path_is_upright(photographs, tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    photographs[2].rotate(90, expand=True).save(tmp_path / "image.png", exif=exif)
+    processor = TwinsImageProcessor()
+    expected = processor(photographs[2], return_tensors="pt").pixel_values
+    assert torch.equal(processor(str(tmp_path / "image.png"), return_tensors="pt").pixel_values, expected)
+
+
+@pytest.mark.parametrize("processor_class", PROCESSOR_CLASSES)
+@pytest.mark.parametrize("dtype", [np.int64, np.uint16])
+def test_integers_of_other_types_are_read_as_bytes(processor_class, dtype, photographs):
+    pixels = np.array(photographs[2])
+    processor = processor_class()
+    expected = processor(pixels, return_tensors="pt").pixel_values
+    assert torch.equal(processor(pixels.astype(dtype), return_tensors="pt").pixel_values, expected)
+    with pytest.raises(ValueError, match=r"Integer pixels must be from 0 to 255, got 0 to 25[67]"):
+        processor(np.clip(pixels.astype(dtype), 0, 1) * 257, return_tensors="pt")
+
+
+@pytest.mark.parametrize("num_channels", [2, 4])
+def test_further_channels_are_resized_by_themselves(num_channels):
+    options = {"size": {"height": 30, "width": 40}, "do_center_crop": False, "do_normalize": False}
+    images = np.random.default_rng(0).integers(256, size=(num_channels, 60, 80), dtype=np.uint8)
+    torchvision, pil = (
+        processor_class(**options, do_convert_rgb=False)(
+            images, input_data_format="channels_first", return_tensors="pt"
+        )
+        for processor_class in PROCESSOR_CLASSES
+    )
+    # Rounding to bytes.
+    torch.testing.assert_close(pil.pixel_values, torchvision.pixel_values, rtol=0, atol=1.5 / 255)
+
+
+@pytest.mark.parametrize(("size", "crop"), [((201, 201), 224), ((200, 203), 224), ((231, 201), 224), ((9, 8), 16)])
+def test_image_that_is_smaller_than_the_crop_is_padded_as_by_torchvision(size, crop):
+    image = np.random.default_rng(0).integers(1, 256, size=(*size, 3), dtype=np.uint8)
+    expected = transforms.CenterCrop(crop)(torch.from_numpy(image).permute(2, 0, 1)) / 255
+    options = {"do_resize": False, "do_normalize": False, "crop_size": {"height": crop, "width": crop}}
+    for processor_class in PROCESSOR_CLASSES:
+        actual = processor_class(**options)(image, return_tensors="pt").pixel_values[0]
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("processor_class", PROCESSOR_CLASSES)
+def test_number_of_images_and_channels_is_checked(processor_class, photographs):
+    with pytest.raises(ValueError, match="images must be one or more images, got an empty list"):
+        processor_class()([], return_tensors="pt")
+    with pytest.raises(
+        ValueError, match="image_mean must have one number for each of the 1 channels of an image, got 3"
+    ):
+        processor_class(do_convert_rgb=False)(photographs[0].convert("L"), return_tensors="pt")
+
+
+@pytest.mark.parametrize("patch_size", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("pads_patches", [False, True])
+def test_stride_of_logits_is_found(patch_size, pads_patches):
+    divide = (lambda side: -(-side // patch_size)) if pads_patches else (lambda side: side // patch_size)
+    for sides in itertools.product(range(6 * patch_size, 12 * patch_size, 3), repeat=2):
+        assert find_stride(sides, [divide(side) for side in sides]) == patch_size
 
 
 @pytest.mark.slow

@@ -680,6 +680,24 @@ AROUND = {"uper-net": uper_net, "mask-rcnn": mask_rcnn, "detr": detr}
 FIRST_OUTPUTS = {"uper-net": "logits", "mask-rcnn": "scores", "detr": "logits"}
 
 
+@pytest.mark.usefixtures("fresh_compiler")
+def test_every_function_is_compiled_however_many_share_their_code():
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    def add(number):
+        return lambda tensor: tensor + number
+
+    # Twice as many as PyTorch compiles of one code object.
+    for number in range(16):
+        function = torch.compile(forwards.with_own_code(add(number)), backend=backend)
+        assert function(torch.zeros(1)) == number
+    assert len(compiled) == 16
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
 @pytest.mark.parametrize("name", AROUND)

@@ -31,6 +31,7 @@ from hf_twins import (
     attention_maps,
     attention_rollout,
     grad_cam,
+    pass_pixel_mask_to_backbone,
 )
 from hf_twins.configuration_twins import WINDOW_PADDING_MODES
 from hf_twins.modeling_twins import TwinsAttention, TwinsLocalAttention
@@ -303,6 +304,29 @@ def test_maps_of_a_head_of_transformers(pixel_values):
     assert len(attention_maps(model, pixel_values)) == 7
     assert model.config.backbone_config._attn_implementation == "sdpa"
     assert grad_cam(model, pixel_values, label=3, stage="stage1").shape == (3, 14, 20)
+
+
+def test_mask_of_logits_of_the_size_of_the_image():
+    backbone_config = tiny_config(out_features=["stage1", "stage2"])
+    config = UperNetConfig(
+        backbone_config=backbone_config, hidden_size=8, use_auxiliary_head=False, num_labels=4, pool_scales=[1]
+    )
+    model = UperNetForSemanticSegmentation(config).eval()
+    mask = rectangle_mask([(64, 96), (32, 64)], 64, 96)
+    pass_pixel_mask_to_backbone(model)
+    maps = grad_cam(model, torch.randn(2, 3, 64, 96), 3, stage="stage1", pixel_mask=mask)
+    assert maps.shape == (2, 32, 48)
+    assert maps[1, 16:].abs().max() == 0
+    assert maps[1, :, 32:].abs().max() == 0
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+def test_compiled_encoder_is_refused(pixel_values):
+    model = TwinsForImageClassification(tiny_config()).eval()
+    model.twins.encoder.compile(backend="eager")
+    for function in (attention_maps, grad_cam):
+        with pytest.raises(ValueError, match="must not contain a compiled Twins encoder"):
+            function(model, pixel_values)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)

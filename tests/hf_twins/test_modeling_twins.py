@@ -33,7 +33,11 @@ from testing_utils import FAMILIES, NARROW_HEAD, TWO_STAGES, randomize, rectangl
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from transformers import BatchFeature, PreTrainedModel
-from transformers.utils.output_capturing import install_all_output_capturing_hooks, maybe_install_capturing_hooks
+from transformers.utils.output_capturing import (
+    OutputRecorder,
+    install_all_output_capturing_hooks,
+    maybe_install_capturing_hooks,
+)
 
 from hf_twins import (
     TWINS_VARIANTS,
@@ -58,6 +62,7 @@ from hf_twins.modeling_twins import (
     TwinsSequenceReduction,
     TwinsStage,
     is_exporting,
+    mean_over_image,
     to_image,
 )
 
@@ -458,6 +463,48 @@ def test_model_around_a_backbone_may_record_its_own_outputs():
     assert len(outputs.hidden_states) == len(expected.hidden_states) == 3
     for feature_map, same in zip(outputs.feature_maps, expected.feature_maps, strict=True):
         assert torch.equal(feature_map, same)
+
+
+class EncoderRecordingMLPs(TwinsEncoder):
+    _can_record_outputs = {"mlps": OutputRecorder(TwinsMLP, index=0)}
+
+
+def test_recorded_outputs_are_not_overwritten():
+    encoder = randomize(EncoderRecordingMLPs(tiny_config()))
+    pixel_values = torch.randn(1, 3, 64, 64)
+    expected = encoder(pixel_values, output_mlps=True)
+    with torch.no_grad():
+        outputs = encoder(pixel_values, output_mlps=True)
+    assert len(outputs.mlps) > 1
+    for actual, same in zip(outputs.mlps, expected.mlps, strict=True):
+        torch.testing.assert_close(actual, same)
+
+
+@pytest.mark.parametrize(
+    "model_class", [TwinsModel, TwinsBackbone, TwinsForImageClassification, TwinsForSemanticSegmentation]
+)
+def test_configuration_without_return_dict_gives_tuples(model_class):
+    model = randomize(model_class(tiny_config()))
+    pixel_values = torch.randn(1, 3, 64, 64)
+    expected = model(pixel_values).to_tuple()
+    model.config.return_dict = False
+    outputs = model(pixel_values)
+    assert isinstance(outputs, tuple)
+    torch.testing.assert_close(outputs, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_masked_mean_is_as_exact_as_the_plain_mean(dtype):
+    image = torch.full((1, 2, 128, 128), 4.5, dtype=dtype)
+    assert torch.equal(mean_over_image(image, torch.ones(1, 128, 128, dtype=torch.bool)), mean_over_image(image, None))
+    odd = torch.randn(1, 64, 19, 19, dtype=dtype)
+    mean = mean_over_image(odd, torch.ones(1, 19, 19, dtype=torch.bool))
+    torch.testing.assert_close(mean, odd.float().mean((2, 3)).to(dtype), rtol=0, atol=1e-3)
+
+
+def test_segmentation_model_needs_labels():
+    with pytest.raises(ValueError, match="must have num_labels of at least 1, got 0"):
+        TwinsForSemanticSegmentation(tiny_config(num_labels=0))
 
 
 @pytest.mark.parametrize("model_class", [TwinsModel, TwinsBackbone, TwinsForSemanticSegmentation])
