@@ -230,7 +230,7 @@ class ParquetShard:
             rows = (
                 row.as_py()
                 for batch in parquet.iter_batches(64, row_groups=list(self.row_groups), columns=[self.column])
-                for row in batch.column(0)
+                for row in batch.column(self.column)
             )
             for number, image in islice(enumerate(rows, self.first_row), start, None, step):
                 yield f"{Path(self.file).name}#{number}", {"bytes": image} if isinstance(image, bytes) else image
@@ -348,6 +348,9 @@ def parquet_shards(file: str, shard_size: int, column: str | None) -> Iterator[P
         column = column or image_column(file, schema)
         if column not in schema.names:
             raise ValueError(f"--image_column_name must be one of {', '.join(schema.names)}, got {column}.")
+        kind = schema.field(column).type
+        if not has_images(kind):
+            raise ValueError(f"--image_column_name must be a column of images, got {column}, a column of {kind}.")
         sizes = [parquet.metadata.row_group(index).num_rows for index in range(parquet.num_row_groups)]
     start = first_row = num_rows = 0
     for index, size in enumerate(sizes):
@@ -357,12 +360,15 @@ def parquet_shards(file: str, shard_size: int, column: str | None) -> Iterator[P
             start, first_row, num_rows = index + 1, first_row + num_rows, 0
 
 
+def has_images(kind: Any) -> bool:
+    """Whether a type of pyarrow holds encoded images: bytes, or a struct that has them."""
+    if pyarrow.types.is_struct(kind):
+        return "bytes" in [child.name for child in kind]
+    return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
+
+
 def image_column(file: str, schema: Any) -> str:
-    columns = [
-        field.name
-        for field in schema
-        if pyarrow.types.is_struct(field.type) and "bytes" in [child.name for child in field.type]
-    ]
+    columns = [field.name for field in schema if pyarrow.types.is_struct(field.type) and has_images(field.type)]
     if len(columns) != 1:
         raise ValueError(
             f"Which column of {file} has the images? Set --image_column_name to one of {', '.join(schema.names)}."

@@ -305,6 +305,29 @@ def test_table_of_metadata_has_no_images(tmp_path):
     assert find_shards(str(folder), 9) == [FileShard(str(folder), NAMES)]
 
 
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (["a.png"], "string"),
+        ([[b"x"]], "list<.*: binary>"),
+        ([{"path": "a.png"}], "struct<path: string>"),
+        ([1], "int64"),
+    ],
+)
+def test_column_without_images_is_named(values, kind, tmp_path):
+    pyarrow.parquet.write_table(pyarrow.table({"photo": values}), tmp_path / "a.parquet")
+    message = f"^--image_column_name must be a column of images, got photo, a column of {kind}.$"
+    with pytest.raises(ValueError, match=message):
+        find_shards(str(tmp_path), 2, "photo")
+
+
+def test_column_is_found_beside_others_that_begin_like_it(tmp_path):
+    rows = {"image.name": ["x"], "image": pyarrow.array([b"content"], pyarrow.large_binary())}
+    pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet")
+    (shard,) = find_shards(str(tmp_path), 2, "image")
+    assert list(shard.images(0, 1)) == [("a.parquet#0", {"bytes": b"content"})]
+
+
 def test_tables_without_rows_are_named(tmp_path):
     table = pyarrow.parquet.read_table(write_table(tmp_path))
     pyarrow.parquet.write_table(table.slice(0, 0), tmp_path / "a.parquet")
