@@ -31,6 +31,7 @@ from transformers.image_processing_backends import TorchvisionBackend
 
 import hf_twins
 from hf_twins import TwinsBackbone, TwinsConfig, TwinsForImageClassification, TwinsForSemanticSegmentation
+from hf_twins._utils.images import MODES
 
 
 # Maximum difference relative to the largest value, in float32.
@@ -39,8 +40,6 @@ TOLERANCE = 1e-5
 TORCHVISION_TOLERANCE = 1e-3
 # Fields of a configuration that only affect images with incomplete windows or patches.
 PADDING_SETTINGS = ("window_padding", "patch_padding")
-# Pillow's mode by the number of channels.
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def verify(

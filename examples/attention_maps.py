@@ -45,7 +45,7 @@ from hf_twins import (
 )
 from hf_twins._utils.drawing import denormalize
 from hf_twins._utils.files import check_is_apart, write_atomically
-from hf_twins._utils.images import log_applied_rules, read_image
+from hf_twins._utils.images import log_applied_rules, mode_of_model, read_image
 from hf_twins._utils.labels import label_names
 
 
@@ -190,7 +190,7 @@ def write_figures(arguments: AttentionMapsArguments) -> list[Path]:
         raise ValueError(f"--stages must be one or more of {', '.join(stage_names)}, got {', '.join(stages)}.")
     check_is_apart(arguments.output_dir, [arguments.image], is_recursive=False)
     applied: Counter[str] = Counter()
-    image = read_image(arguments.image, applied=applied)
+    image = read_image(arguments.image, mode_of_model(model.config), applied)
     log_applied_rules(applied)
     pixel_values = processor(image, return_tensors="pt")["pixel_values"]
     label = choose_label(arguments.label, model, pixel_values)

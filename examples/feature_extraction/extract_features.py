@@ -76,13 +76,13 @@ def check_features(features: list[str]) -> None:
 
 
 def readable_images(
-    folder: Path, paths: list[str], progress: tqdm, applied: Counter[str]
+    folder: Path, paths: list[str], progress: tqdm, applied: Counter[str], mode: str = "RGB"
 ) -> Iterator[tuple[str, PIL.Image.Image]]:
-    """Yield the images that can be decoded, with their paths."""
+    """Yield the images that can be decoded, with their paths, in this mode of Pillow."""
     for path in paths:
         progress.update()
         try:
-            image = read_image(folder / path, applied=applied)
+            image = read_image(folder / path, mode, applied)
         except ImageError as error:
             tqdm.write(f"{path} is skipped: {error}", file=sys.stderr)
             continue
@@ -116,7 +116,7 @@ def write_shard(
 ) -> None:
     """Write the features of these images to one .parquet or .safetensors file."""
     features: dict[str, dict[str, torch.Tensor]] = {}
-    images = readable_images(folder, paths, progress, applied)
+    images = readable_images(folder, paths, progress, applied, extractor.mode)
     while batch := list(itertools.islice(images, batch_size)):
         features.update(zip([path for path, _ in batch], extractor([image for _, image in batch])))
     if shard.suffix == ".parquet":

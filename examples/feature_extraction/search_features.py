@@ -15,10 +15,12 @@
 
     python examples/feature_extraction/search_features.py --features outputs/features --query image.png --top_k 5
 
-Images are printed and drawn, nearest first. Only one batch of vectors is held in memory at a time.
+Neighbors are printed, and the first hundred are drawn, nearest first. Only one batch of vectors is held in memory at a time.
 """
 
+import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -40,6 +42,10 @@ from hf_twins._utils.run_settings import ORIGINS, read_settings
 from hf_twins._utils.shards import is_finished
 
 
+# An existing file of this name is replaced, but no other.
+DEFAULT_SHEET = "neighbors.png"
+# Maximum number of neighbors to draw, because the time to lay out a figure grows with the square of their number.
+MAX_DRAWN = 100
 # Settings of `extract_features.py` that say where its inputs are.
 PLACES = ("model_name_or_path", "input_dir")
 
@@ -49,7 +55,7 @@ class SearchArguments:
     features: str = field(metadata={"help": "The --output_dir of extract_features.py."})
     query: str = field(metadata={"help": "Image to find neighbors of."})
     top_k: int = field(default=5, metadata={"help": "Number of neighbors."})
-    contact_sheet: str = field(default="neighbors.png", metadata={"help": "Image file to draw."})
+    contact_sheet: str = field(default=DEFAULT_SHEET, metadata={"help": "New image file to draw."})
 
 
 def check_settings(features: Path) -> dict[str, Any]:
@@ -114,7 +120,11 @@ def nearest_neighbors(query: torch.Tensor, shards: list[Path], top_k: int) -> li
 # Dollar signs in names must not be parsed as formulas.
 @matplotlib.rc_context({"text.parse_math": False})
 def draw_contact_sheet(query: Path, input_dir: Path, neighbors: list[tuple[float, str]], path: Path) -> None:
-    """Draw the query, and its neighbors with their similarities."""
+    """Draw the query, and its neighbors with their similarities.
+
+    Raises:
+        ValueError: if the file cannot be written.
+    """
     num_columns = min(6, len(neighbors) + 1)
     num_rows = -(-(len(neighbors) + 1) // num_columns)
     figure = Figure(figsize=(2.2 * num_columns, 2.5 * num_rows), layout="constrained")
@@ -124,7 +134,11 @@ def draw_contact_sheet(query: Path, input_dir: Path, neighbors: list[tuple[float
         draw_image(axes, input_dir / name, f"{similarity:.4f}\n{name}")
     for axes in grid:
         axes.set_axis_off()
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+    try:
+        write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"{path} cannot be written ({reason}): give another --contact_sheet.") from error
 
 
 def draw_image(axes: Axes, path: Path, title: str) -> None:
@@ -137,7 +151,18 @@ def draw_image(axes: Axes, path: Path, title: str) -> None:
         axes.text(0.5, 0.5, "no longer there", ha="center", va="center")
 
 
-def search_features(arguments: SearchArguments) -> list[tuple[float, str]]:
+def check_contact_sheet(path: Path, query: Path) -> None:
+    """Raise a ValueError if the file to draw exists, unless its name is the default, or has no folder."""
+    if path.resolve() == query.resolve():
+        raise ValueError(f"--contact_sheet must be a file other than --query, got {query}.")
+    if not path.parent.is_dir():
+        raise ValueError(f"--contact_sheet must be in an existing folder, got {path}.")
+    if path.is_dir() or (os.path.lexists(path) and path != Path(DEFAULT_SHEET)):
+        raise ValueError(f"--contact_sheet must be a new file, but {path} exists: remove it, or give another.")
+
+
+def search_features(arguments: SearchArguments) -> None:
+    """Print the neighbors, and then draw the first of them."""
     if arguments.top_k < 1:
         raise ValueError(f"--top_k must be at least 1, got {arguments.top_k}.")
     features, query = Path(arguments.features), Path(arguments.query)
@@ -146,30 +171,27 @@ def search_features(arguments: SearchArguments) -> list[tuple[float, str]]:
     model, input_dir = (find_origin(features, settings[ORIGINS][name]) for name in PLACES)
     for folder, is_recursive in ((input_dir, True), (features, False)):
         check_is_apart(contact_sheet.parent, [folder], is_recursive, "The folder of --contact_sheet")
-    if contact_sheet.resolve() == query.resolve():
-        raise ValueError(f"--contact_sheet must be a file other than --query, got {query}.")
-    applied: Counter[str] = Counter()
-    image = read_image(query, applied=applied)
-    log_applied_rules(applied)
+    check_contact_sheet(contact_sheet, query)
     extractor = FeatureExtractor(model, settings["features"])
     if extractor.fingerprint != settings["model"]:
         raise ValueError(
             f"{model} differs in configuration, weights or preprocessing from the model of {features}: extract them "
             "again."
         )
+    applied: Counter[str] = Counter()
+    image = read_image(query, extractor.mode, applied)
+    log_applied_rules(applied)
     neighbors = nearest_neighbors(extractor([image])[0]["pooled"], shards, arguments.top_k)
-    draw_contact_sheet(query, Path(input_dir), neighbors, contact_sheet)
-    return neighbors
-
-
-def search_and_say(arguments: SearchArguments) -> None:
-    for similarity, path in search_features(arguments):
+    for similarity, path in neighbors:
         print(f"{similarity:.4f}  {path}")
-    print(f"Look at {arguments.contact_sheet}.")
+    sys.stdout.flush()
+    draw_contact_sheet(query, Path(input_dir), neighbors[:MAX_DRAWN], contact_sheet)
+    shown = f", which shows the first {MAX_DRAWN} of {len(neighbors)}" if len(neighbors) > MAX_DRAWN else ""
+    print(f"Look at {contact_sheet}{shown}.")
 
 
 def main() -> None:
-    run(search_and_say, SearchArguments)
+    run(search_features, SearchArguments)
 
 
 if __name__ == "__main__":

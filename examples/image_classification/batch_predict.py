@@ -47,6 +47,7 @@ from hf_twins._utils.image_folders import printable
 from hf_twins._utils.images import log_applied_rules
 from hf_twins._utils.progress import progress_bar
 from hf_twins._utils.run_settings import record_settings
+from hf_twins._utils.scores import class_scores
 from hf_twins._utils.shards import (
     DatasetShard,
     Shard,
@@ -58,7 +59,7 @@ from hf_twins._utils.shards import (
     shards_fingerprint,
     write_output,
 )
-from hf_twins.training.data import check_is_no_image_folder, only_column
+from hf_twins.training.data import check_has_images, check_is_no_image_folder, only_column
 from hf_twins.training.image_classification.arguments import TrainedModelArguments
 from hf_twins.training.image_classification.data import Preparation, check_preparation, evaluation_transform, stacked
 from hf_twins.training.image_classification.models import load_trained
@@ -185,6 +186,7 @@ def load_shards(args: PredictionArguments) -> list[Shard]:
     column = args.image_column_name or only_column(split.features, "image", (Image,))
     if column not in split.features:
         raise ValueError(f"--image_column_name must be one of {', '.join(split.features)}, got {column}.")
+    check_has_images(column, split.features[column])
     if len(split) == 0:
         raise ValueError(f"The split {args.split} of {args.dataset_name} has no rows.")
     split = split.select_columns([column]).cast_column(column, Image(decode=False))
@@ -256,7 +258,7 @@ def predict_shard(
         )
         with accelerator.autocast():
             logits = model(pixel_values=pixel_values).logits
-        scores, numbers = (values.tolist() for values in logits.float().softmax(-1).topk(top_k))
+        scores, numbers = (values.tolist() for values in class_scores(logits.float(), model.config).topk(top_k))
         for example, image_scores, image_numbers in zip(readable, scores, numbers):
             labels = [model.config.id2label[number] for number in image_numbers]
             row = {"path": printable(example["path"]), "label": labels[0], "score": image_scores[0]}

@@ -34,7 +34,7 @@ import PIL.Image
 import torch
 from torchvision.transforms.v2 import functional
 
-from hf_twins._utils.files import exclusive_folder, write_atomically, write_json
+from hf_twins._utils.files import check_name_lengths, exclusive_folder, write_atomically, write_json
 from hf_twins._utils.fingerprints import files_fingerprint, model_fingerprint
 from hf_twins._utils.image_folders import find_images, listed
 from hf_twins._utils.images import ImageError, log_applied_rules, read_image
@@ -110,7 +110,11 @@ def drawn_name(file: Path) -> str:
 
 
 def check_names(files: list[Path]) -> None:
-    """Raise a ValueError if two images, such as `x.jpg` and `x.jpg.png`, would be drawn to the same file."""
+    """Raise a ValueError if two images, such as `x.jpg` and `x.jpg.png`, would be drawn to the same file.
+
+    Names that are too long for the names of their drawings raise one, too.
+    """
+    check_name_lengths(files, drawn_name)
     repeated = [name for name, count in Counter(map(drawn_name, files)).items() if count > 1]
     if repeated:
         raise ValueError(f"Two images would be drawn into one file: rename one for each of {listed(repeated)}.")

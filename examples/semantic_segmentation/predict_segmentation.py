@@ -32,10 +32,10 @@ from hf_twins._utils.command_line import run
 from hf_twins import load_model
 from hf_twins._utils.devices import default_device
 from hf_twins._utils.drawing import mask_image
-from hf_twins._utils.files import exclusive_folder, write_atomically
+from hf_twins._utils.files import check_name_lengths, exclusive_folder, write_atomically
 from hf_twins._utils.fingerprints import files_fingerprint, model_fingerprint
-from hf_twins._utils.image_folders import find_images
-from hf_twins._utils.images import ImageError, log_applied_rules, read_image
+from hf_twins._utils.image_folders import find_images, printable
+from hf_twins._utils.images import ImageError, convert_image, log_applied_rules, mode_of_model, read_image
 from hf_twins._utils.labels import label_names
 from hf_twins._utils.progress import progress_bar
 from hf_twins._utils.run_settings import record_settings
@@ -82,23 +82,25 @@ def segment_files(
     model: Any, processor: Any, files: list[Path], how: InferenceArguments, output_dir: Path
 ) -> dict[str, dict[str, float]]:
     """Write an overlay and a mask of each image; see `predict`."""
-    names = label_names(model.config)
+    names, mode = label_names(model.config), mode_of_model(model.config)
     shares, visible, unreadable = {}, {}, []
     applied: Counter[str] = Counter()
     for file in progress_bar(files, desc="Segmenting", disable=len(files) == 1):
         try:
-            image = read_image(file, applied=applied)
+            image = read_image(file, mode, applied)
         except ImageError as error:
             logger.warning(str(error))
             unreadable.append(file.name)
             continue
         mask = segment(model, processor, image, how).argmax(0).cpu().numpy()
         write_atomically(output_dir / f"{file.stem}_mask.png", partial(mask_image(mask, names).save, format="PNG"))
-        write_atomically(output_dir / f"{file.stem}_overlay.png", partial(draw_prediction, image, mask, names))
+        write_atomically(
+            output_dir / f"{file.stem}_overlay.png", partial(draw_prediction, convert_image(image), mask, names)
+        )
         shares[file.name] = class_shares(mask, names)
         visible[file.name] = visible_shares(mask, names)
     for name, classes in visible.items():
-        print(f"{name}: {', '.join(f'{label} {100 * share:.1f} %' for label, share in classes.items())}")
+        print(f"{printable(name)}: {', '.join(f'{label} {100 * share:.1f} %' for label, share in classes.items())}")
     log_applied_rules(applied)
     if unreadable:
         logger.warning(
@@ -108,7 +110,11 @@ def segment_files(
 
 
 def check_names(files: list[Path]) -> None:
-    """Raise a ValueError if two images have the same name without the extension, because their outputs would be one file."""
+    """Raise a ValueError if two images have the same name without the extension, because their outputs would be one file.
+
+    Names that are too long for the names of their outputs raise one, too.
+    """
+    check_name_lengths(files, lambda file: f"{file.stem}_overlay.png")
     stems = [file.stem for file in files]
     repeated = sorted({stem for stem in stems if stems.count(stem) > 1})
     if repeated:

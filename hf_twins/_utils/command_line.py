@@ -29,6 +29,7 @@ The environment variable `HF_TWINS_MAX_STEPS` limits the number of training step
 import argparse
 import difflib
 import errno
+import io
 import logging
 import os
 import re
@@ -60,6 +61,9 @@ def _end_in_one_line(kind: type[BaseException], error: BaseException, traceback:
 # Scripts import this module before modules of extras, which may be missing (see the order of imports in
 # pyproject.toml).
 sys.excepthook = _end_in_one_line
+# Names of files that are not valid text, and labels that the encoding of the terminal lacks, are printed escaped.
+if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="backslashreplace")
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")

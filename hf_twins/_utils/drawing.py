@@ -31,7 +31,7 @@ def denormalize(pixel_values: torch.Tensor, processor: Any) -> PIL.Image.Image:
     """Convert pixel values back to the image that a model was given.
 
     Args:
-        pixel_values: `(num_channels, height, width)`, with one or three channels.
+        pixel_values: `(num_channels, height, width)`, with one, three or four channels; transparency is left out.
         processor: image processor that created the pixel values.
     """
     pixels = pixel_values.cpu().float()
@@ -41,7 +41,7 @@ def denormalize(pixel_values: torch.Tensor, processor: Any) -> PIL.Image.Image:
     if processor.do_rescale:
         pixels = pixels / processor.rescale_factor
     pixels = pixels.round().clamp(0, 255).to(torch.uint8)
-    return PIL.Image.fromarray(pixels.permute(1, 2, 0).expand(-1, -1, 3).numpy())
+    return PIL.Image.fromarray(pixels[:3].permute(1, 2, 0).expand(-1, -1, 3).numpy())
 
 
 def label_colors(names: Sequence[str]) -> np.ndarray:

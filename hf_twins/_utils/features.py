@@ -21,13 +21,14 @@ import torch
 from ..loading import load_model
 from .devices import default_device
 from .fingerprints import model_fingerprint
+from .images import mode_of_model
 
 
 POOLED = "pooled"
 
 
 class FeatureExtractor:
-    """A model and its image processor, which extract features of images.
+    """A model and its image processor, which extract features of images in the `mode` of the model.
 
     Args:
         model_name_or_path: model, as for [`load_model`].
@@ -35,7 +36,8 @@ class FeatureExtractor:
 
     Raises:
         OSError: if the model or its image processor is not found.
-        ValueError: if the model lacks weights that the features need, or has no such stage.
+        ValueError: if the model lacks weights that the features need, has no such stage, or takes images of a number of
+            channels that no mode of Pillow has.
     """
 
     def __init__(self, model_name_or_path: str, features: list[str]):
@@ -44,6 +46,7 @@ class FeatureExtractor:
             self.model, self.processor = load_model(model_name_or_path, "image-feature-extraction")
         else:
             self.model, self.processor = load_model(model_name_or_path, "backbone", out_features=features)
+        self.mode = mode_of_model(self.model.config)
         self.model.to(default_device())
 
     @property

@@ -16,6 +16,7 @@
 import contextlib
 import errno
 import glob
+import hashlib
 import json
 import os
 import secrets
@@ -37,6 +38,8 @@ if sys.platform != "win32":
     import fcntl
 
 
+# Maximum length of the name of a file on most file systems.
+MAX_NAME_BYTES = 255
 # Waits before a file is read again, in seconds.
 READING_PAUSES = (0.1, 0.5, 2.0)
 # Permanent errors, for which it does not help to wait.
@@ -221,7 +224,23 @@ def partial_output(output: Path, is_folder: bool) -> Iterator[Path]:
 
 
 def partial_prefix(output: Path) -> str:
-    return f".{output.name}.partial-"
+    """Beginning of the temporary names of an output, which leaves room for what follows if its own name is long."""
+    name = os.fsencode(output.name)
+    shown = output.name if len(name) <= MAX_NAME_BYTES // 2 else hashlib.sha256(name).hexdigest()
+    return f".{shown}.partial-"
+
+
+def check_name_lengths(inputs: Iterable[Path], output_name: Callable[[Path], str]) -> None:
+    """Raise a ValueError if the output of an input, whose name `output_name` returns, would have too long a name."""
+    # Imported here for the same reason as in `check_is_apart`.
+    from .image_folders import listed
+
+    too_long = [file.name for file in inputs if len(os.fsencode(output_name(file))) > MAX_NAME_BYTES]
+    if too_long:
+        raise ValueError(
+            f"The outputs of {len(too_long)} images would have names of more than {MAX_NAME_BYTES} bytes, the most that file "
+            f"systems allow: give shorter names to {listed(too_long)}."
+        )
 
 
 def remove_left(folder: Path, pattern: str = ".*.partial-" + "[0-9a-f]" * 8) -> None:

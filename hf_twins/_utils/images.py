@@ -48,6 +48,8 @@ MAX_JPEG_SCANS = 50
 JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])", re.DOTALL)
 # Numbers of EXIF and TIFF tags.
 ORIENTATION, TIFF_STRIPS, TIFF_TILES = 0x0112, 273, 324
+# Pillow's mode by the number of channels.
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # Messages about images whose pixels were changed or only partly read.
 SIXTEEN_BITS = "have more than 8 bits per pixel: 0 to 65535 is scaled to 0 to 255"
 FRACTIONS = "have fractional pixel values: 0 to 1 is scaled to 0 to 255"
@@ -243,6 +245,24 @@ def check_shape(
             f"{name} is too long, {image.width} x {image.height} pixels: one side may be at most {max_aspect_ratio} times "
             "the other, crop it or leave it out."
         )
+
+
+def mode_of_model(config: Any) -> str:
+    """Pillow's mode with the channels of a model's images.
+
+    Args:
+        config: configuration of the model, or of a model with a backbone.
+
+    Raises:
+        ValueError: if no mode has as many channels.
+    """
+    num_channels = getattr(getattr(config, "backbone_config", None) or config, "num_channels", 3)
+    if num_channels not in MODES:
+        raise ValueError(
+            f"The model takes images of {num_channels} channels, but files are read with {', '.join(map(str, MODES))}: give a "
+            "model of one of these."
+        )
+    return MODES[num_channels]
 
 
 def image_name(image: PIL.Image.Image) -> str:

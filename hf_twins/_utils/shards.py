@@ -18,13 +18,15 @@ if both files exist and match.
 """
 
 import contextlib
+import functools
 import hashlib
 import logging
 import lzma
+import posixpath
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -36,7 +38,7 @@ import torch
 
 from .files import ReadError, check_is_apart, is_read_error, read_again, write_atomically
 from .fingerprints import dataset_fingerprint, file_digest, files_fingerprint
-from .image_folders import Listing, data_files, list_folder, warn_of_others
+from .image_folders import Listing, data_files, list_folder, listed, one_line, warn_of_others
 from .images import ImageError, decoding_fault, image_source, is_image_file, open_image
 
 
@@ -90,15 +92,57 @@ def tar_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         )
 
 
+def is_link(member: tarfile.TarInfo) -> bool:
+    """Whether a member is a symbolic link, or the second name of a file, which GNU tar stores as a hard link."""
+    return member.issym() or member.islnk()
+
+
+@functools.lru_cache(maxsize=1)
+def members_by_name(archive: tarfile.TarFile) -> dict[str, tarfile.TarInfo]:
+    """The members of an archive by their normalized names, because `tarfile` itself would search all of them for each link."""
+    return {posixpath.normpath(member.name): member for member in archive.getmembers()}
+
+
+def linked_file(link: tarfile.TarInfo, by_name: Mapping[str, tarfile.TarInfo]) -> tarfile.TarInfo | None:
+    """The file in an archive that a link leads to, through other links if necessary; None if there is no such file."""
+    member: tarfile.TarInfo | None = link
+    followed: set[str] = set()
+    while member is not None and is_link(member) and member.name not in followed:
+        followed.add(member.name)
+        # A symbolic link is relative to its folder, and a hard link to the root of the archive.
+        folder = posixpath.dirname(member.name) if member.issym() else ""
+        member = by_name.get(posixpath.normpath(posixpath.join(folder, member.linkname)))
+    return member if member is not None and member.isfile() else None
+
+
 def check_tar(file: str | Path) -> None:
-    """Raise a ShardError if a .tar file cannot be read from its first member to its last."""
+    """Check an archive that `datasets` will read, and log which members it leaves out because they are links.
 
-    def read() -> None:
+    Raises:
+        ShardError: if it cannot be read from its first member to its last.
+    """
+
+    def read() -> list[str]:
         with opened_tar(str(file)) as archive:
-            for _ in tar_members(archive):
-                pass
+            return [member.name for member in tar_members(archive) if is_link(member)]
 
-    read_again(read, file)
+    links = read_again(read, file)
+    if links:
+        logger.warning(
+            f"Left out of {one_line(str(file))}: {len(links)} links to files ({listed(links)}). Store the files instead, with "
+            "tar --dereference --hard-dereference."
+        )
+
+
+def archive_fingerprint(file: str) -> str:
+    """The fingerprint of a .tar or .parquet file, read once as long as its size and time are the same."""
+    status = read_again(Path(file).stat, file)
+    return fingerprint_of_version(file, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache
+def fingerprint_of_version(file: str, size: int, time: int) -> str:
+    return files_fingerprint(Path(file).parent, [Path(file).name])
 
 
 @dataclass(frozen=True)
@@ -140,14 +184,25 @@ class TarShard:
         return Path(self.file).name
 
     def fingerprint(self) -> str:
-        return files_fingerprint(Path(self.file).parent, [Path(self.file).name])
+        return archive_fingerprint(self.file)
 
-    def images(self, start: int, step: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    def images(self, start: int, step: int) -> Iterator[tuple[str, dict[str, Any] | ImageError]]:
+        """Yield images as [`FileShard.images`] does, or an ImageError for a member that leads to no file in the archive."""
         with opened_tar(self.file) as archive:
-            members = (member for member in tar_members(archive) if member.isfile() and is_image_file(member.name))
+            members = (member for member in tar_members(archive) if not member.isdir() and is_image_file(member.name))
             for member in islice(members, start, None, step):
-                content: Any = archive.extractfile(member)
-                yield f"{Path(self.file).name}/{member.name}", {"path": member.name, "bytes": content.read()}
+                yield f"{Path(self.file).name}/{member.name}", self.image(archive, member)
+
+    def image(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> dict[str, Any] | ImageError:
+        file: tarfile.TarInfo | None = member
+        if is_link(member):
+            file = linked_file(member, members_by_name(archive))
+        if file is None:
+            return ImageError(f"is a link to {member.linkname}, which is not a file in the archive")
+        if not file.isfile():
+            return ImageError("is neither a file nor a link to one")
+        content: Any = archive.extractfile(file)
+        return {"path": member.name, "bytes": content.read()}
 
 
 @dataclass(frozen=True)
@@ -168,14 +223,14 @@ class ParquetShard:
         return Path(self.file).name, self.row_groups, self.first_row, self.column
 
     def fingerprint(self) -> str:
-        return files_fingerprint(Path(self.file).parent, [Path(self.file).name])
+        return archive_fingerprint(self.file)
 
     def images(self, start: int, step: int) -> Iterator[tuple[str, dict[str, Any]]]:
         with opened_parquet(self.file) as parquet:
             rows = (
                 row.as_py()
                 for batch in parquet.iter_batches(64, row_groups=list(self.row_groups), columns=[self.column])
-                for row in batch.column(0)
+                for row in batch.column(self.column)
             )
             for number, image in islice(enumerate(rows, self.first_row), start, None, step):
                 yield f"{Path(self.file).name}#{number}", {"bytes": image} if isinstance(image, bytes) else image
@@ -293,6 +348,9 @@ def parquet_shards(file: str, shard_size: int, column: str | None) -> Iterator[P
         column = column or image_column(file, schema)
         if column not in schema.names:
             raise ValueError(f"--image_column_name must be one of {', '.join(schema.names)}, got {column}.")
+        kind = schema.field(column).type
+        if not has_images(kind):
+            raise ValueError(f"--image_column_name must be a column of images, got {column}, a column of {kind}.")
         sizes = [parquet.metadata.row_group(index).num_rows for index in range(parquet.num_row_groups)]
     start = first_row = num_rows = 0
     for index, size in enumerate(sizes):
@@ -302,12 +360,15 @@ def parquet_shards(file: str, shard_size: int, column: str | None) -> Iterator[P
             start, first_row, num_rows = index + 1, first_row + num_rows, 0
 
 
+def has_images(kind: Any) -> bool:
+    """Whether a type of pyarrow holds encoded images: bytes, or a struct that has them."""
+    if pyarrow.types.is_struct(kind):
+        return "bytes" in [child.name for child in kind]
+    return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
+
+
 def image_column(file: str, schema: Any) -> str:
-    columns = [
-        field.name
-        for field in schema
-        if pyarrow.types.is_struct(field.type) and "bytes" in [child.name for child in field.type]
-    ]
+    columns = [field.name for field in schema if pyarrow.types.is_struct(field.type) and has_images(field.type)]
     if len(columns) != 1:
         raise ValueError(
             f"Which column of {file} has the images? Set --image_column_name to one of {', '.join(schema.names)}."
@@ -339,11 +400,12 @@ class ShardImages(torch.utils.data.IterableDataset):
             return
         yield {"count": count}
 
-    def images(self, start: int, step: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    def images(self, start: int, step: int) -> Iterator[tuple[str, dict[str, Any] | ImageError]]:
         """Yield the images of the shard, which is reopened if the system fails to continue reading."""
-        images, count = self.shard.images(start, step), 0
+        images: Iterator[tuple[str, dict[str, Any] | ImageError]] = self.shard.images(start, step)
+        count = 0
 
-        def read() -> tuple[str, dict[str, Any]] | None:
+        def read() -> tuple[str, dict[str, Any] | ImageError] | None:
             nonlocal images
             try:
                 return next(images, None)
@@ -355,7 +417,9 @@ class ShardImages(torch.utils.data.IterableDataset):
             yield named
             count += 1
 
-    def prepared(self, image: dict[str, Any] | None) -> dict[str, Any]:
+    def prepared(self, image: dict[str, Any] | ImageError | None) -> dict[str, Any]:
+        if isinstance(image, ImageError):
+            return {"pixel_values": None, "error": str(image)}
         if image is None or (image.get("bytes") is None and image.get("path") is None):
             return {"pixel_values": None, "error": "there is no image"}
         decoded = None

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hf_twins._utils.scores import class_scores
 from hf_twins.export import run_exported
 from hf_twins.export.run_exported import DESCRIPTION_NAME, load_runtime
 from hf_twins.export.source import Source
@@ -48,6 +49,10 @@ def describe(folder: Path, source: Source, runtime: str, file: str, size: tuple[
         more: further entries of the description, such as the dtype.
     """
     source.config.save_pretrained(folder)
+    # transformers leaves out the names of two labels if they are LABEL_0 and LABEL_1.
+    config_file = folder / "config.json"
+    config = json.loads(config_file.read_text(encoding="utf-8")) | {"id2label": source.config.id2label}
+    config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     source.processor.save_pretrained(folder)
     description = {
         "runtime": runtime,
@@ -58,8 +63,18 @@ def describe(folder: Path, source: Source, runtime: str, file: str, size: tuple[
         "num_channels": source.config.num_channels,
         **more,
     }
+    if source.config.architectures == ["TwinsForImageClassification"]:
+        description["scores"] = scores_function(source.config)
     (folder / DESCRIPTION_NAME).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     shutil.copyfile(run_exported.__file__, folder / "run_exported.py")
+
+
+def scores_function(config: Any) -> str:
+    """The function that converts logits to scores, "softmax", "sigmoid" or "identity", as in [`class_scores`]."""
+    logits = torch.arange(float(config.num_labels))
+    scores = class_scores(logits, config)
+    functions = {"softmax": logits.softmax(-1), "sigmoid": logits.sigmoid(), "identity": logits}
+    return next(name for name, expected in functions.items() if torch.equal(scores, expected))
 
 
 def verification_shapes(source: Source, max_batch: int = 3) -> list[tuple[int, int, int]]:

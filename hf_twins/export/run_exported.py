@@ -26,9 +26,10 @@ From Python:
 """
 
 import argparse
+import io
 import json
-import math
 import os
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -44,6 +45,14 @@ import PIL.ImageOps
 PIL.EpsImagePlugin.gs_binary = False
 # Images are resized by their shorter side, so a very long one would exhaust the memory.
 MAX_ASPECT_RATIO = 100
+# Decoding passes over all pixels once per scan of a JPEG, and a malicious file can have thousands.
+MAX_JPEG_SCANS = 50
+# The markers of a JPEG, except those that occur within the data of a scan.
+JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])", re.DOTALL)
+# The TIFF tags that list the strips and tiles of an image.
+TIFF_STRIPS, TIFF_TILES = 273, 324
+# Pillow's mode by the number of channels.
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 DESCRIPTION_NAME = "twins_export.json"
 PREPROCESSING_NAME = "preprocessor_config.json"
 
@@ -208,24 +217,29 @@ class Preprocessing:
 
     Args:
         settings: content of `preprocessor_config.json`.
+        num_channels: number of channels that images are converted to; without it, to RGB if `do_convert_rgb` is set.
 
     Raises:
         ValueError: if the settings require anything but resizing, cropping, rescaling and normalizing.
     """
 
-    def __init__(self, settings: dict[str, Any]):
+    def __init__(self, settings: dict[str, Any], num_channels: int | None = None):
         if settings.get("do_pad"):
             raise ValueError(
                 "This program does not pad images, but do_pad asks for it: pad them beforehand, or export with do_pad=False."
             )
         self.settings = settings
+        self.mode = MODES.get(num_channels or 0, "RGB" if settings["do_convert_rgb"] else None)
 
     def __call__(self, image: PIL.Image.Image) -> np.ndarray:
         """Convert an image to pixels `(1, num_channels, height, width)`, float32."""
         settings = self.settings
-        image = convert_image(image, "RGB" if settings["do_convert_rgb"] else None)
+        image = convert_image(image, self.mode)
         if settings["do_resize"]:
-            image = image.resize(self.resized(image.size), resample=settings["resample"])
+            size = self.resized(image.size)
+            # Each channel by itself: Pillow would multiply the others by the fourth, as if it were transparency.
+            channels = [channel.resize(size, resample=settings["resample"]) for channel in image.split()]
+            image = PIL.Image.merge(image.mode, channels)
         pixels = np.asarray(image)
         pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
         if settings["do_center_crop"]:
@@ -325,7 +339,7 @@ def to_eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
 def center_crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """Crop the center of `(num_channels, height, width)`, and pad it with zeros if it is smaller than the crop."""
     missing = [max(wanted - side, 0) for wanted, side in zip((height, width), pixels.shape[1:])]
-    before = [math.ceil(amount / 2) for amount in missing]
+    before = [amount // 2 for amount in missing]
     pixels = np.pad(pixels, [(0, 0), *((first, amount - first) for first, amount in zip(before, missing))])
     # As in the image processor, halves of pixels are rounded to even.
     top, left = round((pixels.shape[1] - height) / 2), round((pixels.shape[2] - width) / 2)
@@ -352,6 +366,7 @@ def read_image(file: Path, applied: Counter[str] | None = None) -> PIL.Image.Ima
                     f"it is too long, {opened.width} x {opened.height} pixels: one side may be at most {MAX_ASPECT_RATIO} "
                     "times the other, crop it"
                 )
+            check_scans(opened)
             opened.load()
             size, before = opened.size, opened.im
             PIL.ImageOps.exif_transpose(opened, in_place=True)
@@ -359,13 +374,49 @@ def read_image(file: Path, applied: Counter[str] | None = None) -> PIL.Image.Ima
                 opened.im is not before or opened.size != size
             )
             applied["have a range other than 0 to 255 and are scaled to it"] += opened.mode.startswith(("I", "F"))
-            applied["have transparent pixels, which are composited on white"] += opened.has_transparency_data
+            applied["have transparent pixels: composited on white, unless the model has four channels"] += (
+                opened.has_transparency_data
+            )
             # The image is converted here, so that an error names the file.
             return to_eight_bits(opened) if opened.mode.startswith(("I", "F")) else opened
     # Pillow's decoders raise all kinds of errors.
     except Exception as error:
         reason = str(error).rstrip(".") or type(error).__name__
         raise ImageError(f"{file} cannot be used: {reason}.") from error
+
+
+# This function and the next one are copied from hf_twins, too.
+def check_scans(image: PIL.Image.Image) -> None:
+    """Raise an ImageError if an opened JPEG, or TIFF of JPEGs, has so many scans that decoding it would take very long."""
+    is_jpeg = image.format in ("JPEG", "MPO")
+    file: Any = getattr(image, "fp", None)
+    if file is None or not (is_jpeg or "jpeg" in str(image.info.get("compression"))):
+        return
+    position = file.tell()
+    file.seek(0)
+    content = file.read()
+    file.seek(position)
+    # A quick upper bound, which also counts these bytes in profiles, previews, or a video after the image.
+    if content.count(b"\xff\xda") <= MAX_JPEG_SCANS:
+        return
+    # Each strip or tile of a TIFF is a JPEG that covers only its part of the pixels.
+    tags: Any = {} if is_jpeg else getattr(image, "tag_v2", {})
+    parts = max(len(tags.get(TIFF_STRIPS, ())), len(tags.get(TIFF_TILES, ())), 1)
+    scans = count_scans(content) if is_jpeg else content.count(b"\xff\xda")
+    if scans > MAX_JPEG_SCANS * parts:
+        raise ImageError(
+            f"it is a JPEG of {scans} scans, more than the {MAX_JPEG_SCANS} allowed: save it again, not progressive"
+        )
+
+
+def count_scans(content: bytes) -> int:
+    """Count the scans of the first image in the bytes of a JPEG; data after its end does not count."""
+    position = scans = 0
+    while (found := JPEG_MARKER.search(content, position)) and found[1] != b"\xd9":
+        scans += found[1] == b"\xda"
+        # Skip the data of the marker, which may contain bytes that look like markers.
+        position = found.end() + max(int.from_bytes(content[found.end() : found.end() + 2], "big"), 2)
+    return scans
 
 
 def say_applied_rules(applied: Counter[str]) -> None:
@@ -380,11 +431,27 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return exponentials / exponentials.sum()
 
 
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    # Neither branch overflows, unlike 1 / (1 + exp(-x)).
+    return np.exp(-np.logaddexp(0, -logits))
+
+
+def identity(logits: np.ndarray) -> np.ndarray:
+    return logits
+
+
+SCORES = {"softmax": softmax, "sigmoid": sigmoid, "identity": identity}
+
+
 def classify(
     runtime: Runtime, preprocessing: Preprocessing, image: PIL.Image.Image, labels: dict[str, str], top_k: int
 ) -> Any:
-    """Return the most likely labels of an image, best first, with their scores in [0, 1]."""
-    scores = softmax(runtime(preprocessing(image))[0])
+    """Return the most likely labels of an image, best first, with their scores.
+
+    Scores are probabilities that sum to 1 or, if an image can have several labels, one probability per label. For a
+    regression, they are the outputs of the model.
+    """
+    scores = SCORES[runtime.description["scores"]](runtime(preprocessing(image))[0])
     best = np.argsort(-scores, kind="stable")[:top_k]
     return [{"label": labels[str(index)], "score": float(scores[index])} for index in best]
 
@@ -395,7 +462,15 @@ def positive(number: str) -> int:
     return int(number)
 
 
+def printable(path: Path) -> str:
+    """Convert a path, which may contain invalid UTF-8, to valid text."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def main(arguments: list[str] | None = None) -> None:
+    # Names of labels that the encoding of the terminal lacks are printed escaped.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     folder = Path(__file__).resolve().parent
     is_export = (folder / DESCRIPTION_NAME).is_file()
     parser = argparse.ArgumentParser(
@@ -433,24 +508,26 @@ def run(args: argparse.Namespace) -> None:
             f"This program classifies images, but {args.model_dir} holds a {config['architectures'][0]}: call "
             "load_runtime(folder).run(pixel_values) from Python."
         )
-    preprocessing = Preprocessing(read_json(Path(args.model_dir, PREPROCESSING_NAME)))
     runtime = load_runtime(args.model_dir, args.threads, args.inference_precision)
+    settings = read_json(Path(args.model_dir, PREPROCESSING_NAME))
+    preprocessing = Preprocessing(settings, runtime.description["num_channels"])
+    form = "9.4g" if runtime.description["scores"] == "identity" else "7.2%"
     applied: Counter[str] = Counter()
     skipped = 0
     for file in args.images:
         try:
-            image = read_image(file, applied)
-        except ImageError as error:
+            labels = classify(runtime, preprocessing, read_image(file, applied), config["id2label"], args.top_k)
+        except ValueError as error:
+            fault = error if isinstance(error, ImageError) else ImageError(f"{file} cannot be used: {error}")
             if len(args.images) == 1:
-                raise
-            print(f"skipped: {error}", file=sys.stderr)
+                raise fault from error
+            print(f"skipped: {fault}", file=sys.stderr)
             skipped += 1
             continue
-        labels = classify(runtime, preprocessing, image, config["id2label"], args.top_k)
         if args.json:
             print(json.dumps({"image": os.fspath(file), "labels": labels}))
         else:
-            print(file, *(f"  {entry['score']:7.2%}  {entry['label']}" for entry in labels), sep="\n")
+            print(printable(file), *(f"  {entry['score']:{form}}  {entry['label']}" for entry in labels), sep="\n")
     say_applied_rules(applied)
     if skipped == len(args.images):
         raise ImageError(f"None of the {skipped} images can be used.")

@@ -81,7 +81,7 @@ def export_openvino(
             save_openvino(model, folder / "model.xml")
             verify(folder, source, verification_shapes(source), TOLERANCES["float32"])
         else:
-            preprocessing = Preprocessing(read_json(folder / PREPROCESSING_NAME))
+            preprocessing = Preprocessing(read_json(folder / PREPROCESSING_NAME), source.config.num_channels)
             images = load_images(Path(calibration_dir), preprocessing, max_calibration_samples)
             held_out = images[::5]
             print(f"calibrating with {len(images) - len(held_out)} images, which can take minutes ...", flush=True)

@@ -129,13 +129,16 @@ def renamed_columns(split: Any, image: str, label: str) -> Any:
     feature = split.features["image"]
     if isinstance(feature, Image | Array3D):
         return split
-    # Programs other than `datasets` do not mark a column as images.
-    if (isinstance(feature, dict) and "bytes" in feature) or getattr(feature, "dtype", "") in (
-        "binary",
-        "large_binary",
-    ):
-        return split.cast_column("image", Image())
-    raise ValueError(f"--image_column_name must be a column of images, got {image}, a column of {feature}.")
+    check_has_images(image, feature)
+    return split.cast_column("image", Image())
+
+
+def check_has_images(column: str, feature: Any) -> None:
+    """Raise a ValueError unless a column holds encoded images, which programs other than `datasets` do not mark as such."""
+    if isinstance(feature, Image) or (isinstance(feature, dict) and "bytes" in feature):
+        return
+    if getattr(feature, "dtype", "") not in ("binary", "large_binary"):
+        raise ValueError(f"--image_column_name must be a column of images, got {column}, a column of {feature}.")
 
 
 class LabeledImages(torch.utils.data.Dataset):

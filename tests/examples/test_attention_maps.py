@@ -48,9 +48,12 @@ def draw_maps(monkeypatch, tmp_path):
         ("pcpvt", TwinsForImageClassification(tiny_config("pcpvt"))),
         ("segmenter", TwinsForSemanticSegmentation(tiny_config())),
         ("backbone", TwinsBackbone(tiny_config())),
+        ("gray", TwinsForImageClassification(tiny_config(num_channels=1))),
     ):
         model.save_pretrained(name)
-        TwinsImageProcessor(size={"height": 30, "width": 44}, do_center_crop=False).save_pretrained(name)
+        channels = {"do_convert_rgb": False, "image_mean": [0.5], "image_std": [0.5]} if name == "gray" else {}
+        processor = TwinsImageProcessor(size={"height": 30, "width": 44}, do_center_crop=False, **channels)
+        processor.save_pretrained(name)
     save_timm(timm_model(), Path("timm"))
     Image.fromarray(load_sample_image("flower.jpg")).save("flower.png")
     Path("long.png").write_bytes(long_png())
@@ -74,7 +77,7 @@ def test_figures_of_every_stage_are_written(draw_maps, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["pcpvt", "segmenter", "timm"])
+@pytest.mark.parametrize("model", ["pcpvt", "segmenter", "timm", "gray"])
 def test_figures_of_other_models(draw_maps, model):
     assert draw_maps(model, "--stages", "stage3") == ["stage3.png"]
 

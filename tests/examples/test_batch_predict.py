@@ -86,6 +86,29 @@ def test_predictions_equal_those_of_the_model(start, folder, tmp_path, capsys):
         assert row["error"] is None
 
 
+def test_labels_of_which_an_image_can_have_several_have_probabilities_of_their_own(start, folder, tmp_path):
+    model = TwinsForImageClassification.from_pretrained(start, problem_type="multi_label_classification").eval()
+    processor = TwinsImageProcessor.from_pretrained(start)
+    for each in (model, processor):
+        each.save_pretrained(tmp_path / "model")
+    batch_predict.main(command(tmp_path / "model", folder, tmp_path / "out", "--top_k", 3))
+    row = next(row for row in read(tmp_path / "out") if row["path"] == "3/003.png")
+    with torch.no_grad():
+        logits = model(**processor(Image.open(folder / row["path"]).convert("RGB"), return_tensors="pt")).logits
+    assert row["scores"] == pytest.approx(logits.sigmoid()[0].topk(3).values.tolist(), abs=1e-5)
+
+
+def test_column_of_texts_is_refused_by_name(start, tmp_path):
+    (tmp_path / "data").mkdir()
+    pyarrow.parquet.write_table(pyarrow.table({"image": ["a.png"]}), tmp_path / "data" / "train.parquet")
+    options = command(start, tmp_path / "data", tmp_path / "out", "--image_column_name", "image")
+    for source, kind in (("--input_dir", "string"), ("--dataset_name", r"Value\('string'\)")):
+        options[2] = source
+        message = rf"^error: --image_column_name must be a column of images, got image, a column of {kind}\.$"
+        with pytest.raises(SystemExit, match=message):
+            batch_predict.main(options)
+
+
 def test_image_that_is_too_long_is_an_error(start, folder, tmp_path):
     (folder / "3" / "long.png").write_bytes(long_png())
     assert batch_predict.main(command(start, folder, tmp_path / "out")) == {"images": 37, "errors": 2}

@@ -35,6 +35,7 @@ from testing_utils import fail_to_read, randomize, tiny_config
 
 from hf_twins import TwinsBackbone, TwinsForImageClassification, TwinsImageProcessor, TwinsModel
 from hf_twins._utils.files import exclusive_folder
+from hf_twins._utils.images import read_image
 
 
 NUM_IMAGES = 60
@@ -130,6 +131,33 @@ def test_feature_maps_equal_the_backbones(prepared, extract):
         torch.testing.assert_close(tensors.get_tensor("z/last.png/stage1"), first[0], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(tensors.get_tensor("z/last.png/stage3"), third[0], rtol=1e-4, atol=1e-5)
         assert tensors.get_tensor("z/last.png/stage3").shape == (48, 2, 2)
+
+
+@pytest.mark.parametrize(("num_channels", "mode"), [(1, "L"), (4, "RGBA")])
+def test_images_are_read_in_the_mode_of_the_model(num_channels, mode, tmp_path, extract, search):
+    torch.manual_seed(0)
+    model = randomize(TwinsForImageClassification(tiny_config("pcpvt", num_channels=num_channels))).eval()
+    processor = TwinsImageProcessor(
+        size={"height": 16, "width": 16},
+        do_center_crop=False,
+        do_convert_rgb=False,
+        image_mean=[0.5] * num_channels,
+        image_std=[0.5] * num_channels,
+    )
+    for each in (model, processor):
+        each.save_pretrained(tmp_path / "model")
+    (tmp_path / "images").mkdir()
+    images = [Image.merge("RGBA", [Image.effect_noise((20, 20), 80) for _ in range(4)]) for _ in range(2)]
+    for image, name in zip((images[0], images[1].convert("RGB")), ("a.png", "b.png")):
+        image.save(tmp_path / "images" / name)
+    extract("--model_name_or_path", str(tmp_path / "model"), "--input_dir", str(tmp_path / "images"))
+    paths, features = read_features(Path("features"))
+    for path, vector in zip(paths, features):
+        pixel_values = processor(read_image(tmp_path / "images" / path, mode), return_tensors="pt").pixel_values
+        with torch.no_grad():
+            expected = model.twins(pixel_values).pooler_output[0]
+        np.testing.assert_allclose(vector, expected.numpy(), rtol=1e-4, atol=1e-5)
+    assert search(tmp_path / "images" / "a.png")[0] == "1.0000  a.png"
 
 
 def test_images_of_different_sizes_have_separate_features(prepared, tmp_path, extract):
@@ -333,6 +361,50 @@ def test_run_ends_with_one_sentence_if_the_system_cannot_read_an_image(extract, 
             extract()
     extract()
     assert read_features(Path("features"))[0][0] == "00_0.png"
+
+
+def test_contact_sheet_replaces_only_the_default_one(prepared, extract, search):
+    query = prepared / "images/z/last.png"
+    extract()
+    for _ in range(2):
+        assert search(query)[-1] == "Look at neighbors.png."
+    assert search(query, "--contact_sheet", "new.png")[-1] == "Look at new.png."
+    Path("thesis.png").write_text("thesis")
+    Path("link.png").symlink_to("nowhere.png")
+    for name in ("new.png", "thesis.png", "link.png", "features"):
+        with pytest.raises(
+            SystemExit, match=f"^error: --contact_sheet must be a new file, but {name} exists: remove it"
+        ):
+            search(query, "--contact_sheet", name)
+    with pytest.raises(SystemExit, match=r"^error: --contact_sheet must be in an existing folder, got none/a\.png\.$"):
+        search(query, "--contact_sheet", "none/a.png")
+    assert Path("thesis.png").read_text() == "thesis"
+
+
+def test_neighbors_are_printed_even_if_they_cannot_be_drawn(prepared, extract, monkeypatch, capsys):
+    def fail(*arguments):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    extract()
+    capsys.readouterr()
+    monkeypatch.setattr(search_features, "write_atomically", fail)
+    arguments = ["--features", "features", "--query", str(prepared / "images/z/last.png")]
+    monkeypatch.setattr(sys, "argv", ["search_features.py", *arguments])
+    message = r"^error: neighbors\.png cannot be written \(Permission denied\): give another --contact_sheet\.$"
+    with pytest.raises(SystemExit, match=message):
+        search_features.main()
+    assert capsys.readouterr().out.startswith("1.0000  z/last.png\n")
+
+
+def test_only_the_first_neighbors_are_drawn(prepared, extract, search, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(search_features, "MAX_DRAWN", 7)
+    monkeypatch.setattr(search_features, "draw_contact_sheet", lambda query, folder, some, path: drawn.extend(some))
+    extract()
+    printed = search(prepared / "images/z/last.png", "--top_k", "50")
+    assert len(printed) == 51
+    assert printed[-1] == "Look at neighbors.png, which shows the first 7 of 50."
+    assert [path for _, path in drawn] == [line.split(maxsplit=1)[1] for line in printed[:7]]
 
 
 def test_models_that_lack_the_features_are_refused(tmp_path, extract):

@@ -16,6 +16,7 @@
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import attention_maps
 import batch_predict
@@ -39,7 +40,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 from twins_space.uploads import read_upload
 
-from hf_twins import TwinsImageProcessor, TwinsImageProcessorPil
+from hf_twins import TwinsConfig, TwinsImageProcessor, TwinsImageProcessorPil
 from hf_twins._utils.images import read_image
 from hf_twins._utils.shards import FileShard, ShardImages
 from hf_twins.detection import Detector
@@ -122,9 +123,9 @@ def test_every_reader_returns_the_same_pixels(name, tmp_path):
     pair = segmentation.ImageMaskPairs(segmentation.load_folder(str(tmp_path)))[0]
     both = segmentation.Preparation(lambda *images: images, False)(pair, 0)
     found["segmentation"] = both["pixel_values"].permute(1, 2, 0)
-    recorder = Recorder()
+    model, recorder = SimpleNamespace(config=TwinsConfig()), Recorder()
     recorder.size, recorder.do_resize = {}, False
-    found["segment"] = given_to(recorder, lambda: segment(None, recorder, pair["image"], InferenceArguments()))
+    found["segment"] = given_to(recorder, lambda: segment(model, recorder, pair["image"], InferenceArguments()))
     # Detection: training and evaluation, and prediction from Python.
     entry = {"file_name": name, "height": expected.shape[0], "width": expected.shape[1]}
     found["detection"] = CocoImages(file.parent, [entry], ["cat"]).open(0)

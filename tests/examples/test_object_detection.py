@@ -189,6 +189,16 @@ def test_images_drawn_to_the_same_file_are_refused(tmp_path):
     assert not (tmp_path / "found").exists()
 
 
+def test_names_too_long_for_the_names_of_the_drawings_are_refused(tmp_path):
+    name = "n" * 250 + ".jpg"
+    with (tmp_path / name).open("wb") as file:
+        Image.new("RGB", (8, 8)).save(file, "JPEG")
+    arguments = ["--model_name_or_path", "x", "--images", str(tmp_path), "--output_dir", str(tmp_path / "found")]
+    with pytest.raises(SystemExit, match=rf"names of more than 255 bytes, .*: give shorter names to {name}\."):
+        predict_detection.main(arguments)
+    assert not (tmp_path / "found").exists()
+
+
 def test_predictions_of_different_runs_are_not_mixed(tmp_path, monkeypatch):
     torch.manual_seed(0)
     model = randomize(TwinsForImageClassification(tiny_config()))

@@ -61,6 +61,7 @@ from hf_twins import (
     load_model,
 )
 from hf_twins._utils.drawing import mask_image
+from hf_twins._utils.images import convert_image
 from hf_twins.training.data import LabeledImages
 from hf_twins.training.runs import Run
 from hf_twins.training.semantic_segmentation.arguments import (
@@ -813,3 +814,39 @@ def test_results_of_different_runs_are_not_replaced(tmp_path):
         file.write_text(content)
         with pytest.raises(ValueError, match=r"results\.json exists, but has no results of this script: give another"):
             evaluate_segmentation.check_replaceable(file, identity)
+
+
+def test_prediction_with_a_long_name_and_one_that_is_no_text(trained, tmp_path, capsys):
+    names = ["n" * 239 + ".png", os.fsdecode(b"\xe9.png")]
+    (tmp_path / "images").mkdir()
+    for name in names:
+        with (tmp_path / "images" / name).open("wb") as file:
+            PILImage.effect_noise((20, 20), 80).save(file, "PNG")
+    arguments = ["--model_name_or_path", str(trained), "--device", "cpu", "--output_dir", str(tmp_path / "out")]
+    command = [*arguments, "--images", str(tmp_path / "images")]
+    assert predict_segmentation.main(command).keys() == {*names}
+    printed = capsys.readouterr().out
+    assert all(f"\n{name}: " in f"\n{printed}" for name in (names[0], r"\xe9.png"))
+    with (tmp_path / "images" / ("n" * 250 + ".png")).open("wb") as file:
+        PILImage.effect_noise((20, 20), 80).save(file, "PNG")
+    with pytest.raises(
+        SystemExit, match=r"The outputs of 1 images would have names of more than 255 bytes, .* to n+\.png"
+    ):
+        predict_segmentation.main(command)
+
+
+@pytest.mark.parametrize("num_channels", [1, 4])
+def test_prediction_reads_images_in_the_mode_of_the_model(num_channels, tmp_path):
+    model = randomize(TwinsForSemanticSegmentation(tiny_config(num_channels=num_channels)))
+    channels = {"do_convert_rgb": False, "image_mean": [0.5] * num_channels, "image_std": [0.5] * num_channels}
+    for each in (model, processor_of(**channels)):
+        each.save_pretrained(tmp_path / "model")
+    image = PILImage.merge("RGBA", [PILImage.effect_noise((32, 32), 80) for _ in range(4)])
+    image.save(tmp_path / "a.png")
+    arguments = ["--model_name_or_path", str(tmp_path / "model"), "--device", "cpu", "--output_dir", str(tmp_path)]
+    predict_segmentation.main([*arguments[:-1], str(tmp_path / "out"), "--images", str(tmp_path / "a.png")])
+    model, processor = load_model(tmp_path / "model", "semantic-segmentation")
+    given = image if num_channels == 4 else convert_image(image, "L")
+    expected = segment(model, processor, given, InferenceArguments()).argmax(0)
+    with PILImage.open(tmp_path / "out" / "a_mask.png") as mask:
+        np.testing.assert_array_equal(np.asarray(mask), expected)

@@ -44,7 +44,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from hf_twins._utils.image_folders import listed
-from hf_twins._utils.images import FRACTIONS, checked_image, convert_image, decode_image, log_applied_rules
+from hf_twins._utils.images import FRACTIONS, MODES, checked_image, convert_image, decode_image, log_applied_rules
 from hf_twins.training.data import (
     ProcessorPixels,
     check_pixels,
@@ -62,8 +62,6 @@ from hf_twins.training.trainer import mixed_seed
 
 
 logger = logging.getLogger(__name__)
-# Pillow's mode by the number of channels.
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def load_images(arguments: DataArguments, seed: int, output_dir: Path | None = None) -> dict[str, Any]:

@@ -25,7 +25,7 @@ import PIL.Image
 import torch
 from torch import nn
 
-from hf_twins._utils.images import convert_image
+from hf_twins._utils.images import convert_image, mode_of_model
 
 
 # Scales of the published multi-scale results, which also use flip.
@@ -113,7 +113,7 @@ def segment(model: Any, processor: Any, image: PIL.Image.Image, how: InferenceAr
     """
     if not processor.do_resize and how.scales != [1.0]:
         raise ValueError("--scales need an image processor that resizes, with do_resize=True.")
-    image = convert_image(image)
+    image = convert_image(image, mode_of_model(model.config))
     size = {name: value for name, value in dict(processor.size).items() if value is not None}
     probabilities: Any = 0
     for scale in how.scales:

@@ -15,6 +15,7 @@
 
 import errno
 import logging
+import os
 import subprocess
 import sys
 import tomllib
@@ -262,3 +263,19 @@ def test_interrupted_script_ends_in_one_line(tmp_path):
     assert done.stderr.endswith("\nstopped by Ctrl-C\n")
     assert "Traceback" not in done.stderr
     assert done.returncode != 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "utf-8:strict"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
+def test_scripts_print_what_the_terminal_cannot_show_escaped(environment, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import hf_twins._utils.command_line\nprint('\\udce9 \\U0001f353')\n", encoding="utf-8")
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONIOENCODING"}
+    done = subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        env=variables | {"PYTHONCOERCECLOCALE": "0"} | environment,
+    )
+    assert done.returncode == 0, done.stderr.decode(errors="backslashreplace")
+    strawberry = rb"\U0001f353" if "LC_ALL" in environment else "\N{STRAWBERRY}".encode()
+    assert done.stdout == rb"\udce9 " + strawberry + b"\n"

@@ -84,13 +84,14 @@ def test_areas_of_existing_classes_are_sorted_by_size():
 @pytest.mark.parametrize(
     "values", [{}, {"do_normalize": False}, {"do_rescale": False}, {"rescale_factor": 1 / 127.5}], ids=str
 )
-@pytest.mark.parametrize("num_channels", [1, 3])
+@pytest.mark.parametrize("num_channels", [1, 3, 4])
 def test_denormalize_restores_the_input_image(num_channels, values):
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 256, (8, 8, num_channels), dtype=np.uint8)
-    means = [0.4, 0.5, 0.6][:num_channels]
+    means = [0.4, 0.5, 0.6, 0.7][:num_channels]
     processor = TwinsImageProcessor(
         do_resize=False, do_center_crop=False, do_convert_rgb=False, image_mean=means, image_std=means, **values
     )
     pixel_values = processor(torch.from_numpy(pixels).permute(2, 0, 1), return_tensors="pt")["pixel_values"][0]
-    assert np.array_equal(np.asarray(denormalize(pixel_values, processor)), pixels.repeat(3 // num_channels, axis=-1))
+    expected = pixels.repeat(3, axis=-1) if num_channels == 1 else pixels[..., :3]
+    assert np.array_equal(np.asarray(denormalize(pixel_values, processor)), expected)

@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from hf_twins._utils import files
-from hf_twins._utils.files import exclusive_folder, locked, new_output, write_atomically
+from hf_twins._utils.files import check_name_lengths, exclusive_folder, locked, new_output, write_atomically
 from hf_twins._utils.image_folders import list_folder
 
 
@@ -249,6 +249,30 @@ def test_first_file_of_a_run_removes_only_partial_files_of_killed_runs(tmp_path)
     with locked(living):
         write_atomically(tmp_path / "output", lambda partial: partial.write_text("text"))
     assert sorted(tmp_path.iterdir()) == sorted([living, *others, tmp_path / "output"])
+
+
+@KINDS
+@pytest.mark.parametrize("name", ["n" * 255, "\N{CAT FACE}" * 63])
+def test_output_may_have_the_longest_name_and_its_partial_files_are_removed(name, is_folder, tmp_path):
+    left = tmp_path / f"{files.partial_prefix(tmp_path / name)}0123abcd"
+    left.write_text("half")
+    with new_output(tmp_path / name, is_folder) as partial:
+        (partial / "file" if is_folder else partial).write_text("text")
+    assert content(tmp_path / name) == "text"
+    if not is_folder:
+        write_atomically(tmp_path / name, lambda partial: partial.write_text("new"))
+        assert content(tmp_path / name) == "new"
+    left.write_text("half")
+    files.remove_left(tmp_path)
+    assert list(tmp_path.iterdir()) == [tmp_path / name]
+
+
+def test_names_too_long_for_the_names_of_their_outputs_are_refused():
+    inputs = [Path("a" * 251), Path("b" * 252), Path("\N{CAT FACE}" * 63)]
+    check_name_lengths(inputs[:1], lambda file: f"{file}.png")
+    message = r"The outputs of 2 images would have names of more than 255 bytes, .*: give shorter names to b+, \S+\.$"
+    with pytest.raises(ValueError, match=message):
+        check_name_lengths(inputs, lambda file: f"{file}.png")
 
 
 def test_failed_write_keeps_the_old_file(tmp_path):

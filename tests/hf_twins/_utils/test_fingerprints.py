@@ -14,6 +14,7 @@
 """Fingerprints of models and data: they change with the content, and only with the content."""
 
 import errno
+import hashlib
 import os
 import shutil
 import time
@@ -27,7 +28,6 @@ from hf_twins import TwinsConfig, TwinsForImageClassification, TwinsImageProcess
 from hf_twins._utils import files as files_module
 from hf_twins._utils.files import ReadError
 from hf_twins._utils.fingerprints import (
-    NUM_BYTES,
     dataset_fingerprint,
     file_digest,
     files_fingerprint,
@@ -74,14 +74,18 @@ def test_files_fingerprint_depends_on_names_and_content(change, tmp_path):
     assert files_fingerprint(folder, changed if isinstance(changed, list) else NAMES) != expected
 
 
-@pytest.mark.parametrize("size", [1, NUM_BYTES, NUM_BYTES + 1, 2 * NUM_BYTES, 5 * NUM_BYTES])
-def test_files_fingerprint_depends_on_the_first_and_the_last_byte(size, tmp_path):
+@pytest.mark.parametrize("size", [1, 100_000, 1_000_000])
+def test_files_fingerprint_depends_on_every_byte(size, tmp_path):
     file = tmp_path / "file"
-    digests = set()
-    for content in (b"0" * size, b"1" + b"0" * (size - 1), b"0" * (size - 1) + b"2"):
+    file.write_bytes(bytes(size))
+    digests = {files_fingerprint(tmp_path, ["file"])}
+    positions = {0, size // 2, size - 1}
+    for position in positions:
+        content = bytearray(size)
+        content[position] = 1
         file.write_bytes(content)
         digests.add(files_fingerprint(tmp_path, ["file"]))
-    assert len(digests) == 3
+    assert len(digests) == 1 + len(positions)
 
 
 def test_digest_of_a_file_covers_the_entire_file(tmp_path):
@@ -106,14 +110,14 @@ def test_file_is_read_again_after_a_system_error(tmp_path, monkeypatch):
     expected = files_fingerprint(folder, NAMES)
     monkeypatch.setattr(files_module, "READING_PAUSES", (0.0, 0.0))
     faults = [errno.EIO, errno.ESTALE]
-    fstat = os.fstat
+    digest = hashlib.file_digest
 
-    def failing(descriptor: int) -> os.stat_result:
+    def failing(*args):
         if faults:
             raise OSError(faults[-1], os.strerror(faults.pop()))
-        return fstat(descriptor)
+        return digest(*args)
 
-    monkeypatch.setattr(os, "fstat", failing)
+    monkeypatch.setattr(hashlib, "file_digest", failing)
     assert files_fingerprint(folder, NAMES) == expected
     faults += [errno.EMFILE] * 3
     with pytest.raises(
@@ -202,6 +206,15 @@ def test_fingerprint_of_tables_depends_on_their_rows(tmp_path):
     other = Dataset.from_dict(rows | {"image": [{"bytes": b"3", "path": "a.png"}, rows["image"][1]]}, FEATURES)
     changed = [split.select([0]), split.select([1, 0]), split.select_columns(["image"]), other]
     assert len({dataset_fingerprint(each) for each in [split, *changed]}) == 5
+
+
+def test_fingerprint_of_a_table_depends_on_the_middle_of_a_large_image():
+    digests = set()
+    for middle in (b"0", b"1"):
+        content = b"0" * 200_000 + middle + b"0" * 200_000
+        split = Dataset.from_dict({"image": [{"bytes": content, "path": None}], "label": [0]}, FEATURES)
+        digests.add(dataset_fingerprint(split))
+    assert len(digests) == 2
 
 
 def test_fingerprint_of_a_split_on_the_hub_depends_on_its_commit(tmp_path):

@@ -38,6 +38,7 @@ from hostile_files import (
     write_unusable_images,
 )
 from PIL import ExifTags, Image, ImageCms, ImageFile
+from transformers import UperNetConfig
 from twins_space.uploads import UploadError, read_upload
 
 import hf_twins
@@ -48,6 +49,7 @@ from hf_twins._utils.images import (
     convert_image,
     decode_image,
     is_image_file,
+    mode_of_model,
     open_image,
     read_image,
 )
@@ -285,11 +287,19 @@ def test_every_reader_refuses_unusable_files_by_name(tmp_path):
             read_image(tmp_path / name)
         if not is_gone:
             assert decode_image({"path": str(tmp_path / name), "bytes": None}) is None
-        if "scans" not in sentence:
-            with pytest.raises(ValueError, match=rf"^{tmp_path}/{name} cannot be used: "):
-                run_exported.read_image(tmp_path / name)
+        reason = f".*{sentence}" if "scans" in sentence else ""
+        with pytest.raises(ValueError, match=rf"^{tmp_path}/{name} cannot be used: {reason}"):
+            run_exported.read_image(tmp_path / name)
         with pytest.raises(UploadError):
             read_upload(tmp_path / name)
+
+
+def test_mode_has_the_channels_of_the_model_or_of_its_backbone():
+    backbone = hf_twins.TwinsConfig(num_channels=4)
+    assert [mode_of_model(hf_twins.TwinsConfig(num_channels=number)) for number in (1, 3, 4)] == ["L", "RGB", "RGBA"]
+    assert mode_of_model(UperNetConfig(backbone_config=backbone)) == "RGBA"
+    with pytest.raises(ValueError, match="takes images of 5 channels, but files are read with 1, 3, 4: give a model"):
+        mode_of_model(hf_twins.TwinsConfig(num_channels=5))
 
 
 def test_only_scans_of_the_image_itself_are_counted(tmp_path):
@@ -299,12 +309,14 @@ def test_only_scans_of_the_image_itself_are_counted(tmp_path):
     exif[ExifTags.Base.MakerNote] = 60 * b"\xff\xda"
     content = saved(noise, "JPEG", progressive=True, exif=exif, icc_profile=60 * b"\xff\xda\0")
     (tmp_path / "motion.jpg").write_bytes(content + 60 * b"\xff\xda")
-    assert read_image(tmp_path / "motion.jpg").size == (64, 64)
+    for read in (read_image, run_exported.read_image):
+        assert read(tmp_path / "motion.jpg").size == (64, 64)
     assert images.count_scans(content) == 6
     # The TIFF has 128 strips, each of which is a JPEG.
     Image.effect_noise((64, 1024), 80).save(tmp_path / "strips.tif", compression="jpeg", strip_size=64 * 8)
     assert (tmp_path / "strips.tif").read_bytes().count(b"\xff\xda") > images.MAX_JPEG_SCANS
-    assert read_image(tmp_path / "strips.tif").size == (64, 1024)
+    for read in (read_image, run_exported.read_image):
+        assert read(tmp_path / "strips.tif").size == (64, 1024)
 
 
 # Pillow warns about the corrupt metadata.

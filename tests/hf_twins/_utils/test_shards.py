@@ -140,6 +140,31 @@ def test_fingerprint_of_a_copy_is_the_same_but_changed_images_differ(write, tmp_
     assert shards_fingerprint(find_shards(str(copy), 2)) != shards_fingerprint(copied)
 
 
+@pytest.mark.parametrize("write", [write_tar, write_table], ids=["tar", "parquet"])
+def test_fingerprint_of_an_archive_depends_on_its_middle(write, tmp_path):
+    archive = write(tmp_path)
+    shard = TarShard(str(archive)) if write is write_tar else ParquetShard(str(archive), (0, 1), 0, "image")
+    digests = set()
+    for middle in (b"0", b"1"):
+        archive.write_bytes(b"0" * 200_000 + middle + b"0" * 200_000)
+        # Within the resolution of the file system's clock, both versions would have the same time.
+        os.utime(archive, (0, int(middle)))
+        digests.add(shard.fingerprint())
+    assert len(digests) == 2
+
+
+def test_archive_of_many_shards_is_read_once(tmp_path, monkeypatch):
+    file = str(write_table(tmp_path))
+    read = []
+    monkeypatch.setattr(shards, "files_fingerprint", lambda folder, names: read.extend(names) or "0" * 64)
+    first, second = find_shards(str(tmp_path), 3)
+    assert (first.fingerprint(), second.fingerprint()) == ("0" * 64, "0" * 64)
+    assert read == ["a.parquet"]
+    os.utime(file, (0, 0))
+    second.fingerprint()
+    assert read == ["a.parquet", "a.parquet"]
+
+
 @pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ENOENT, errno.EACCES])
 def test_image_that_the_system_cannot_read_is_a_failure_and_not_a_row(number, tmp_path, monkeypatch):
     folder = write_images(tmp_path / "images")
@@ -220,6 +245,51 @@ def test_tar_with_lost_members_is_refused(damage, is_compressed, tmp_path):
         check_tar(archive)
 
 
+def test_links_in_a_tar_are_images_and_those_that_lead_nowhere_are_errors(tmp_path, caplog):
+    write_images(tmp_path / "images")
+    links = {
+        "d/hard.png": (tarfile.LNKTYPE, "0.png"),
+        "d/symbolic.png": (tarfile.SYMTYPE, "../1.png"),
+        "d/behind.png": (tarfile.SYMTYPE, "./symbolic.png"),
+        "ahead.png": (tarfile.SYMTYPE, "last.png"),
+        "nowhere.png": (tarfile.SYMTYPE, "none.png"),
+        "outside.png": (tarfile.SYMTYPE, "../images/0.png"),
+        "absolute.png": (tarfile.SYMTYPE, str(tmp_path / "images/0.png")),
+        "circle.png": (tarfile.SYMTYPE, "circle.png"),
+        "folder.png": (tarfile.SYMTYPE, "d"),
+        "pipe.png": (tarfile.FIFOTYPE, ""),
+    }
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(tmp_path / "images" / "0.png", "./0.png")
+        archive.add(tmp_path / "images" / "1.png", "./1.png")
+        archive.add(tmp_path / "images", "d", recursive=False)
+        for name, (kind, target) in links.items():
+            member = tarfile.TarInfo(f"./{name}")
+            member.type, member.linkname = kind, target
+            archive.addfile(member)
+        archive.add(tmp_path / "images" / "2.png", "./last.png")
+    shard = TarShard(str(tmp_path / "a.tar"))
+    contents = {name.removeprefix("a.tar/./"): image for name, image in shard.images(0, 1)}
+    expected = {
+        "0.png": 0,
+        "1.png": 1,
+        "d/hard.png": 0,
+        "d/symbolic.png": 1,
+        "d/behind.png": 1,
+        "ahead.png": 2,
+        "last.png": 2,
+    }
+    for name, number in expected.items():
+        assert contents[name]["bytes"] == (tmp_path / "images" / f"{number}.png").read_bytes()
+    errors = {row["path"].removeprefix("a.tar/./"): row["error"] for row in examples_of(shard)[:-1]}
+    assert {name for name, error in errors.items() if error is None} == set(expected)
+    for name in ("nowhere.png", "outside.png", "absolute.png", "circle.png", "folder.png"):
+        assert errors[name] == f"is a link to {links[name][1]}, which is not a file in the archive"
+    assert errors["pipe.png"] == "is neither a file nor a link to one"
+    check_tar(shard.file)
+    assert f"Left out of {shard.file}: 9 links to files (./d/hard.png, ./d/symbolic.png, " in caplog.text
+
+
 def test_archives_are_found_in_any_case_and_other_files_are_named(tmp_path, caplog):
     write_tar(tmp_path).rename(tmp_path / "A.TAR")
     (tmp_path / "._A.TAR").write_bytes(b"\0\5\x16\7")
@@ -233,6 +303,29 @@ def test_table_of_metadata_has_no_images(tmp_path):
     table = pyarrow.table({"file_name": NAMES, "label": [0] * len(NAMES)})
     pyarrow.parquet.write_table(table, folder / "metadata.parquet")
     assert find_shards(str(folder), 9) == [FileShard(str(folder), NAMES)]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (["a.png"], "string"),
+        ([[b"x"]], "list<.*: binary>"),
+        ([{"path": "a.png"}], "struct<path: string>"),
+        ([1], "int64"),
+    ],
+)
+def test_column_without_images_is_named(values, kind, tmp_path):
+    pyarrow.parquet.write_table(pyarrow.table({"photo": values}), tmp_path / "a.parquet")
+    message = f"^--image_column_name must be a column of images, got photo, a column of {kind}.$"
+    with pytest.raises(ValueError, match=message):
+        find_shards(str(tmp_path), 2, "photo")
+
+
+def test_column_is_found_beside_others_that_begin_like_it(tmp_path):
+    rows = {"image.name": ["x"], "image": pyarrow.array([b"content"], pyarrow.large_binary())}
+    pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet")
+    (shard,) = find_shards(str(tmp_path), 2, "image")
+    assert list(shard.images(0, 1)) == [("a.parquet#0", {"bytes": b"content"})]
 
 
 def test_tables_without_rows_are_named(tmp_path):

@@ -14,32 +14,44 @@
 """The program in each export: it preprocesses like the image processor, and its errors are one sentence."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from hostile_files import long_png
 from onnx import TensorProto, helper
 from PIL import Image
 
-from hf_twins import TwinsImageProcessorPil
+from hf_twins import TwinsConfig, TwinsImageProcessorPil
+from hf_twins._utils.scores import class_scores
 from hf_twins.export import run_exported
+from hf_twins.export.folder import scores_function
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
+    return write_export(tmp_path / "export")
+
+
+def write_export(folder: Path, num_channels: int = 3, scores: str = "softmax") -> Path:
     """An export of a model whose logits are the mean values of the channels."""
     means = helper.make_node("ReduceMean", ["pixel_values", "axes"], ["logits"], keepdims=0)
-    pixel_values = helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", 3, "height", "width"])
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])
+    pixel_values = helper.make_tensor_value_info(
+        "pixel_values", TensorProto.FLOAT, ["batch", num_channels, "height", "width"]
+    )
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", num_channels])
     axes = helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3])
     graph = helper.make_graph([means], "means", [pixel_values], [logits], [axes])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    folder = tmp_path / "export"
-    TwinsImageProcessorPil().save_pretrained(folder)
+    channels = {"image_mean": [0.5] * num_channels, "image_std": [0.5] * num_channels}
+    fields = {} if num_channels == 3 else {"do_convert_rgb": False, **channels}
+    TwinsImageProcessorPil(**fields).save_pretrained(folder)
     onnx.save(model, folder / "model.onnx")
     description = {
         "runtime": "onnx",
@@ -47,9 +59,11 @@ def folder(tmp_path) -> Path:
         "outputs": ["logits"],
         "size": None,
         "min_size": 4,
-        "num_channels": 3,
+        "num_channels": num_channels,
+        "scores": scores,
     }
-    config = {"architectures": ["TwinsForImageClassification"], "id2label": {"0": "red", "1": "green", "2": "blue"}}
+    labels = dict(zip("0123", ("red", "green", "blue", "alpha")[:num_channels]))
+    config = {"architectures": ["TwinsForImageClassification"], "id2label": labels}
     for name, content in (("twins_export.json", description), ("config.json", config)):
         (folder / name).write_text(json.dumps(content))
     return folder
@@ -86,6 +100,15 @@ def test_preprocessing_gives_the_processors_pixels(tmp_path, settings, mode):
         np.testing.assert_array_equal(preprocessing(image), expected)
 
 
+def test_fourth_channel_does_not_change_the_others(tmp_path):
+    numbers = [0.5] * 4
+    TwinsImageProcessorPil(do_convert_rgb=False, image_mean=numbers, image_std=numbers).save_pretrained(tmp_path)
+    settings = run_exported.read_json(tmp_path / "preprocessor_config.json")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 71, 4), dtype=np.uint8))
+    expected = TwinsImageProcessorPil.from_pretrained(tmp_path)(image, return_tensors="np").pixel_values
+    np.testing.assert_array_equal(run_exported.Preprocessing(settings, num_channels=4)(image), expected)
+
+
 def test_applied_rules_are_logged_once_with_their_count(folder, tmp_path, capsys):
     deep = Image.fromarray(np.full((300, 300), 65535, np.uint16))
     clear = Image.new("RGBA", (300, 300))
@@ -107,6 +130,79 @@ def test_applied_rules_are_logged_once_with_their_count(folder, tmp_path, capsys
     assert len({line.partition("labels")[2] for line in printed.out.splitlines()}) == 1
     assert [line.split()[1] for line in printed.err.splitlines()] == ["1", "2", "1"]
     assert "note: 2 images have a range other than 0 to 255 and are scaled to it." in printed.err
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_labels": 2},
+        {"num_labels": 2, "problem_type": "multi_label_classification"},
+        {"num_labels": 3, "problem_type": "single_label_classification"},
+        {"num_labels": 3, "problem_type": "regression"},
+        {"num_labels": 1},
+    ],
+)
+def test_scores_are_those_of_the_package(fields):
+    config = TwinsConfig(**fields)
+    logits = np.array([-700, 0.5, 3][: config.num_labels], np.float32)
+    scores = run_exported.SCORES[scores_function(config)](logits)
+    np.testing.assert_allclose(scores, class_scores(torch.from_numpy(logits), config).numpy(), rtol=1e-5)
+
+
+def test_every_label_of_several_has_a_probability_of_its_own(tmp_path, capsys):
+    Image.new("RGB", (30, 30), "white").save(tmp_path / "white.png")
+    printed = {}
+    for scores in run_exported.SCORES:
+        folder = write_export(tmp_path / scores, scores=scores)
+        run_exported.main([str(tmp_path / "white.png"), "--model_dir", str(folder)])
+        printed[scores] = [float(line.split()[0].rstrip("%")) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert sum(printed["softmax"]) == pytest.approx(100, abs=0.02)
+    # White is 2.2 to 2.6 standard deviations above the mean.
+    assert all(90 < score < 94 for score in printed["sigmoid"])
+    assert all(2.2 < score < 2.7 for score in printed["identity"])
+
+
+@pytest.mark.parametrize("num_channels", [1, 3, 4])
+def test_images_of_every_mode_are_converted_to_the_channels_of_the_model(num_channels, tmp_path, capsys):
+    files = []
+    for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK"):
+        files.append(str(tmp_path / f"{mode}.tif"))
+        Image.new("RGB", (300, 300), "white").convert(mode).save(files[-1])
+    folder = write_export(tmp_path / "export", num_channels, "sigmoid")
+    run_exported.main([*files, "--model_dir", str(folder), "--json"])
+    printed = capsys.readouterr()
+    assert [json.loads(line)["image"] for line in printed.out.splitlines()] == files
+    # All images are white and opaque.
+    assert len({line.partition("labels")[2] for line in printed.out.splitlines()}) == 1
+
+
+def test_image_that_does_not_fit_the_model_is_skipped(folder, tmp_path, capsys):
+    Image.new("RGB", (30, 30)).save(tmp_path / "fits.png")
+    Image.new("RGB", (30, 3)).save(tmp_path / "flat.png")
+    TwinsImageProcessorPil(do_resize=False, do_center_crop=False).save_pretrained(folder)
+    files = [str(tmp_path / name) for name in ("flat.png", "fits.png")]
+    run_exported.main([*files, "--model_dir", str(folder), "--json"])
+    printed = capsys.readouterr()
+    assert [json.loads(line)["image"] for line in printed.out.splitlines()] == files[1:]
+    assert f"skipped: {files[0]} cannot be used: Images must be at least 4 pixels high and wide" in printed.err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "utf-8:strict"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
+def test_names_and_labels_that_cannot_be_printed_are_escaped(environment, folder, tmp_path):
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"]["0"] = "red \N{STRAWBERRY}"
+    (folder / "config.json").write_text(json.dumps(config))
+    file = tmp_path / os.fsdecode(b"caf\xe9.png")
+    Image.new("RGB", (30, 30)).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(file)
+    command = [sys.executable, "-W", "error", run_exported.__file__, file, "--model_dir", folder]
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONIOENCODING"}
+    done = subprocess.run(command, capture_output=True, env=variables | {"PYTHONCOERCECLOCALE": "0"} | environment)
+    assert done.returncode == 0, done.stderr.decode(errors="backslashreplace")
+    assert done.stdout.splitlines()[0] == os.fsencode(tmp_path) + rb"/caf\xe9.png"
+    strawberry = b"red \\U0001f353" if "LC_ALL" in environment else "red \N{STRAWBERRY}".encode()
+    assert strawberry in done.stdout
 
 
 def test_unusable_images_are_skipped(folder, tmp_path, capsys):

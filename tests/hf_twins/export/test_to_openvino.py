@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 from testing_utils import randomize, tiny_config
 
-from hf_twins import TwinsBackbone, TwinsForImageClassification, TwinsForSemanticSegmentation
+from hf_twins import TwinsBackbone, TwinsForImageClassification, TwinsForSemanticSegmentation, TwinsImageProcessor
+from hf_twins.export import to_openvino
 from hf_twins.export.folder import relative_distance, verification_shapes
 from hf_twins.export.run_exported import import_openvino
 from hf_twins.export.source import ExportableModel, Source
@@ -53,6 +54,27 @@ def test_images_for_calibration_are_checked(tmp_path):
         load_images(tmp_path, None, 4)
     Image.new("L", (4, 4)).save(tmp_path / "last.png")
     assert load_images(tmp_path, lambda image: image.size, 300) == [(4, 4)] * 10
+
+
+def test_images_for_calibration_are_converted_to_the_channels_of_the_model(tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    for index in range(10):
+        Image.new("RGB", (40, 40)).save(tmp_path / "images" / f"{index}.png")
+    calibrated = []
+
+    def stop(model, images):
+        calibrated.extend(images)
+        raise InterruptedError
+
+    monkeypatch.setattr(to_openvino, "convert_to_openvino", lambda source: None)
+    monkeypatch.setattr(to_openvino, "quantize", stop)
+    model = TwinsForImageClassification(tiny_config("pcpvt", num_channels=1, **FIELDS))
+    processor = TwinsImageProcessor(do_convert_rgb=False, image_mean=[0.5], image_std=[0.5])
+    with pytest.raises(InterruptedError):
+        export_openvino(
+            Source(ExportableModel(model), processor, (32, 32)), tmp_path / "out", "int8", tmp_path / "images"
+        )
+    assert {image.shape for image in calibrated} == {(1, 1, 224, 224)}
 
 
 @pytest.mark.parametrize("export", [export_onnx, export_openvino, export_torch])
