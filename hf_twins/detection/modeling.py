@@ -236,8 +236,8 @@ class PreparedImages(nn.Module):
 
 
 def stage_strides(config: Any) -> list[int]:
-    """The strides of a Twins backbone's feature maps in pixels."""
-    return [config.patch_size * 2 ** (config.stage_names.index(stage) - 1) for stage in config.out_features]
+    """The strides of a Twins backbone's feature maps in pixels; the stem has the stride of the first stage."""
+    return [config.patch_size * 2 ** max(config.stage_names.index(stage) - 1, 0) for stage in config.out_features]
 
 
 def image_sizes(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> list[tuple[int, int]]:
