@@ -47,7 +47,7 @@ class TwinsDetectorConfig(PreTrainedConfig):
         kwargs: fields of `PreTrainedConfig`, such as `id2label`.
 
     Raises:
-        ValueError: if `detector` is unknown, or `num_labels` is out of range.
+        ValueError: if `detector` is unknown, the backbone is not Twins, or `num_labels` is out of range.
 
     Example:
 
@@ -80,5 +80,15 @@ class TwinsDetectorConfig(PreTrainedConfig):
             self.backbone_config = TwinsConfig()
             self.backbone_config.out_features = self.backbone_config.stage_names[1:][FIRST_STAGE[self.detector] :]
         elif isinstance(self.backbone_config, dict):
+            check_model_type(self.backbone_config.get("model_type", TwinsConfig.model_type))
             self.backbone_config = TwinsConfig.from_dict(self.backbone_config)
+        else:
+            check_model_type(getattr(self.backbone_config, "model_type", type(self.backbone_config).__name__))
         super().__post_init__(**kwargs)
+
+
+def check_model_type(model_type: Any) -> None:
+    if model_type != TwinsConfig.model_type:
+        raise ValueError(
+            f"backbone_config must be a TwinsConfig or a dictionary of its fields, got one of model_type {model_type!r}."
+        )

@@ -22,8 +22,11 @@ from transformers import DetrImageProcessor
 class TwinsDetectorImageProcessor(DetrImageProcessor):
     """DETR's image processor, with the predictions of a [`TwinsForObjectDetection`] in place of DETR's.
 
-    Images are resized, normalized and padded as for DETR.
+    Images are resized, normalized and padded as for DETR. Boxes of annotations are not converted to DETR's relative
+    format, because the model takes their left, top, right and bottom in pixels.
     """
+
+    do_convert_annotations = False
 
     def post_process_object_detection(
         self, outputs: Any, threshold: float = 0.5, target_sizes: Any = None
@@ -40,15 +43,21 @@ class TwinsDetectorImageProcessor(DetrImageProcessor):
             For each image a dictionary with `boxes` `(num_objects, 4)`, left, top, right and bottom in pixels, `scores`
             and `labels` `(num_objects,)`, best first, and, for Mask R-CNN, `masks` `(num_objects, height, width)`, True on
             the object.
+
+        Raises:
+            ValueError: if there is not one target size for each image.
         """
         from torchvision.models.detection.roi_heads import paste_masks_in_image
 
         sizes = outputs.image_sizes.tolist()
         target_sizes = sizes if target_sizes is None else torch.as_tensor(target_sizes).tolist()
+        if len(target_sizes) != len(sizes):
+            raise ValueError(
+                f"target_sizes must be the height and width of each of the {len(sizes)} images, got "
+                f"{len(target_sizes)}."
+            )
         results = []
-        for index, ((height, width), (target_height, target_width)) in enumerate(
-            zip(sizes, target_sizes, strict=True)
-        ):
+        for index, ((height, width), (target_height, target_width)) in enumerate(zip(sizes, target_sizes)):
             is_kept = outputs.scores[index] > threshold
             scale = outputs.boxes.new_tensor(2 * [target_width / width, target_height / height])
             result = {

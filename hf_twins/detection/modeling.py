@@ -18,8 +18,10 @@ The detectors are torchvision's, with the feature pyramids and anchors of the au
 """
 
 # torchvision is imported only when a detector is built, because `import hf_twins` imports this module.
+import math
 from collections import OrderedDict
-from contextvars import ContextVar
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +30,11 @@ from torch import nn
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
+from transformers import initialization as init
 from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple, maybe_autocast
 
-from ..modeling_twins import TwinsBackbone
+from ..modeling_twins import TwinsBackbone, check_pixel_mask, check_pixel_values
 from .configuration import TwinsDetectorConfig
 
 
@@ -38,14 +42,13 @@ ASPECT_RATIOS = (0.5, 1.0, 2.0)
 # As in the authors' code, batches are padded to multiples of this number of pixels, because torchvision's detectors
 # place anchors correctly only if the image sides are multiples of all strides.
 SIZE_DIVISOR = 32
-# Mask of the batch for the next call of the backbone, because torchvision's detectors only pass pixels to the
-# backbone.
-PIXEL_MASK: ContextVar[torch.Tensor | None] = ContextVar("PIXEL_MASK", default=None)
+# RetinaNet's initial score of every class, at which the many anchors without an object do not dominate the loss.
+PRIOR_PROBABILITY = 0.01
 
 
 @dataclass
 class TwinsDetectorOutput(ModelOutput):
-    """Output of a [`TwinsForObjectDetection`]: in training the loss, in evaluation the predictions.
+    """Output of a [`TwinsForObjectDetection`]: the loss if there are labels, and in evaluation the predictions.
 
     Within a batch, predictions are padded to the same number per image with entries of score 0.
 
@@ -105,21 +108,49 @@ class TwinsForObjectDetection(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = "image"
     supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    # In half precision, coordinates would be rounded to several pixels.
+    _keep_in_fp32_modules_strict = ["detector.backbone.fpn", "detector.head", "detector.rpn", "detector.roi_heads"]
     # The losses are means over the images of a batch, so the Trainer must average over accumulated batches.
     accepts_loss_kwargs = False
 
     def __init__(self, config: TwinsDetectorConfig):
         super().__init__(config)
         backbone = TwinsFeaturePyramidBackbone(config)
-        self.detector = (build_retinanet if config.detector == "retinanet" else build_mask_rcnn)(config, backbone)
-        self.detector.transform = PreparedImages()
+        build = build_retinanet if config.detector == "retinanet" else build_mask_rcnn
+        self.detector: Any = build(config, backbone)
         # In torchvision, Mask R-CNN's label 0 is the background. RetinaNet has no background label.
         self.first_label = 0 if config.detector == "retinanet" else 1
         self.post_init()
 
+    @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Do nothing, because torchvision's modules and the backbone initialize their own weights."""
+        """Initialize the weights as torchvision does when it builds the detector"""
+        if not isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            return
+        layer: Any = module
+        # torchvision keeps PyTorch's initialization of Mask R-CNN's box head, and of the biases of its mask predictor.
+        layer.reset_parameters()
+        # transformers passes single layers, whose initialization depends on the part of the detector that they are in.
+        name = next((name for name, other in self.detector.named_modules() if other is layer), "")
+        if name.startswith("backbone.fpn."):
+            init.kaiming_uniform_(layer.weight, a=1)
+            init.zeros_(layer.bias)
+        elif name.startswith(("head.", "rpn.")):
+            init.normal_(layer.weight, std=0.01)
+            is_classifier = name == "head.classification_head.cls_logits"
+            init.constant_(layer.bias, math.log(PRIOR_PROBABILITY / (1 - PRIOR_PROBABILITY)) if is_classifier else 0)
+        elif name.startswith("roi_heads.mask_"):
+            init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            if name.startswith("roi_heads.mask_head."):
+                init.zeros_(layer.bias)
 
+    def get_input_embeddings(self) -> nn.Module:
+        return self.detector.backbone.body.get_input_embeddings()
+
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -127,7 +158,10 @@ class TwinsForObjectDetection(PreTrainedModel):
         labels: list[dict[str, torch.Tensor]] | None = None,
         **kwargs: Any,
     ) -> TwinsDetectorOutput:
-        """Compute the loss in training, and the predictions in evaluation.
+        """Compute the loss if there are labels, and the predictions in evaluation.
+
+        The pyramid and the heads compute in float32, under autocast and in a model that was loaded in half precision as
+        well, because box coordinates would be rounded to several pixels.
 
         Args:
             pixel_values: images, `(batch_size, 3, height, width)`.
@@ -135,50 +169,66 @@ class TwinsForObjectDetection(PreTrainedModel):
                 `(batch_size, height, width)`.
             labels: for each image, a dictionary with `class_labels` `(num_objects,)` and `boxes` `(num_objects, 4)`,
                 left, top, right and bottom in pixels of `pixel_values`; for Mask R-CNN also `masks` `(num_objects,
-                image_height, image_width)`. Needed in training only.
-            kwargs: ignored.
+                image_height, image_width)`. Required in training. Mask R-CNN's loss is that of randomly sampled
+                proposals, in evaluation as well.
+            kwargs: `return_dict=False` returns a tuple; others are ignored.
 
         Raises:
-            ValueError: if labels are missing in training.
+            ValueError: if labels are missing in training, or the images, their mask or the labels are invalid.
         """
         if self.training and labels is None:
             raise ValueError("labels are required in training mode: call eval() for predictions.")
+        backbone_config = self.detector.backbone.body.config
+        check_pixel_values(pixel_values, backbone_config)
+        if len(pixel_values) == 0:
+            raise ValueError("pixel_values must hold at least one image, got none.")
+        if pixel_mask is not None:
+            check_pixel_mask(pixel_mask, pixel_values, backbone_config)
+            pixel_mask = pixel_mask.bool()
+        targets = None if labels is None else self.targets(labels, batch_size=len(pixel_values))
         sizes = image_sizes(pixel_values, pixel_mask)
         pixel_values, pixel_mask = pad_to_multiple(pixel_values, pixel_mask, SIZE_DIVISOR)
-        targets = [self.target(label) for label in labels] if self.training and labels is not None else None
-        token = PIXEL_MASK.set(pixel_mask)
-        try:
-            outputs = self.detector(BatchImages(pixel_values, sizes), targets)
-        finally:
-            PIXEL_MASK.reset(token)
-        if self.training:
-            return TwinsDetectorOutput(loss=sum(outputs.values()), loss_dict=outputs)
-        predictions: dict[str, Any] = {
-            name: pad_sequence([output[name] for output in outputs], batch_first=True)
-            for name in ("scores", "labels", "boxes", "masks")
-            if name in outputs[0]
-        }
-        predictions["labels"] = (predictions["labels"] - self.first_label).clamp(min=0)
-        if "masks" in predictions:
-            predictions["masks"] = predictions["masks"][:, :, 0]
-        return TwinsDetectorOutput(**predictions, image_sizes=torch.tensor(sizes, device=pixel_values.device))
+        features = self.detector.backbone(pixel_values, pixel_mask)
+        with maybe_autocast(pixel_values.device.type, enabled=False):
+            run = run_retinanet if self.config.detector == "retinanet" else run_mask_rcnn
+            losses, predictions = run(self.detector, pixel_values, sizes, features, targets)
+        outputs: dict[str, Any] = {}
+        if losses is not None:
+            outputs |= {"loss": sum(losses.values()), "loss_dict": losses}
+        if predictions is not None:
+            for name in predictions[0]:
+                outputs[name] = pad_sequence([prediction[name] for prediction in predictions], batch_first=True)
+            outputs["labels"] = (outputs["labels"] - self.first_label).clamp(min=0)
+            if "masks" in outputs:
+                outputs["masks"] = outputs["masks"][:, :, 0]
+            outputs["image_sizes"] = torch.tensor(sizes, device=pixel_values.device)
+        return TwinsDetectorOutput(**outputs)
 
-    def target(self, labels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Convert the labels of an image to the format of torchvision's detectors.
+    def targets(self, labels: list[dict[str, torch.Tensor]], batch_size: int) -> list[dict[str, torch.Tensor]]:
+        """Convert the labels of a batch to the format of torchvision's detectors.
 
         Args:
-            labels: `boxes` `(num_objects, 4)`, `class_labels` `(num_objects,)` and, for Mask R-CNN, `masks`
-                `(num_objects, height, width)`.
+            labels: for each image `boxes` `(num_objects, 4)`, `class_labels` `(num_objects,)` and, for Mask R-CNN,
+                `masks` `(num_objects, height, width)`.
+            batch_size: number of images.
 
         Raises:
-            ValueError: if masks for Mask R-CNN are missing.
+            ValueError: if labels of an image or one of their fields are missing, or boxes are not corners in pixels.
         """
-        target = {"boxes": labels["boxes"], "labels": labels["class_labels"] + self.first_label}
-        if self.config.detector == "mask-rcnn":
-            if "masks" not in labels:
-                raise ValueError("labels must contain masks for Mask R-CNN.")
-            target["masks"] = labels["masks"]
-        return target
+        if len(labels) != batch_size:
+            raise ValueError(f"labels must be one dictionary for each of the {batch_size} images, got {len(labels)}.")
+        required = ["boxes", "class_labels", *(["masks"] if self.config.detector == "mask-rcnn" else [])]
+        for each in labels:
+            if not set(required) <= each.keys():
+                raise ValueError(
+                    f"labels must contain {', '.join(required)} for {self.config.detector}, got {', '.join(each)}."
+                )
+        check_boxes(labels)
+        return [
+            {name: each[name] for name in required if name != "class_labels"}
+            | {"labels": each["class_labels"] + self.first_label}
+            for each in labels
+        ]
 
 
 class TwinsFeaturePyramidBackbone(nn.Module):
@@ -207,37 +257,22 @@ class TwinsFeaturePyramidBackbone(nn.Module):
         num_extra = 2 if config.detector == "retinanet" else 1
         self.strides = strides + [strides[-1] * 2**level for level in range(1, num_extra + 1)]
 
-    def forward(self, pixel_values: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
-        """Feature maps of shape `(batch_size, pyramid_size, height / stride, width / stride)`, the finest first."""
-        feature_maps = self.body(pixel_values, pixel_mask=PIXEL_MASK.get()).feature_maps
-        return self.fpn(OrderedDict((str(level), feature_map) for level, feature_map in enumerate(feature_maps)))
-
-
-class BatchImages(list[torch.Tensor]):
-    """The images of a batch without their padding, as torchvision's detectors expect them, together with the padded batch."""
-
-    def __init__(self, pixel_values: torch.Tensor, sizes: list[tuple[int, int]]):
-        from torchvision.models.detection.image_list import ImageList
-
-        super().__init__(image[:, :height, :width] for image, (height, width) in zip(pixel_values, sizes))
-        self.image_list = ImageList(pixel_values, sizes)
-
-
-class PreparedImages(nn.Module):
-    """Replaces torchvision's transform, because images are already prepared and predictions need no rescaling."""
-
     def forward(
-        self, images: BatchImages, targets: list[dict[str, torch.Tensor]] | None
-    ) -> tuple[Any, list[dict[str, torch.Tensor]] | None]:
-        return images.image_list, targets
-
-    def postprocess(self, result: list[dict[str, torch.Tensor]], *sizes: Any) -> list[dict[str, torch.Tensor]]:
-        return result
+        self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None
+    ) -> OrderedDict[str, torch.Tensor]:
+        """Feature maps of shape `(batch_size, pyramid_size, height / stride, width / stride)`, the finest first."""
+        feature_maps = self.body(pixel_values, pixel_mask=pixel_mask).feature_maps
+        # The weights are in half precision only after `model.half()` or `model.bfloat16()`.
+        dtype = next(self.fpn.parameters()).dtype
+        with maybe_autocast(pixel_values.device.type, enabled=False):
+            return self.fpn(
+                OrderedDict((str(level), feature_map.to(dtype)) for level, feature_map in enumerate(feature_maps))
+            )
 
 
 def stage_strides(config: Any) -> list[int]:
-    """The strides of a Twins backbone's feature maps in pixels."""
-    return [config.patch_size * 2 ** (config.stage_names.index(stage) - 1) for stage in config.out_features]
+    """The strides of a Twins backbone's feature maps in pixels; the stem has the stride of the first stage."""
+    return [config.patch_size * 2 ** max(config.stage_names.index(stage) - 1, 0) for stage in config.out_features]
 
 
 def image_sizes(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> list[tuple[int, int]]:
@@ -259,6 +294,92 @@ def pad_to_multiple(
     if pixel_mask is None:
         pixel_mask = torch.ones(len(pixel_values), height, width, dtype=torch.long, device=pixel_values.device)
     return pad(pixel_values, padding), pad(pixel_mask, padding)
+
+
+def check_boxes(labels: list[dict[str, torch.Tensor]]) -> None:
+    """Raise a ValueError if boxes of a batch cannot be left, top, right and bottom in pixels."""
+    for each in labels:
+        if each["boxes"].shape != (len(each["class_labels"]), 4):
+            raise ValueError(
+                "boxes of labels must have the shape (num_objects, 4), and class_labels (num_objects,), got "
+                f"{tuple(each['boxes'].shape)} and {tuple(each['class_labels'].shape)}."
+            )
+    boxes = torch.cat([each["boxes"] for each in labels])
+    is_degenerate = ~(boxes[:, 2:] > boxes[:, :2]).all(1)
+    # Coordinates relative to the image, such as DETR's, are all within the first pixel.
+    if len(boxes) > 0 and (is_degenerate.any() or boxes.max() <= 1):
+        box = ", ".join(f"{side:.4g}" for side in boxes[is_degenerate.int().argmax()].tolist())
+        raise ValueError(
+            "boxes of labels must be left, top, right and bottom in pixels, with left < right and top < bottom, got "
+            f"[{box}]: prepare annotations with TwinsDetectorImageProcessor and do_convert_annotations=False."
+        )
+
+
+@contextmanager
+def in_training_mode(*modules: nn.Module) -> Iterator[None]:
+    """Let modules compute their training outputs; unlike `train()`, this does not change the modules within them."""
+    modes = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = True
+        yield
+    finally:
+        for module, mode in zip(modules, modes):
+            module.training = mode
+
+
+# The detectors are run by their parts and not by torchvision's `forward`, which returns either losses or predictions, and
+# takes images without their masks.
+Losses = dict[str, torch.Tensor] | None
+Predictions = list[dict[str, torch.Tensor]] | None
+
+
+def run_retinanet(
+    detector: Any,
+    pixel_values: torch.Tensor,
+    sizes: list[tuple[int, int]],
+    features: OrderedDict[str, torch.Tensor],
+    targets: list[dict[str, torch.Tensor]] | None,
+) -> tuple[Losses, Predictions]:
+    """Compute the losses if there are targets, and the predictions in evaluation."""
+    from torchvision.models.detection.image_list import ImageList
+
+    feature_maps = list(features.values())
+    head_outputs = detector.head(feature_maps)
+    anchors = detector.anchor_generator(ImageList(pixel_values, sizes), feature_maps)
+    losses = None if targets is None else detector.compute_loss(targets, head_outputs, anchors)
+    if detector.training:
+        return losses, None
+    num_anchors = [
+        feature_map.shape[2] * feature_map.shape[3] * per_location
+        for feature_map, per_location in zip(feature_maps, detector.anchor_generator.num_anchors_per_location())
+    ]
+    outputs_by_level = {name: list(output.split(num_anchors, dim=1)) for name, output in head_outputs.items()}
+    anchors_by_level = [list(image_anchors.split(num_anchors)) for image_anchors in anchors]
+    return losses, detector.postprocess_detections(outputs_by_level, anchors_by_level, sizes)
+
+
+def run_mask_rcnn(
+    detector: Any,
+    pixel_values: torch.Tensor,
+    sizes: list[tuple[int, int]],
+    features: OrderedDict[str, torch.Tensor],
+    targets: list[dict[str, torch.Tensor]] | None,
+) -> tuple[Losses, Predictions]:
+    """Compute the losses if there are targets, and the predictions in evaluation."""
+    from torchvision.models.detection.image_list import ImageList
+
+    images = ImageList(pixel_values, sizes)
+    losses = predictions = None
+    if targets is not None:
+        with in_training_mode(detector.rpn, detector.roi_heads):
+            proposals, proposal_losses = detector.rpn(images, features, targets)
+            _, head_losses = detector.roi_heads(features, proposals, sizes, targets)
+        losses = head_losses | proposal_losses
+    if not detector.training:
+        proposals, _ = detector.rpn(images, features)
+        predictions, _ = detector.roi_heads(features, proposals, sizes)
+    return losses, predictions
 
 
 def build_retinanet(config: TwinsDetectorConfig, backbone: TwinsFeaturePyramidBackbone) -> nn.Module:
