@@ -40,7 +40,7 @@ from transformers.image_utils import (
     to_numpy_array,
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
-from transformers.utils import TensorType, auto_docstring
+from transformers.utils import TensorType, auto_docstring, logging
 
 from .configuration_twins import TwinsConfig
 
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     # model loaded with `trust_remote_code=True` and saved again would lose its PIL backend.
     from .image_processing_pil_twins import TwinsImageProcessorPil  # noqa: F401
 
+
+logger = logging.get_logger(__name__)
 
 PROCESSOR_AUTO_MAP = {
     "AutoImageProcessor": {
@@ -187,6 +189,12 @@ def to_bytes(image: Any) -> Any:
             f"Integer pixels must be from 0 to 255, got {smallest} to {largest}: convert them to 8 bits, or pass a PIL image."
         )
     return image.astype(np.uint8) if isinstance(image, np.ndarray) else image.to(torch.uint8)
+
+
+def is_rescaled(image: Any) -> bool:
+    """Whether the pixels of an array or tensor are probably from 0 to 1 and not from 0 to 255: fractions of at most 1."""
+    is_float = image.dtype.kind == "f" if isinstance(image, np.ndarray) else image.dtype.is_floating_point
+    return is_float and 0 not in image.shape and 0 < float(image.max()) <= 1
 
 
 def read_segmentation_maps(segmentation_maps: Any) -> list[torch.Tensor]:
@@ -403,6 +411,11 @@ class TwinsImageProcessorMixin(BaseImageProcessor):
                 "create the image processor with do_center_crop=False."
             )
         prepared = self._prepare_image_like_inputs(images, **kwargs)
+        if kwargs.get("do_rescale") and any(map(is_rescaled, prepared)):
+            logger.warning_once(
+                "An image has fractions from 0 to 1 as pixels, which are rescaled once more, as if they were from 0 to 255: pass "
+                "do_rescale=False if they are rescaled already."
+            )
         for name in ("image_mean", "image_std") if kwargs.get("do_normalize") else ():
             numbers = kwargs[name] if isinstance(kwargs[name], list | tuple) else [kwargs[name]]
             channels = {image.shape[0] for image in prepared} - {len(numbers)}

@@ -152,6 +152,10 @@ class Runtime:
             ValueError: if the model does not support this shape.
         """
         expected, shape = self.description, pixel_values.shape
+        if pixel_values.dtype.kind != "f":
+            raise ValueError(
+                f"pixel_values must be floating point, got {pixel_values.dtype}: rescale and normalize them, as Preprocessing does."
+            )
         if len(shape) != 4 or shape[1] != expected["num_channels"]:
             raise ValueError(
                 f"pixel_values must have the shape (batch_size, {expected['num_channels']}, height, width), got {shape}."

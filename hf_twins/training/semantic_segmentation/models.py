@@ -103,6 +103,10 @@ def create_model(
         "drop_path_rate": drop_path_rate,
     }
     changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    if segmentation_labels(fields) is None:
+        # Cut off, incomplete patches would shift the predictions for images whose sides are not multiples of the stride: the
+        # head stretches the maps of all stages over the image. As in mmsegmentation.
+        changes["patch_padding"] = True
     is_upernet = fields.get("model_type") == "upernet"
     model: Any
     if arguments.head == "upernet" and not is_upernet:
