@@ -33,7 +33,6 @@ from hf_twins._utils.command_line import run
 import gradio as gr
 import numpy as np
 import PIL.Image
-import torch
 
 
 HERE = Path(__file__).resolve().parent
@@ -49,6 +48,7 @@ from twins_space import models, page, uploads
 from hf_twins import load_model
 from hf_twins._utils.drawing import class_areas, is_background, label_colors, mask_image, overlay_mask
 from hf_twins.checkpoints import published_checkpoints
+from hf_twins.image_processing_twins import likeliest_classes
 from hf_twins.loading import CroppingProcessorError
 
 
@@ -162,16 +162,16 @@ class Segmentation:
 
     def __init__(self, shelf: models.ModelShelf):
         self.shelf = shelf
+        # Resizing takes more memory than anything else here, and uses all cores, so that more at a time would not be faster.
+        self.resizing = threading.Lock()
 
     def find_mask(
         self, model: models.LoadedModel, image: PIL.Image.Image, resolution: float
     ) -> tuple[np.ndarray, models.Output]:
         """Compute the class of each pixel of an image, `(height, width)`, and return it with the model's output."""
         output = model(model.prepare(image, resolution))
-        logits = torch.nn.functional.interpolate(
-            output.logits.unsqueeze(0), size=(image.height, image.width), mode="bilinear"
-        )
-        return logits[0].argmax(0).numpy(), output
+        with self.resizing:
+            return likeliest_classes(output.logits, (image.height, image.width)).numpy(), output
 
     def areas(self, model: models.LoadedModel, mask: np.ndarray) -> list[tuple[int, str, int, float]]:
         """The index, name, pixels and percentage of each class in a mask, largest first."""
