@@ -279,15 +279,21 @@ def first_answer(actions: Segmentation, notice: str) -> tuple[str, Path, tuple[A
     shelf = actions.shelf
     digits = [name for name in shelf.names if shelf.recognized.get(name) == DIGITS]
     first = shelf.names[0]
+
+    def example_for(name: str) -> Path:
+        return next(iter((SCENES if name in digits else PHOTOGRAPHS).values()))
+
+    def answer(name: str) -> tuple[Any, ...]:
+        return actions.answer(uploads.read_upload(example_for(name)), name, 100, OPACITY)
+
     if shelf.locations[first] == DEFAULT and not is_downloaded(published_models()[DEFAULT]):
-        default = digits[0]
+        default, result = digits[0], answer(digits[0])
         notice = "An ADE20K model is being downloaded: reload this page later."
     else:
-        default = models.first_that_loads(shelf, [first, *digits])
+        default, result = page.first_that_answers([first, *digits], answer)
         if default != first:
-            notice = f"{first} could not be loaded, so the page starts with another model. {notice}"
-    example = next(iter((SCENES if default in digits else PHOTOGRAPHS).values()))
-    return default, example, actions.answer(uploads.read_upload(example), default, 100, OPACITY), notice
+            notice = f"{first} could not be used, so the page starts with another model. {notice}"
+    return default, example_for(default), result, notice
 
 
 def prepare(shelf: models.ModelShelf, name: str, is_ready: threading.Event) -> None:
@@ -361,7 +367,7 @@ def segment_tab(
             mask = gr.File(mask_file, label="Mask as PNG", interactive=False, height=100)
             with gr.Accordion("Options", open=False):
                 resolution = page.resolution_slider()
-                opacity = gr.Slider(0, 1, OPACITY, step=0.05, label="Opacity of the overlay")
+                opacity = page.opacity_slider(OPACITY)
                 status = gr.Markdown(state, label="Model", container=False)
     options: list[Any] = [model, resolution, opacity]
     results = [overlay, legend, mask, details]
