@@ -17,7 +17,7 @@ import base64
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,6 +61,8 @@ PROCESSOR_AUTO_MAP = {
 }
 # Label of pixels without a class, which the losses of transformers' segmentation models ignore by default.
 IGNORE_INDEX = 255
+# Number of resized logits to compute at a time: 8 MB in float32, which fit into the caches of most processors.
+STRIP_VALUES = 2**21
 
 
 class TwinsImageProcessorKwargs(ImagesKwargs, total=False):
@@ -298,6 +300,56 @@ def crop_logits(logits: torch.Tensor, pixel_mask: torch.Tensor) -> torch.Tensor:
     return logits[:, : ends[0], : ends[1]]
 
 
+def row_strips(num_labels: int, size: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield the first row, and the row after the last, of strips of `(num_labels, *size)` with about `STRIP_VALUES` values."""
+    height, width = size
+    rows = max(STRIP_VALUES // (num_labels * width), 1)
+    for top in range(0, height, rows):
+        yield top, min(top + rows, height)
+
+
+def resize_rows(logits: torch.Tensor, sizes: Sequence[Sequence[int]], top: int, bottom: int) -> torch.Tensor:
+    """Compute some rows of resized logits, as `nn.functional.interpolate(mode="bilinear")` would compute all of them.
+
+    Args:
+        logits: logits of shape `(batch_size, num_labels, logits_height, logits_width)`.
+        sizes: height and width of each of several resizings, one after another.
+        top: first row to compute.
+        bottom: row after the last one.
+
+    Returns:
+        Logits of shape `(batch_size, num_labels, bottom - top, width)`, in at least float32 and channels-last memory.
+    """
+    *before, (height, width) = sizes
+    source_height = before[-1][0] if before else logits.shape[2]
+    positions = (torch.arange(top, bottom, dtype=torch.float32) + 0.5) * (source_height / height) - 0.5
+    positions = positions.clamp(0, source_height - 1)
+    above = positions.long()
+    # Only the source rows between which the rows are interpolated.
+    first, end = int(above[0]), min(int(above[-1]) + 2, source_height)
+    source = resize_rows(logits, before, first, end) if before else logits[:, :, first:end]
+    source = source.to(torch.promote_types(source.dtype, torch.float32))
+    weights = (positions - above)[:, None].to(source.device, source.dtype)
+    above = (above - first).to(source.device)
+    rows = torch.lerp(source[:, :, above], source[:, :, (above + 1).clamp(max=end - first - 1)], weights)
+    # Interpolation, softmax and argmax are several times faster if the labels of a pixel are adjacent in memory.
+    rows = rows.contiguous(memory_format=torch.channels_last)
+    return nn.functional.interpolate(rows, size=(bottom - top, width), mode="bilinear")
+
+
+def likeliest_classes(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Compute the class of each pixel from bilinearly resized logits, with a few rows of these in memory at a time.
+
+    Args:
+        logits: logits of shape `(num_labels, logits_height, logits_width)`.
+        size: height and width of the result.
+    """
+    classes = torch.empty(tuple(size), dtype=torch.long, device=logits.device)
+    for top, bottom in row_strips(len(logits), size):
+        classes[top:bottom] = resize_rows(logits.unsqueeze(0), [size], top, bottom)[0].argmax(0)
+    return classes
+
+
 class TwinsImageProcessorMixin(BaseImageProcessor):
     """Code that both backends share: padding with a `pixel_mask`, segmentation maps, post-processing and remote code."""
 
@@ -526,11 +578,10 @@ class TwinsImageProcessorMixin(BaseImageProcessor):
         for index, scores in enumerate(logits):
             if pixel_mask is not None:
                 scores = crop_logits(scores, pixel_mask[index].bool())
-            if target_sizes is not None:
-                size = [int(side) for side in target_sizes[index]]
-                scores = nn.functional.interpolate(scores.unsqueeze(0), size=size, mode="bilinear")[0]
-            segmentation = scores.argmax(0)
+            size = scores.shape[1:] if target_sizes is None else [int(side) for side in target_sizes[index]]
+            segmentation = likeliest_classes(scores, size)
             if return_segmentation_scores:
+                scores = nn.functional.interpolate(scores.unsqueeze(0), size=tuple(size), mode="bilinear")[0]
                 data = {"segmentation": segmentation, "segmentation_scores": scores}
                 results.append(SemanticSegmentationPostProcessorOutput(data=data))
             else:

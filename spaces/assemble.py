@@ -94,9 +94,11 @@ def add_model(space: str, model: str, folder: Path) -> None:
     loaded, processor = load_model(model, space.replace("_", "-"), dtype="auto")
     card = RepoCard.load(folder / "README.md")
     if Path(model).exists():
-        # Any model is saved as a complete model folder, because an adapter or another library's checkpoint may need
-        # files that are elsewhere.
-        name = f"{OWN_MODELS}/{Path(model).resolve().stem}"
+        # Any model is saved as a complete model folder, because an adapter or another library's checkpoint may need files
+        # that are elsewhere.
+        source = Path(model).resolve()
+        # A folder's name has no suffix, even with a point in it, as in twins-v1.5.
+        name = f"{OWN_MODELS}/{source.name if source.is_dir() else source.stem}"
         loaded.save_pretrained(folder / name)
         processor.save_pretrained(folder / name)
         if (Path(model) / "README.md").is_file():

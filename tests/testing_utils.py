@@ -27,6 +27,8 @@ import torch
 from packaging.version import Version
 from timm.models import save_for_hf
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from hf_twins import TwinsConfig, TwinsForImageClassification
@@ -61,6 +63,18 @@ TWO_STAGES = {
 # Fields of a segmentation model with a fast head.
 NARROW_HEAD = {"fpn_hidden_size": 16, "decoder_hidden_size": 16}
 FAMILIES = ("svt", "pcpvt")
+
+
+class LargestTensor(TorchDispatchMode):
+    """The number of values of the largest tensor that is computed in this context."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        tensors = (each for each in tree_leaves(result) if isinstance(each, torch.Tensor))
+        self.numel = max(self.numel, *(each.numel() for each in tensors), 0)
+        return result
 
 
 def tiny_config(family: str = "svt", **overrides) -> TwinsConfig:

@@ -92,7 +92,7 @@ def segment_files(
             logger.warning(str(error))
             unreadable.append(file.name)
             continue
-        mask = segment(model, processor, image, how).argmax(0).cpu().numpy()
+        mask = segment(model, processor, image, how).cpu().numpy()
         write_atomically(output_dir / f"{file.stem}_mask.png", partial(mask_image(mask, names).save, format="PNG"))
         write_atomically(
             output_dir / f"{file.stem}_overlay.png", partial(draw_prediction, convert_image(image), mask, names)

@@ -248,11 +248,26 @@ async function classify() {
     const end = performance.now();
     if (isObsolete()) return;
     showStatus("");
-    showAnswer(softmax(logits.data), processed - start, end - processed);
+    showAnswer(classScores(logits.data), processed - start, end - processed);
   });
   const done = work;
   work = work.catch(() => {});
   await done;
+}
+
+/** As transformers' pipeline: a probability of its own for each label if an image can have several, or there is only one. */
+function classScores(logits) {
+  const { problem_type: problemType } = model.config;
+  if (problemType === "regression") return Array.from(logits);
+  if (problemType === "multi_label_classification" || logits.length === 1) {
+    return Array.from(logits, (logit) => 1 / (1 + Math.exp(-logit)));
+  }
+  return softmax(logits);
+}
+
+/** The name of a label. Configurations leave out the names of labels that have none of their own. */
+function labelName(index) {
+  return model.config.id2label?.[index] ?? `LABEL_${index}`;
 }
 
 function softmax(logits) {
@@ -265,7 +280,7 @@ function softmax(logits) {
 function showAnswer(scores, processingTime, modelTime) {
   const best = scores.map((_, index) => index).sort((a, b) => scores[b] - scores[a]);
   element("labels").replaceChildren(
-    ...best.slice(0, TOP_K).map((index) => labelItem(model.config.id2label[index], scores[index])),
+    ...best.slice(0, TOP_K).map((index) => labelItem(labelName(index), scores[index])),
   );
   const { precision, name, device } = model.backend;
   const threads = transformers.env.backends.onnx.wasm.numThreads;

@@ -41,6 +41,7 @@ from twins_space import drawing, models, page, uploads
 
 from hf_twins import TWINS_VARIANTS, load_model
 from hf_twins._utils.labels import distinct_names
+from hf_twins._utils.scores import class_scores
 
 
 TOP_K, OPACITY = 5, 0.5
@@ -60,7 +61,6 @@ PHOTOGRAPHS = {
     "astronaut": EXAMPLES / "astronaut.jpg",
 }
 DIGIT_IMAGES = {f"digit {digit}": EXAMPLES / f"digit_{digit}.png" for digit in (7, 0, 1, 2, 3, 4, 5, 6, 8, 9)}
-STAGES = [f"stage{index}" for index in range(1, 5)]
 ABOUT = f"""
 ### From Python, or any other language
 
@@ -143,8 +143,8 @@ class Classification:
         self.shelf = shelf
 
     def top_labels(self, model: models.LoadedModel, output: models.Output) -> dict[str, float]:
-        probabilities = output.logits.softmax(-1)
-        top = probabilities.topk(min(TOP_K, len(probabilities)))
+        scores = class_scores(output.logits, model.model.config)
+        top = scores.topk(min(TOP_K, len(scores)))
         # Labels with the same name would otherwise be merged.
         names = distinct_names(model.labels)
         return {names[index]: value for value, index in zip(top.values.tolist(), top.indices.tolist())}
@@ -223,15 +223,19 @@ class Classification:
         layer: str,
         opacity: float,
     ) -> tuple[Any, ...]:
-        """Everything that the page shows for an image: results of `classify` and `explain`, layers, model status."""
+        """Everything that the page shows for an image: results of `classify` and `explain`, stages, layers, model status."""
         labels, seen, details = self.classify(image, model_name, resolution)
         with page.errors_for_people():
-            layers = drawing.layer_choices(self.shelf.get(model_name), stage)
-        # The layer may have been chosen for another model or stage, and not exist in this one.
+            model = self.shelf.get(model_name)
+            # The stage and the layer may have been chosen for another model, and not exist in this one.
+            stages = drawing.stage_choices(model)
+            stage = stage if stage in stages else drawing.default_stage(model)
+            layers = drawing.layer_choices(model, stage)
         layer = layer if layer in [value for _, value in layers] else drawing.LAST_LAYER
         overlay, caption = self.explain(image, model_name, resolution, method, stage, layer, opacity)
         state = self.describe_model(model_name)
-        return labels, details, seen, overlay, caption, gr.update(choices=layers, value=layer), state
+        stage_update, layer_update = gr.update(choices=stages, value=stage), gr.update(choices=layers, value=layer)
+        return labels, details, seen, overlay, caption, stage_update, layer_update, state
 
     def compare(
         self, image: PIL.Image.Image | None, first_model: str, second_model: str, resolution: float
@@ -251,7 +255,7 @@ class Classification:
         with page.errors_for_people():
             for name in (first_model, second_model):
                 labels, _, details = self.classify(image, name, resolution)
-                stage = self.shelf.get(name).config.stage_names[-2]
+                stage = drawing.default_stage(self.shelf.get(name))
                 seen, heat, _ = self.draw_map(image, name, resolution, "Grad-CAM", stage, drawing.LAST_LAYER)
                 results += [labels, drawing.overlay(seen, heat, 0.5), details]
         return tuple(results)
@@ -309,12 +313,19 @@ def first_answer(actions: Classification, notice: str) -> tuple[str, Path, tuple
     """The default model, an example with its results, which the page opens with, and the notice to show."""
     shelf = actions.shelf
     digits = [name for name in shelf.names if shelf.recognized.get(name) == DIGITS]
-    default = models.first_that_loads(shelf, [shelf.names[0], *digits])
+
+    def example_for(name: str) -> Path:
+        return next(iter((DIGIT_IMAGES if name in digits else PHOTOGRAPHS).values()))
+
+    def answer(name: str) -> tuple[Any, ...]:
+        # Without a stage, the model's default one is shown.
+        inputs = (name, 100, drawing.METHODS[0], "", drawing.LAST_LAYER, OPACITY)
+        return actions.answer(uploads.read_upload(example_for(name)), *inputs)
+
+    default, result = page.first_that_answers([shelf.names[0], *digits], answer)
     if default != shelf.names[0]:
-        notice = f"{shelf.names[0]} could not be loaded, so the page starts with another model. {notice}"
-    example = next(iter((DIGIT_IMAGES if default in digits else PHOTOGRAPHS).values()))
-    inputs = (default, 100, drawing.METHODS[0], STAGES[2], drawing.LAST_LAYER, OPACITY)
-    return default, example, actions.answer(uploads.read_upload(example), *inputs), notice
+        notice = f"{shelf.names[0]} could not be used, so the page starts with another model. {notice}"
+    return default, example_for(default), result, notice
 
 
 def build(asked_for: list[str]) -> gr.Blocks:
@@ -354,7 +365,7 @@ def examples_for(default_example: Path) -> dict[str, Path]:
 
 
 def classify_tab(actions: Classification, default: str, example: Path, answer: tuple[Any, ...], notice: str) -> None:
-    labels, details_text, seen_image, overlay_image, caption_text, layer_update, state = answer
+    labels, details_text, seen_image, overlay_image, caption_text, stage_update, layer_update, state = answer
     with gr.Row():
         with gr.Column():
             image = page.image_input(value=str(example))
@@ -374,26 +385,32 @@ def classify_tab(actions: Classification, default: str, example: Path, answer: t
             caption = gr.Markdown(caption_text, label="Caption", container=False)
             with gr.Accordion("Options", open=False):
                 resolution = page.resolution_slider()
-                method = gr.Radio(list(drawing.METHODS), value=drawing.METHODS[0], label="Explanation")
+                method = page.checked(gr.Radio(list(drawing.METHODS), value=drawing.METHODS[0], label="Explanation"))
                 with gr.Row():
-                    stage = gr.Dropdown(STAGES, value=STAGES[2], label="Stage", min_width=120)
+                    # The stages depend on the model, and the layers on both: they are checked together.
+                    stage = gr.Dropdown(
+                        stage_update["choices"],
+                        value=stage_update["value"],
+                        label="Stage",
+                        allow_custom_value=True,
+                        min_width=120,
+                    )
                     layer = gr.Dropdown(
                         layer_update["choices"],
                         value=drawing.LAST_LAYER,
                         label="Layer, for attention",
-                        # The layers depend on the model and the stage, and are checked together with them.
                         allow_custom_value=True,
                         min_width=160,
                     )
-                opacity = gr.Slider(0, 1, OPACITY, step=0.05, label="Opacity of the overlay")
+                opacity = page.opacity_slider(OPACITY)
                 status = gr.Markdown(state, label="Model", container=False)
     options: list[Any] = [model, resolution, method, stage, layer, opacity]
     results = [label, details, seen, overlay, caption]
     page.on_change(
         [image.change, *(option.input for option in options)],
-        page.for_page(actions.answer, len(results), num_kept=2),
+        page.for_page(actions.answer, len(results), num_kept=3),
         [image, *options],
-        [*results, layer, status, problem],
+        [*results, stage, layer, status, problem],
     )
     sent = page.api_image()
     page.endpoint(actions.classify, [sent, model, resolution], [label, seen, details], "classify")

@@ -33,7 +33,6 @@ from hf_twins._utils.command_line import run
 import gradio as gr
 import numpy as np
 import PIL.Image
-import torch
 
 
 HERE = Path(__file__).resolve().parent
@@ -49,6 +48,7 @@ from twins_space import models, page, uploads
 from hf_twins import load_model
 from hf_twins._utils.drawing import class_areas, is_background, label_colors, mask_image, overlay_mask
 from hf_twins.checkpoints import published_checkpoints
+from hf_twins.image_processing_twins import likeliest_classes
 from hf_twins.loading import CroppingProcessorError
 
 
@@ -162,16 +162,16 @@ class Segmentation:
 
     def __init__(self, shelf: models.ModelShelf):
         self.shelf = shelf
+        # Resizing takes more memory than anything else here, and uses all cores, so that more at a time would not be faster.
+        self.resizing = threading.Lock()
 
     def find_mask(
         self, model: models.LoadedModel, image: PIL.Image.Image, resolution: float
     ) -> tuple[np.ndarray, models.Output]:
         """Compute the class of each pixel of an image, `(height, width)`, and return it with the model's output."""
         output = model(model.prepare(image, resolution))
-        logits = torch.nn.functional.interpolate(
-            output.logits.unsqueeze(0), size=(image.height, image.width), mode="bilinear"
-        )
-        return logits[0].argmax(0).numpy(), output
+        with self.resizing:
+            return likeliest_classes(output.logits, (image.height, image.width)).numpy(), output
 
     def areas(self, model: models.LoadedModel, mask: np.ndarray) -> list[tuple[int, str, int, float]]:
         """The index, name, pixels and percentage of each class in a mask, largest first."""
@@ -279,15 +279,21 @@ def first_answer(actions: Segmentation, notice: str) -> tuple[str, Path, tuple[A
     shelf = actions.shelf
     digits = [name for name in shelf.names if shelf.recognized.get(name) == DIGITS]
     first = shelf.names[0]
+
+    def example_for(name: str) -> Path:
+        return next(iter((SCENES if name in digits else PHOTOGRAPHS).values()))
+
+    def answer(name: str) -> tuple[Any, ...]:
+        return actions.answer(uploads.read_upload(example_for(name)), name, 100, OPACITY)
+
     if shelf.locations[first] == DEFAULT and not is_downloaded(published_models()[DEFAULT]):
-        default = digits[0]
+        default, result = digits[0], answer(digits[0])
         notice = "An ADE20K model is being downloaded: reload this page later."
     else:
-        default = models.first_that_loads(shelf, [first, *digits])
+        default, result = page.first_that_answers([first, *digits], answer)
         if default != first:
-            notice = f"{first} could not be loaded, so the page starts with another model. {notice}"
-    example = next(iter((SCENES if default in digits else PHOTOGRAPHS).values()))
-    return default, example, actions.answer(uploads.read_upload(example), default, 100, OPACITY), notice
+            notice = f"{first} could not be used, so the page starts with another model. {notice}"
+    return default, example_for(default), result, notice
 
 
 def prepare(shelf: models.ModelShelf, name: str, is_ready: threading.Event) -> None:
@@ -361,7 +367,7 @@ def segment_tab(
             mask = gr.File(mask_file, label="Mask as PNG", interactive=False, height=100)
             with gr.Accordion("Options", open=False):
                 resolution = page.resolution_slider()
-                opacity = gr.Slider(0, 1, OPACITY, step=0.05, label="Opacity of the overlay")
+                opacity = page.opacity_slider(OPACITY)
                 status = gr.Markdown(state, label="Model", container=False)
     options: list[Any] = [model, resolution, opacity]
     results = [overlay, legend, mask, details]

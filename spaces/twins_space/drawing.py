@@ -81,8 +81,17 @@ def explain(
     return (relevance / relevance.max().clamp(min=1e-12)).cpu(), stride
 
 
+def stage_choices(model: LoadedModel) -> list[str]:
+    return model.config.stage_names[1:]
+
+
+def default_stage(model: LoadedModel) -> str:
+    """The stage to show if none is chosen: the last but one, or the only one."""
+    return stage_choices(model)[-2:][0]
+
+
 def stage_index(model: LoadedModel, stage: str) -> int:
-    stages = model.config.stage_names[1:]
+    stages = stage_choices(model)
     if stage not in stages:
         raise ExplanationError(f"{model.name} has {', '.join(stages)}: choose one of these.")
     return stages.index(stage)
@@ -91,8 +100,9 @@ def stage_index(model: LoadedModel, stage: str) -> int:
 def layer_index(layer: str, depth: int, stage: str) -> int:
     if layer == LAST_LAYER:
         return depth - 1
-    if layer.isdecimal() and 1 <= int(layer) <= depth:
-        return int(layer) - 1
+    layers = [str(number) for number in range(1, depth + 1)]
+    if layer in layers:
+        return layers.index(layer)
     raise ExplanationError(
         f"{stage} of this model has the layers 1 to {depth}: choose one of these, or {LAST_LAYER!r}."
     )

@@ -92,6 +92,15 @@ class LoadedModel:
         self.config = getattr(model.config, "backbone_config", None) or model.config
         if not isinstance(self.config, TwinsConfig):
             raise ModelError(f"{name} is not a Twins model: choose another.")
+        if self.config.num_channels != 3:
+            raise ModelError(
+                f"{name} takes images of {self.config.num_channels} channels, but this page has RGB images: choose another "
+                "model."
+            )
+        if self.input_pixels(self.input_sizes(100), (1, 1)) > MAX_INPUT_PIXELS:
+            raise ModelError(
+                f"{name} takes inputs of more than {MAX_INPUT_PIXELS:,} pixels, the maximum of this page: choose another model."
+            )
         self.waiting: list[tuple[torch.Tensor, Future[Output]]] = []
         self.waiting_lock = threading.Lock()
         self.running = threading.Lock()
@@ -108,17 +117,29 @@ class LoadedModel:
             resolution: size of the input, in percent of the image processor's.
 
         Raises:
-            UploadError: if the input would be too large.
+            UploadError: if the model's input would be too large.
         """
-        sizes: dict[str, Any] = {"size": self.scaled(self.processor.size, resolution)}
-        if self.processor.do_center_crop:
-            sizes["crop_size"] = self.scaled(self.processor.crop_size, resolution)
-        elif "shortest_edge" in sizes["size"]:
-            short, long = sorted(image.size)
-            if sizes["size"]["shortest_edge"] ** 2 * long / short > MAX_INPUT_PIXELS:
-                raise UploadError("This image is too long for this resolution: lower it, or crop the image.")
+        sizes = self.input_sizes(resolution)
+        if self.input_pixels(sizes, image.size) > MAX_INPUT_PIXELS:
+            raise UploadError("This image is too large or too long for this resolution: lower it, or crop the image.")
         # A single image needs no padding.
         return self.processor(image, do_pad=False, return_tensors="pt", **sizes)["pixel_values"][0]
+
+    def input_sizes(self, resolution: float) -> dict[str, dict[str, int]]:
+        """The image processor's options `size` and, if it crops, `crop_size`, at a resolution in percent."""
+        names = ("size", "crop_size") if self.processor.do_center_crop else ("size",)
+        return {name: self.scaled(getattr(self.processor, name), resolution) for name in names}
+
+    def input_pixels(self, sizes: dict[str, dict[str, int]], image_size: tuple[int, int]) -> float:
+        """The number of pixels of the model's input for an image, at most."""
+        short, long = sorted(image_size)
+        if "crop_size" in sizes:
+            return math.prod(sizes["crop_size"].values())
+        if not self.processor.do_resize:
+            return short * long
+        if "shortest_edge" in sizes["size"]:
+            return sizes["size"]["shortest_edge"] ** 2 * long / short
+        return math.prod(sizes["size"].values())
 
     def scaled(self, sizes: Any, percent: float) -> dict[str, int]:
         return {
@@ -277,22 +298,6 @@ def listed_models(space: Path) -> list[str]:
     except FileNotFoundError:
         return []
     return [str(space / name) if (space / name).is_dir() else name for name in names]
-
-
-def first_that_loads(shelf: ModelShelf, names: Sequence[str]) -> str:
-    """The name of the first model that can be loaded; errors of models before it are logged.
-
-    Raises:
-        ModelError: if no model can be loaded.
-    """
-    for name in names[:-1]:
-        try:
-            shelf.get(name)
-        except ModelError:
-            continue
-        return name
-    shelf.get(names[-1])
-    return names[-1]
 
 
 def count_labels(locations: dict[str, str]) -> dict[str, str]:

@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import re
+import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -110,6 +111,20 @@ def errors_for_people() -> Iterator[None]:
         raise gr.Error(
             "Something went wrong on the server, not with your input: try again later.", print_exception=False
         ) from error
+
+
+def first_that_answers(names: Sequence[str], answer: Callable[[str], Any]) -> tuple[str, Any]:
+    """The name and the answer of the first model that can be used; errors of models before it are logged.
+
+    Raises:
+        gr.Error: if no model can be used.
+    """
+    for name in names[:-1]:
+        try:
+            return name, answer(name)
+        except gr.Error as error:
+            logger.warning("%s cannot be used: %s", name, error.message)
+    return names[-1], answer(names[-1])
 
 
 def image_input(**options: Any) -> gr.Image:
@@ -204,16 +219,46 @@ def write_csv(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes
 def model_selector(shelf: ModelShelf, label: str = "Model", value: str | None = None, info: str = "") -> gr.Dropdown:
     """A selector of models, each with what it can recognize."""
     choices = [(shelf.title(name), name) for name in shelf.names]
-    return gr.Dropdown(choices, value=value or shelf.names[0], label=label, info=info or None)
+    return checked(gr.Dropdown(choices, value=value or shelf.names[0], label=label, info=info or None))
 
 
 def resolution_slider() -> gr.Slider:
-    return gr.Slider(
-        *(50, 200, 100),
-        step=12.5,
-        label="Input resolution",
-        info="Percent of the image size that the model was trained with.",
+    return checked(
+        gr.Slider(
+            *(50, 200, 100),
+            step=12.5,
+            label="Input resolution",
+            info="Percent of the image size that the model was trained with.",
+        )
     )
+
+
+def opacity_slider(value: float) -> gr.Slider:
+    return checked(gr.Slider(0, 1, value, step=0.05, label="Opacity of the overlay"))
+
+
+def checked(component: Any) -> Any:
+    """Make a slider, or a dropdown or radio of texts, refuse any other value by name.
+
+    Gradio's own checks accept NaN and lists of choices, and fail on other types without a sentence.
+    """
+    preprocess = component.preprocess
+
+    def preprocess_checked(value: Any) -> Any:
+        if isinstance(component, gr.Slider):
+            expected = f"a number from {component.minimum} to {component.maximum}"
+            # The comparison is also false for NaN.
+            is_valid = isinstance(value, int | float) and component.minimum <= value <= component.maximum
+        else:
+            choices = [choice for _, choice in component.choices]
+            expected = f"one of {', '.join(choices)}"
+            is_valid = isinstance(value, str) and value in choices
+        if not is_valid:
+            raise gr.Error(f"{component.label} must be {expected}, got {reprlib.repr(value)}.", print_exception=False)
+        return preprocess(value)
+
+    component.preprocess = preprocess_checked
+    return component
 
 
 def sendable(name: str, file: Path) -> str:
@@ -375,12 +420,18 @@ def batch_tab(
     endpoint(action, inputs, outputs, api_name, concurrency_limit=BATCH_CONCURRENCY)
 
 
+def models_of_environment() -> list[str]:
+    """The models in the environment variable: one folder, whose path may have spaces, or several separated by spaces."""
+    value = os.environ.get(MODEL_VARIABLE, "").strip()
+    return [value] if value and Path(value).is_dir() else value.split()
+
+
 @dataclass
 class PageArguments:
     """Options of a page."""
 
     model: list[str] = field(
-        default_factory=lambda: os.environ.get(MODEL_VARIABLE, "").split(),
+        default_factory=models_of_environment,
         metadata={
             "help": "Models to list before the others, the first one as the default: folders, or repositories on the Hub "
             f"(also in the environment variable {MODEL_VARIABLE}, separated by spaces)."

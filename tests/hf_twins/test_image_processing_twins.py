@@ -28,14 +28,14 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
-from testing_utils import randomize, tiny_config
+from testing_utils import LargestTensor, randomize, tiny_config
 from torch import nn
 from torchvision import transforms
 from transformers import SegformerImageProcessor
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
 from hf_twins import TwinsForSemanticSegmentation, TwinsImageProcessor, TwinsImageProcessorPil
-from hf_twins.image_processing_twins import find_stride
+from hf_twins.image_processing_twins import STRIP_VALUES, find_stride, resize_rows
 
 
 ORIENTATION = 0x0112
@@ -491,6 +491,43 @@ def test_post_processing_crops_padding(processor_class, stride, pads_patches):
     assert [tuple(each.shape) for each in classes] == [
         tuple(logits(processor(image, return_tensors="pt").pixel_values).shape[2:]) for image in images
     ]
+
+
+@pytest.mark.parametrize(
+    ("logits_size", "sizes"),
+    [
+        ((17, 29), [(131, 97)]),
+        ((64, 50), [(31, 17)]),
+        ((40, 33), [(40, 33)]),
+        ((13, 7), [(13, 100)]),
+        ((1, 1), [(5, 7)]),
+        ((9, 12), [(35, 47), (101, 140)]),
+        ((9, 12), [(35, 47), (11, 8)]),
+    ],
+    ids=["enlarged", "reduced", "same", "wider", "one pixel", "enlarged twice", "enlarged and reduced"],
+)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_rows_are_those_of_all_resized_logits(logits_size, sizes, memory_format):
+    logits = torch.randn(2, 5, *logits_size).contiguous(memory_format=memory_format)
+    expected = logits
+    for size in sizes:
+        expected = nn.functional.interpolate(expected, size=size, mode="bilinear")
+    height = sizes[-1][0]
+    for strip in (1, 4, height):
+        rows = [resize_rows(logits, sizes, top, min(top + strip, height)) for top in range(0, height, strip)]
+        torch.testing.assert_close(torch.cat(rows, 2), expected, rtol=0, atol=2e-5)
+
+
+def test_post_processing_of_a_large_image_takes_little_memory():
+    """All resized logits would be 150 times as many as the pixels."""
+    logits = torch.randn(1, 150, 8, 12)
+    with LargestTensor() as largest:
+        (classes,) = TwinsImageProcessor(**SEGMENTATION).post_process_semantic_segmentation(
+            SimpleNamespace(logits=logits), [(500, 700)]
+        )
+    assert largest.numel <= STRIP_VALUES < 150 * 500 * 700
+    expected = nn.functional.interpolate(logits, size=(500, 700), mode="bilinear").argmax(1)[0]
+    assert (classes == expected).float().mean() > 0.9999
 
 
 def test_segmentation_of_an_image_does_not_depend_on_others_in_the_batch():

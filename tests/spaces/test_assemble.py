@@ -87,21 +87,22 @@ def built(folder: Path):
     return app.find_models(app.models.listed_models(folder))[0]
 
 
-def test_space_with_a_model_folder_starts_with_it(tmp_path):
+@pytest.mark.parametrize("name", ["cats", "cats-v1.5"])
+def test_space_with_a_model_folder_starts_with_it(tmp_path, name):
     model = TwinsForImageClassification(tiny_config(num_labels=2))
-    model.save_pretrained(tmp_path / "cats")
-    TwinsImageProcessor().save_pretrained(tmp_path / "cats")
-    (tmp_path / "cats" / "checkpoint-1").mkdir()
-    (tmp_path / "cats" / "README.md").write_text("# Cats")
-    arguments = ["image_classification", "--output", str(tmp_path / "space"), "--model", str(tmp_path / "cats")]
+    model.save_pretrained(tmp_path / name)
+    TwinsImageProcessor().save_pretrained(tmp_path / name)
+    (tmp_path / name / "checkpoint-1").mkdir()
+    (tmp_path / name / "README.md").write_text("# Cats")
+    arguments = ["image_classification", "--output", str(tmp_path / "space"), "--model", str(tmp_path / name)]
     assemble.main(arguments)
-    shutil.rmtree(tmp_path / "cats")
+    shutil.rmtree(tmp_path / name)
     shelf = built(tmp_path / "space")
-    assert shelf.names[0] == "cats"
-    assert shelf.title("cats") == "cats: 2 labels"
-    for name, weight in shelf.get("cats").model.state_dict().items():
-        assert torch.equal(weight, model.state_dict()[name])
-    files = {file.name for file in (tmp_path / "space" / "own_models" / "cats").iterdir()}
+    assert shelf.names[0] == name
+    assert shelf.title(name) == f"{name}: 2 labels"
+    for weight_name, weight in shelf.get(name).model.state_dict().items():
+        assert torch.equal(weight, model.state_dict()[weight_name])
+    files = {file.name for file in (tmp_path / "space" / "own_models" / name).iterdir()}
     assert files == {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
     assert "preload_from_hub" not in (tmp_path / "space" / "README.md").read_text()
 

@@ -17,6 +17,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,6 +230,31 @@ def test_same_image_gives_the_label_of_pytorch(page, context, spaces):
             digits.get_by_label("Precision and backend").select_option(f"{precision}-wasm")
             assert_answer_is_that_of_pytorch(digits, spaces["digits"], precision, file, tolerance)
     digits.close()
+
+
+@pytest.mark.slow
+def test_scores_of_several_labels_without_names_are_those_of_pytorch(context, spaces):
+    """transformers leaves the names LABEL_0, LABEL_1, ... out of a configuration."""
+    digits = spaces["digits"]
+    space = Space(digits.folder.with_name("unnamed"), digits.url.replace("/digits/", "/unnamed/"), digits.model)
+    shutil.copytree(digits.folder, space.folder)
+    file = space.model_folder / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"id2label": None, "problem_type": "multi_label_classification"}))
+    page = context.new_page()
+    page.goto(space.url)
+    page.get_by_label("Precision and backend").select_option("float32-wasm")
+    choose(page, EXAMPLES / "digit_7.png")
+    wait_for_answer_to(page, "digit_7.png")
+    expect(page.locator("#details")).to_contain_text("float32", timeout=PATIENCE)
+    processor = TwinsImageProcessorPil.from_pretrained(space.model_folder)
+    with Image.open(EXAMPLES / "digit_7.png") as image:
+        logits = space.logits(processor(image.convert("RGB"), return_tensors="np").pixel_values)
+    best = torch.from_numpy(logits)[0].sigmoid().topk(5)
+    actual = answer(page)
+    assert actual[0][0] == f"LABEL_{best.indices[0]}" == "LABEL_7"
+    assert [score for _, score in actual] == pytest.approx(best.values.tolist(), abs=0.005)
+    page.close()
 
 
 def assert_answer_is_that_of_pytorch(page: Page, space: Space, precision: str, file: Path, tolerance: float) -> None:

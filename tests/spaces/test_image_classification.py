@@ -17,6 +17,7 @@ import asyncio
 import base64
 import csv
 import importlib.util
+import json
 import re
 import runpy
 from functools import partial
@@ -241,14 +242,58 @@ def test_invalid_files_give_one_sentence_and_the_server_keeps_running(server, cl
     ("arguments", "message"),
     [
         ({"method": "Attention", "layer": "7"}, "stage3 of this model has the layers 1 to 2"),
-        ({"model_name": "../../etc"}, "not in the list of choices"),
-        ({"resolution": 100_000}, "resolution|maximum|less than"),
-        ({"stage": "stage9"}, "not in the list of choices"),
+        ({"layer": ["last"]}, None),
+        ({"model_name": "../../etc"}, "Model must be one of twins-svt-digits, twins-pcpvt-digits, got '../../etc'"),
+        ({"model_name": [MODELS[0]]}, r"Model must be one of .*, got \['twins-svt-digits'\]"),
+        ({"resolution": 100_000}, "Input resolution must be a number from 50 to 200, got 100000"),
+        ({"resolution": "100"}, "Input resolution must be a number from 50 to 200, got '100'"),
+        ({"opacity": None}, "Opacity of the overlay must be a number from 0 to 1, got None"),
+        ({"method": ["Grad-CAM"]}, "Explanation must be one of Grad-CAM, Attention, Attention rollout, got "),
+        ({"stage": "stage9"}, f"{MODELS[0]} has stage1, stage2, stage3.*: choose one of these"),
+        ({"stage": {"a": 1}}, f"{MODELS[0]} has stage1, stage2, stage3.*: choose one of these"),
     ],
-    ids=["layer", "model", "resolution", "stage"],
+    ids=[
+        "layer",
+        "layers",
+        "model",
+        "models",
+        "resolution",
+        "text",
+        "opacity",
+        "methods",
+        "stage",
+        "stages",
+    ],
 )
 def test_invalid_arguments_give_one_sentence(client, digit, arguments, message):
-    assert re.search(message, fails(client, handle_file(digit), **arguments, api_name="/explain"))
+    if message is None:
+        # Layers count for attention alone.
+        assert client.predict(handle_file(digit), **arguments, api_name="/explain")[1].startswith("Grad-CAM")
+    else:
+        assert re.search(message, fails(client, handle_file(digit), **arguments, api_name="/explain"))
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400", "null", "[100]"])
+@pytest.mark.parametrize(
+    ("endpoint", "data"),
+    [
+        ("classify", '[{image}, "{model}", {number}]'),
+        ("explain", '[{image}, "{model}", {number}, "Grad-CAM", "stage1", "last", 0.5]'),
+        ("compare", '[{image}, "{model}", "{model}", {number}]'),
+        ("classify_batch", '[[{image}], "{model}", {number}]'),
+    ],
+)
+def test_values_that_are_not_numbers_give_one_sentence(server, digit, endpoint, data, number):
+    """Sent as text, because clients refuse to send NaN."""
+    url = f"{server.url}/gradio_api"
+    with digit.open("rb") as file:
+        (path,) = httpx.post(f"{url}/upload", files={"files": file}, trust_env=False).json()
+    image = json.dumps({"path": path, "meta": {"_type": "gradio.FileData"}})
+    body = f'{{"data": {data.format(image=image, model=MODELS[0], number=number)}}}'
+    headers = {"Content-Type": "application/json"}
+    event = httpx.post(f"{url}/call/{endpoint}", content=body, headers=headers, trust_env=False).json()["event_id"]
+    answer = httpx.get(f"{url}/call/{endpoint}/{event}", trust_env=False, timeout=60).text
+    assert "Input resolution must be a number from 50 to 200, got " in answer
 
 
 def test_missing_image_gives_one_sentence(client):
@@ -330,11 +375,13 @@ def app():
 
 def test_labels_with_the_same_name_are_distinguished(app):
     labels = ["crane", "dog", "crane"]
-    model = SimpleNamespace(labels=labels)
     logits = torch.tensor([3.0, 1.0, 2.0])
-    answer = app.Classification(None).top_labels(model, SimpleNamespace(logits=logits))
-    assert list(answer) == ["crane (0)", "crane (2)", "dog"]
-    assert list(answer.values()) == pytest.approx(logits.softmax(-1)[[0, 2, 1]].tolist())
+    for problem_type, scores in ((None, logits.softmax(-1)), ("multi_label_classification", logits.sigmoid())):
+        config = tiny_config(num_labels=3, problem_type=problem_type)
+        model = SimpleNamespace(labels=labels, model=SimpleNamespace(config=config))
+        answer = app.Classification(None).top_labels(model, SimpleNamespace(logits=logits))
+        assert list(answer) == ["crane (0)", "crane (2)", "dog"]
+        assert list(answer.values()) == pytest.approx(scores[[0, 2, 1]].tolist())
 
 
 def test_selector_lists_the_available_models(app, monkeypatch, tmp_path):
@@ -383,7 +430,38 @@ def test_default_model_that_cannot_be_loaded_is_replaced_with_a_notice(app, tmp_
     default, example, answer, notice = app.first_answer(app.Classification(shelf), notice)
     assert (default, example.name) == (MODELS[0], "digit_7.png")
     assert next(iter(answer[0])) == "digit 7"
-    assert notice.startswith("mine could not be loaded, so the page starts with another model.")
+    assert notice.startswith("mine could not be used, so the page starts with another model.")
+
+
+def save_model(folder: Path, **fields) -> str:
+    TwinsForImageClassification(tiny_config(**fields)).save_pretrained(folder)
+    TwinsImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    return str(folder)
+
+
+def test_default_that_the_page_cannot_use_is_replaced_and_said_so(app, tmp_path):
+    shelf, notice = app.find_models([save_model(tmp_path / "gray", num_channels=1)])
+    default, *_, notice = app.first_answer(app.Classification(shelf), notice)
+    assert default == MODELS[0]
+    assert notice.startswith("gray could not be used, so the page starts with another model.")
+
+
+@pytest.mark.parametrize("num_stages", [1, 2])
+def test_page_has_the_stages_of_the_model(app, tmp_path, num_stages):
+    names = ("hidden_sizes", "num_attention_heads", "depths", "mlp_ratios", "sr_ratios")
+    fields = {name: tiny_config().to_dict()[name][:num_stages] for name in names}
+    shelf, notice = app.find_models([save_model(tmp_path / "small", **fields), str(SPACE / "models" / MODELS[0])])
+    actions = app.Classification(shelf)
+    default, example, answer, _ = app.first_answer(actions, notice)
+    assert default == "small"
+    stage_update = answer[5]
+    assert (stage_update["choices"], stage_update["value"]) == (["stage1", "stage2"][:num_stages], "stage1")
+    # A stage that was chosen for a larger model.
+    image = app.uploads.read_upload(example)
+    *_, caption, stage_update, _, _ = actions.answer(image, "small", 100, "Grad-CAM", "stage3", "last", 0.5)
+    assert stage_update["value"] == "stage1"
+    assert "of stage1" in caption
+    assert len(actions.compare(image, "small", MODELS[0], 100)) == 6
 
 
 def test_model_of_the_command_line_or_the_environment_is_the_default(app, monkeypatch):

@@ -34,9 +34,9 @@ from hf_twins import TwinsForImageClassification, TwinsImageProcessor
 SIDE = 24
 
 
-def make(family: str = "svt") -> tuple[TwinsForImageClassification, TwinsImageProcessor]:
+def make(family: str = "svt", **fields) -> tuple[TwinsForImageClassification, TwinsImageProcessor]:
     processor = TwinsImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
-    return randomize(TwinsForImageClassification(tiny_config(family))), processor
+    return randomize(TwinsForImageClassification(tiny_config(family, **fields))), processor
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +99,28 @@ def test_model_other_than_twins_is_refused():
         shelf.get("linear")
 
 
+@pytest.mark.parametrize("num_channels", [1, 4])
+def test_model_of_other_channels_is_refused(num_channels):
+    with pytest.raises(
+        ModelError, match=f"tiny takes images of {num_channels} channels, but this page has RGB images"
+    ):
+        LoadedModel("tiny", *make(num_channels=num_channels))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"size": {"shortest_edge": 1600}, "do_center_crop": False},
+        {"size": {"height": 2000, "width": 2000}, "do_center_crop": False},
+        {"size": {"shortest_edge": 2000}, "crop_size": {"height": 1800, "width": 1800}},
+    ],
+    ids=["shorter side", "height and width", "crop"],
+)
+def test_model_of_inputs_too_large_for_the_page_is_refused(fields):
+    with pytest.raises(ModelError, match=r"tiny takes inputs of more than 2,097,152 pixels, .* choose another model"):
+        LoadedModel("tiny", make()[0], TwinsImageProcessor(**fields))
+
+
 class OtherModel(torch.nn.Module):
     config = object()
 
@@ -150,6 +172,17 @@ def test_resolution_scales_the_input_of_the_model(model, resolution, side):
     assert model.prepare(PIL.Image.new("RGB", (60, 40)), resolution).shape == (3, side, side)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{"size": {"shortest_edge": 1000}, "crop_size": {"height": 1000, "width": 1000}}, {"do_resize": False}],
+    ids=["crop", "not resized"],
+)
+def test_input_too_large_for_the_page_is_refused(fields):
+    processor = TwinsImageProcessor(**{"do_center_crop": "crop_size" in fields} | fields)
+    with pytest.raises(UploadError, match="too large or too long for this resolution"):
+        LoadedModel("tiny", make()[0], processor).prepare(PIL.Image.new("RGB", (2000, 1500)), 200)
+
+
 def test_image_too_long_for_a_model_without_crop_is_refused():
     model, processor = make()
     processor.do_center_crop = False
@@ -189,6 +222,9 @@ def test_input_is_drawn_unchanged(model):
         ("Grad-CAM", "stage4", "last", "tiny has stage1, stage2, stage3: choose one of these"),
         ("Attention", "stage1", "3", "has the layers 1 to 2: choose one of these, or 'last'"),
         ("Attention", "stage1", "first", "has the layers 1 to 2"),
+        # Python converts no text of so many digits to a number.
+        ("Attention", "stage1", "9" * 5000, "has the layers 1 to 2"),
+        ("Grad-CAM", None, "last", "tiny has stage1, stage2, stage3: choose one of these"),
         ("Magic", "stage1", "last", "choose one of Grad-CAM, Attention, Attention rollout"),
     ],
 )

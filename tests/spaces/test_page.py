@@ -15,6 +15,7 @@
 
 import csv
 import io
+import math
 
 import gradio as gr
 import pytest
@@ -47,6 +48,51 @@ def test_file_names_are_not_formulas_in_a_csv_file(name, written):
     (_, row) = csv.reader(io.StringIO(content.decode(), newline=""))
     # Numbers stay numbers.
     assert row == [written, "-0.5"]
+
+
+VALUES = {
+    "slider": (
+        gr.Slider,
+        {"minimum": 50, "maximum": 200, "value": 100},
+        62.5,
+        "Option must be a number from 50 to 200",
+    ),
+    "dropdown": (gr.Dropdown, {"choices": [("a: 2 labels", "a"), "b"]}, "b", "Option must be one of a, b"),
+    "radio": (gr.Radio, {"choices": ["a", "b"]}, "a", "Option must be one of a, b"),
+}
+
+
+@pytest.mark.parametrize(("kind", "options", "valid", "message"), VALUES.values(), ids=VALUES)
+def test_values_that_are_none_of_a_component_are_refused_by_name(kind, options, valid, message):
+    component = page.checked(kind(label="Option", **options))
+    assert component.preprocess(valid) == valid
+    for value in (math.nan, math.inf, -math.inf, None, "", "c", [valid], {"a": 1}, True, 10**400, "x" * 10**6):
+        with pytest.raises(gr.Error) as caught:
+            component.preprocess(value)
+        assert caught.value.message.startswith(f"{message}, got ")
+        assert len(caught.value.message) < 100
+
+
+def test_model_of_the_environment_may_be_a_folder_with_spaces(monkeypatch, tmp_path):
+    (tmp_path / "my model").mkdir()
+    for value, models in (
+        ("", []),
+        ("one/model  another/model", ["one/model", "another/model"]),
+        (f" {tmp_path}/my model ", [f"{tmp_path}/my model"]),
+    ):
+        monkeypatch.setenv(page.MODEL_VARIABLE, value)
+        assert page.PageArguments().model == models
+
+
+def test_first_model_that_can_be_used_answers():
+    def answer(name):
+        if name != "good":
+            raise gr.Error(f"{name} does not work")
+        return "answer"
+
+    assert page.first_that_answers(["bad", "good", "other"], answer) == ("good", "answer")
+    with pytest.raises(gr.Error, match="worse does not work"):
+        page.first_that_answers(["bad", "worse"], answer)
 
 
 def test_page_shows_results_or_an_error_and_never_both():

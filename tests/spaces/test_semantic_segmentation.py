@@ -18,6 +18,7 @@ import json
 import re
 import runpy
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -155,6 +156,21 @@ def test_images_of_all_sizes_are_segmented(client, tmp_path):
             assert file.size == size
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model_name": [MODEL]}, "Model must be one of twins-svt-digit-scenes, got "),
+        ({"resolution": None}, "Input resolution must be a number from 50 to 200, got None"),
+        ({"opacity": "1"}, "Opacity of the overlay must be a number from 0 to 1, got '1'"),
+    ],
+    ids=["models", "resolution", "opacity"],
+)
+def test_bad_arguments_get_a_sentence(client, tmp_path, arguments, message):
+    digit_image(3).save(tmp_path / "digit.png")
+    with pytest.raises(AppError, match=message):
+        client.predict(handle_file(tmp_path / "digit.png"), **arguments, api_name="/segment")
+
+
 def test_describe_model_lists_the_models_in_memory(client):
     said = client.predict(MODEL, api_name="/describe_model")
     assert said.startswith(f"**{MODEL}** is loaded: 0.2 M parameters, 11 labels, 64 pixels. In memory: {MODEL}.")
@@ -193,6 +209,25 @@ def test_model_with_another_image_processor_loads_and_one_that_crops_does_not(sc
 def app():
     """The app's module, without a server."""
     return SimpleNamespace(**runpy.run_path(str(SPACE / "app.py")))
+
+
+def test_requests_at_once_resize_one_at_a_time(app, monkeypatch):
+    shelf, _ = app.find_models([])
+    segmentation, model = app.Segmentation(shelf), shelf.get(MODEL)
+    running, most = 0, 0
+
+    def likeliest_classes(*arguments):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.05)
+        running -= 1
+        return torch.zeros(8, 8)
+
+    monkeypatch.setitem(app.Segmentation.find_mask.__globals__, "likeliest_classes", likeliest_classes)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: segmentation.find_mask(model, Image.new("RGB", (64, 64)), 100), range(4)))
+    assert most == 1
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@
 """Segmentation of an image, at once or in sliding windows, at one or several sizes, optionally also mirrored.
 
 The steps are mmsegmentation's (https://github.com/open-mmlab/mmsegmentation, `EncoderDecoder.whole_inference` and
-`slide_inference`, `SegTTAModel`), so that published results can be reproduced: logits are resized to the model's
-input, then to the image, and the probabilities of several inputs are averaged.
+`slide_inference`, `SegTTAModel`), so that published results can be reproduced: logits are resized to the model's input,
+then to the image, and the probabilities of several inputs are averaged. Both are done in strips of rows, because the logits
+of a photograph take gigabytes.
 """
 
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ import torch
 from torch import nn
 
 from hf_twins._utils.images import convert_image, mode_of_model
+from hf_twins.image_processing_twins import resize_rows, row_strips
 
 
 # Scales of the published multi-scale results, which also use flip.
@@ -64,15 +66,9 @@ class InferenceArguments:
                 )
 
 
-def resized(logits: torch.Tensor, size: Any) -> torch.Tensor:
-    if tuple(logits.shape[2:]) == tuple(size):
-        return logits
-    return nn.functional.interpolate(logits, size=tuple(size), mode="bilinear")
-
-
 def whole_logits(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
     """Logits of the entire input, resized to its size: `(batch_size, num_labels, height, width)`, float32."""
-    return resized(model(pixel_values).logits.float(), pixel_values.shape[2:])
+    return nn.functional.interpolate(model(pixel_values).logits.float(), size=pixel_values.shape[2:], mode="bilinear")
 
 
 def sliding_logits(model: Any, pixel_values: torch.Tensor, crop_size: int, stride: int) -> torch.Tensor:
@@ -97,7 +93,7 @@ def window_starts(side: int, crop_size: int, stride: int) -> list[int]:
 
 @torch.inference_mode()
 def segment(model: Any, processor: Any, image: PIL.Image.Image, how: InferenceArguments) -> torch.Tensor:
-    """Compute the probability of each class at each pixel.
+    """Compute the class of each pixel: the one with the highest probability, averaged over all inputs.
 
     Args:
         model: segmentation model, in evaluation mode.
@@ -106,16 +102,32 @@ def segment(model: Any, processor: Any, image: PIL.Image.Image, how: InferenceAr
         how: inference options.
 
     Returns:
-        Probabilities `(num_labels, height, width)` at the size of the image, float32.
+        Classes `(height, width)` at the size of the image, int64.
 
     Raises:
         ValueError: if the image processor does not resize, and a scale other than 1 is requested.
+    """
+    outputs = logits_of_inputs(model, processor, image, how)
+    size = (image.height, image.width)
+    classes = torch.empty(size, dtype=torch.long, device=model.device)
+    for top, bottom in row_strips(outputs[0][0].shape[1], size):
+        classes[top:bottom] = mean_probabilities(outputs, size, top, bottom).argmax(0)
+    return classes
+
+
+def logits_of_inputs(
+    model: Any, processor: Any, image: PIL.Image.Image, how: InferenceArguments
+) -> list[tuple[torch.Tensor, tuple[int, int]]]:
+    """Logits of the image at each scale, and of its mirror image, not yet resized, and the height and width of each input.
+
+    Raises:
+        ValueError: as for [`segment`].
     """
     if not processor.do_resize and how.scales != [1.0]:
         raise ValueError("--scales need an image processor that resizes, with do_resize=True.")
     image = convert_image(image, mode_of_model(model.config))
     size = {name: value for name, value in dict(processor.size).items() if value is not None}
-    probabilities: Any = 0
+    outputs = []
     for scale in how.scales:
         scaled = {name: round(scale * value) for name, value in size.items()}
         # A single image needs no padding, and without it no logits have to be cut off.
@@ -124,9 +136,28 @@ def segment(model: Any, processor: Any, image: PIL.Image.Image, how: InferenceAr
         for is_flipped in (False, True) if how.flip else (False,):
             pixels = pixel_values.flip(3) if is_flipped else pixel_values
             if how.slide_crop_size is None or how.slide_stride is None:
-                logits = whole_logits(model, pixels)
+                logits = model(pixels).logits.float()
             else:
                 logits = sliding_logits(model, pixels, how.slide_crop_size, how.slide_stride)
-            logits = resized(logits.flip(3) if is_flipped else logits, (image.height, image.width))
-            probabilities = probabilities + logits.softmax(1)[0]
-    return probabilities / (len(how.scales) * (1 + how.flip))
+            outputs.append((logits.flip(3) if is_flipped else logits, (pixels.shape[2], pixels.shape[3])))
+    return outputs
+
+
+def mean_probabilities(
+    outputs: list[tuple[torch.Tensor, tuple[int, int]]], size: tuple[int, int], top: int, bottom: int
+) -> torch.Tensor:
+    """Probabilities of the classes in the rows from `top` to `bottom` of the image, averaged over all inputs.
+
+    Args:
+        outputs: result of [`logits_of_inputs`].
+        size: height and width of the image.
+        top: first row.
+        bottom: row after the last one.
+
+    Returns:
+        Probabilities `(num_labels, bottom - top, width)`, float32.
+    """
+    total: Any = 0
+    for logits, input_size in outputs:
+        total = total + resize_rows(logits, [input_size, size], top, bottom).softmax(1)[0]
+    return total / len(outputs)

@@ -97,7 +97,7 @@ def evaluate_pairs(
     model.eval()
     for index in progress_bar(range(rank, len(pairs), world_size), desc="Evaluating", disable=rank > 0, leave=False):
         pair = pairs[index]
-        prediction = segment(model, processor, pair["image"], how).argmax(0)
+        prediction = segment(model, processor, pair["image"], how)
         truth = torch.from_numpy(class_numbers(pair["label"], processor.do_reduce_labels)).to(model.device)
         matrix += confusion_matrix(truth, prediction, num_labels)
     model.train(was_training)

@@ -102,7 +102,7 @@ def draw_predictions(model: Any, processor: Any, pairs: ImageMaskPairs, how: Inf
     rows = []
     for index in range(min(NUM_IMAGES, len(pairs))):
         pair = pairs[index]
-        prediction = segment(model, processor, pair["image"], how).argmax(0).cpu().numpy()
+        prediction = segment(model, processor, pair["image"], how).cpu().numpy()
         rows.append(
             (convert_image(pair["image"]), prediction, class_numbers(pair["label"], processor.do_reduce_labels))
         )
