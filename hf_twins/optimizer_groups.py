@@ -40,7 +40,7 @@ def parameter_groups(
         layer_decay: learning rate factor per block, in (0, 1].
 
     Returns:
-        Dictionaries with `params`, `lr` and `weight_decay`, deepest layers last.
+        Dictionaries with `params`, `lr` and `weight_decay`. The head is first, whose learning rate the Trainer then logs.
 
     Raises:
         ValueError: if `layer_decay` is out of range, or nothing is trainable.
@@ -78,7 +78,7 @@ def parameter_groups(
             "lr": learning_rate * layer_decay ** (head_depth - depth),
             "weight_decay": weight_decay if is_decayed else 0.0,
         }
-        for (depth, is_decayed), parameters in sorted(groups.items(), key=lambda item: item[0])
+        for (depth, is_decayed), parameters in sorted(groups.items(), key=lambda item: item[0], reverse=True)
     ]
 
 

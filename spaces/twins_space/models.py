@@ -94,8 +94,7 @@ class LoadedModel:
             raise ModelError(f"{name} is not a Twins model: choose another.")
         if self.config.num_channels != 3:
             raise ModelError(
-                f"{name} takes images of {self.config.num_channels} channels, but this page has RGB images: choose another "
-                "model."
+                f"{name} has num_channels={self.config.num_channels}, but this page has RGB images: choose another model."
             )
         if self.input_pixels(self.input_sizes(100), (1, 1)) > MAX_INPUT_PIXELS:
             raise ModelError(
