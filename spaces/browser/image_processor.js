@@ -68,7 +68,8 @@ function resizedSize({ width, height }, size) {
 /** Where a centered crop begins; below zero if the image is smaller than the crop. */
 function cropStart(length, cropLength) {
   const rest = length - cropLength;
-  if (rest < 0) return -Math.ceil(-rest / 2);
+  // An odd pixel of padding is at the bottom or right.
+  if (rest < 0) return -Math.floor(-rest / 2);
   const half = Math.floor(rest / 2);
   // Half a pixel is rounded to the even number, as in Python.
   return rest % 2 && half % 2 ? half + 1 : half;
