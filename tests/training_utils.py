@@ -23,6 +23,16 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from hf_twins.training.runs import read_run
 
 
+# The identity of a training run.
+IDENTITY = {
+    "options": {"seed": 1, "num_train_epochs": 2.0, "max_steps": -1},
+    "labels": ["cat", "dog"],
+    "data": {"train": {"images": 8, "fingerprint": "a" * 64}},
+    "model": "b" * 64,
+    "num_processes": 1,
+}
+
+
 def check_second_runs(main: Callable[[list[str]], Any], arguments: list[str], output: Path) -> None:
     """Start a short training several times in one folder, which must only work to resume or replace the run.
 

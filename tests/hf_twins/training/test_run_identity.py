@@ -30,6 +30,7 @@ from classification_utils import write_images
 from datasets import Dataset
 from PIL import Image as PILImage
 from testing_utils import tiny_config
+from training_utils import IDENTITY
 from transformers import TrainingArguments
 
 from hf_twins import TwinsForImageClassification, TwinsImageProcessor
@@ -78,13 +79,6 @@ MUST_MATCH = {
     *("weight_decay", "warmup_steps", "ema_decay", "drop_path_rate", "horizontal_flip", "early_stopping_patience"),
     *("max_grad_norm", "bf16", "fp16", "mixed_precision", "optim", "eval_strategy", "train_val_split", "check_images"),
     *("max_train_samples", "image_size", "ignore_data_skip", "dataloader_in_order", "dataloader_drop_last"),
-}
-IDENTITY = {
-    "options": {"seed": 1, "num_train_epochs": 2.0, "max_steps": -1},
-    "labels": ["cat", "dog"],
-    "data": {"train": {"images": 8, "fingerprint": "a" * 64}},
-    "model": "b" * 64,
-    "num_processes": 1,
 }
 
 

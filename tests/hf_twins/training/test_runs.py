@@ -25,6 +25,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import save_file
 from testing_utils import tiny_config
+from training_utils import IDENTITY
 
 from hf_twins import TwinsForImageClassification, TwinsImageProcessor
 from hf_twins._utils.files import exclusive_folder, new_output, write_atomically
@@ -42,15 +43,6 @@ from hf_twins.training.runs import (
     save_pretrained,
 )
 from hf_twins.training.trainer import RecipeArguments
-
-
-IDENTITY = {
-    "options": {"seed": 1, "num_train_epochs": 2.0, "max_steps": -1},
-    "labels": ["cat", "dog"],
-    "data": {"train": {"images": 8, "fingerprint": "a" * 64}},
-    "model": "b" * 64,
-    "num_processes": 1,
-}
 
 
 def write_checkpoint(folder: Path, **identity) -> Path:
