@@ -21,10 +21,12 @@ import torch
 from torch import nn
 
 from ..modeling_twins import TwinsPreTrainedModel
+from .cuda_graphs import MAX_RECORDED_VALUES_IF_COMPILED, CudaGraphForward
 from .forwards import CastForward, CompiledForward
 from .machine import multiplies
+from .operators import OperatorForward
 from .packing import can_pack, fuse_projections, pack
-from .recording import MAX_RECORDED_VALUES, MAX_RECORDED_VALUES_IF_COMPILED, RecordedForward
+from .recording import MAX_RECORDED_VALUES
 from .runtimes import RUNTIMES, RuntimeForward, check_runtime
 
 
@@ -57,15 +59,15 @@ def optimize_for_inference(
     | backend | what it changes | when to use it |
     |---|---|---|
     | `"eager"` | the type of the weights | anywhere |
-    | `"packed"` | weights of Twins' linear layers in oneDNN's own layout; layers with the same input, sub-sampling and GELU are fused into them | on CPUs: no startup time, any image size |
+    | `"packed"` | weights of Twins' linear layers in oneDNN's own layout; layers with the same input, sub-sampling and GELU are fused into them; calls with few images (64 of 224 pixels) are recorded as a list of operators and replayed for the same input size | on CPUs, for images of any size: the first eight input sizes that occur again are recorded, in a tenth of a second each |
     | `"graph"` | linear layers with the same input are fused, and calls with few images (64 of 224 pixels) are recorded as CUDA graphs and replayed for the same input size | on GPUs, where small batches wait for Python: the first eight input sizes are recorded, each on first use |
     | `"compile"` | `torch.compile`, with the weights frozen into the code on CPUs, and its kernels recorded as above on GPUs, for up to 256 images of 224 pixels | for one or a few image sizes: each is compiled on first use |
     | `"openvino"`, `"onnxruntime"` | Twins is exported to this runtime, for images of any size, without masks | on CPUs, fastest in float32: the export takes a minute, once, and is kept in Hugging Face's cache (`assets/hf_twins`) |
     | `"auto"` | `"packed"` on a CPU that supports it, without adapters, `"graph"` on a CUDA device, otherwise `"eager"` | |
 
     Images may have any dtype, which the outputs then have, too. The copy is not for training, and packed weights cannot be saved: keep the
-    original, whose weights it shares with a runtime backend. Calls with masks or labels, under autocast or for
-    gradients of the image bypass recordings. Recordings do not call hooks that are registered after them.
+    original, whose weights it shares with a runtime backend. Calls with masks or labels, of models with hooks, under autocast
+    or for gradients of the image bypass recordings, which are discarded when the model's layers or config change.
     `"packed"` leaves layers with hooks, subclasses and wrappers as they are; runtimes refuse such models. Neither computes gradients.
     The copy's `optimized_for` says what was chosen.
 
@@ -146,20 +148,22 @@ def optimize_part(part: nn.Module, dtype: torch.dtype, backend: str, has_adapter
     """Let PyTorch compute a model, or a part of one, as a backend does."""
     float_dtype = torch.float32 if dtype == torch.int8 else dtype
     is_on_gpu = next(part.parameters()).is_cuda
-    is_recorded = is_on_gpu and backend in ("graph", "compile")
+    is_recorded_on_gpu = is_on_gpu and backend in ("graph", "compile")
     part.to(float_dtype)
     if backend == "packed":
         # What other models do with their layers, beside calling them, is unknown.
         for twins in twins_models(part):
             pack(twins, dtype)
-    elif is_recorded and not has_adapters:
+    elif is_recorded_on_gpu and not has_adapters:
         fuse_projections(part, lambda linear: linear)
     CastForward(part, float_dtype)
     if backend == "compile":
         CompiledForward(part, None if is_on_gpu else {"freezing": True})
-    max_values = MAX_RECORDED_VALUES_IF_COMPILED if backend == "compile" else MAX_RECORDED_VALUES
-    for twins in twins_models(part) if is_recorded else []:
-        RecordedForward(twins, max_values)
+    for twins in twins_models(part):
+        if is_recorded_on_gpu:
+            CudaGraphForward(twins, MAX_RECORDED_VALUES_IF_COMPILED if backend == "compile" else MAX_RECORDED_VALUES)
+        elif backend == "packed":
+            OperatorForward(twins)
 
 
 def check_model(model: nn.Module) -> None:

@@ -66,7 +66,8 @@ class CastForward(ReplacedForward):
             args = (images.to(self.dtype), *args[1:])
         else:
             kwargs[self.name] = images.to(self.dtype)
-        return map_tensors(self.forward(*args, **kwargs), lambda tensor: tensor.to(images.dtype))
+        outputs = self.forward(*args, **kwargs)
+        return map_tensors(outputs, lambda tensor: tensor.to(images.dtype) if tensor.is_floating_point() else tensor)
 
 
 class Compiled(PerCopy):
@@ -103,9 +104,9 @@ class CompiledForward(ReplacedForward):
 
 
 def map_tensors(outputs: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """The same structure with every floating-point tensor changed."""
+    """The same structure with every tensor changed."""
     if torch.is_tensor(outputs):
-        return change(outputs) if outputs.is_floating_point() else outputs
+        return change(outputs)
     if isinstance(outputs, dict):
         changed = {name: map_tensors(value, change) for name, value in outputs.items()}
         return type(outputs)(**changed) if isinstance(outputs, ModelOutput) else changed
