@@ -31,7 +31,7 @@ if sys.platform != "win32":
     import fcntl
 
 
-TEMPORARY_PREFIX = "hf_twins-tests-"
+TEMPORARY_PREFIX = "twins-tests-"
 
 
 def lock(folder: Path) -> int | None:
