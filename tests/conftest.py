@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Fixtures for all tests: no network, no files in the user's cache, the same random numbers in every test."""
+"""Fixtures for all tests: no network, no files left behind, the same random numbers in every test."""
 
 import atexit
 import ctypes
@@ -22,12 +22,60 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
+
+# Windows has no `fcntl` locks: there, the files of a killed run have to be removed by hand.
+if sys.platform != "win32":
+    import fcntl
+
+
+TEMPORARY_PREFIX = "twins-tests-"
+
+
+def lock(folder: Path) -> int | None:
+    """Lock a folder until the descriptor that is returned is closed, None if another run has locked or removed it."""
+    if sys.platform == "win32":
+        return None
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if folder.exists():
+                return descriptor
+        os.close(descriptor)
+    return None
+
+
+def use_temporary_folder() -> None:
+    """Let this process, and those it starts, write their temporary files to a folder that is removed at the end.
+
+    Libraries leave theirs behind: PyTorch's compiler gigabytes of code, Gradio's client a folder for each file that it
+    downloads, a killed browser its profile. Folders of runs that were killed are removed, too.
+    """
+    parent = Path(tempfile.gettempdir())
+    for left in parent.glob(f"{TEMPORARY_PREFIX}*"):
+        descriptor = lock(left)
+        if descriptor is not None:
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(descriptor)
+    # `tmp_path` stays where pytest would create it, because the files of failed tests are kept.
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(parent))
+    folder = Path(tempfile.mkdtemp(prefix=f"new-{TEMPORARY_PREFIX}"))
+    # It remains locked until this process ends. Without the lock, another run would take it for one that was left.
+    lock(folder)
+    folder = folder.rename(parent / folder.name.removeprefix("new-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+
+
+# The processes of parallel tests inherit the folder, which outlives them, also if they are killed.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    use_temporary_folder()
 
 # These variables must be set before the libraries are imported, which read them once.
-HF_HOME = tempfile.mkdtemp(prefix="hf-home-")
-atexit.register(shutil.rmtree, HF_HOME, ignore_errors=True)
-os.environ["HF_HOME"] = HF_HOME
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf-home-")
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Threads of parallel tests would wait for each other, sometimes for 30 times as long. This is set only in the workers,
 # because they would inherit variables of the process that starts them.

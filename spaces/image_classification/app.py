@@ -28,15 +28,21 @@ from typing import Any
 
 from hf_twins._utils.command_line import run
 
-import gradio as gr
-import numpy as np
-import PIL.Image
-
 
 HERE = Path(__file__).resolve().parent
 # The code that the Spaces share is next to this file in an assembled Space, and one folder up in the repository.
 sys.path.append(str(HERE.parent))
 
+from twins_space.temporary_files import use_own_folder
+
+
+if __name__ == "__main__":
+    # Before Gradio is imported, which reads the environment then.
+    use_own_folder()
+
+import gradio as gr
+import numpy as np
+import PIL.Image
 from twins_space import drawing, models, page, uploads
 
 from hf_twins import TWINS_VARIANTS, load_model

@@ -30,16 +30,22 @@ from typing import Any
 
 from hf_twins._utils.command_line import run
 
-import gradio as gr
-import numpy as np
-import PIL.Image
-
 
 HERE = Path(__file__).resolve().parent
 # The code that the Spaces share, and the conversion, are next to this file in an assembled Space, and further up in
 # the repository.
 sys.path += [str(HERE.parent), str(HERE / "conversion"), str(HERE.parents[1] / "conversion")]
 
+from twins_space.temporary_files import use_own_folder
+
+
+if __name__ == "__main__":
+    # Before Gradio is imported, which reads the environment then.
+    use_own_folder()
+
+import gradio as gr
+import numpy as np
+import PIL.Image
 from checkpoint_formats import convert_checkpoint, image_processor
 from checkpoint_sources import open_checkpoint
 from downloads import cache_folder, read_kept
