@@ -178,7 +178,7 @@ def load_evaluation_images(data_arguments: ImageArguments, args: EvaluationArgum
     split = with_label_names({title: split}, data_arguments.class_names_file, allow_unused=True)[title]
     if data_arguments.max_eval_samples is not None:
         split = split.shuffle(seed=0).select(range(min(data_arguments.max_eval_samples, len(split))))
-    images = without_corrupt_images(split, title) if data_arguments.check_images else split
+    images = without_corrupt_images(split, title)[0] if data_arguments.check_images else split
     if len(images) == 0:
         raise ValueError("No image of the dataset can be used.")
     return images, len(split) - len(images)
