@@ -292,8 +292,8 @@ class RecipeTrainer(Trainer):
             reason = why_training_is_over(state.global_step, int(num_steps or 0), results, patience)
             if reason is not None:
                 logger.warning(
-                    f"There is nothing left to train, because the training of {self.checkpoint} is over: {reason}. Its "
-                    "model is evaluated and written again."
+                    f"There is nothing left to train, because the training of {self.checkpoint} is over: {reason}. "
+                    "Its model is evaluated and written again."
                 )
                 # With any epochs left, the Trainer would take at least one more step.
                 num_epochs = 0
@@ -306,10 +306,10 @@ class RecipeTrainer(Trainer):
             super().log(logs, *args, **kwargs)
 
     def log_result(self, metrics: dict[str, float]) -> dict[str, Any]:
-        """Log the evaluation of the trained model, and return it for `all_results.json`, with the length of the training.
+        """Log the evaluation of the trained model; return it for `all_results.json`, with the length of the training.
 
-        With `--load_best_model_at_end`, the model is that of a checkpoint, which is named. Its evaluation is already in
-        the history; logged again, it would be taken for that of the last epoch.
+        With `--load_best_model_at_end`, the model is that of a checkpoint, which is named. Its evaluation is already
+        in the history; logged again, it would be taken for that of the last epoch.
         """
         results: dict[str, Any] = metrics | {"epoch": self.state.epoch, "steps": self.state.global_step}
         best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None

@@ -299,8 +299,8 @@ def test_training_that_is_over_is_not_resumed(
     assert results["steps"] == steps
     assert f"Resuming from {checkpoint}." in warnings
     assert warnings[-1] == (
-        f"There is nothing left to train, because the training of {checkpoint} is over: {reason}. Its model is evaluated "
-        "and written again."
+        f"There is nothing left to train, because the training of {checkpoint} is over: {reason}. Its model is "
+        "evaluated and written again."
     )
     # The Trainer would log a loss of 0.
     assert ", training: " not in capsys.readouterr().out

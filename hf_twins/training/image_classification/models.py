@@ -296,8 +296,8 @@ def save_adapter(model: PeftModel, processor: TwinsImageProcessor, folder: Path)
     description = f"A LoRA adapter of the Twins model {name}, for {len(labels)} labels."
     if is_local:
         description += (
-            f" {name} is a folder on the computer where the adapter was trained: elsewhere, put the path of a copy into "
-            "`base_model_name_or_path` of `adapter_config.json`."
+            f" {name} is a folder on the computer where the adapter was trained: elsewhere, put the path of a copy "
+            "into `base_model_name_or_path` of `adapter_config.json`."
         )
     channels = f", num_channels={model.config.num_channels}" if model.config.num_channels != 3 else ""
     values = {"folder": quoted(str(folder)), "channels": channels, "labels_name": ADAPTER_LABELS_NAME}
