@@ -82,7 +82,7 @@ class Case:
         dtype: dtype of weights in inference (int8: of linear layers and their inputs), of autocast in training.
         batch_size: images per call.
         image_size: height and width in pixels.
-        checkpoints: whether training uses gradient checkpointing.
+        checkpoints: whether training uses activation checkpointing.
     """
 
     contender: str
@@ -110,7 +110,7 @@ def what_prevents(case: Case, device: str) -> str | None:
     if case.dtype == "int8" and case.contender not in ("hf_twins-optimized", "matmul", *RUNTIMES):
         return f"{case.contender} has no int8"
     if case.checkpoints and (case.contender != "hf_twins" or case.mode != "training"):
-        return f"{case.contender} has no gradient checkpointing in {case.mode}"
+        return f"{case.contender} has no activation checkpointing in {case.mode}"
     return None
 
 
@@ -349,7 +349,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 8], help="images per call")
     parser.add_argument("--image_sizes", nargs="+", type=int, default=[224], help="image sides in pixels")
-    parser.add_argument("--checkpoints", action="store_true", help="also measure gradient checkpointing")
+    parser.add_argument("--checkpoints", action="store_true", help="also measure activation checkpointing")
     parser.add_argument("--rounds", type=int, default=7, help="turns per contender")
     parser.add_argument("--calls", type=int, default=3, help="calls per turn, at least")
     parser.add_argument(

@@ -34,7 +34,7 @@ def run_card(folder: Path, location: str | None = None, needs: tuple[str, ...] =
         location: name of the folder in the card, if that is not its path.
         needs: modules of extras that the code may import.
     """
-    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    code = "".join(re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL))
     assert code.startswith("import hf_twins"), code
     assert (location or str(folder)) in code, code
     code = code.replace(f'"{location or folder}"', f'"{folder}"')

@@ -130,6 +130,15 @@ def test_documented_messages_match_the_actual_ones(tmp_path):
         assert message.replace("'", "") in re.sub("['`]", "", str(caught.value))
 
 
+def test_documented_way_to_checkpoint_activations_is_not_deprecated():
+    page = (ROOT / "hf_twins/README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^\| `model\.set_grad_checkpointing\(\)` \| `(.*)` \|$", page, re.MULTILINE)
+    model = TwinsForImageClassification(tiny_config())
+    # Warnings are errors.
+    exec(code, {"model": model})  # noqa: S102  # the page's code is ours
+    assert model.is_activation_checkpointing
+
+
 def test_table_of_public_names_is_complete():
     page = (ROOT / "hf_twins/README.md").read_text(encoding="utf-8")
     table = page.partition("\n## Public names\n")[2].partition("\n## ")[0]

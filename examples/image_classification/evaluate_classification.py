@@ -23,6 +23,7 @@ output folder is accepted only for the same model and images (`settings.json`).
 
 import hashlib
 import json
+import logging
 import re
 import time
 from collections import defaultdict
@@ -33,14 +34,17 @@ from typing import Any, ClassVar
 
 from hf_twins._utils.command_line import run
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import load_dataset
 from torch.utils.data import DataLoader
 
 from hf_twins import TWINS_VARIANTS, TwinsImageProcessor, published_variant
+from hf_twins._utils.files import write_json
 from hf_twins._utils.fingerprints import dataset_fingerprint, model_fingerprint
 from hf_twins._utils.image_folders import label_name, listed
+from hf_twins._utils.labels import distinct_names, label_names
 from hf_twins._utils.progress import progress_bar
 from hf_twins._utils.run_settings import record_settings
 from hf_twins.training.data import LabeledImages, check_is_no_image_folder
@@ -55,9 +59,11 @@ from hf_twins.training.image_classification.data import (
 from hf_twins.training.image_classification.folders import evaluation_part, folder_parts
 from hf_twins.training.image_classification.labels import with_label_names
 from hf_twins.training.image_classification.models import load_trained
+from hf_twins.training.image_classification.reports import results_per_label
 from hf_twins.training.reports import write_results
 
 
+logger = logging.getLogger(__name__)
 # Shorter side of the image before a crop of 224 pixels, in the authors' evaluation (main.py) and in timm's (crop_pct
 # 0.9).
 PROTOCOLS = {"authors": 256, "timm": 248}
@@ -85,7 +91,7 @@ class EvaluationArguments:
     dataloader_num_workers: int = field(default=2, metadata={"help": "Data loading workers per process."})
     mixed_precision: str | None = field(default=None, metadata={"help": "no, fp16 or bf16."})
     output_dir: str | None = field(
-        default=None, metadata={"help": "Folder for all_results.json and settings.json, if any."}
+        default=None, metadata={"help": "Folder for all_results.json, per_label.json and settings.json, if any."}
     )
 
 
@@ -104,14 +110,19 @@ def evaluate(
     processor = with_protocol(processor, args.protocol)
     with accelerator.main_process_first():
         images, num_corrupt = load_evaluation_images(data_arguments, args)
-    label_of = torch.tensor(label_numbers(images.features["label"].names, model.config.id2label))
+    names, id2label = images.features["label"].names, model.config.id2label
+    numbers = label_numbers(names, id2label)
+    if accelerator.is_main_process and any(id2label[number] != name for name, number in zip(names, numbers)):
+        matched = [f"{name} = {id2label[number]}" for name, number in zip(names, numbers)]
+        logger.warning(f"The dataset's labels are the model's by another name: {listed(matched)}.")
+    label_of = torch.tensor(numbers)
     settings: dict[str, Any] = {}
     if accelerator.is_main_process and args.output_dir is not None:
         settings = {
             "model": model_fingerprint(model, processor),
             "images": dataset_fingerprint(images),
             # The names may come from a file, so they are not part of the fingerprint of the data.
-            "labels": hashlib.sha256(json.dumps(images.features["label"].names).encode()).hexdigest(),
+            "labels": hashlib.sha256(json.dumps(names).encode()).hexdigest(),
             "mixed_precision": accelerator.mixed_precision,
         }
         record_settings(Path(args.output_dir), settings, outputs="all_results.json")
@@ -127,10 +138,13 @@ def evaluate(
         )
     )
     started = time.perf_counter()
-    correct = count_correct(accelerator, model, loader, label_of)
+    predictions, labels = predict(accelerator, model, loader, label_of)
     seconds = time.perf_counter() - started
     num_images = len(images)
-    results: dict[str, Any] = {f"eval_{name}": count / num_images for name, count in correct.items()}
+    hits = predictions == labels[:, None]
+    results: dict[str, Any] = {"eval_accuracy": int(hits[:, 0].sum()) / num_images}
+    if hits.shape[1] == 5:
+        results["eval_top5_accuracy"] = int(hits.sum()) / num_images
     results |= {
         "images": num_images,
         "corrupt_images": num_corrupt,
@@ -145,9 +159,13 @@ def evaluate(
     if published is not None:
         results["published_accuracy"] = published
     if accelerator.is_main_process:
-        print(report(results))
+        distinct = distinct_names(label_names(model.config))
+        evaluated = sorted(set(numbers))
+        per_label = results_per_label([distinct[number] for number in evaluated], evaluated, labels, predictions[:, 0])
+        print(f"{report(results)}\n{describe_worst(per_label)}")
         if args.output_dir is not None:
             write_results(Path(args.output_dir), results)
+            write_json(Path(args.output_dir) / "per_label.json", per_label)
     accelerator.end_training()
     return results
 
@@ -178,7 +196,7 @@ def load_evaluation_images(data_arguments: ImageArguments, args: EvaluationArgum
     split = with_label_names({title: split}, data_arguments.class_names_file, allow_unused=True)[title]
     if data_arguments.max_eval_samples is not None:
         split = split.shuffle(seed=0).select(range(min(data_arguments.max_eval_samples, len(split))))
-    images = without_corrupt_images(split, title) if data_arguments.check_images else split
+    images = without_corrupt_images(split, title)[0] if data_arguments.check_images else split
     if len(images) == 0:
         raise ValueError("No image of the dataset can be used.")
     return images, len(split) - len(images)
@@ -254,22 +272,27 @@ def imagenet_numbers(synsets: Sequence[str]) -> list[int]:
 
 
 @torch.inference_mode()
-def count_correct(accelerator: Accelerator, model: Any, loader: Any, label_of: torch.Tensor) -> dict[str, int]:
-    """Count images whose true label is the prediction and, with more than five labels, among the top five predictions."""
+def predict(
+    accelerator: Accelerator, model: Any, loader: Any, label_of: torch.Tensor
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predict the labels of all images, in every process.
+
+    Returns:
+        The likeliest five labels or, with at most five labels, the likeliest one, `(num_images, 5 or 1)`, and the true
+        labels, `(num_images,)`, both as the model's numbers.
+    """
     model.eval().to(accelerator.device)
     label_of = label_of.to(accelerator.device)
     num_ranks = 5 if model.config.num_labels > 5 else 1
-    correct = torch.zeros(num_ranks, dtype=torch.long, device=accelerator.device)
+    predictions, labels = [], []
     for batch in progress_bar(loader, desc="evaluating", unit="batch", disable=not accelerator.is_main_process):
         with accelerator.autocast():
             logits = model(pixel_values=batch["pixel_values"]).logits
-        hits = logits.topk(num_ranks).indices == label_of[batch["labels"]].unsqueeze(-1)
         # This leaves out images that were repeated to fill the last batch.
-        correct += accelerator.gather_for_metrics(hits).sum(0)
-    counts = {"accuracy": int(correct[0])}
-    if num_ranks > 1:
-        counts["top5_accuracy"] = int(correct.sum())
-    return counts
+        gathered = accelerator.gather_for_metrics((logits.topk(num_ranks).indices, label_of[batch["labels"]]))
+        predictions.append(gathered[0].cpu().numpy())
+        labels.append(gathered[1].cpu().numpy())
+    return np.concatenate(predictions), np.concatenate(labels)
 
 
 def published_accuracy(model: Any, processor: Any) -> float | None:
@@ -286,6 +309,15 @@ def describe(processor: Any) -> str:
     size, crop = processor.size, processor.crop_size
     shorter = size.shortest_edge if size.shortest_edge else f"{size.height} x {size.width}"
     return f"resized to {shorter}" + (f", crop {crop.height} x {crop.width}" if processor.do_center_crop else "")
+
+
+def describe_worst(per_label: dict[str, dict[str, float]]) -> str:
+    """Name the labels with the lowest F1."""
+    worst = sorted(
+        (label for label in per_label if per_label[label]["images"]), key=lambda label: per_label[label]["f1"]
+    )
+    described = [f"{label} {per_label[label]['f1']:.3f} ({per_label[label]['images']} images)" for label in worst[:5]]
+    return f"Lowest F1: {listed(described)}."
 
 
 def report(results: dict[str, Any]) -> str:

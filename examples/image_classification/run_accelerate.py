@@ -245,7 +245,8 @@ def train(
         reason = why_training_is_over(step, num_steps, accuracies(history), recipe.early_stopping_patience)
         if reason is not None:
             logger.warning(
-                f"The training of {checkpoint} is over: {reason}. Its model is evaluated and written again."
+                f"There is nothing left to train, because the training of {checkpoint} is over: {reason}. Its "
+                "model is evaluated and written again."
             )
     checkpoint_every = None if args.checkpointing_steps == "epoch" else int(args.checkpointing_steps)
 

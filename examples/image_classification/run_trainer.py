@@ -166,7 +166,7 @@ def train(
     trainer.train()
 
     prediction: Any = trainer.predict(evaluation_images, metric_key_prefix="eval")
-    trainer.log(prediction.metrics)
+    results = trainer.log_result(prediction.metrics)
     weights = full_weights(trainer.accelerator, trainer.model_wrapped)
     if trainer.is_world_process_zero():
         training_run.start_writing()
@@ -175,7 +175,6 @@ def train(
         settings = run_settings(model_arguments, data_arguments, recipe, dataset, args.to_sanitized_dict())
         history = trainer.state.log_history
         write_report(output_dir, names, prediction.predictions, prediction.label_ids, history, settings)
-        results = prediction.metrics | {"epoch": trainer.state.epoch, "steps": trainer.state.global_step}
         finish_run(args, results, summary(results, len(evaluation_images)), "confusion_matrix.png")
     return prediction.metrics
 

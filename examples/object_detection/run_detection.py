@@ -187,7 +187,7 @@ def train(
     # `evaluate` would return only the metrics.
     output: Any = trainer.predict(evaluation_images, metric_key_prefix="eval")
     (predictions, precisions, per_category), metrics = output.predictions, output.metrics
-    trainer.log(metrics)
+    results = trainer.log_result(metrics) | {"per_category": per_category}
     weights = full_weights(trainer.accelerator, trainer.model_wrapped)
     if trainer.is_world_process_zero():
         training_run.start_writing()
@@ -204,7 +204,6 @@ def train(
             settings,
         )
         masks = f" (masks {precisions['mask_ap']:.3f})" if "mask_ap" in precisions else ""
-        results = metrics | {"steps": trainer.state.global_step, "per_category": per_category}
         summary = f"AP on {len(evaluation_images)} evaluation images: {precisions.get('ap', 0):.3f}{masks}."
         finish_run(args, results, summary, "predictions.png")
     return metrics

@@ -168,7 +168,7 @@ def train(
 
     matrix = evaluate_pairs(model, processor, pairs["validation"], inference, trainer.accelerator)
     metrics = {f"eval_{name}": value for name, value in segmentation_metrics(matrix).items()}
-    trainer.log(metrics)
+    results = trainer.log_result(metrics)
     if trainer.is_world_process_zero():
         training_run.start_writing()
         save_pretrained(model, processor, output_dir)
@@ -178,7 +178,6 @@ def train(
             "inference": vars(inference)
         }
         write_report(output_dir, names, matrix, trainer.state.log_history, settings)
-        results = metrics | {"epoch": trainer.state.epoch, "steps": trainer.state.global_step}
         summary = f"Mean IoU on {len(pairs['validation'])} evaluation images: {metrics['eval_mean_iou']:.1%}."
         finish_run(args, results, summary, "predictions.png")
     return metrics

@@ -200,10 +200,15 @@ def push_folder(output_dir: Path, repo_id: str | None, is_private: bool) -> None
     repo_id = repo_id or output_dir.resolve().name
     try:
         url = create_repository(api, repo_id, is_private)
-        card = output_dir / "README.md"
-        # On the Hub, the code in the card must load the model from the Hub.
-        text = card.read_text(encoding="utf-8").replace(quoted(str(output_dir)), quoted(url.repo_id))
-        write_atomically(card, lambda partial: partial.write_text(sign(text), encoding="utf-8"))
+        # On the Hub, the code in the cards must load the model from the Hub.
+        load_from_hub(output_dir / "README.md", quoted(str(output_dir)), quoted(url.repo_id))
+        if "adapter/README.md" in files:
+            load_from_hub(
+                output_dir / "adapter" / "README.md",
+                f"adapter = {quoted(str(output_dir / 'adapter'))}",
+                "from huggingface_hub import snapshot_download\n\n"
+                f'adapter = snapshot_download({quoted(url.repo_id)}, allow_patterns="adapter/*") + "/adapter"',
+            )
         publish_folder(api, output_dir, url.repo_id, private=is_private, files=files)
     # huggingface_hub raises a RuntimeError when it gives up retrying an upload.
     except (httpx.HTTPError, RuntimeError, OSError) as error:
@@ -214,3 +219,9 @@ def push_folder(output_dir: Path, repo_id: str | None, is_private: bool) -> None
             f"it with {shlex.join(['hf', 'upload', repo_id, str(output_dir), *options])}"
         ) from error
     logger.info(f"published as {url}")
+
+
+def load_from_hub(card: Path, local: str, published: str) -> None:
+    """Replace `local` by `published` in the code of a generated card."""
+    text = card.read_text(encoding="utf-8").replace(local, published)
+    write_atomically(card, lambda partial: partial.write_text(sign(text), encoding="utf-8"))

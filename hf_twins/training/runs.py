@@ -272,7 +272,7 @@ def begin_run(
     processor: Any,
     num_processes: int,
 ) -> Run:
-    """Record a run in its output folder, before it trains.
+    """Record a run in its output folder, before it trains; log the numbers of its labels, and what it resumes from.
 
     Args:
         checkpoint: checkpoint that the run resumes from.
@@ -292,6 +292,9 @@ def begin_run(
     output_dir = Path(options["output_dir"])
     if not is_main_process():
         return Run(output_dir, {})
+    # Names may look like numbers: folders called 1, 2 and 10 are the labels 0, 2 and 1.
+    numbered = [f"{number} = {name}" for number, name in enumerate(labels)]
+    logger.warning(f"{len(labels)} labels by number: {listed(numbered)}.")
     identity = run_identity(arguments, labels, splits, model, processor, num_processes)
     run = Run(output_dir, identity, files_of(arguments))
     if options.get("lora_rank", 0) > 0:
@@ -315,6 +318,8 @@ def begin_run(
             # training, and are the first to be removed.
             name = checkpoint.name.removesuffix(REPLACED)
             run.checkpoints = [*(each for each in run.checkpoints if each != name), name]
+        if checkpoint is not None:
+            logger.warning(f"Resuming from {checkpoint}.")
     elif previous is not None and options["overwrite_output_dir"]:
         check_is_no_start(output_dir, options)
         run.replaces = previous

@@ -247,6 +247,7 @@ class RecipeTrainer(Trainer):
         **kwargs: Any,
     ):
         self.recipe, self.sampler, self.run, self.checkpoint = recipe, sampler, run, checkpoint
+        self.is_over = False
         super().__init__(*args, **kwargs)
         check_sharding(self.accelerator.distributed_type, bool(self.args.fsdp), recipe)
         self.add_callback(EpochOfSampler(sampler))
@@ -291,11 +292,34 @@ class RecipeTrainer(Trainer):
             reason = why_training_is_over(state.global_step, int(num_steps or 0), results, patience)
             if reason is not None:
                 logger.warning(
-                    f"The training of {self.checkpoint} is over: {reason}. Its model is evaluated and written again."
+                    f"There is nothing left to train, because the training of {self.checkpoint} is over: {reason}. "
+                    "Its model is evaluated and written again."
                 )
                 # With any epochs left, the Trainer would take at least one more step.
                 num_epochs = 0
+                self.is_over = True
         return num_epochs, *others, num_steps
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        # At the end of a training without a step, the Trainer would log a loss and a speed of 0.
+        if not (self.is_over and "train_loss" in logs):
+            super().log(logs, *args, **kwargs)
+
+    def log_result(self, metrics: dict[str, float]) -> dict[str, Any]:
+        """Log the evaluation of the trained model; return it for `all_results.json`, with the length of the training.
+
+        With `--load_best_model_at_end`, the model is that of a checkpoint, which is named. Its evaluation is already
+        in the history; logged again, it would be taken for that of the last epoch.
+        """
+        results: dict[str, Any] = metrics | {"epoch": self.state.epoch, "steps": self.state.global_step}
+        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        if best is None:
+            self.log(metrics)
+            return results
+        results["evaluated_checkpoint"] = Path(best).name.removesuffix(REPLACED)
+        if self.is_world_process_zero():
+            tqdm.write(f"{results['evaluated_checkpoint']}, the best one, {describe_metrics(metrics)}")
+        return results
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)

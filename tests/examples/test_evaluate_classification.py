@@ -45,17 +45,19 @@ def run(start, folder, *more: object) -> dict:
     return evaluate_classification.main([str(argument) for argument in arguments])
 
 
-def test_accuracy_equals_that_of_single_images(start, folder, tmp_path, capsys):
+def test_accuracy_equals_that_of_single_images(start, folder, tmp_path, capsys, caplog):
     (folder / "3" / "half.png").write_bytes(next((folder / "3").iterdir()).read_bytes()[:60])
     results = run(start, folder, "--per_device_eval_batch_size", 8, "--output_dir", tmp_path / "results")
     model = TwinsForImageClassification.from_pretrained(start).eval()
     processor = TwinsImageProcessor.from_pretrained(start)
-    ranks = []
+    ranks, labels, predictions = [], [], []
     for file in sorted(folder.rglob("*.png")):
         if file.name != "half.png":
             with torch.no_grad():
                 logits = model(**processor(Image.open(file).convert("RGB"), return_tensors="pt")).logits[0]
-            ranks.append(logits.argsort(descending=True).tolist().index(int(file.parent.name)))
+            labels.append(int(file.parent.name))
+            predictions.append(int(logits.argmax()))
+            ranks.append(logits.argsort(descending=True).tolist().index(labels[-1]))
     assert len(ranks) == 37
     assert results["eval_accuracy"] == sum(rank == 0 for rank in ranks) / 37
     assert results["eval_top5_accuracy"] == sum(rank < 5 for rank in ranks) / 37
@@ -69,6 +71,21 @@ def test_accuracy_equals_that_of_single_images(start, folder, tmp_path, capsys):
     assert "37 images (resized to 18, crop 16 x 16; float32)" in printed
     assert "1 images could not be decoded and were skipped" in printed
     assert "published" not in printed
+    assert caplog.messages[-1].startswith(
+        "The dataset's labels are the model's by another name: 0 = LABEL_0, 1 = LABEL_1, "
+    )
+    per_label = json.loads((tmp_path / "results" / "per_label.json").read_text())
+    assert list(per_label) == [f"LABEL_{label}" for label in range(10)]
+    f1 = {}
+    for label in range(10):
+        predicted, true = predictions.count(label), labels.count(label)
+        both = sum(pair == (label, label) for pair in zip(labels, predictions))
+        f1[label] = 2 * both / (predicted + true)
+        assert per_label[f"LABEL_{label}"] == pytest.approx(
+            {"precision": both / max(predicted, 1), "recall": both / true, "f1": f1[label], "images": true}
+        )
+    worst = min(f1, key=lambda label: f1[label])
+    assert f"Lowest F1: LABEL_{worst} {f1[worst]:.3f} ({labels.count(worst)} images), " in printed
 
 
 def test_results_of_different_runs_are_not_replaced(start, folder, tmp_path):

@@ -17,6 +17,7 @@ import functools
 import io
 import json
 import os
+import re
 import shutil
 import tarfile
 import time
@@ -236,6 +237,29 @@ def test_corrupt_images_are_left_out_and_named(tmp_path, caplog):
     for name in ("3.png", "5.png", "6.png is too long, 1 x 65535 pixels: one side may be at most 100 times the other"):
         assert name in caplog.text
     assert all(example["image"].size == (12, 10) for example in images["train"])
+
+
+@pytest.mark.parametrize("kind", ["files", "parquet"])
+def test_identical_images_with_several_labels_or_in_both_splits_are_named(kind, tmp_path, caplog):
+    folders = {split: write_images(tmp_path / split, {"cat": 3, "dog": 3}) for split in ("train", "validation")}
+    load_images(DataArguments(train_dir=str(folders["train"]), validation_dir=str(folders["validation"])), seed=0)
+    assert not caplog.text
+    shutil.copy(tmp_path / "train/cat/1.png", tmp_path / "train/dog/copy.png")
+    shutil.copy(tmp_path / "train/cat/2.png", tmp_path / "validation/cat/copy.png")
+    # Repetitions with the same label, in the same split, have no effect.
+    shutil.copy(tmp_path / "train/dog/2.png", tmp_path / "train/dog/again.png")
+    if kind == "parquet":
+        for split, folder in folders.items():
+            files = sorted(folder.glob("*/*.png"))
+            content = [{"bytes": file.read_bytes(), "path": f"{file.parent.name}/{file.name}"} for file in files]
+            folders[split] = write_parquet(tmp_path / f"{split}_table", content, [file.parent.name for file in files])
+    load_images(DataArguments(train_dir=str(folders["train"]), validation_dir=str(folders["validation"])), seed=0)
+    first, second = (re.sub(r"[^ ]*/(?=\w+/\w+\.png)", "", each) for each in caplog.messages[-2:])
+    assert first == "1 images have several labels, such as cat/1.png (train) and dog/copy.png (train)."
+    assert second == (
+        "1 images are both training and evaluation images, such as cat/2.png (train) and cat/copy.png (validation): "
+        "the results will be better than on other images."
+    )
 
 
 def test_image_that_is_too_long_ends_a_run_that_did_not_check_images(tmp_path):

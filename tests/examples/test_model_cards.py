@@ -15,12 +15,20 @@
 """The code in the model cards that the training scripts write loads and runs the model."""
 
 import json
+import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 import run_accelerate
 import run_trainer
+import torch
 from card_utils import run_card
-from classification_utils import blank_figures, options
+from classification_utils import blank_figures, options, write_images
+from huggingface_hub import HfApi
+from loopback_hub import serve_hub
+
+from hf_twins import TwinsForImageClassification
 
 
 @pytest.mark.slow
@@ -38,6 +46,37 @@ def test_card_of_a_classifier(extra, digits, start, tmp_path, capsys):
     if extra:
         # PEFT imports Accelerate.
         assert "'label'" in run_card(output / "adapter", needs=("peft", "accelerate"))
+
+
+@pytest.mark.usefixtures("one_process")
+def test_card_of_a_published_adapter_loads_it_from_the_hub(start, tmp_path):
+    """With the labels of the adapter, by this package and by PEFT itself, and without the folders of its author."""
+    write_images(tmp_path / "train", {"cat": 4, "dog": 4})
+    (tmp_path / "home").mkdir()
+    with serve_hub(tokens={"hf_write": "write"}) as hub, hub.in_process(tmp_path / "home", token="hf_write"):
+        HfApi().create_repo("me/base")
+        HfApi().upload_folder(repo_id="me/base", folder_path=start)
+        for base in ("me/base", str(start)):
+            arguments = ["--model_name_or_path", base, "--train_dir", str(tmp_path / "train"), "--max_steps", "1"]
+            arguments += ["--output_dir", str(tmp_path / "run"), "--lora_rank", "2", "--overwrite_output_dir"]
+            with blank_figures():
+                run_trainer.main([*arguments, "--push_to_hub", "true", "--hub_model_id", "me/animals"])
+            card = Path(HfApi().hf_hub_download("me/animals", "adapter/README.md")).read_text()
+            assert str(tmp_path) not in card
+            assert str(start) not in card
+            title = base if base == "me/base" else start.name
+            assert f"A LoRA adapter of the Twins model {title}, for 2 labels." in card
+            assert ("put the path of a copy into `base_model_name_or_path`" in card) == (base != "me/base")
+            names: dict[str, Any] = {}
+            for code in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
+                exec(code.replace('print(classify("image.jpg"))', ""), names)  # noqa: S102  # the card's code is ours
+            pixel_values = torch.randn(2, 3, 16, 16)
+            merged = TwinsForImageClassification.from_pretrained(tmp_path / "run").eval()
+            assert names["base"].config.id2label == merged.config.id2label == {0: "cat", 1: "dog"}
+            with torch.no_grad():
+                expected = merged(pixel_values).logits
+                for loaded in (names["model"], names["classify"].model):
+                    torch.testing.assert_close(loaded(pixel_values).logits, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow

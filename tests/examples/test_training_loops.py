@@ -34,7 +34,7 @@ from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import TrainingArguments
 
-from hf_twins.training import trainer
+from hf_twins.training import runs, trainer
 from hf_twins.training.image_classification.arguments import ClassificationRecipe, DataArguments, ModelArguments
 from hf_twins.training.image_classification.models import ClassificationLoss
 from hf_twins.training.trainer import TRAINER_DEFAULTS
@@ -280,20 +280,30 @@ def resumed(script: str, arguments: list[str], output: Path) -> dict[str, Any]:
     ids=["done", "stopped"],
 )
 def test_training_that_is_over_is_not_resumed(
-    extra, steps, reason, more, more_steps, script, few, start, tmp_path, monkeypatch
+    extra, steps, reason, more, more_steps, script, few, start, tmp_path, monkeypatch, capsys
 ):
     """In the middle of an epoch, the Trainer would take one more step."""
     warnings: list[str] = []
     # `caplog` stays empty here after other slow tests in the same process, for an unknown reason.
-    monkeypatch.setattr((run_accelerate if script == "accelerate" else trainer).logger, "warning", warnings.append)
+    for module in (run_accelerate, trainer, runs):
+        monkeypatch.setattr(module.logger, "warning", warnings.append)
     arguments = words(script, few, tmp_path, f"{extra} --config_name {start}")
     # There is a checkpoint of each step, and that of the last step is written before its evaluation.
     arguments += ["--checkpointing_steps", "1"] if script == "accelerate" else SAVE_EACH_STEP
     SCRIPTS[script].main(arguments)
     expected = load_file(tmp_path / "model.safetensors")
+    checkpoint = tmp_path / f"{'step_' if script == 'accelerate' else 'checkpoint-'}{steps}"
+    assert not any("Resuming" in each for each in warnings)
+    assert (", training: " in capsys.readouterr().out) == (script == "trainer")
     results = resumed(script, arguments, tmp_path)
     assert results["steps"] == steps
-    assert any(f"is over: {reason}. Its model is evaluated and written again." in each for each in warnings)
+    assert f"Resuming from {checkpoint}." in warnings
+    assert warnings[-1] == (
+        f"There is nothing left to train, because the training of {checkpoint} is over: {reason}. Its model is "
+        "evaluated and written again."
+    )
+    # The Trainer would log a loss of 0.
+    assert ", training: " not in capsys.readouterr().out
     for name, weight in load_file(tmp_path / "model.safetensors").items():
         assert torch.equal(weight, expected[name]), name
     # With more patience or more steps, training can continue.
@@ -374,7 +384,7 @@ def test_evaluations_use_the_average_that_is_saved(script, few, start, tmp_path,
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_process")
-def test_best_model_is_the_best_average(few, start, tmp_path):
+def test_best_model_is_the_best_average(few, start, tmp_path, capsys):
     extra = f"--config_name {start} --ema_decay 0.9 --num_train_epochs 3 --load_best_model_at_end true"
     arguments = [
         *words("trainer", few, tmp_path, extra),
@@ -385,8 +395,15 @@ def test_best_model_is_the_best_average(few, start, tmp_path):
     ]
     metrics = run_trainer.main(arguments)
     history = json.loads((tmp_path / "report.json").read_text())["history"]
-    evaluations = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
-    assert metrics["eval_loss"] == pytest.approx(min(evaluations[:3]))
+    evaluations = {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
+    # Logged once more, the final evaluation would be taken for that of the last epoch.
+    assert len(evaluations) == sum("eval_loss" in entry for entry in history) == 3
+    best = min(evaluations, key=lambda step: evaluations[step])
+    assert metrics["eval_loss"] == pytest.approx(evaluations[best])
+    results = json.loads((tmp_path / "all_results.json").read_text())
+    assert results["evaluated_checkpoint"] == f"checkpoint-{best}"
+    assert results["steps"] == max(evaluations)
+    assert f"checkpoint-{best}, the best one, evaluation: loss " in capsys.readouterr().out
     # A copied run uses its own best checkpoint, whatever happened to the original run.
     expected = load_file(tmp_path / "model.safetensors")
     copied = shutil.copytree(tmp_path, tmp_path.with_name("copy"))

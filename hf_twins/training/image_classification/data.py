@@ -17,10 +17,11 @@ The random augmentation of an image depends only on the seed, the epoch and the 
 the number of workers or on earlier images. So a resumed run sees the same images as an uninterrupted one.
 """
 
+import hashlib
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
+from hf_twins._utils.fingerprints import file_digest
 from hf_twins._utils.image_folders import listed
 from hf_twins._utils.images import FRACTIONS, MODES, checked_image, convert_image, decode_image, log_applied_rules
 from hf_twins.training.data import (
@@ -89,13 +91,16 @@ def load_images(arguments: DataArguments, seed: int, output_dir: Path | None = N
                 f"more images, another --train_val_split, or --validation_dir. {error}"
             ) from error
         splits = {"train": held_out["train"], "validation": held_out["test"]}
+    digests: dict[str, np.ndarray] = {}
     for name, limit in (("train", arguments.max_train_samples), ("validation", arguments.max_eval_samples)):
         if isinstance(splits[name], IterableDataset):
             continue
         if limit is not None:
             splits[name] = splits[name].shuffle(seed=seed).select(range(min(limit, len(splits[name]))))
         if arguments.check_images:
-            splits[name] = without_corrupt_images(splits[name], name)
+            splits[name], of_split = without_corrupt_images(splits[name], name)
+            if of_split is not None:
+                digests[name] = of_split
         if len(splits[name]) == 0:
             raise ValueError(f"No image of the split {name} can be used.")
     if not isinstance(splits["train"], IterableDataset):
@@ -103,6 +108,8 @@ def load_images(arguments: DataArguments, seed: int, output_dir: Path | None = N
         unused = [label for number, label in enumerate(names) if number not in used]
         if unused:
             logger.warning(f"{len(unused)} labels have no training images: {listed(unused)}.")
+    if digests:
+        warn_of_identical_images({name: splits[name] for name in digests}, digests)
     return splits
 
 
@@ -127,29 +134,63 @@ def with_columns(split: Any, arguments: ImageArguments) -> Any:
     return renamed_columns(split, image, label)
 
 
-def without_corrupt_images(split: Dataset, name: str) -> Dataset:
+def without_corrupt_images(split: Dataset, name: str) -> tuple[Dataset, np.ndarray | None]:
     """Leave out images that cannot be decoded, and count and name them. `datasets` caches the result.
+
+    Returns:
+        The split, and a digest of the file of each image in it, `(num_rows,)`, int64; None for arrays.
 
     Raises:
         ValueError: if images are arrays that [`to_bytes`] does not accept.
     """
     if not isinstance(split.features["image"], Image):
         check_arrays(split, name)
-        return split
+        return split, None
     undecoded = split.cast_column("image", Image(decode=False))
     checked = undecoded.map(
-        lambda example: checked_image(example["image"]),
+        # Digests are computed here, where each file is read anyway, and only once.
+        lambda example: checked_image(example["image"]) | {"digest": image_digest(example["image"])},
         remove_columns=undecoded.column_names,
-        features=Features({"is_readable": Value("bool"), "applied": List(Value("string"))}),
+        features=Features({"is_readable": Value("bool"), "applied": List(Value("string")), "digest": Value("int64")}),
         desc=f"Checking the images of {name}",
     )
     log_applied_rules(Counter(rule for rules in checked["applied"] for rule in rules), f"images of {name}")
-    is_readable = list(checked["is_readable"])
-    corrupt = [index for index, readable in enumerate(is_readable) if not readable]
+    is_readable = np.array(checked["is_readable"], dtype=bool)
+    corrupt = np.flatnonzero(~is_readable).tolist()
     if corrupt:
         names = ", ".join(image_names(split, corrupt))
         logger.warning(f"{len(corrupt)} images of {name} cannot be decoded and are left out: {names}")
-    return split.select([index for index, readable in enumerate(is_readable) if readable])
+    return split.select(np.flatnonzero(is_readable)), np.array(checked["digest"], dtype=np.int64)[is_readable]
+
+
+def image_digest(image: dict[str, Any]) -> int:
+    """The first 64 bits of the SHA-256 of an undecoded image's file."""
+    content = image["bytes"]
+    digest = file_digest(image["path"]) if content is None else hashlib.sha256(content).hexdigest()
+    return int.from_bytes(bytes.fromhex(digest[:16]), signed=True)
+
+
+def warn_of_identical_images(splits: Mapping[str, Dataset], digests: Mapping[str, np.ndarray]) -> None:
+    """Warn of identical images that have different labels, or are both training and evaluation images."""
+    counts = [len(digests[name]) for name in splits]
+    names, rows = np.repeat(list(splits), counts), np.concatenate([np.arange(count) for count in counts])
+    contents = np.concatenate([digests[name] for name in splits])
+    labels = np.concatenate([np.array(splits[name]["label"][:]) for name in splits])
+    too_good = ": the results will be better than on other images"
+    kinds = (
+        (labels, "have several labels", ""),
+        (names == "validation", "are both training and evaluation images", too_good),
+    )
+    for kind, fault, consequence in kinds:
+        # Sorted by content and then by kind, neighbors of the same content and different kinds show the fault.
+        order = np.lexsort((kind, contents))
+        is_same, is_alike = (each[order][1:] == each[order][:-1] for each in (contents, kind))
+        found = np.flatnonzero(is_same & ~is_alike)
+        if len(found):
+            pair = order[found[0] : found[0] + 2].tolist()
+            first, second = (f"{image_names(splits[names[i]], [rows[i]])[0]} ({names[i]})" for i in pair)
+            number = len(np.unique(contents[order[found]]))
+            logger.warning(f"{number} images {fault}, such as {first} and {second}{consequence}.")
 
 
 def check_arrays(split: Dataset, name: str) -> None:

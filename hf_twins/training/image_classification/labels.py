@@ -73,7 +73,10 @@ def with_label_names(
     names = choose_names(splits, known, class_names_file, allow_unused)
     # All splits are matched at once: names in one split and numbers in another must be refused, too.
     all_known = list(dict.fromkeys(label for each in known.values() for label in each))
-    match_names(all_known, names, class_names_file, " and ".join(known))
+    places = match_names(all_known, names, class_names_file, " and ".join(known))
+    if any(names[place] != label for label, place in zip(all_known, places)):
+        matched = [f"{label} = {names[place]}" for label, place in zip(all_known, places)]
+        logger.warning(f"The labels are numbers of lines of {class_names_file}, from 0: {listed(matched)}.")
     result = {}
     for name, split in splits.items():
         target = None if name not in known else match_names(known[name], names, class_names_file, name)

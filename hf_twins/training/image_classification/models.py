@@ -101,7 +101,7 @@ def create_model(
     if recipe.lora_rank > 0:
         lora = LoraConfig(r=recipe.lora_rank, lora_alpha=2 * recipe.lora_rank, target_modules=LORA_TARGETS)
         lora.modules_to_save = ["classifier"]
-        return get_peft_model(model, lora), processor
+        return get_peft_model(model, lora, revision=arguments.model_revision), processor
     if recipe.freeze_backbone:
         model.base_model.requires_grad_(False)
     return model, processor
@@ -245,9 +245,33 @@ ADAPTER_USAGE = """import hf_twins
 from transformers import pipeline
 
 # Needs PEFT: pip install "hf_twins[train]"
-model, processor = hf_twins.load_model({folder}, "image-classification")
+adapter = {folder}
+model, processor = hf_twins.load_model(adapter, "image-classification"{channels})
 classify = pipeline("image-classification", model=model, image_processor=processor)
 print(classify("image.jpg"))"""
+PEFT_USAGE = """## With PEFT itself
+
+PEFT needs a base model with the adapter's labels, because the adapter replaces the classifier:
+
+```python
+import json
+
+import hf_twins
+from peft import PeftConfig, PeftModel
+
+adapter = {folder}
+with open(f"{{adapter}}/{labels_name}", encoding="utf-8") as file:
+    names = json.load(file)
+config = PeftConfig.from_pretrained(adapter)
+base = hf_twins.TwinsForImageClassification.from_pretrained(
+    config.base_model_name_or_path,
+    revision=config.revision or "main",
+    id2label=dict(enumerate(names)),
+    label2id={{name: number for number, name in enumerate(names)}},
+    ignore_mismatched_sizes=True{channels},
+)
+model = PeftModel.from_pretrained(base, adapter).eval()
+```"""
 
 
 def save_adapter(model: PeftModel, processor: TwinsImageProcessor, folder: Path) -> None:
@@ -259,15 +283,27 @@ def save_adapter(model: PeftModel, processor: TwinsImageProcessor, folder: Path)
     save_pretrained(model, processor, folder)
     labels = label_names(model.config)
     write_json(folder / ADAPTER_LABELS_NAME, labels)
-    base = adapter.base_model_name_or_path or "random weights"
+    base = str(adapter.base_model_name_or_path)
+    is_local = Path(base).exists()
     metadata = ModelCardData(
         library_name="peft",
         pipeline_tag="image-classification",
         tags=["twins", "lora"],
         **origin_fields(adapter.base_model_name_or_path, dataset=None),
     )
-    description = f"A LoRA adapter of a Twins image classifier ({base}), for {len(labels)} labels."
-    card = model_card(metadata, folder.parent.name, description, ADAPTER_USAGE.format(folder=quoted(str(folder))))
+    # The card may be published, and must not reveal the user's folder names.
+    name = Path(base).name if is_local else base
+    description = f"A LoRA adapter of the Twins model {name}, for {len(labels)} labels."
+    if is_local:
+        description += (
+            f" {name} is a folder on the computer where the adapter was trained: elsewhere, put the path of a copy "
+            "into `base_model_name_or_path` of `adapter_config.json`."
+        )
+    channels = f", num_channels={model.config.num_channels}" if model.config.num_channels != 3 else ""
+    values = {"folder": quoted(str(folder)), "channels": channels, "labels_name": ADAPTER_LABELS_NAME}
+    card = model_card(
+        metadata, folder.parent.name, description, ADAPTER_USAGE.format(**values), PEFT_USAGE.format(**values)
+    )
     card.save(folder / "README.md")
 
 

@@ -47,6 +47,24 @@ def summary(results: dict[str, Any], num_images: int) -> str:
     return f"Accuracy on {num_images} evaluation images: {results['eval_accuracy']:.1%}."
 
 
+def results_per_label(
+    names: Sequence[str], numbers: Sequence[int], labels: np.ndarray, predictions: np.ndarray
+) -> dict[str, dict[str, float]]:
+    """Precision, recall (the accuracy on the label's images), F1 and number of images of each label.
+
+    Args:
+        names: names of the labels to report.
+        numbers: their numbers.
+        labels: labels of the images, `(num_images,)`.
+        predictions: predicted labels, `(num_images,)`.
+    """
+    results = precision_recall_fscore_support(labels, predictions, labels=numbers, zero_division=0)
+    return {
+        name: {"precision": float(p), "recall": float(r), "f1": float(f), "images": int(n)}
+        for name, p, r, f, n in zip(names, *results)
+    }
+
+
 def write_report(
     output_dir: Path,
     names: Sequence[str],
@@ -68,16 +86,9 @@ def write_report(
     metrics = classification_metrics(logits, labels)
     predictions = logits.argmax(-1)
     matrix = confusion_matrix(labels, predictions, labels=range(len(names)))
-    precision, recall, f1, support = precision_recall_fscore_support(
-        labels, predictions, labels=range(len(names)), zero_division=0
-    )
-    per_label = {
-        name: {"precision": float(p), "recall": float(r), "f1": float(f), "images": int(n)}
-        for name, p, r, f, n in zip(names, precision, recall, f1, support)
-    }
     report = {
         "metrics": metrics,
-        "per_label": per_label,
+        "per_label": results_per_label(names, range(len(names)), labels, predictions),
         "confusion_matrix": matrix.tolist(),
         "history": list(history),
     }

@@ -233,6 +233,12 @@ def test_longer_run_is_resumed_with_a_warning(tmp_path, caplog):
     )
     assert read_run(tmp_path / "run") == run
     assert run.checkpoints == ["step_2"]
+    assert f"Resuming from {checkpoint}." in caplog.messages
+
+
+def test_numbers_of_labels_are_logged(tmp_path, caplog):
+    begin(tmp_path)
+    assert caplog.messages == ["2 labels by number: 0 = cat, 1 = dog."]
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,20 @@ def test_last_evaluation_is_skipped_unless_a_checkpoint_depends_on_it(trainer, o
     assert any(isinstance(each, NoLastEvaluation) for each in created.callback_handler.callbacks) is leaves_out
 
 
+def test_checkpoint_that_was_evaluated_is_named(trainer, capsys):
+    created = trainer("--load_best_model_at_end true")
+    created.state.epoch, created.state.global_step = 3.0, 48
+    created.state.best_model_checkpoint = "/elsewhere/checkpoint-16"
+    results = created.log_result({"eval_loss": 2.0})
+    assert results == {"eval_loss": 2.0, "epoch": 3.0, "steps": 48, "evaluated_checkpoint": "checkpoint-16"}
+    assert capsys.readouterr().out == "checkpoint-16, the best one, evaluation: loss 2\n"
+    # As the evaluation of the last epoch, it would be wrong.
+    assert created.state.log_history == []
+    created = trainer("")
+    assert created.log_result({"eval_loss": 2.0}).keys() == {"eval_loss", "epoch", "steps"}
+    assert "loss 2" in capsys.readouterr().out
+
+
 IDENTITY = {"options": {"seed": 1, "num_train_epochs": 2}, "labels": [], "data": {}, "model": "", "num_processes": 1}
 
 

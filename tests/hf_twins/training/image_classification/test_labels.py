@@ -269,6 +269,7 @@ def test_names_of_labels_without_images_are_listed(tmp_path, caplog):
     names = write_names(tmp_path, "a\nb\nc")
     assert named(load(tmp_path, class_names_file=names)["train"]) == {0: "a", 1: "c", 2: "a", 3: "c"}
     assert f"No image has the label b of {names}." in caplog.messages
+    assert f"The labels are numbers of lines of {names}, from 0: 0 = a, 2 = c." in caplog.messages
     with pytest.raises(ValueError, match="counted from 0, got 2 names, and in train the labels 2"):
         load(tmp_path, class_names_file=write_names(tmp_path, "a\nb"))
 
