@@ -35,7 +35,6 @@ MAX_UNPACKED_SIZE = 200 * 2**20
 # Other formats are rare, or too dangerous for files from visitors (an EPS file is a program).
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", *(("AVIF",) if PIL.features.check("avif") else ()))
 FORMAT_NAMES = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
 class UploadError(ValueError):
@@ -60,7 +59,6 @@ def read_upload(source: Path | BinaryIO) -> PIL.Image.Image:
             raise UploadError("This is not a file: send an image file.") from error
         with source.open("rb") as file:
             return read_upload(file)
-    start = source.read(4096)
     size = source.seek(0, 2)
     source.seek(0)
     if size == 0:
@@ -79,7 +77,7 @@ def read_upload(source: Path | BinaryIO) -> PIL.Image.Image:
     except ImageError as error:
         raise UploadError(str(error)) from error
     except PIL.UnidentifiedImageError as error:
-        raise UploadError(unknown_format(start)) from error
+        raise UploadError(f"This is not a supported image: send a {FORMAT_NAMES} file.") from error
     except PIL.Image.DecompressionBombError as error:
         raise UploadError(
             f"This image has too many pixels: send one of at most {MAX_PIXELS // 10**6} megapixels."
@@ -89,15 +87,6 @@ def read_upload(source: Path | BinaryIO) -> PIL.Image.Image:
         raise UploadError(
             "This image is broken or incomplete: open it in another program, save it again and send that."
         ) from error
-
-
-def unknown_format(start: bytes) -> str:
-    """The message for a file that Pillow does not recognize, by its first bytes."""
-    if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
-        return "HEIC images are not supported: save it as JPEG or PNG and send that."
-    if b"<svg" in start.lower():
-        return "SVG drawings are not supported: export it as PNG and send that."
-    return f"This is not a supported image: send a {FORMAT_NAMES} file."
 
 
 def list_images(files: Sequence[Path]) -> list[tuple[str, Path, str | None]]:

@@ -117,7 +117,7 @@ def test_large_image_is_reduced(scene):
 REFUSED = {
     "empty": (io.BytesIO(), "This file is empty"),
     "text": (io.BytesIO(b"no image"), "not a supported image: send a PNG, JPEG"),
-    "svg": (io.BytesIO(b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>'), "SVG drawings"),
+    "svg": (io.BytesIO(b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>'), "SVG images"),
     "heic": (io.BytesIO(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)), "HEIC images"),
     "postscript": (io.BytesIO(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "not a supported image"),
     "long": (io.BytesIO(png_of(20_000, 10)), "too long, 20000 x 10 pixels"),
