@@ -53,14 +53,14 @@ from hf_twins.checkpoints import (
 
 
 def with_names(
-    rows: Iterable[NameRow], theirs: Mapping[str, str] | None = None, ours: str = "twins."
+    rows: Iterable[NameRow], replacements: Mapping[str, str] | None = None, prefix: str = "twins."
 ) -> list[NameRow]:
     """Copy rows, with the format's names replaced by regular expressions, and another prefix of the hf_twins names."""
     renamed = []
-    for their_name, *our_names in rows:
-        for pattern, replacement in (theirs or {}).items():
-            their_name = re.sub(pattern, replacement, their_name)
-        renamed.append((their_name, *(re.sub(r"^twins\.", ours, name) for name in our_names)))
+    for source_name, *hf_names in rows:
+        for pattern, replacement in (replacements or {}).items():
+            source_name = re.sub(pattern, replacement, source_name)
+        renamed.append((source_name, *(re.sub(r"^twins\.", prefix, name) for name in hf_names)))
     return renamed
 
 
@@ -206,7 +206,7 @@ FORMATS = (
         name="mmsegmentation UperNet",
         toolbox="mmseg",
         marks=("backbone.layers.0.0.", "decode_head.psp_modules."),
-        rows=[*with_names(MMSEG_ENCODER, {r"^": "backbone."}, ours="backbone."), *UPERNET_HEADS],
+        rows=[*with_names(MMSEG_ENCODER, {r"^": "backbone."}, prefix="backbone."), *UPERNET_HEADS],
         model_class=UperNetForSemanticSegmentation,
         config=MMSEGMENTATION,
     ),
@@ -222,7 +222,7 @@ FORMATS = (
         name="authors' UperNet",
         toolbox="official",
         marks=("backbone.blocks.0.0.", "decode_head.psp_modules."),
-        rows=[*with_names([*ENCODER, *STAGE_NORMS], {r"^": "backbone."}, ours="backbone."), *UPERNET_HEADS],
+        rows=[*with_names([*ENCODER, *STAGE_NORMS], {r"^": "backbone."}, prefix="backbone."), *UPERNET_HEADS],
         model_class=UperNetForSemanticSegmentation,
         config=AUTHORS_SEGMENTATION,
         unused=LEFT_OVER,
@@ -284,18 +284,18 @@ def convert_checkpoint(
     if not_finite:
         raise ValueError(f"The checkpoint has NaN or infinity in {listed(not_finite)}.")
     table = source_format.table
-    ours = table.to_ours(weights)
-    fields = dict(timm_config or infer_config(ours, table.window_layers(weights)))
+    hf_weights = table.to_hf(weights)
+    fields = dict(timm_config or infer_config(hf_weights, table.window_layers(weights)))
     if timm_config is None:
-        num_labels = next((len(ours[name]) for name in CLASSIFIERS if name in ours), 0)
+        num_labels = next((len(hf_weights[name]) for name in CLASSIFIERS if name in hf_weights), 0)
         fields |= {"num_labels": num_labels} | known_label_fields(num_labels, class_names(num_labels, meta or {}))
-    model_class, config = build_config(source_format, fields | dict(source_format.config), ours)
+    model_class, config = build_config(source_format, fields | dict(source_format.config), hf_weights)
     if model_class in WITHOUT_HEAD:
-        ours = {name.removeprefix("twins."): weight for name, weight in ours.items()}
+        hf_weights = {name.removeprefix("twins."): weight for name, weight in hf_weights.items()}
     return Conversion(
         source_format=source_format,
         source_weights=weights,
-        model=build_model(model_class, config, ours),
+        model=build_model(model_class, config, hf_weights),
         variant=published_variant(fields),
         unused=tuple(name for name in weights if table.unused and name.startswith(table.unused)),
     )
@@ -406,7 +406,7 @@ def ordered_names(names: Any, key: str, num_labels: int) -> list[str] | None:
 
 
 def build_config(
-    source_format: CheckpointFormat, fields: dict[str, Any], ours: Mapping[str, torch.Tensor]
+    source_format: CheckpointFormat, fields: dict[str, Any], hf_weights: Mapping[str, torch.Tensor]
 ) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
     """Infer the class and the configuration of the model that has these weights."""
     labels = {name: fields.pop(name) for name in ("num_labels", "id2label") if name in fields}
@@ -414,20 +414,22 @@ def build_config(
         fields["out_features"] = [f"stage{stage}" for stage in range(1, len(fields["depths"]) + 1)]
         config = UperNetConfig(
             backbone_config=TwinsConfig(**fields),
-            hidden_size=height(ours, "decode_head.bottleneck.conv.weight"),
-            auxiliary_channels=height(ours, "auxiliary_head.convs.0.conv.weight", default=256),
-            auxiliary_num_convs=sum(bool(re.match(r"auxiliary_head\.convs\.\d+\.conv\.", name)) for name in ours),
-            use_auxiliary_head="auxiliary_head.classifier.weight" in ours,
+            hidden_size=height(hf_weights, "decode_head.bottleneck.conv.weight"),
+            auxiliary_channels=height(hf_weights, "auxiliary_head.convs.0.conv.weight", default=256),
+            auxiliary_num_convs=sum(
+                bool(re.match(r"auxiliary_head\.convs\.\d+\.conv\.", name)) for name in hf_weights
+            ),
+            use_auxiliary_head="auxiliary_head.classifier.weight" in hf_weights,
             **labels,
         )
         return UperNetForSemanticSegmentation, config
     if source_format.model_class is TwinsForSemanticSegmentation:
-        fields["fpn_hidden_size"] = height(ours, "neck.lateral_convs.0.weight")
-        fields["decoder_hidden_size"] = height(ours, "decode_head.scale_heads.0.0.convolution.weight")
+        fields["fpn_hidden_size"] = height(hf_weights, "neck.lateral_convs.0.weight")
+        fields["decoder_hidden_size"] = height(hf_weights, "decode_head.scale_heads.0.0.convolution.weight")
         return TwinsForSemanticSegmentation, TwinsConfig(**fields, **labels)
-    if "classifier.weight" in ours:
+    if "classifier.weight" in hf_weights:
         return TwinsForImageClassification, TwinsConfig(**fields, **labels)
-    return (TwinsModel if "twins.layernorm.weight" in ours else TwinsBackbone), TwinsConfig(**fields)
+    return (TwinsModel if "twins.layernorm.weight" in hf_weights else TwinsBackbone), TwinsConfig(**fields)
 
 
 def height(weights: Mapping[str, torch.Tensor], name: str, default: int | None = None) -> int:
@@ -522,7 +524,7 @@ def revert_model(model: PreTrainedModel, toolbox: str) -> tuple[CheckpointFormat
             f"{target.name} has only models with pool_scales={POOL_SCALES}, got {list(model.config.pool_scales)}: they cannot "
             "be converted."
         )
-    if config.use_stage_norm and not any("norm_list." in theirs for theirs, *_ in target.rows):
+    if config.use_stage_norm and not any("norm_list." in source_name for source_name, *_ in target.rows):
         raise ValueError(
             f"{target.name} has no models with use_stage_norm=True: {type(model).__name__} cannot be converted."
         )
@@ -533,4 +535,4 @@ def revert_model(model: PreTrainedModel, toolbox: str) -> tuple[CheckpointFormat
     ]
     for name in left_out:
         weights.pop(name)
-    return target, target.table.to_theirs(weights, config.window_size), left_out
+    return target, target.table.to_source(weights, config.window_size), left_out

@@ -166,7 +166,7 @@ def write_timm(
 ) -> None:
     """Save a model with timm's own function."""
     config = backbone_config(model)
-    arguments = {theirs: getattr(config, ours) for theirs, ours in TIMM_ARGUMENTS.items()}
+    arguments = {timm_name: getattr(config, name) for timm_name, name in TIMM_ARGUMENTS.items()}
     arguments["wss"] = [config.window_size] * len(config.depths) if config.window_size else None
     variant = hf_twins.published_variant(config.to_dict()) or (
         "twins-svt-small" if config.window_size else "twins-pcpvt-small"

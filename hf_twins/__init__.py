@@ -28,6 +28,7 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
 # Importing `detection` registers the detectors.
 from . import detection as detection
@@ -70,6 +71,9 @@ AutoImageProcessor.register(
     image_processor_classes={"torchvision": TwinsImageProcessor, "pil": TwinsImageProcessorPil},
     exist_ok=True,
 )
+# The pipeline of image segmentation looks up supported classes in a mapping of names, to which `register` adds nothing.
+# Without this entry, it logs that the model is not supported, and then uses it anyway.
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[TwinsConfig.model_type] = TwinsForSemanticSegmentation.__name__
 
 __all__ = [
     "TWINS_VARIANTS",

@@ -283,7 +283,7 @@ def spread(relevance: torch.Tensor, ratio: int, token_mask: torch.Tensor) -> tor
 def grad_cam(
     model: nn.Module,
     pixel_values: torch.Tensor,
-    label: int | Sequence[int] | torch.Tensor | None = None,
+    label: int | str | Sequence[int | str] | torch.Tensor | None = None,
     stage: str | None = None,
     pixel_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -302,7 +302,8 @@ def grad_cam(
         model: a Twins classifier of images or pixels, or any model that contains a Twins encoder and returns
             `logits`, in evaluation mode.
         pixel_values: `(batch_size, num_channels, height, width)`.
-        label: class index, one for all images or one per image; by default, the class with the largest logit.
+        label: class index, or name in `config.id2label`, one for all images or one per image; by default, the class
+            with the largest logit.
         stage: stage whose output is used: `"stage1"`, `"stage2"`, ...; the last by default.
         pixel_mask: `(batch_size, height, width)`, 1 on the image and 0 on the padding.
 
@@ -332,6 +333,7 @@ def grad_cam(
     stage = stage_names[-1] if stage is None else stage
     if stage not in stage_names:
         raise ValueError(f"stage must be one of {', '.join(stage_names)}, got {stage!r}.")
+    numbers = label_numbers(label, model)
     inputs: dict[str, Any] = {} if pixel_mask is None else {"pixel_mask": pixel_mask}
     # Gradients are enabled here, because the caller may have disabled them.
     with torch.inference_mode(False), torch.enable_grad(), recorded_stages() as records:
@@ -351,7 +353,7 @@ def grad_cam(
                 on_image = tokens_on_image(*records[encoder, 0]).unsqueeze(1)
                 logits = logits * nn.functional.interpolate(on_image.float(), logits.shape[2:]).to(logits.dtype)
             logits = logits.sum((2, 3))
-        score = logits.gather(1, check_label(label, logits).unsqueeze(1)).sum()
+        score = logits.gather(1, check_label(numbers, logits).unsqueeze(1)).sum()
         hidden_states, token_mask = records[encoder, stage_names.index(stage)]
         (gradients,) = torch.autograd.grad(score, hidden_states)
     on_image = tokens_on_image(hidden_states, token_mask).unsqueeze(1)
@@ -365,6 +367,23 @@ def check_recorded(encoder: TwinsEncoder, records: dict[tuple[nn.Module, int], A
     """Raise a ValueError if the encoder ran without recording its stages."""
     if (encoder, 0) not in records:
         raise ValueError("model must not contain a compiled Twins encoder: call this function before compiling it.")
+
+
+def label_numbers(label: Any, model: nn.Module) -> Any:
+    """Replace names of labels, one or several, by their class indices."""
+    if isinstance(label, list | tuple):
+        return [label_numbers(each, model) for each in label]
+    if not isinstance(label, str):
+        return label
+    # Several classes may have one name, of which `label2id` has only the last.
+    names = getattr(getattr(model, "config", None), "id2label", None) or {}
+    numbers = [number for number, name in names.items() if name == label]
+    if len(numbers) != 1:
+        raise ValueError(
+            "label must be a class index, or the name of one class in the model's config.id2label, got "
+            f"{label!r}, the name of {' and '.join(map(str, numbers)) or 'no class'}."
+        )
+    return numbers[0]
 
 
 def check_label(label: int | Sequence[int] | torch.Tensor | None, logits: torch.Tensor) -> torch.Tensor:

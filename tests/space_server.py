@@ -16,6 +16,7 @@
 import hashlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from gradio_client import Client
 from PIL import Image
 from sklearn.datasets import load_digits
 from source_checkpoints import TINY, source_checkpoint, source_weights
+from twins_space.page import LOCAL_ADDRESS
 
 
 SPACES = Path(__file__).parents[1] / "spaces"
@@ -104,6 +106,16 @@ def answers(url: str) -> bool:
         return httpx.get(f"{url}/config", timeout=5, trust_env=False).status_code == 200
     except httpx.HTTPError:
         return False
+
+
+def run_client_example(page: Path, server: Server, image: Path) -> None:
+    """Run the example of a call from Python that a page shows, with this server and image."""
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    code = code.replace("{page.LOCAL_ADDRESS}", LOCAL_ADDRESS)
+    for shown, used in ((LOCAL_ADDRESS, server.url), ("image.png", str(image))):
+        assert shown in code
+        code = code.replace(shown, used)
+    exec(compile(code, page.name, "exec"), {})  # noqa: S102  # the page's code is ours
 
 
 def save_published(files: Path, endpoint: str) -> tuple[Path, dict]:

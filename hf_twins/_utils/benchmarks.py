@@ -93,13 +93,13 @@ class Contender:
     ):
         self.case = case
         context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
+        self.connection, child_connection = context.Pipe()
         self.process = context.Process(
-            target=serve, args=(create_call, count_flops, case, options, theirs), daemon=True
+            target=serve, args=(create_call, count_flops, case, options, child_connection), daemon=True
         )
         self.process.start()
         # So that the end of the process ends the pipe.
-        theirs.close()
+        child_connection.close()
         self.seconds: list[list[float]] = []
         self.error: str | None = None
         self.memory = self.flops = 0
@@ -203,7 +203,7 @@ def row(contender: Contender, baseline: Contender) -> dict[str, Any]:
         "flops_per_second": contender.flops / seconds,
     }
     if baseline.error is None:
-        ratios = [min(theirs) / ours for theirs, ours in zip(baseline.seconds, turns)]
+        ratios = [min(baseline_turn) / turn for baseline_turn, turn in zip(baseline.seconds, turns)]
         result["ratio"] = statistics.median(ratios)
         # Of one turn, the ratio is all that there is.
         lower, _, upper = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else 3 * ratios

@@ -21,6 +21,8 @@ import numpy as np
 import PIL.Image
 import torch
 
+from ..image_processing_twins import convert_image
+
 
 # Color of pixels without a class.
 GRAY = (128, 128, 128)
@@ -31,7 +33,8 @@ def denormalize(pixel_values: torch.Tensor, processor: Any) -> PIL.Image.Image:
     """Convert pixel values back to the image that a model was given.
 
     Args:
-        pixel_values: `(num_channels, height, width)`, with one, three or four channels; transparency is left out.
+        pixel_values: `(num_channels, height, width)`, with one, three or four channels; the fourth is the opacity, by
+            which the image is composited on white.
         processor: image processor that created the pixel values.
     """
     pixels = pixel_values.cpu().float()
@@ -41,7 +44,8 @@ def denormalize(pixel_values: torch.Tensor, processor: Any) -> PIL.Image.Image:
     if processor.do_rescale:
         pixels = pixels / processor.rescale_factor
     pixels = pixels.round().clamp(0, 255).to(torch.uint8)
-    return PIL.Image.fromarray(pixels[:3].permute(1, 2, 0).expand(-1, -1, 3).numpy())
+    pixels = pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)
+    return convert_image(PIL.Image.fromarray(pixels.contiguous().numpy()))
 
 
 def label_colors(names: Sequence[str]) -> np.ndarray:

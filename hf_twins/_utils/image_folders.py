@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import LASTING, check_is_apart, is_read_error
-from .images import is_image_file
+from .images import is_image_file, unsupported_format
 
 
 logger = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ BROKEN = "links that lead nowhere"
 CIRCULAR = "links to a folder that they are in"
 SPECIAL = "neither files nor folders"
 NOT_SEARCHED = "sub-folders, which are not searched"
+UNSUPPORTED = "{} images, which are not supported: convert them to JPEG or PNG"
 OTHER = "without the extension of an image"
 IN_ROOT = "images directly in it, not in a label folder"
 EMPTY = "folders without images, which are not labels"
@@ -176,6 +177,9 @@ def kind_of(entry: os.DirEntry) -> str | None:
         if is_folder:
             return "folder"
         if not is_image:
+            unsupported = unsupported_format(entry.name)
+            if unsupported is not None:
+                return UNSUPPORTED.format(unsupported)
             return None if entry.name in SYSTEM_FILES else OTHER
         return "image" if entry.is_file() else SPECIAL
     # Circular links also raise an OSError.

@@ -50,6 +50,22 @@ JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])", re.DOTALL)
 ORIENTATION, TIFF_STRIPS, TIFF_TILES = 0x0112, 273, 324
 # Pillow's mode by the number of channels.
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+# Image formats that Pillow does not open without a plugin, by extension; old versions of Pillow lack AVIF, too.
+CAMERA_RAW = "camera raw"
+UNSUPPORTED_FORMATS = {
+    **dict.fromkeys((".avif", ".avifs"), "AVIF"),
+    **dict.fromkeys((".heic", ".heics", ".heif", ".heifs", ".hif"), "HEIC"),
+    **dict.fromkeys((".jxl",), "JPEG XL"),
+    **dict.fromkeys((".svg", ".svgz"), "SVG"),
+    **dict.fromkeys((".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw"), CAMERA_RAW),
+}
+# The same by the first bytes, because phones and websites often give such files the extension of another format.
+UNSUPPORTED_CONTENT = {
+    "AVIF": re.compile(rb"....ftypavi[fs]", re.DOTALL),
+    "HEIC": re.compile(rb"....ftyp(?:hei[cmsx]|hev[cx]|mif1|msf1)", re.DOTALL),
+    "JPEG XL": re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "),
+    "SVG": re.compile(rb".*<svg\b", re.DOTALL | re.IGNORECASE),
+}
 # Messages about images whose pixels were changed or only partly read.
 SIXTEEN_BITS = "have more than 8 bits per pixel: 0 to 65535 is scaled to 0 to 255"
 FRACTIONS = "have fractional pixel values: 0 to 1 is scaled to 0 to 255"
@@ -66,6 +82,11 @@ def is_image_file(path: str | Path) -> bool:
     """Whether a file has the extension of a format that Pillow can read, and not only write."""
     # `Path.suffix`, as PTH122 demands, would double the time to list a folder.
     return PIL.Image.registered_extensions().get(os.path.splitext(path)[1].lower()) in PIL.Image.OPEN  # noqa: PTH122
+
+
+def unsupported_format(path: str | Path) -> str | None:
+    """The format that a file has by its extension, if it is one of images that Pillow does not open; otherwise None."""
+    return None if is_image_file(path) else UNSUPPORTED_FORMATS.get(os.path.splitext(path)[1].lower())  # noqa: PTH122
 
 
 def open_image(
@@ -89,7 +110,8 @@ def open_image(
         applied: counter of the changes made to this image, for [`log_applied_rules`].
 
     Raises:
-        ImageError: if this is not a file, or the image is too long, too large or too slow to decode.
+        ImageError: if this is not a file, the image is too long, too large or too slow to decode, or it has one of
+            `UNSUPPORTED_FORMATS`.
         ReadError: if the system cannot read the file, for reasons unrelated to the image: it is missing or not
             permitted, or the disk, the network or a process limit prevents reading, also after several tries.
         Exception: any other error that Pillow's decoders raise if the image cannot be decoded.
@@ -112,7 +134,7 @@ def decode_file(
     """Decode an image as [`open_image`] does, in a single try."""
     if isinstance(source, str | Path):
         check_is_file(source)
-    with PIL.Image.open(source, formats=formats) as opened:
+    with identify_image(source, formats) as opened:
         check_shape(opened, max_aspect_ratio, max_pixels)
         check_scans(opened)
         # Frames are counted before decoding, because some formats have to seek for it.
@@ -137,6 +159,32 @@ def decode_file(
             conditions = {ANIMATED: has_more, TURNED: is_upright and turned != 1}
             applied.update([*applied_rules(opened), *(rule for rule, holds in conditions.items() if holds)])
         return opened
+
+
+def identify_image(source: str | Path | BinaryIO, formats: tuple[str, ...] | None) -> PIL.Image.Image:
+    """Open an image, without decoding it.
+
+    Raises:
+        ImageError: if its format is known, but Pillow does not open it.
+        PIL.UnidentifiedImageError: if its format is unknown.
+    """
+    # Many camera raw files are TIFFs, of which Pillow would open a small preview.
+    if isinstance(source, str | Path) and unsupported_format(source) == CAMERA_RAW:
+        raise ImageError(describe_unsupported(CAMERA_RAW))
+    try:
+        return PIL.Image.open(source, formats=formats)
+    except PIL.UnidentifiedImageError as error:
+        with Path(source).open("rb") if isinstance(source, str | Path) else contextlib.nullcontext(source) as file:
+            file.seek(0)
+            start = file.read(4096)
+        for name, content in UNSUPPORTED_CONTENT.items():
+            if content.match(start):
+                raise ImageError(describe_unsupported(name)) from error
+        raise
+
+
+def describe_unsupported(name: str) -> str:
+    return f"{name} images are not supported: convert this one to JPEG or PNG."
 
 
 def read_image(

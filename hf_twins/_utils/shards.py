@@ -39,7 +39,15 @@ import torch
 from .files import ReadError, check_is_apart, is_read_error, read_again, write_atomically
 from .fingerprints import dataset_fingerprint, file_digest, files_fingerprint
 from .image_folders import Listing, data_files, list_folder, listed, one_line, warn_of_others
-from .images import ImageError, decoding_fault, image_source, is_image_file, open_image
+from .images import (
+    ImageError,
+    decoding_fault,
+    describe_unsupported,
+    image_source,
+    is_image_file,
+    open_image,
+    unsupported_format,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -187,9 +195,14 @@ class TarShard:
         return archive_fingerprint(self.file)
 
     def images(self, start: int, step: int) -> Iterator[tuple[str, dict[str, Any] | ImageError]]:
-        """Yield images as [`FileShard.images`] does, or an ImageError for a member that leads to no file in the archive."""
+        """Yield images as [`FileShard.images`] does, or an ImageError for a member that is unsupported or leads to no file."""
         with opened_tar(self.file) as archive:
-            members = (member for member in tar_members(archive) if not member.isdir() and is_image_file(member.name))
+            # Images that cannot be opened are yielded, too, so that they are reported.
+            members = (
+                member
+                for member in tar_members(archive)
+                if not member.isdir() and (is_image_file(member.name) or unsupported_format(member.name) is not None)
+            )
             for member in islice(members, start, None, step):
                 yield f"{Path(self.file).name}/{member.name}", self.image(archive, member)
 
@@ -201,6 +214,9 @@ class TarShard:
             return ImageError(f"is a link to {member.linkname}, which is not a file in the archive")
         if not file.isfile():
             return ImageError("is neither a file nor a link to one")
+        unsupported = unsupported_format(member.name)
+        if unsupported is not None:
+            return ImageError(describe_unsupported(unsupported))
         content: Any = archive.extractfile(file)
         return {"path": member.name, "bytes": content.read()}
 

@@ -106,7 +106,7 @@ def whole(number: float) -> float | int:
     return int(number) if number == int(number) else number
 
 
-def to_ours(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def to_hf(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Rename the authors' or timm's weights to hf_twins names.
 
     Raises:
@@ -117,12 +117,12 @@ def to_ours(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             "transformers saved these weights, with their configuration beside them: load the folder instead of the "
             "file."
         )
-    return NameTable(ORIGINAL_NAMES).to_ours(state_dict)
+    return NameTable(ORIGINAL_NAMES).to_hf(state_dict)
 
 
 def original_config(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Infer the configuration of a classifier in an authors' file, as fields of a `config.json`."""
-    weights = to_ours(state_dict)
+    weights = to_hf(state_dict)
     shapes = {name: weight.shape for name, weight in weights.items()}
     num_labels = weight_size(shapes, r"classifier\.weight", 0, default=0)
     config = infer_config(weights, NameTable(ORIGINAL_NAMES).window_layers(state_dict))

@@ -69,15 +69,17 @@ class NameTable:
     def __init__(self, rows: tuple[NameRow, ...], unused: tuple[str, ...] = ()):
         self.rows = rows
         self.unused = unused
-        self.theirs = [re.compile(name_pattern(theirs)) for theirs, *_ in rows]
-        self.ours = [re.compile(name_pattern(ours)) for _, ours, *_ in rows]
+        self.source_patterns = [re.compile(name_pattern(source_name)) for source_name, *_ in rows]
+        self.hf_patterns = [re.compile(name_pattern(hf_name)) for _, hf_name, *_ in rows]
 
     def window_layers(self, keys: Iterable[str]) -> set[tuple[int, int]]:
         """The (stage, block) of each block with locally-grouped attention, given weight names of the format."""
-        matches = [match.groupdict() for key in keys for pattern in self.theirs if (match := pattern.fullmatch(key))]
+        matches = [
+            match.groupdict() for key in keys for pattern in self.source_patterns if (match := pattern.fullmatch(key))
+        ]
         return {(int(numbers["stage"]), int(numbers["window"])) for numbers in matches if "window" in numbers}
 
-    def to_ours(self, state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def to_hf(self, state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Rename the format's weights to hf_twins names; stacked weights are split into views.
 
         Raises:
@@ -90,17 +92,19 @@ class NameTable:
             if self.unused and key.startswith(self.unused):
                 continue
             matches = [
-                (row, match) for row, pattern in zip(self.rows, self.theirs) if (match := pattern.fullmatch(key))
+                (row, match)
+                for row, pattern in zip(self.rows, self.source_patterns)
+                if (match := pattern.fullmatch(key))
             ]
             if not matches:
                 unknown.append(key)
-            for (_, *ours), match in matches:
-                if len(ours) > 1 and (tensor.ndim == 0 or tensor.shape[0] % len(ours) != 0):
+            for (_, *hf_names), match in matches:
+                if len(hf_names) > 1 and (tensor.ndim == 0 or tensor.shape[0] % len(hf_names) != 0):
                     raise ValueError(
-                        f"{key} must be {len(ours)} weights of the same height, stacked, got the shape "
+                        f"{key} must be {len(hf_names)} weights of the same height, stacked, got the shape "
                         f"{tuple(tensor.shape)}."
                     )
-                for name, part in zip(ours, tensor.chunk(len(ours)) if len(ours) > 1 else [tensor]):
+                for name, part in zip(hf_names, tensor.chunk(len(hf_names)) if len(hf_names) > 1 else [tensor]):
                     name = name.format(**match.groupdict()) + match["parameter"]
                     if name in converted:
                         repeated.append(name)
@@ -111,7 +115,7 @@ class NameTable:
             raise ValueError(f"The checkpoint gives more than one value for {listed(repeated)}.")
         return converted
 
-    def to_theirs(self, state_dict: Mapping[str, torch.Tensor], window_size: int | None) -> dict[str, torch.Tensor]:
+    def to_source(self, state_dict: Mapping[str, torch.Tensor], window_size: int | None) -> dict[str, torch.Tensor]:
         """Rename the weights of an hf_twins model with this `window_size` to the format's names.
 
         Raises:
@@ -120,13 +124,13 @@ class NameTable:
         converted = {}
         left_over = dict.fromkeys(state_dict)
         for key in state_dict:
-            for (theirs, *ours), pattern in zip(self.rows, self.ours):
+            for (source_name, *hf_names), pattern in zip(self.rows, self.hf_patterns):
                 if (match := pattern.fullmatch(key)) is None or not is_kind_of_layer(match.groupdict(), window_size):
                     continue
-                names = [name.format(**match.groupdict()) + match["parameter"] for name in ours]
+                names = [name.format(**match.groupdict()) + match["parameter"] for name in hf_names]
                 parts = [state_dict[name] for name in names]
-                theirs = theirs.format(**match.groupdict()) + match["parameter"]
-                converted[theirs] = parts[0] if len(parts) == 1 else torch.cat(parts)
+                source_name = source_name.format(**match.groupdict()) + match["parameter"]
+                converted[source_name] = parts[0] if len(parts) == 1 else torch.cat(parts)
                 for name in names:
                     left_over.pop(name)
         if left_over:

@@ -32,7 +32,7 @@ from transformers.integrations.peft import maybe_load_adapters
 from transformers.utils import CONFIG_NAME, cached_file
 
 from ..configuration_twins import WEIGHTS_FILES, TwinsCheckpointReader, TwinsConfig, find_weights_file
-from .architecture import original_config, to_ours
+from .architecture import original_config, to_hf
 from .channels import STEM_WEIGHT, adapt_stem, adapt_stem_weight
 from .timm import convert_timm_config, convert_timm_preprocessing, is_timm_config
 from .weights import check_one_type, read_checkpoint, read_weights, unwrap_weights
@@ -153,7 +153,7 @@ class CheckpointReader(TwinsCheckpointReader):
                 check_one_type(weights, "set dtype to the type to load them in")
             # Weights are copied, because those read are views of the file, which may be overwritten while the model is
             # used.
-            kwargs["state_dict"] = {name: weight.clone() for name, weight in to_ours(weights).items()}
+            kwargs["state_dict"] = {name: weight.clone() for name, weight in to_hf(weights).items()}
             if (num_channels := wanted_channels(kwargs)) is not None:
                 for key, weight in kwargs["state_dict"].items():
                     if key.endswith(STEM_WEIGHT) and weight.ndim == 4 and weight.shape[1] != num_channels:

@@ -20,7 +20,7 @@ The detectors are torchvision's, with the feature pyramids and anchors of the au
 # torchvision is imported only when a detector is built, because `import hf_twins` imports this module.
 import math
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -147,6 +147,17 @@ class TwinsForObjectDetection(PreTrainedModel):
             if name.startswith("roi_heads.mask_head."):
                 init.zeros_(layer.bias)
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "TwinsForObjectDetection":
+        """Move or cast the model, by `half()`, `bfloat16()` or `to(dtype)`, for example.
+
+        In half precision, the pyramid and the heads remain in float32, though their weights are rounded.
+        """
+        super()._apply(fn, recurse)
+        for name, module in self.named_modules():
+            if name in self._keep_in_fp32_modules_strict and next(module.parameters()).dtype.itemsize < 4:
+                module.float()
+        return self
+
     def get_input_embeddings(self) -> nn.Module:
         return self.detector.backbone.body.get_input_embeddings()
 
@@ -160,8 +171,8 @@ class TwinsForObjectDetection(PreTrainedModel):
     ) -> TwinsDetectorOutput:
         """Compute the loss if there are labels, and the predictions in evaluation.
 
-        The pyramid and the heads compute in float32, under autocast and in a model that was loaded in half precision as
-        well, because box coordinates would be rounded to several pixels.
+        The pyramid and the heads compute in float32, under autocast and in a model in half precision as well, because
+        box coordinates would be rounded to several pixels.
 
         Args:
             pixel_values: images, `(batch_size, 3, height, width)`.
@@ -176,6 +187,8 @@ class TwinsForObjectDetection(PreTrainedModel):
         Raises:
             ValueError: if labels are missing in training, or the images, their mask or the labels are invalid.
         """
+        from torchvision.models.detection.image_list import ImageList
+
         if self.training and labels is None:
             raise ValueError("labels are required in training mode: call eval() for predictions.")
         backbone_config = self.detector.backbone.body.config
@@ -189,9 +202,9 @@ class TwinsForObjectDetection(PreTrainedModel):
         sizes = image_sizes(pixel_values, pixel_mask)
         pixel_values, pixel_mask = pad_to_multiple(pixel_values, pixel_mask, SIZE_DIVISOR)
         features = self.detector.backbone(pixel_values, pixel_mask)
+        run = run_retinanet if self.config.detector == "retinanet" else run_mask_rcnn
         with maybe_autocast(pixel_values.device.type, enabled=False):
-            run = run_retinanet if self.config.detector == "retinanet" else run_mask_rcnn
-            losses, predictions = run(self.detector, pixel_values, sizes, features, targets)
+            losses, predictions = run(self.detector, ImageList(pixel_values, sizes), features, targets)
         outputs: dict[str, Any] = {}
         if losses is not None:
             outputs |= {"loss": sum(losses.values()), "loss_dict": losses}
@@ -262,7 +275,7 @@ class TwinsFeaturePyramidBackbone(nn.Module):
     ) -> OrderedDict[str, torch.Tensor]:
         """Feature maps of shape `(batch_size, pyramid_size, height / stride, width / stride)`, the finest first."""
         feature_maps = self.body(pixel_values, pixel_mask=pixel_mask).feature_maps
-        # The weights are in half precision only after `model.half()` or `model.bfloat16()`.
+        # The backbone may be in half precision.
         dtype = next(self.fpn.parameters()).dtype
         with maybe_autocast(pixel_values.device.type, enabled=False):
             return self.fpn(
@@ -336,17 +349,14 @@ Predictions = list[dict[str, torch.Tensor]] | None
 
 def run_retinanet(
     detector: Any,
-    pixel_values: torch.Tensor,
-    sizes: list[tuple[int, int]],
+    images: Any,
     features: OrderedDict[str, torch.Tensor],
     targets: list[dict[str, torch.Tensor]] | None,
 ) -> tuple[Losses, Predictions]:
-    """Compute the losses if there are targets, and the predictions in evaluation."""
-    from torchvision.models.detection.image_list import ImageList
-
+    """Compute the losses if there are targets, and the predictions in evaluation, of a torchvision `ImageList`."""
     feature_maps = list(features.values())
     head_outputs = detector.head(feature_maps)
-    anchors = detector.anchor_generator(ImageList(pixel_values, sizes), feature_maps)
+    anchors = detector.anchor_generator(images, feature_maps)
     losses = None if targets is None else detector.compute_loss(targets, head_outputs, anchors)
     if detector.training:
         return losses, None
@@ -356,29 +366,25 @@ def run_retinanet(
     ]
     outputs_by_level = {name: list(output.split(num_anchors, dim=1)) for name, output in head_outputs.items()}
     anchors_by_level = [list(image_anchors.split(num_anchors)) for image_anchors in anchors]
-    return losses, detector.postprocess_detections(outputs_by_level, anchors_by_level, sizes)
+    return losses, detector.postprocess_detections(outputs_by_level, anchors_by_level, images.image_sizes)
 
 
 def run_mask_rcnn(
     detector: Any,
-    pixel_values: torch.Tensor,
-    sizes: list[tuple[int, int]],
+    images: Any,
     features: OrderedDict[str, torch.Tensor],
     targets: list[dict[str, torch.Tensor]] | None,
 ) -> tuple[Losses, Predictions]:
-    """Compute the losses if there are targets, and the predictions in evaluation."""
-    from torchvision.models.detection.image_list import ImageList
-
-    images = ImageList(pixel_values, sizes)
+    """Compute the losses if there are targets, and the predictions in evaluation, of a torchvision `ImageList`."""
     losses = predictions = None
     if targets is not None:
         with in_training_mode(detector.rpn, detector.roi_heads):
             proposals, proposal_losses = detector.rpn(images, features, targets)
-            _, head_losses = detector.roi_heads(features, proposals, sizes, targets)
+            _, head_losses = detector.roi_heads(features, proposals, images.image_sizes, targets)
         losses = head_losses | proposal_losses
     if not detector.training:
         proposals, _ = detector.rpn(images, features)
-        predictions, _ = detector.roi_heads(features, proposals, sizes)
+        predictions, _ = detector.roi_heads(features, proposals, images.image_sizes)
     return losses, predictions
 
 

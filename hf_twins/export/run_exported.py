@@ -47,6 +47,8 @@ PIL.EpsImagePlugin.gs_binary = False
 MAX_ASPECT_RATIO = 100
 # Decoding passes over all pixels once per scan of a JPEG, and a malicious file can have thousands.
 MAX_JPEG_SCANS = 50
+# Many camera raw files are TIFFs, of which Pillow would open a small preview.
+CAMERA_RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw")
 # The markers of a JPEG, except those that occur within the data of a scan.
 JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])", re.DOTALL)
 # The TIFF tags that list the strips and tiles of an image.
@@ -364,6 +366,8 @@ def read_image(file: Path, applied: Counter[str] | None = None) -> PIL.Image.Ima
     try:
         if file.exists() and not file.is_file():
             raise ImageError("it is not a file")
+        if file.suffix.lower() in CAMERA_RAW:
+            raise ImageError("camera raw images are not supported: convert it to JPEG or PNG")
         with PIL.Image.open(file) as opened:
             if max(opened.size) > MAX_ASPECT_RATIO * min(opened.size):
                 raise ImageError(
@@ -383,6 +387,10 @@ def read_image(file: Path, applied: Counter[str] | None = None) -> PIL.Image.Ima
             )
             # The image is converted here, so that an error names the file.
             return to_eight_bits(opened) if opened.mode.startswith(("I", "F")) else opened
+    except PIL.UnidentifiedImageError as error:
+        raise ImageError(
+            f"{file} cannot be used: it is not an image, or Pillow does not read its format: convert it to JPEG or PNG."
+        ) from error
     # Pillow's decoders raise all kinds of errors.
     except Exception as error:
         reason = str(error).rstrip(".") or type(error).__name__

@@ -70,10 +70,12 @@ def turn_as_annotated(
         ImageError: if the sizes of image and annotation differ, or the convention is unknown.
     """
     fitting = fitting_conventions(image, size)
-    if exif != "auto":
-        fitting = tuple(name for name in fitting if name == exif)
     if not fitting:
         raise ImageError(f"image of {image.size}, annotation of {tuple(size)}")
+    if exif != "auto":
+        if exif not in fitting:
+            raise ImageError(f"annotation of {tuple(size)}, which fits the image with --exif {fitting[0]}, not {exif}")
+        fitting = (exif,)
     chosen = fitting[0] if len(fitting) == 1 else convention
     if orientation(image) == 1:
         return image

@@ -129,7 +129,7 @@ def write_report_and_card(
         settings: settings of the run, see `run_settings`.
         kind: what kind of model it is, for readers of the card.
         task: the Hub's name of the task.
-        metric_types: the Hub's name of each metric, if it differs from ours.
+        metric_types: the Hub's name of each metric, if it differs from the name here.
         figures: maps the caption of each figure to its file.
         usage: Python code that loads the model.
         library_name: the Hub's name of the library that loads the model.

@@ -13,6 +13,8 @@
 # limitations under the License.
 """Uploaded images: read within limits, or rejected with a message for the visitor."""
 
+import contextlib
+import stat
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -31,11 +33,12 @@ MAX_ASPECT_RATIO = 20
 MAX_SIDE = 2048
 MAX_IMAGES = 200
 MAX_UNPACKED_SIZE = 200 * 2**20
+# The flag of a member of a zip archive that its name is UTF-8.
+UTF8_FLAG = 0x800
 
 # Other formats are rare, or too dangerous for files from visitors (an EPS file is a program).
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", *(("AVIF",) if PIL.features.check("avif") else ()))
 FORMAT_NAMES = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
 class UploadError(ValueError):
@@ -60,7 +63,6 @@ def read_upload(source: Path | BinaryIO) -> PIL.Image.Image:
             raise UploadError("This is not a file: send an image file.") from error
         with source.open("rb") as file:
             return read_upload(file)
-    start = source.read(4096)
     size = source.seek(0, 2)
     source.seek(0)
     if size == 0:
@@ -79,7 +81,7 @@ def read_upload(source: Path | BinaryIO) -> PIL.Image.Image:
     except ImageError as error:
         raise UploadError(str(error)) from error
     except PIL.UnidentifiedImageError as error:
-        raise UploadError(unknown_format(start)) from error
+        raise UploadError(f"This is not a supported image: send a {FORMAT_NAMES} file.") from error
     except PIL.Image.DecompressionBombError as error:
         raise UploadError(
             f"This image has too many pixels: send one of at most {MAX_PIXELS // 10**6} megapixels."
@@ -91,16 +93,7 @@ def read_upload(source: Path | BinaryIO) -> PIL.Image.Image:
         ) from error
 
 
-def unknown_format(start: bytes) -> str:
-    """The message for a file that Pillow does not recognize, by its first bytes."""
-    if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
-        return "HEIC images are not supported: save it as JPEG or PNG and send that."
-    if b"<svg" in start.lower():
-        return "SVG drawings are not supported: export it as PNG and send that."
-    return f"This is not a supported image: send a {FORMAT_NAMES} file."
-
-
-def list_images(files: Sequence[Path]) -> list[tuple[str, Path, str | None]]:
+def list_images(files: Sequence[Path]) -> list[tuple[str, Path, zipfile.ZipInfo | None]]:
     """List the images in files and zip archives, each with its name, file, and member of the archive.
 
     Nothing is unpacked to disk. The directory of an archive is checked before any of its files is read.
@@ -109,13 +102,13 @@ def list_images(files: Sequence[Path]) -> list[tuple[str, Path, str | None]]:
         UploadError: if there are no images or too many, or an archive is corrupt, encrypted, too large when unpacked,
             or names files outside itself.
     """
-    images: list[tuple[str, Path, str | None]] = []
+    images: list[tuple[str, Path, zipfile.ZipInfo | None]] = []
     for file in files:
         if zipfile.is_zipfile(file):
             # Names include the archive if there are several, because members of different archives may have the same
             # name.
             folder = PurePosixPath(file.name if len(files) > 1 else "")
-            images += [(str(folder / member.replace("\\", "/")), file, member) for member in list_members(file)]
+            images += [(str(folder / member_name(member)), file, member) for member in list_members(file)]
         else:
             images.append((file.name, file, None))
     if not images:
@@ -125,7 +118,7 @@ def list_images(files: Sequence[Path]) -> list[tuple[str, Path, str | None]]:
     return images
 
 
-def list_members(archive: Path) -> list[str]:
+def list_members(archive: Path) -> list[zipfile.ZipInfo]:
     if archive.stat().st_size > MAX_FILE_SIZE:
         raise UploadError(f"This archive is too large: send one of at most {MAX_FILE_SIZE >> 20} MB.")
     try:
@@ -144,7 +137,17 @@ def list_members(archive: Path) -> list[str]:
     if sum(member.file_size for member in members) > MAX_UNPACKED_SIZE:
         raise UploadError(f"This zip archive unpacks to more than {MAX_UNPACKED_SIZE >> 20} MB: send a smaller one.")
     # macOS and file managers add hidden files.
-    return [name for name in (member.filename for member in members) if not is_hidden(name)]
+    return [member for member in members if not is_hidden(member.filename)]
+
+
+def member_name(member: zipfile.ZipInfo) -> str:
+    """The name of a member, with `/` between its parts."""
+    name = member.filename
+    # macOS writes UTF-8 without the flag that says so, and zipfile then decodes it as the format demands.
+    if not member.flag_bits & UTF8_FLAG:
+        with contextlib.suppress(UnicodeError):
+            name = name.encode("cp437").decode("utf-8")
+    return name.replace("\\", "/")
 
 
 def is_hidden(name: str) -> bool:
@@ -152,7 +155,7 @@ def is_hidden(name: str) -> bool:
 
 
 def read_images(
-    images: Sequence[tuple[str, Path, str | None]],
+    images: Sequence[tuple[str, Path, zipfile.ZipInfo | None]],
 ) -> Iterator[tuple[str, PIL.Image.Image | UploadError]]:
     """Yield each image that [`list_images`] found, read when requested, or its error."""
     for name, file, member in images:
@@ -162,13 +165,15 @@ def read_images(
             yield name, error
 
 
-def read_member(archive: Path, member: str) -> PIL.Image.Image:
+def read_member(archive: Path, member: zipfile.ZipInfo) -> PIL.Image.Image:
+    if stat.S_ISLNK(member.external_attr >> 16):
+        raise UploadError("This is a link inside its zip archive: pack the file itself and send that.")
+    if member.file_size > MAX_FILE_SIZE:
+        raise UploadError(f"This file is too large: send one of at most {MAX_FILE_SIZE >> 20} MB.")
     try:
-        with zipfile.ZipFile(archive) as opened:
-            if opened.getinfo(member).file_size > MAX_FILE_SIZE:
-                raise UploadError(f"This file is too large: send one of at most {MAX_FILE_SIZE >> 20} MB.")
-            with opened.open(member) as file:
-                return read_upload(file)  # type: ignore[arg-type]  # an IO[bytes] that can be sought in
+        # Members are opened by their entry, because several may have the same name.
+        with zipfile.ZipFile(archive) as opened, opened.open(member) as file:
+            return read_upload(file)  # type: ignore[arg-type]  # an IO[bytes] that can be sought in
     except UploadError:
         raise
     # zipfile trusts the directory of a corrupt archive, and raises all kinds of errors later.

@@ -54,7 +54,7 @@ def assert_converted(
     output: Path, weights: dict[str, torch.Tensor], source_format: str = "authors' classification"
 ) -> Any:
     model = TwinsForImageClassification.from_pretrained(output)
-    expected = TABLES[source_format].to_ours(weights)
+    expected = TABLES[source_format].to_hf(weights)
     assert model.state_dict().keys() == expected.keys()
     assert all(torch.equal(weight, expected[name]) for name, weight in model.state_dict().items())
     return model

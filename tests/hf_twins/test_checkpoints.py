@@ -522,8 +522,8 @@ def test_averaged_weights_are_read_if_requested(tmp_path, reference):
 def test_converting_names_and_back_is_lossless(family):
     weights = timm_model(family).state_dict()
     table = NameTable(ORIGINAL_NAMES)
-    ours = table.to_ours(weights)
-    back = table.to_theirs(ours, window_size=7 if family == "svt" else None)
+    ours = table.to_hf(weights)
+    back = table.to_source(ours, window_size=7 if family == "svt" else None)
     assert back.keys() == weights.keys()
     assert all(torch.equal(back[name], weight) for name, weight in weights.items())
     config = {"hidden_sizes": TIMM_ARCHITECTURES[family]["embed_dims"], "window_size": 7 if family == "svt" else None}
@@ -533,7 +533,7 @@ def test_converting_names_and_back_is_lossless(family):
 def test_weights_of_another_model_have_no_names():
     weights = TwinsForSemanticSegmentation(tiny_config()).state_dict()
     with pytest.raises(ValueError, match=r"no name for neck\.lateral_convs\.0\.weight, .* and \d+ more"):
-        NameTable(ORIGINAL_NAMES).to_theirs(weights, window_size=3)
+        NameTable(ORIGINAL_NAMES).to_source(weights, window_size=3)
 
 
 # Damaged, malicious and unrelated files
@@ -1036,7 +1036,7 @@ def test_training_from_timm_resumes_from_its_checkpoint(tmp_path, timm_folder, r
     uninterrupted = train(timm_folder, tmp_path / "first").model.state_dict()
     resumed = train(timm_folder, tmp_path / "second", tmp_path / "first" / "checkpoint-2").model.state_dict()
     halfway = weights_of(tmp_path / "first" / "checkpoint-2")
-    start = NameTable(ORIGINAL_NAMES).to_ours(reference.state_dict())
+    start = NameTable(ORIGINAL_NAMES).to_hf(reference.state_dict())
     for name, weight in uninterrupted.items():
         assert torch.equal(resumed[name], weight), name
         assert not torch.equal(halfway[name], start[name]), name

@@ -294,6 +294,15 @@ def test_grad_cam_of_a_class_without_support_is_zero(pixel_values):
     assert torch.equal(grad_cam(model, pixel_values, 1), torch.zeros(3, 3, 5))
 
 
+def test_label_may_be_a_name(pixel_values):
+    names = {0: "cat", 1: "crane", 2: "dog", 3: "crane", 4: "owl"}
+    model = TwinsForImageClassification(tiny_config(id2label=names)).eval()
+    for label, expected in (("dog", 2), (["cat", 4, "dog"], [0, 4, 2])):
+        assert torch.equal(grad_cam(model, pixel_values, label), grad_cam(model, pixel_values, expected))
+    with pytest.raises(ValueError, match=r"got 'crane', the name of 1 and 3\."):
+        grad_cam(model, pixel_values, "crane")
+
+
 def test_maps_of_a_head_of_transformers(pixel_values):
     backbone_config = tiny_config(hidden_sizes=[16, 16, 16], num_attention_heads=[1, 2, 2])
     backbone_config.set_output_features_output_indices(out_features=["stage1", "stage2", "stage3"], out_indices=None)
@@ -371,11 +380,15 @@ def test_maps_in_other_dtypes(dtype, pixel_values):
         (lambda model, images: grad_cam(model, images, label=5), "label must be from 0 to 4, got 5"),
         (lambda model, images: grad_cam(model, images, label=[0, 1]), "one for each of the 3 images, got"),
         (lambda model, images: grad_cam(model, images, label=0.5), "label must be an integer"),
+        (
+            lambda model, images: grad_cam(model, images, label="cat"),
+            "label must be .* got 'cat', the name of no class",
+        ),
         (lambda model, images: grad_cam(model.twins, images), "model must return logits.*TwinsModel"),
     ],
     ids=[
         *("training", "training cam", "no Twins", "row", "column", "off an image", "no layers", "not consecutive"),
-        *("query", "stage", "label", "labels", "label type", "no logits"),
+        *("query", "stage", "label", "labels", "label type", "label name", "no logits"),
     ],
 )
 def test_bad_input_is_named(call, message, pixel_values):

@@ -78,7 +78,7 @@ def test_variant_computes_the_same_as_timm(name):
     with torch.device("meta"):
         config = TwinsConfig.from_variant(name, window_padding="zeros", out_indices=[1, 2, 3, 4])
         model, backbone = TwinsForImageClassification(config).eval(), TwinsBackbone(config).eval()
-    weights = NameTable(ORIGINAL_NAMES).to_ours(reference.state_dict())
+    weights = NameTable(ORIGINAL_NAMES).to_hf(reference.state_dict())
     model.load_state_dict(weights, assign=True)
     backbone.load_state_dict(
         {key.removeprefix("twins."): weights[key] for key in weights if ".encoder." in key}, assign=True

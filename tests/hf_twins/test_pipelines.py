@@ -144,12 +144,13 @@ SEGMENTATION_PROCESSORS = {
 @FORM
 @pytest.mark.parametrize("processor_name", SEGMENTATION_PROCESSORS)
 @FAMILY
-def test_image_segmentation(tmp_path, images, family, processor_name, form):
+def test_image_segmentation(tmp_path, images, family, processor_name, form, caplog):
     processor = SEGMENTATION_PROCESSORS[processor_name]()
     model = randomize(TwinsForSemanticSegmentation(tiny_config(family, id2label=dict(enumerate(LABELS)))))
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     answers = answers_of("image-segmentation", tmp_path, images, form)
+    assert "is not supported" not in caplog.text
     for image, answer in zip(images, answers, strict=True):
         logits = outputs_of(model, processor, image).logits
         classes = nn.functional.interpolate(logits, size=(image.height, image.width), mode="bilinear").argmax(1)[0]

@@ -36,7 +36,7 @@ from gradio_client.exceptions import AppError
 from hostile_files import archive, saved, write_unusable, write_unusable_archives, write_unusual
 from loopback_hub import serve_hub
 from PIL import Image
-from space_server import SPACES, digit_image, digit_label, pixels, serve
+from space_server import SPACES, digit_image, digit_label, pixels, run_client_example, serve
 from testing_utils import save_small_svt, tiny_config
 from twins_space.models import ModelError, ModelShelf
 
@@ -102,6 +102,12 @@ def test_classify_returns_the_output_of_the_model(client, local_models, digit, n
         assert each["confidence"] == pytest.approx(expected[each["label"]], abs=1e-4)
     assert re.fullmatch(rf"{name}: input of {side} x {side} pixels, \d+ ms", details)
     assert pixels(seen).shape == (side * -(-320 // side), side * -(-320 // side), 3)
+
+
+@pytest.mark.parametrize("page", ["README.md", "app.py"])
+def test_example_of_a_call_from_python_runs(page, server, digit, capsys):
+    run_client_example(SPACE / page, server, digit)
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"{digit_label(3)} 0.")
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ from hostile_files import archive, saved, write_unusable, write_unusable_archive
 from loopback_hub import serve_hub
 from PIL import Image
 from source_checkpoints import TINY, source_weights
-from space_server import SPACES, digit_image, pixels, save_published, serve
+from space_server import SPACES, digit_image, pixels, run_client_example, save_published, serve
 from train_digit_models import MIN_DIGIT_SIDE, split_handwriting
 from transformers import SegformerImageProcessor
 from twins_space.models import LoadedModel, ModelError
@@ -82,6 +82,13 @@ def segment_locally():
         return torch.nn.functional.interpolate(logits, image.size[::-1], mode="bilinear")[0].argmax(0).numpy()
 
     return segment
+
+
+@pytest.mark.parametrize("page", ["README.md", "app.py"])
+def test_example_of_a_call_from_python_runs(page, server, scenes, tmp_path, capsys):
+    scenes[0][0].save(tmp_path / "scene.png")
+    run_client_example(SPACE / page, server, tmp_path / "scene.png")
+    assert re.fullmatch(r"\[\[.+\]\] .+\.png", capsys.readouterr().out.splitlines()[-1])
 
 
 def test_segment_returns_the_output_of_the_model(client, scenes, segment_locally, tmp_path):

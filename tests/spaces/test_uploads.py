@@ -15,8 +15,10 @@
 
 import io
 import os
+import stat
 import struct
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -117,7 +119,7 @@ def test_large_image_is_reduced(scene):
 REFUSED = {
     "empty": (io.BytesIO(), "This file is empty"),
     "text": (io.BytesIO(b"no image"), "not a supported image: send a PNG, JPEG"),
-    "svg": (io.BytesIO(b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>'), "SVG drawings"),
+    "svg": (io.BytesIO(b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>'), "SVG images"),
     "heic": (io.BytesIO(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)), "HEIC images"),
     "postscript": (io.BytesIO(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "not a supported image"),
     "long": (io.BytesIO(png_of(20_000, 10)), "too long, 20000 x 10 pixels"),
@@ -252,6 +254,36 @@ def test_encrypted_archive_is_refused(tmp_path):
     (tmp_path / "locked.zip").write_bytes(content)
     with pytest.raises(UploadError, match="encrypted"):
         list_images([tmp_path / "locked.zip"])
+
+
+def test_link_in_an_archive_is_named(scene, tmp_path):
+    link = zipfile.ZipInfo("link.png")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(tmp_path / "links.zip", "w") as archive:
+        archive.writestr("scene.png", saved(scene, "PNG"))
+        archive.writestr(link, "scene.png")
+    (_, read), (_, refusal) = read_images(list_images([tmp_path / "links.zip"]))
+    assert read.size == scene.size
+    assert str(refusal) == "This is a link inside its zip archive: pack the file itself and send that."
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_members_of_the_same_name_are_all_read(scene, tmp_path):
+    with zipfile.ZipFile(tmp_path / "twice.zip", "w") as archive:
+        for side in (20, 30):
+            archive.writestr("a.png", saved(scene.resize((side, side)), "PNG"))
+    read = list(read_images(list_images([tmp_path / "twice.zip"])))
+    assert [(name, image.size) for name, image in read] == [("a.png", (20, 20)), ("a.png", (30, 30))]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp437"])
+def test_names_without_the_flag_of_utf8_are_decoded(encoding, scene, tmp_path):
+    name = "caf\N{LATIN SMALL LETTER E WITH ACUTE}.png"
+    stored = name.encode(encoding)
+    archive = write_zip(tmp_path / "names.zip", {"x" * len(stored): saved(scene, "PNG")})
+    archive.write_bytes(archive.read_bytes().replace(b"x" * len(stored), stored))
+    ((shown, image),) = read_images(list_images([archive]))
+    assert (shown, image.size) == (name, scene.size)
 
 
 @pytest.mark.parametrize(("count", "message"), [(0, "no image"), (201, "201 images: send at most 200")])

@@ -100,15 +100,15 @@ def average_precision(
     metrics: dict[str, float] = {}
     names = distinct_names(split.names)
     per_category: dict[str, dict[str, float]] = {name: {} for name in names}
-    for prefix, ours in prefixes.items():
-        values = {ours + METRICS[name]: float(results[prefix + name]) for name in METRICS}
+    for prefix, metric_prefix in prefixes.items():
+        values = {metric_prefix + METRICS[name]: float(results[prefix + name]) for name in METRICS}
         metrics |= {name: value for name, value in values.items() if value >= 0}
         # The axes are overlaps, recalls, categories, areas (index 0: all) and numbers of detections (index -1: 100).
         # With `class_metrics=True`, torchmetrics would evaluate every category again.
         precisions = results[f"{prefix}precision"][:, :, :, 0, -1].unbind(2)
         for label, precision in zip(results["classes"].reshape(-1).tolist(), precisions):
             if (precision >= 0).any():
-                per_category[names[label]][f"{ours}ap"] = float(precision[precision >= 0].mean())
+                per_category[names[label]][f"{metric_prefix}ap"] = float(precision[precision >= 0].mean())
     return metrics, per_category
 
 

@@ -112,7 +112,8 @@ def test_files_that_are_not_labeled_images_are_counted_and_named(tmp_path, caplo
     for part in (
         "2 images directly in it, not in a label folder (3.png, 4.jpg)",
         "4 hidden (names that begin with a dot, and __MACOSX) (.git, __MACOSX, cat/.ipynb_checkpoints, dog/._2.png)",
-        "3 without the extension of an image (dog/photo, dog/photo.heic, empty/notes.md)",
+        "2 without the extension of an image (dog/photo, empty/notes.md)",
+        "1 HEIC images, which are not supported: convert them to JPEG or PNG (dog/photo.heic)",
         "1 folders without images, which are not labels (empty)",
         "1 neither files nor folders (cat/pipe.png)",
     ):

@@ -15,6 +15,7 @@
 
 import errno
 import inspect
+import io
 import os
 import struct
 import subprocess
@@ -28,6 +29,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import PIL.Image
 import pytest
 from hostile_files import (
     leave_trace_for_ghostscript,
@@ -52,6 +54,7 @@ from hf_twins._utils.images import (
     mode_of_model,
     open_image,
     read_image,
+    unsupported_format,
 )
 from hf_twins.export import run_exported
 from hf_twins.image_processing_twins import to_eight_bits
@@ -145,6 +148,39 @@ def test_images_are_recognized_by_their_names():
     """Pillow can write PDF files, but cannot read them."""
     assert all(map(is_image_file, ("a.png", "b/c.JPG", "d.webp")))
     assert not any(map(is_image_file, ("a.pdf", "b.txt", "c")))
+
+
+UNSUPPORTED = {
+    "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+    "JPEG XL": b"\xff\x0a" + bytes(20),
+    "SVG": b'<?xml version="1.0"?>\n<svg width="9" height="9"/>',
+}
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_format_that_pillow_does_not_open_is_named_whatever_the_extension(name, tmp_path):
+    file = tmp_path / "photo.jpg"
+    file.write_bytes(UNSUPPORTED[name])
+    sentence = f"{name} images are not supported: convert this one to JPEG or PNG."
+    for source in (file, io.BytesIO(UNSUPPORTED[name])):
+        with pytest.raises(ImageError, match=f"^{sentence}$"):
+            open_image(source)
+    with pytest.raises(ImageError, match=f"photo.jpg cannot be used: {sentence}$"):
+        read_image(file)
+
+
+def test_preview_in_a_camera_raw_file_is_not_taken_for_the_image(tmp_path):
+    Image.new("RGB", (16, 12)).save(tmp_path / "photo.DNG", format="TIFF")
+    with pytest.raises(ImageError, match=r"photo.DNG cannot be used: camera raw images are not supported: convert"):
+        read_image(tmp_path / "photo.DNG")
+
+
+def test_format_is_supported_once_a_plugin_is_registered(monkeypatch):
+    assert unsupported_format("photo.HEIC") == "HEIC"
+    monkeypatch.setitem(PIL.Image.EXTENSION, ".heic", "HEIF")
+    monkeypatch.setitem(PIL.Image.OPEN, "HEIF", None)
+    assert is_image_file("photo.HEIC")
+    assert unsupported_format("photo.HEIC") is None
 
 
 DEEP = [0, 1, 128, 129, 257, 32768, 65535]

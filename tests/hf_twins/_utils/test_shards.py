@@ -290,6 +290,19 @@ def test_links_in_a_tar_are_images_and_those_that_lead_nowhere_are_errors(tmp_pa
     assert f"Left out of {shard.file}: 9 links to files (./d/hard.png, ./d/symbolic.png, " in caplog.text
 
 
+def test_images_in_a_tar_of_a_format_that_pillow_does_not_open_are_errors(tmp_path):
+    write_images(tmp_path / "images")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in ("0.png", "1.heic", "2.dng", "3.txt"):
+            archive.add(tmp_path / "images" / "0.png", name)
+    errors = {row["path"]: row["error"] for row in examples_of(TarShard(str(tmp_path / "a.tar")))[:-1]}
+    assert errors == {
+        "a.tar/0.png": None,
+        "a.tar/1.heic": "HEIC images are not supported: convert this one to JPEG or PNG.",
+        "a.tar/2.dng": "camera raw images are not supported: convert this one to JPEG or PNG.",
+    }
+
+
 def test_archives_are_found_in_any_case_and_other_files_are_named(tmp_path, caplog):
     write_tar(tmp_path).rename(tmp_path / "A.TAR")
     (tmp_path / "._A.TAR").write_bytes(b"\0\5\x16\7")

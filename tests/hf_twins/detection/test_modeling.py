@@ -255,10 +255,17 @@ def test_boxes_are_computed_in_float32_under_autocast(name, start):
     assert (large % 4 == 0).float().mean() < 0.1
 
 
+@pytest.mark.parametrize("cast", ["from_pretrained", "bfloat16", "to"])
 @pytest.mark.parametrize("name", FIRST_STAGE)
-def test_detector_loaded_in_half_precision_has_heads_in_float32(name, start, tmp_path):
-    deterministic_detector(name, start).save_pretrained(tmp_path)
-    model = TwinsForObjectDetection.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+def test_detector_in_half_precision_has_heads_in_float32(name, cast, start, tmp_path):
+    model = deterministic_detector(name, start).eval()
+    if cast == "from_pretrained":
+        model.save_pretrained(tmp_path)
+        model = TwinsForObjectDetection.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    else:
+        # Other modules cast the modules in them, too.
+        wrapped = torch.nn.ModuleList([model])
+        wrapped.bfloat16() if cast == "bfloat16" else wrapped.to(torch.bfloat16)
     for key, weight in model.named_parameters():
         assert weight.dtype == (torch.bfloat16 if "backbone.body" in key else torch.float32), key
     with torch.no_grad():

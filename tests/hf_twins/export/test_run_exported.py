@@ -212,7 +212,7 @@ def test_unusable_images_are_skipped(folder, tmp_path, capsys):
     run_exported.main([*files, "--model_dir", str(folder), "--json"])
     printed = capsys.readouterr()
     assert [json.loads(line)["image"] for line in printed.out.splitlines()] == [files[1]]
-    assert f"skipped: {files[0]} cannot be used: cannot identify image file" in printed.err
+    assert f"skipped: {files[0]} cannot be used: it is not an image, or Pillow does not read its format" in printed.err
 
 
 @pytest.mark.parametrize("option", ["--top_k", "--threads"])
@@ -247,7 +247,9 @@ def test_errors_are_one_sentence(folder, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=r"error: image.png cannot be used: .*No such file or directory"):
         run_exported.main(["image.png", *options])
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(SystemExit, match=r"error: .*text.png cannot be used: cannot identify image file"):
+    with pytest.raises(
+        SystemExit, match=r"error: .*text.png cannot be used: it is not an image, or Pillow does not read its format"
+    ):
         run_exported.main([str(tmp_path / "text.png"), *options])
     (tmp_path / "long.png").write_bytes(long_png())
     with pytest.raises(

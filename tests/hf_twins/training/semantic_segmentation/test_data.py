@@ -113,7 +113,7 @@ def test_images_of_both_conventions_are_recognized_by_their_sizes(tmp_path, capl
     assert "d.png (EXIF orientation" in caplog.text
     pairs, _ = load(tmp_path, exif="stored")
     assert len(pairs["train"]) == 3
-    assert "c.png (image of (6, 4), mask of (4, 6))" in caplog.text
+    assert "c.png (mask of (4, 6), which fits the image with --exif upright, not stored)" in caplog.text
 
 
 def test_unchecked_pair_is_refused_by_name(tmp_path):
