@@ -162,6 +162,11 @@ class OperatorRecordings(Recordings):
         super().__init__()
         self.seen: set[tuple] = set()
 
+    def discard(self) -> None:
+        super().discard()
+        # A model that changes with each call, as by hooks that are removed after it, is not recorded each time.
+        self.seen.clear()
+
 
 class OperatorForward(RecordedForward):
     """Call the operators of a Twins model's calls with few images, without its modules, from the third call of a size on.

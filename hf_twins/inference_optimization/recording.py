@@ -41,6 +41,9 @@ class Recordings(PerCopy):
         self.state: ModelState | None = None
         self.lock = threading.Lock()
 
+    def discard(self) -> None:
+        self.by_key.clear()
+
 
 class RecordedForward(ReplacedForward):
     """Replay a Twins model's calls with few images. Subclasses say how.
@@ -76,7 +79,7 @@ class RecordedForward(ReplacedForward):
         state = self.recordings.state
         if state is None or not state.is_current():
             self.recordings.state = state = ModelState(self.model)
-            self.recordings.by_key.clear()
+            self.recordings.discard()
         return state
 
 
@@ -90,7 +93,9 @@ class ModelState:
         self.unused_hooks = [each for each in hooks if not each]
         # Whether somebody other than transformers sees what parts of the model compute.
         self.has_hooks = not all(map(is_recording_hook, values(hooks)))
-        members: list[dict] = [each for module in modules for each in (module._modules, module._parameters)]
+        members: list[dict] = [
+            each for module in modules for each in (module._modules, module._parameters, module._buffers)
+        ]
         self.members = [each for each in members if each]
         # A method that is replaced is one more attribute.
         self.countable = [*map(vars, modules), *self.members, *(each for each in hooks if each)]

@@ -342,6 +342,21 @@ def test_a_size_is_recorded_when_it_comes_again(monkeypatch):
     assert made == [16]
 
 
+def test_model_that_changes_all_the_time_is_not_recorded(monkeypatch):
+    made, record = [], operators.record
+    monkeypatch.setattr(operators, "record", lambda *args: (made.append(args[1].shape[-1]), record(*args))[1])
+    optimized = optimize_for_inference(TwinsForImageClassification(tiny_config()))
+    pixel_values, seen = torch.randn(1, 3, 16, 16), []
+    with torch.no_grad():
+        for _ in range(4):
+            hook = optimized.twins.layernorm.register_forward_hook(lambda module, args, output: seen.append(output))
+            optimized(pixel_values)
+            hook.remove()
+            optimized(pixel_values)
+    assert len(seen) == 4
+    assert made == []
+
+
 def test_recording_serves_images_wherever_they_lie(monkeypatch):
     """Images of a batch, in either layout, and one image that is seen as several."""
     replays = count_replays(monkeypatch)
