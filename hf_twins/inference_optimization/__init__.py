@@ -59,15 +59,16 @@ def optimize_for_inference(
     | backend | what it changes | when to use it |
     |---|---|---|
     | `"eager"` | the type of the weights | anywhere |
-    | `"packed"` | weights of Twins' linear layers in oneDNN's own layout; layers with the same input, sub-sampling and GELU are fused into them; calls with few images (64 of 224 pixels) are recorded as a list of operators and replayed for the same input size | on CPUs, for images of any size: the first eight input sizes that occur again are recorded, in a tenth of a second each |
+    | `"packed"` | weights of Twins' linear layers in oneDNN's own layout; layers with the same input, sub-sampling and GELU are fused into them; calls with few images (64 of 224 pixels) are recorded as a list of operators and replayed for the same input size | on CPUs, for images of any size: the first eight input sizes that occur again are recorded, each on its second use |
     | `"graph"` | linear layers with the same input are fused, and calls with few images (64 of 224 pixels) are recorded as CUDA graphs and replayed for the same input size | on GPUs, where small batches wait for Python: the first eight input sizes are recorded, each on first use |
     | `"compile"` | `torch.compile`, with the weights frozen into the code on CPUs, and its kernels recorded as above on GPUs, for up to 256 images of 224 pixels | for one or a few image sizes: each is compiled on first use |
     | `"openvino"`, `"onnxruntime"` | Twins is exported to this runtime, for images of any size, without masks | on CPUs, fastest in float32: the export takes a minute, once, and is kept in Hugging Face's cache (`assets/hf_twins`) |
     | `"auto"` | `"packed"` on a CPU that supports it, without adapters, `"graph"` on a CUDA device, otherwise `"eager"` | |
 
     Images may have any dtype, which the outputs then have, too. The copy is not for training, and packed weights cannot be saved: keep the
-    original, whose weights it shares with a runtime backend. Calls with masks or labels, of models with hooks, under autocast
-    or for gradients of the image bypass recordings, which are discarded when the model's layers or config change.
+    original, whose weights it shares with a runtime backend. Calls with masks or labels, under autocast or for gradients of
+    the image are not recorded, nor are models with hooks, with layers other than those of PyTorch and transformers, or
+    with an attention function of your own. Recordings are discarded when the model changes.
     `"packed"` leaves layers with hooks, subclasses and wrappers as they are; runtimes refuse such models. Neither computes gradients.
     The copy's `optimized_for` says what was chosen.
 

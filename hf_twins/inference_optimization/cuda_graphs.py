@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from .forwards import map_tensors
-from .recording import MAX_RECORDINGS, RecordedForward, Recordings
+from .recording import MAX_RECORDINGS, ModelState, RecordedForward, Recordings
 
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class CudaGraph:
 
 
 class CudaGraphs(Recordings):
-    """The graphs of a model, by what they are for. There are none for those that memory did not suffice for."""
+    """What one model has recorded as CUDA graphs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class CudaGraphForward(RecordedForward):
         super().__init__(model, max_values)
         self.recordings: CudaGraphs = CudaGraphs()
 
-    def replay(self, pixel_values: torch.Tensor, flags: dict[str, Any]) -> Any:
+    def replay(self, state: ModelState, pixel_values: torch.Tensor, flags: dict[str, Any]) -> Any:
         if torch.cuda.is_current_stream_capturing():
             return None
         recordings, device = self.recordings, pixel_values.device
@@ -80,9 +80,9 @@ class CudaGraphForward(RecordedForward):
             last_replay.wait()
             # Whatever the mode of the call, as the memory of the graph can be written to in one alone.
             with torch.inference_mode():
-                if key not in recordings.by_key and len(recordings.by_key) < MAX_RECORDINGS:
-                    recordings.by_key[key] = record(self.forward, pixel_values, flags, pool)
-                recording = recordings.by_key.get(key)
+                if key not in state.by_key and len(state.by_key) < MAX_RECORDINGS and state.is_current():
+                    state.by_key[key] = record(self.forward, pixel_values, flags, pool)
+                recording = state.by_key.get(key)
                 if recording is None:
                     return None
                 recording.replay(pixel_values)

@@ -17,9 +17,10 @@ On CPUs, a sixth of a bfloat16 call with one image is spent outside of the kerne
 each block has about twenty. With fixed sizes, a chain of views is a single one.
 """
 
+import functools
 import logging
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Self, TypeGuard
 
 import torch
@@ -28,7 +29,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .forwards import map_tensors
-from .recording import MAX_RECORDINGS, RecordedForward, Recordings
+from .recording import MAX_RECORDINGS, ModelState, RecordedForward, Recordings
 
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,10 @@ DATA_DEPENDENT = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shap
 
 class CannotRecordError(Exception):
     """A call depends on more than the size of its input."""
+
+
+class LayoutChangedError(Exception):
+    """An operator gave a result with another layout than when it was recorded."""
 
 
 class Layout(NamedTuple):
@@ -60,10 +65,12 @@ class OperatorRecorder(TorchDispatchMode):
 
     Args:
         pixel_values: the images, the only tensor that differs from call to call.
+        weights: tensors whose memory may be replaced by another of the same content, as by `model.to`.
     """
 
-    def __init__(self, pixel_values: torch.Tensor):
+    def __init__(self, pixel_values: torch.Tensor, weights: Iterable[torch.Tensor]):
         super().__init__()
+        self.weights = {memory_of(weight): weight for weight in weights}
         self.graph = fx.Graph()
         # What the graph computes, by memory, whose address is not given to another while there is a reference.
         self.computed: dict[StorageWeakRef, tuple[fx.Node, Layout]] = {}
@@ -94,19 +101,38 @@ class OperatorRecorder(TorchDispatchMode):
 
     def node_of(self, value: Any) -> Any:
         """What stands in the graph for an argument of an operator."""
-        if is_strided(value) and (computed := self.computed.get(memory_of(value))):
-            node, layout = computed
-            actual = Layout.of(value)
-            if actual == layout:
-                return node
-            if actual.dtype != layout.dtype:
-                raise CannotRecordError(f"memory of {layout.dtype} is read as {actual.dtype}")
-            return self.graph.call_function(torch.as_strided, (node, actual.size, actual.stride, actual.offset))
+        if is_strided(value):
+            memory, actual = memory_of(value), Layout.of(value)
+            if memory in self.computed:
+                node, layout = self.computed[memory]
+                return node if actual == layout else self.view_of(node, layout, actual)
+            weight = self.weights.get(memory)
+            if weight is not None and weight is not value:
+                return self.view_of(self.node_of(weight), Layout.of(weight), actual)
         if not isinstance(value, torch.Tensor | torch.ScriptObject):
             return value
         if id(value) not in self.constants:
             self.constants[id(value)] = (self.graph.placeholder(f"constant_{len(self.constants)}"), value)
         return self.constants[id(value)][0]
+
+    def view_of(self, node: fx.Node, layout: Layout, view: Layout) -> fx.Node:
+        if view.dtype != layout.dtype:
+            raise CannotRecordError(f"memory of {layout.dtype} is read as {view.dtype}")
+        return self.graph.call_function(view_in_layout, (node, layout.stride, view.size, view.stride, view.offset))
+
+
+def view_in_layout(
+    tensor: torch.Tensor, expected: tuple[int, ...], size: tuple[int, ...], stride: tuple[int, ...], offset: int
+) -> torch.Tensor:
+    """A view of a tensor's memory.
+
+    Raises:
+        LayoutChangedError: if the tensor does not have the strides that the view is for. They follow from those of weights and
+            from the choice of a kernel, as by `sdpa_kernel`.
+    """
+    if tensor.stride() != expected:
+        raise LayoutChangedError
+    return torch.as_strided(tensor, size, stride, offset)
 
 
 def is_strided(value: Any) -> TypeGuard[torch.Tensor]:
@@ -124,29 +150,40 @@ def leaves(nested: Any) -> list[Any]:
     return found
 
 
-def record(forward: Callable, pixel_values: torch.Tensor, flags: dict[str, Any]) -> Callable[[torch.Tensor], Any]:
-    """Call a model, and return a function that computes the same for other images in the same layout.
+def record(
+    model: nn.Module, forward: Callable, pixel_values: torch.Tensor, flags: dict[str, Any], outputs: Any
+) -> Callable[[torch.Tensor], Any]:
+    """Return a function that computes what a model does, for images in the same layout.
+
+    Args:
+        model: the model, whose weights are read in each call.
+        forward: what to record.
+        pixel_values: images, `(batch_size, num_channels, height, width)`.
+        flags: further arguments.
+        outputs: what the model gives for the images.
 
     Raises:
         CannotRecordError: if the outputs depend on more than the images.
+        AssertionError: if the function gives others.
     """
-    recorder = OperatorRecorder(pixel_values)
+    # With other images: what is computed from these ones outside of PyTorch shows when the outputs are compared.
+    noise = noise_like(pixel_values)
+    recorder = OperatorRecorder(noise, model.parameters())
     with torch.inference_mode():
         with recorder:
-            outputs = forward(pixel_values, **flags)
-        expected: list[torch.Tensor] = []
-
-        def collect(tensor: torch.Tensor) -> torch.Tensor:
-            expected.append(tensor)
-            # The recording does not keep the outputs of this call.
-            return torch.empty(0)
-
-        structure = map_tensors(outputs, collect)
-        recorder.graph.output(tuple(map(recorder.node_of, expected)))
+            noise_outputs = forward(noise, **flags)
+        recorder.graph.output(tuple(map(recorder.node_of, tensors_of(noise_outputs))))
         recorder.graph.eliminate_dead_code()
-        compute = fx.GraphModule({}, recorder.graph).forward
+        # PyTorch would keep the source of a `GraphModule` for as long as the process runs.
+        code = recorder.graph.python_code("self")
+        namespace = dict(code.globals)
+        exec(code.src, namespace)  # noqa: S102
+        compute = functools.partial(namespace["forward"], None)
         constants = [constant for _, constant in recorder.constants.values()]
-        torch.testing.assert_close(compute(pixel_values, *constants), tuple(expected), equal_nan=True)
+        actual, expected = compute(pixel_values, *constants), tuple(tensors_of(outputs))
+        torch.testing.assert_close(actual, expected, equal_nan=True)
+    # Without the outputs of this call.
+    structure = map_tensors(outputs, lambda _: torch.empty(0))
 
     def replay(pixel_values: torch.Tensor) -> Any:
         tensors = iter(compute(pixel_values, *constants))
@@ -155,17 +192,23 @@ def record(forward: Callable, pixel_values: torch.Tensor, flags: dict[str, Any])
     return replay
 
 
-class OperatorRecordings(Recordings):
-    """The recordings of a model, by what they are for, and the calls that there was one of."""
+def noise_like(pixel_values: torch.Tensor) -> torch.Tensor:
+    """Noise in the layout of images, of which several may share memory."""
+    strides = zip(pixel_values.shape, pixel_values.stride(), strict=True)
+    length = 1 + sum((size - 1) * stride for size, stride in strides)
+    memory = torch.rand(length, generator=torch.Generator().manual_seed(0), dtype=pixel_values.dtype)
+    return memory.as_strided(pixel_values.shape, pixel_values.stride())
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: set[tuple] = set()
 
-    def discard(self) -> None:
-        super().discard()
-        # A model that changes with each call, as by hooks that are removed after it, is not recorded each time.
-        self.seen.clear()
+def tensors_of(outputs: Any) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+
+    def collect(tensor: torch.Tensor) -> torch.Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(outputs, collect)
+    return found
 
 
 class OperatorForward(RecordedForward):
@@ -176,32 +219,49 @@ class OperatorForward(RecordedForward):
 
     def __init__(self, model: nn.Module):
         super().__init__(model)
-        self.recordings: OperatorRecordings = OperatorRecordings()
+        self.recordings = Recordings()
 
-    def replay(self, pixel_values: torch.Tensor, flags: dict[str, Any]) -> Any:
-        recordings = self.recordings
+    def replay(self, state: ModelState, pixel_values: torch.Tensor, flags: dict[str, Any]) -> Any:
         if pixel_values.storage_offset():
             # An image of a batch: views in a recording are counted from the start of the memory.
             pixel_values = pixel_values.clone()
         key = (pixel_values.shape, pixel_values.stride(), pixel_values.dtype, *sorted(flags.items()))
-        if key not in recordings.by_key:
-            self.see(key, pixel_values, flags)
-        replay = recordings.by_key.get(key)
-        return None if replay is None else replay(pixel_values)
+        if key not in state.by_key:
+            return self.see(state, key, pixel_values, flags)
+        replay = state.by_key[key]
+        try:
+            return None if replay is None else replay(pixel_values)
+        except LayoutChangedError:
+            state.by_key.pop(key, None)
+            state.seen.discard(key)
+            return None
 
-    def see(self, key: tuple, pixel_values: torch.Tensor, flags: dict[str, Any]) -> None:
-        """Record a call if there was one like it, no other thread is recording, and there are not too many recordings."""
-        recordings = self.recordings
-        if key not in recordings.seen:
-            if len(recordings.seen) == MAX_SEEN:
-                recordings.seen.clear()
-            recordings.seen.add(key)
-        elif len(recordings.by_key) < MAX_RECORDINGS and recordings.lock.acquire(blocking=False):
+    def see(self, state: ModelState, key: tuple, pixel_values: torch.Tensor, flags: dict[str, Any]) -> Any:
+        """Compute a call, and record it if there was one like it, no other thread is recording, and there are few recordings.
+
+        Returns:
+            The outputs; None if the call is not recorded.
+        """
+        if key not in state.seen:
+            if len(state.seen) == MAX_SEEN:
+                state.seen.clear()
+            state.seen.add(key)
+            return None
+        num_recordings = sum(each is not None for each in list(state.by_key.values()))
+        is_full = num_recordings == MAX_RECORDINGS or len(state.by_key) == MAX_SEEN
+        if is_full or not self.recordings.lock.acquire(blocking=False):
+            return None
+        try:
+            # An error of the call itself is the caller's.
+            outputs = self.forward(pixel_values, **flags)
+            if not state.is_current():
+                return None
             try:
-                recordings.by_key[key] = record(self.forward, pixel_values, flags)
-            # Whatever is wrong with it, the model itself can be called, which says so if that is wrong.
+                state.by_key[key] = record(self.model, self.forward, pixel_values, flags, outputs)
+            # Whatever is wrong with a recording, the model itself can be called.
             except Exception as error:
                 logger.info(f"Calls with images of shape {tuple(pixel_values.shape)} are not recorded: {error}")
-                recordings.by_key[key] = None
-            finally:
-                recordings.lock.release()
+                state.by_key[key] = None
+            return outputs
+        finally:
+            self.recordings.lock.release()
