@@ -67,7 +67,7 @@ def optimize_for_inference(
 
     Images may have any dtype, which the outputs then have, too. The copy is not for training, and packed weights cannot be saved: keep the
     original, whose weights it shares with a runtime backend. Calls with masks or labels, under autocast or for gradients of
-    the image are not recorded, nor are models with hooks, with layers other than those of PyTorch and transformers, or
+    the image are not recorded, nor are models with hooks, with layers other than those of PyTorch, transformers and PEFT, or
     with an attention function of your own. Recordings are discarded when the model changes.
     `"packed"` leaves layers with hooks, subclasses and wrappers as they are; runtimes refuse such models. Neither computes gradients.
     The copy's `optimized_for` says what was chosen.

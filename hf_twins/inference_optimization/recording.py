@@ -139,7 +139,7 @@ class ModelState:
 
 def is_known(module_class: type[nn.Module]) -> bool:
     """Whether a layer does nothing but call operators. Who writes a layer may do anything, such as counting calls."""
-    return module_class.__module__.startswith(("torch.nn.modules.", "transformers.", "hf_twins."))
+    return module_class.__module__.startswith(("torch.nn.modules.", "transformers.", "hf_twins.", "peft."))
 
 
 def is_same_setting(setting: Any, old_setting: Any) -> bool:
