@@ -17,7 +17,6 @@ On CPUs, a sixth of a bfloat16 call with one image is spent outside of the kerne
 each block has about twenty. With fixed sizes, a chain of views is a single one.
 """
 
-import functools
 import logging
 import operator
 from collections.abc import Callable, Iterable
@@ -174,11 +173,7 @@ def record(
             noise_outputs = forward(noise, **flags)
         recorder.graph.output(tuple(map(recorder.node_of, tensors_of(noise_outputs))))
         recorder.graph.eliminate_dead_code()
-        # PyTorch would keep the source of a `GraphModule` for as long as the process runs.
-        code = recorder.graph.python_code("self")
-        namespace = dict(code.globals)
-        exec(code.src, namespace)  # noqa: S102
-        compute = functools.partial(namespace["forward"], None)
+        compute = fx.GraphModule({}, recorder.graph).forward
         constants = [constant for _, constant in recorder.constants.values()]
         actual, expected = compute(pixel_values, *constants), tuple(tensors_of(outputs))
         torch.testing.assert_close(actual, expected, equal_nan=True)

@@ -17,7 +17,6 @@ import collections
 import copy
 import dataclasses
 import gc
-import linecache
 import os
 import pickle
 import subprocess
@@ -596,15 +595,13 @@ def test_errors_of_calls_do_not_prevent_recordings(monkeypatch):
     assert replays == [2]
 
 
-def test_recordings_leave_nothing_in_memory():
+def test_recordings_do_not_keep_the_model():
     pixel_values = torch.randn(2, 3, 24, 24)
-    lines = len(linecache.cache)
     optimized = recorded(optimize_for_inference(TwinsForImageClassification(tiny_config())), pixel_values)
     weight = weakref.ref(optimized.twins.layernorm.weight)
     del optimized
     gc.collect()
     assert weight() is None
-    assert len(linecache.cache) == lines
 
 
 @pytest.mark.gpu
